@@ -1,0 +1,372 @@
+"""The parts put together: ``create_app(settings)`` makes the ASGI application of one daemon.
+
+A forwarded request meets the gate and then the forwarder, nothing else: no regex routing, no middleware. Only the few
+control addresses are ordinary Starlette. Whatever was refused, forwarded or broken is recorded here, once.
+"""
+
+from __future__ import annotations
+
+import json
+from email.utils import formatdate
+from html import escape
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from proxy import __version__, dialects, errors, gate, headers, routing
+from proxy.errors import Fault
+from proxy.flights import Flights
+from proxy.forward import Broken, Call, Forwarder, Receive, Scope, Send
+from proxy.generation import Generation
+from proxy.record import Outcome, Record
+from proxy.routing import Kind
+from proxy.upstream import create_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.requests import Request
+
+    from proxy.metrics import Metrics
+    from proxy.settings import Settings
+
+CONTROL = frozenset({b"/", b"/healthz", b"/readyz", b"/metrics"})
+_LAVA_CODES = frozenset({"lava_unauthorized", "lava_insufficient_balance", "lava_spend_limit", "lava_forbidden"})
+_LAVA_CODES |= frozenset({"lava_unsupported_target", "lava_error"})
+_PROVIDER_CODES = frozenset({"provider_key_rejected", "provider_payment_required"})
+DOCS = "https://www.lava.so/docs"
+
+
+class Log(Protocol):
+    """Where requests and faults are told (``logs.py``)."""
+
+    def request(self, record: Any) -> None: ...
+    def error(self, event: str, **fields: Any) -> None: ...
+
+
+class Runtime:
+    """What lives as long as the daemon: the configuration in use, the requests in flight, the way down."""
+
+    def __init__(self, settings: Settings, log: Log | None) -> None:
+        self.generation = Generation(settings, create_engine(settings.upstream))
+        self.flights = Flights()
+        self.draining = False
+        self.log = log
+        self._metrics: Metrics | None = None
+        self._retired: list[Generation] = []
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration that new requests get."""
+        return self.generation.settings
+
+    @property
+    def metrics(self) -> Metrics:
+        """Made when first needed: the library takes a while to load."""
+        if self._metrics is None:
+            from proxy.metrics import Metrics
+
+            self._metrics = Metrics()
+        return self._metrics
+
+    @property
+    def in_flight(self) -> int:
+        """Forwarded requests that are not over."""
+        return len(self.flights)
+
+    def begin_drain(self) -> None:
+        """From now on new requests are refused; those in flight go on."""
+        self.draining = True
+
+    def cut(self) -> None:
+        """End every request in flight: a stream gets an error in its own dialect, then a broken connection."""
+        self.flights.end_all("shutdown")
+
+    def reload(self, settings: Settings) -> None:
+        """New requests get ``settings``; those in flight keep what they began with."""
+        old = self.generation
+        same = settings.upstream == old.settings.upstream
+        self.generation = Generation(settings, old.engine if same else create_engine(settings.upstream))
+        if not same:
+            self._retired.append(old)
+
+    async def close_retired(self, *, everything: bool = False) -> None:
+        """Close the connections of configurations that no request uses any more."""
+        for old in list(self._retired):
+            if everything or old.in_flight == 0:
+                self._retired.remove(old)
+                await old.engine.aclose()
+
+    async def aclose(self) -> None:
+        """The end: close what was opened."""
+        self.flights.close()
+        await self.close_retired(everything=True)
+        await self.generation.engine.aclose()
+
+
+class App:
+    """The ASGI application: gate, then control addresses or the forwarder."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._forward = Forwarder(runtime.flights)
+        self._control = _control(runtime)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        runtime = self.runtime
+        raw_path: bytes = scope.get("raw_path") or b"/"
+        record = Record(errors.new_request_id(), scope["method"], raw_path.decode("ascii", "replace"), monotonic())
+        call = Call(scope, receive, send, runtime.generation, headers.read(scope["headers"]), record)
+        control = raw_path in CONTROL
+        if not control:
+            runtime.metrics.started()
+        try:
+            await self._serve(call, raw_path, control)
+        except Fault as fault:
+            control = False
+            await self._refuse(call, fault)
+        except Broken:
+            self._break_off(call)
+        except Exception as error:  # noqa: BLE001  (the border: a fault of ours must not look like anybody else's)
+            control = False
+            await self._fail(call, error)
+        finally:
+            if not control:
+                self._record(record)
+            if runtime._retired:
+                await runtime.close_retired()
+
+    async def _serve(self, call: Call, path: bytes, control: bool) -> None:
+        received, generation = call.received, call.generation
+        host = gate.check_host(received, call.scope.get("server"), generation)
+        origin = gate.check_origin(received, host, generation)
+        if origin is not None:
+            call.admission.cors_origin = origin
+            call.send = _readable_by(origin, call.send)
+            if call.record.method == "OPTIONS" and b"access-control-request-method" in received.noted:
+                await _answer(call, 204, gate.preflight(received, origin))
+                return
+        admission = gate.check_key(received, path, generation)
+        admission.cors_origin = origin
+        call.admission = admission
+        if control:
+            await self._at_control(call, path)
+            return
+        if self.runtime.draining:
+            raise _shutting_down()
+        place = routing.locate(call.record.method, path, received.noted, generation.table)
+        call.dialect = place.dialect
+        if place.kind is Kind.INFO:
+            routing.choose_project(
+                admission.project, place.project, received.noted.get(headers.PROXY_PROJECT), generation.table
+            )
+            await _send_response(call, _info(call))
+            return
+        await self._forward(call, place)
+
+    async def _at_control(self, call: Call, path: bytes) -> None:
+        if call.record.method not in ("GET", "HEAD"):
+            raise Fault(
+                "method_not_allowed",
+                f"Only GET is served at {path.decode('ascii')}.",
+                "Use GET; API requests go to /v1/… or /<provider>/….",
+                headers=[(b"allow", b"GET, HEAD")],
+            )
+        if path == b"/metrics" and call.admission.project is not None:
+            raise Fault(
+                "project_not_allowed",
+                f'This local key belongs to project "{call.admission.project}"; the metrics are of all projects.',
+                "Use a key under [server].",
+            )
+        if path == b"/":
+            await _send_response(call, _info(call))
+            return
+        await self._control(call.scope, call.receive, _dated(call.send))
+
+    async def _refuse(self, call: Call, fault: Fault) -> None:
+        """Answer with a fault, in the client's dialect."""
+        record = call.record
+        record.error_code, record.status = fault.code, fault.status
+        if record.outcome is Outcome.OK:
+            record.outcome = _outcome(fault.code)
+        if call.answering:  # a fault after the head was sent cannot be told any more
+            self._break_off(call)
+            return
+        dialect = call.dialect or dialects.of_path(call.path, call.generation.table.dialects)
+        reply = errors.render(
+            fault,
+            dialect or dialects.of_headers(call.received.noted),
+            record.request_id,
+            project=record.project,
+            provider=record.provider,
+        )
+        record.bytes_out = len(reply.body)
+        if b"expect" in {name for name, _ in call.scope["headers"]} and (b"connection", b"close") not in reply.headers:
+            # The client waits for leave to send its body; it gets this answer instead, and nothing after it.
+            reply.headers.append((b"connection", b"close"))
+        await _answer(call, reply.status, reply.headers, reply.body)
+
+    async def _fail(self, call: Call, error: Exception) -> None:
+        """A fault of our own code: said plainly, logged with its place but never with values."""
+        if self.runtime.log is not None:
+            self.runtime.log.error("internal error", request_id=call.record.request_id, exc_info=error)
+        call.record.outcome = Outcome.REFUSED
+        fault = Fault(
+            "internal_error",
+            "lava-proxy itself failed on this request.",
+            "Look into its log for this request id, and report it.",
+        )
+        await self._refuse(call, fault)
+
+    def _break_off(self, call: Call) -> None:
+        """Leave the answer without its end."""
+        if call.connection is not None:
+            call.connection.abort()
+
+    def _record(self, record: Record) -> None:
+        record.duration_s = monotonic() - record.started
+        runtime = self.runtime
+        runtime.metrics.finished(
+            record.project,
+            record.provider,
+            record.status,
+            record.outcome,
+            record.first_byte_s,
+            record.duration_s,
+        )
+        if runtime.log is not None:
+            runtime.log.request(record)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.runtime.aclose()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+def create_app(settings: Settings, *, log: Log | None = None) -> App:
+    """The application of a daemon with these settings. Opens nothing before the first request.
+
+    ``.runtime`` is its handle for the server: draining, cutting, reloading.
+    """
+    return App(Runtime(settings, log))
+
+
+def _outcome(code: str) -> Outcome:
+    if code in _LAVA_CODES:
+        return Outcome.LAVA_ERROR
+    if code in _PROVIDER_CODES:
+        return Outcome.PROVIDER_ERROR
+    if code.startswith("upstream_"):
+        return Outcome.TIMEOUT if code == "upstream_timeout" else Outcome.UPSTREAM_ERROR
+    return Outcome.REFUSED
+
+
+def _shutting_down() -> Fault:
+    return Fault(
+        "shutting_down",
+        "This daemon is shutting down.",
+        "Try again in a moment.",
+        headers=[(b"retry-after", b"1"), (b"connection", b"close")],
+    )
+
+
+async def _answer(call: Call, status: int, pairs: headers.Pairs, body: bytes = b"") -> None:
+    call.answering = True
+    call.record.status = status
+    await call.send({"type": "http.response.start", "status": status, "headers": pairs})
+    await call.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _readable_by(origin: bytes, send: Send) -> Send:
+    """``send`` for a page of a listed origin: every answer says that this page may read it."""
+
+    async def readable(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            names = {name for name, _ in message["headers"]}
+            more = [pair for pair in gate.readable_by(origin) if pair[0] not in names]
+            message = {**message, "headers": [*message["headers"], *more]}
+        await send(message)
+
+    return readable
+
+
+def _dated(send: Send) -> Send:
+    async def dated(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            date = (b"date", formatdate(usegmt=True).encode("ascii"))
+            message = {**message, "headers": [*message["headers"], date]}
+        await send(message)
+
+    return dated
+
+
+# --- control addresses -----------------------------------------------------------------------------------------------
+
+
+_WHAT = "a local forwarding proxy for the Lava AI gateway; point your tool's base URL here"
+_BASE_URLS = {"openai": "/v1", "anthropic": "/", "google": "/", "one provider": "/<provider>/v1"}
+
+
+def _info(call: Call) -> Response:
+    """What this is, for whoever asks a base address: JSON, or a page where a browser asks."""
+    if b"text/html" in call.received.noted.get(b"accept", b""):
+        rows = "".join(f"<li>{escape(who)}: <code>{escape(path)}</code></li>" for who, path in _BASE_URLS.items())
+        page = (
+            "<!doctype html><html lang=en><meta charset=utf-8><title>lava-proxy</title><h1>lava-proxy</h1>"
+            f"<p>{escape(_WHAT)}.</p><p>Base URLs:</p><ul>{rows}</ul>"
+            f'<p><a href="{DOCS}" rel="noreferrer">Lava\'s documentation</a></p></html>'
+        )
+        policy = {"content-security-policy": "default-src 'none'", "x-frame-options": "DENY"}
+        return Response(page, media_type="text/html", headers=policy)
+    about = {
+        "name": "lava-proxy",
+        "version": __version__,
+        "what": _WHAT,
+        "base_urls": _BASE_URLS,
+        "health": ["/healthz", "/readyz"],
+        "docs": DOCS,
+    }
+    return Response(json.dumps(about, indent=2) + "\n", media_type="application/json")
+
+
+async def _send_response(call: Call, response: Response) -> None:
+    pairs = [*response.raw_headers, (b"date", formatdate(usegmt=True).encode("ascii"))]
+    await _answer(call, response.status_code, pairs, bytes(response.body))
+
+
+def _control(runtime: Runtime) -> Callable[..., Any]:
+    def healthz(request: Request) -> Response:
+        return _json(200, {"status": "ok"})
+
+    def readyz(request: Request) -> Response:
+        reason = "draining" if runtime.draining else runtime.generation.usable()
+        if reason is not None:
+            return _json(503, {"status": "not ready", "reason": reason})
+        return _json(200, {"status": "ok"})
+
+    def metrics(request: Request) -> Response:
+        body, content_type = runtime.metrics.render()
+        return PlainTextResponse(body, headers={"content-type": content_type})
+
+    # Coroutines, or Starlette would run each in a thread of its own.
+    async def serve(request: Request) -> Response:
+        return {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}[request.scope["path"]](request)
+
+    return Starlette(debug=False, routes=[Route(path, serve) for path in ("/healthz", "/readyz", "/metrics")])
+
+
+def _json(status: int, document: dict[str, str]) -> Response:
+    return Response(json.dumps(document), status, media_type="application/json")

@@ -1,0 +1,274 @@
+"""Where ``model`` stands in a request body, and how to put another name there without touching any other byte.
+
+Theory. On an address that does not name its provider, ``model`` in the body does. The document is not built for that:
+msgspec decodes one member and skips the rest, as raw bytes, the last one where it stands twice. What cannot be read
+(broken JSON, another encoding, absurd nesting) has no model: it travels as it came, and the provider judges it. A
+compressed body is decoded into a copy with a bound, only to be read; it is sent as it came unless the name must be
+replaced, and then decoded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from proxy.errors import Fault
+
+
+class _Envelope(msgspec.Struct):
+    model: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decoder = msgspec.json.Decoder(_Envelope)
+
+
+@dataclass(slots=True)
+class Model:
+    """What was found: ``name`` (``None``: unknown), and where to replace it.
+
+    ``body`` is the readable body (decoded where it was compressed: ``decoded``); ``raw`` is the JSON string as it stands
+    there, and ``span`` its place in a multipart body.
+    """
+
+    name: str | None
+    body: bytes
+    decoded: bool = False
+    raw: bytes = b""
+    span: tuple[int, int] | None = None
+    boundary: bytes | None = None
+
+
+_BINARY = (
+    b"application/octet-stream",
+    b"audio/",
+    b"image/",
+    b"video/",
+    b"application/zip",
+    b"application/pdf",
+)
+
+
+def find_model(body: bytes, content_type: bytes | None, content_encoding: bytes | None, limit: int) -> Model:
+    """The ``model`` of a whole request body; never raises.
+
+    ``limit`` (bytes) bounds the decoded copy of a compressed body; beyond it the model is unknown.
+    """
+    decoded = False
+    if content_encoding is not None and content_encoding.strip().lower() not in (b"", b"identity"):
+        plain = decode(body, content_encoding, limit)
+        if plain is None:
+            return Model(None, body)
+        body, decoded = plain, True
+    kind = (content_type or b"").lower()
+    if kind.startswith(b"multipart/form-data"):
+        return _in_multipart(body, content_type or b"", decoded)
+    if kind.startswith(_BINARY):
+        return Model(None, body, decoded)
+    # Some tools send JSON as text/plain or with no type at all; the body says best what it is.
+    return _in_json(body, decoded)
+
+
+def _raw_model(body: bytes) -> bytes:
+    try:
+        return bytes(_decoder.decode(body).model)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return b""
+
+
+def _text(raw: bytes) -> str | None:
+    if raw[:1] != b'"':
+        return None
+    try:
+        name = json.loads(raw)
+    except ValueError:
+        return None
+    return name if isinstance(name, str) and name else None
+
+
+def _in_json(body: bytes, decoded: bool) -> Model:
+    raw = _raw_model(body)
+    return Model(_text(raw), body, decoded, raw)
+
+
+_MOST_CANDIDATES = 32
+
+
+def replace_model(found: Model, name: str) -> bytes:
+    """The (decoded) body with ``name`` as its model and every other byte as it was.
+
+    Raises ``Fault`` ``bad_request`` where the place cannot be told from the rest of the document with certainty.
+    """
+    if found.span is not None:
+        start, end = found.span
+        changed = found.body[:start] + name.encode("utf-8") + found.body[end:]
+        if found.boundary is not None and _fields(changed, found.boundary)[0] == name:
+            return changed
+        raise _ambiguous()
+    new = json.dumps(name, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    # msgspec tells the value, not its place. Every place where that member could stand is tried, from the end (the last
+    # duplicate counts), with a value that no client sends; the reader itself says which one it reads.
+    key = rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
+    places = list(re.finditer(key + rb"[ \t\r\n]*:[ \t\r\n]*(" + re.escape(found.raw) + rb")", found.body))
+    for place in places[: -_MOST_CANDIDATES - 1 : -1]:
+        head, tail = found.body[: place.start(1)], found.body[place.end(1) :]
+        probe = b'"\\u0000' + new[1:-1] + b'\\u0000"'
+        if _raw_model(head + probe + tail) == probe:
+            return head + new + tail
+    raise _ambiguous()
+
+
+def _ambiguous() -> Fault:
+    return Fault(
+        "bad_request",
+        "The model's name must be replaced in this body, but its place there is ambiguous.",
+        "Send the model's own name, or use an address that names its provider.",
+    )
+
+
+# --- multipart -------------------------------------------------------------------------------------------------------
+
+
+def _in_multipart(body: bytes, content_type: bytes, decoded: bool) -> Model:
+    from python_multipart.multipart import parse_options_header
+
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary")
+    if not boundary:
+        return Model(None, body, decoded)
+    name, span = _fields(body, boundary)
+    return Model(name, body, decoded, span=span, boundary=boundary)
+
+
+def _fields(body: bytes, boundary: bytes) -> tuple[str | None, tuple[int, int] | None]:
+    """The last form field named ``model``: its value, and its place in ``body``."""
+    from python_multipart.exceptions import FormParserError
+    from python_multipart.multipart import MultipartParser, parse_options_header
+
+    state: dict[str, Any] = {"header": b"", "value": b"", "ours": False, "start": None, "end": None}
+    found: tuple[bytes, int, int] | None = None
+
+    def part_begin() -> None:
+        state.update(ours=False, start=None, end=None)
+
+    def header_field(data: bytes, start: int, end: int) -> None:
+        state["header"] += data[start:end]
+
+    def header_value(data: bytes, start: int, end: int) -> None:
+        state["value"] += data[start:end]
+
+    def header_end() -> None:
+        if state["header"].lower() == b"content-disposition":
+            _, options = parse_options_header(state["value"])
+            state["ours"] = options.get(b"name") == b"model" and b"filename" not in options
+        state.update(header=b"", value=b"")
+
+    def part_data(data: bytes, start: int, end: int) -> None:
+        if state["ours"] and data is body:
+            state["start"] = start if state["start"] is None else state["start"]
+            state["end"] = end
+
+    def part_end() -> None:
+        nonlocal found
+        if state["ours"] and state["start"] is not None:
+            found = (body[state["start"] : state["end"]], state["start"], state["end"])
+
+    callbacks = {
+        "on_part_begin": part_begin,
+        "on_header_field": header_field,
+        "on_header_value": header_value,
+        "on_header_end": header_end,
+        "on_part_data": part_data,
+        "on_part_end": part_end,
+    }
+    try:
+        parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]  # its TypedDict wants all callbacks
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, ValueError):
+        return None, None
+    if found is None:
+        return None, None
+    value, start, end = found
+    try:
+        return value.decode("utf-8"), (start, end)
+    except UnicodeDecodeError:
+        return None, None
+
+
+# --- compression -----------------------------------------------------------------------------------------------------
+
+
+def decode(body: bytes, content_encoding: bytes, limit: int) -> bytes | None:
+    """``body`` with its content encodings undone, at most ``limit`` bytes; ``None`` where that fails or is too large.
+
+    Knows gzip, deflate (with and without zlib's wrapper), br and zstd, and chains of two. Never raises.
+    """
+    names = [name.strip().lower() for name in content_encoding.split(b",")]
+    names = [name for name in names if name not in (b"", b"identity")]
+    if len(names) > 2:
+        return None
+    for name in reversed(names):
+        plain = _decode_one(body, name, limit)
+        if plain is None:
+            return None
+        body = plain
+    return body
+
+
+def _decode_one(body: bytes, name: bytes, limit: int) -> bytes | None:
+    try:
+        if name in (b"gzip", b"x-gzip"):
+            return _inflate(body, 31, limit)
+        if name == b"deflate":
+            # RFC 9110 means zlib's format; some clients send a bare deflate stream.
+            plain = _inflate(body, 15, limit)
+            return plain if plain is not None else _inflate(body, -15, limit)
+        if name == b"br":
+            return _unbrotli(body, limit)
+        if name == b"zstd":
+            return _unzstd(body, limit)
+    except Exception:  # noqa: BLE001  (four libraries, each with errors of its own; an unreadable body is no fault)
+        return None
+    return None
+
+
+def _inflate(body: bytes, window: int, limit: int) -> bytes | None:
+    inflater = zlib.decompressobj(window)
+    try:
+        plain = inflater.decompress(body, limit + 1)
+    except zlib.error:
+        return None
+    return plain if inflater.eof and len(plain) <= limit else None
+
+
+def _unbrotli(body: bytes, limit: int) -> bytes | None:
+    import brotli  # type: ignore[import-untyped]  # it has no stubs
+
+    decoder = brotli.Decompressor()
+    plain = b""
+    piece = decoder.process(body, output_buffer_limit=limit + 1)
+    while piece:
+        plain += piece
+        if len(plain) > limit:
+            return None
+        piece = decoder.process(b"", output_buffer_limit=limit + 1 - len(plain)) if not decoder.is_finished() else b""
+    return plain if decoder.is_finished() else None
+
+
+def _unzstd(body: bytes, limit: int) -> bytes | None:
+    import zstandard
+
+    with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(body, read_across_frames=True) as reader:
+        plain = reader.read(limit + 1)
+        # A frame cut short reads as an early end; the next read would tell, and a whole one ends with b"".
+        while len(plain) <= limit:
+            piece = reader.read(limit + 1 - len(plain))
+            if not piece:
+                break
+            plain += piece
+    return plain if len(plain) <= limit else None

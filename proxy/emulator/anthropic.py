@@ -1,0 +1,152 @@
+"""Plays Anthropic: messages (streaming and not), token counting, models."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from proxy.emulator.exchange import (
+    Call,
+    Reply,
+    count_tokens,
+    event_stream,
+    json_reply,
+    last_text,
+    named_event,
+    pieces,
+    plain_text,
+    said,
+    token_cost,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODELS = ("claude-opus-4-6", "claude-sonnet-4-6", "claude-haiku-4-5")
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+def error(status: int, message: str) -> Reply:
+    """An error in Anthropic's own shape."""
+    reply = json_reply({**_fault(status, message), "request_id": "req_anthropic_emulated"}, status)
+    reply.headers.append(("request-id", "req_anthropic_emulated"))
+    return reply
+
+
+def _fault(status: int, message: str) -> dict[str, Any]:
+    kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def answer(call: Call) -> Reply:
+    """What Anthropic answers; never raises."""
+    if call.received.header("anthropic-version") is None:
+        return error(400, "anthropic-version: header is required")
+    return play(call)
+
+
+def play(call: Call) -> Reply:
+    """The same without asking for the version header, for Lava's own ``/v1/messages`` and the rewrite
+    address.
+    """
+    reply = _dispatch(call)
+    if not any(name == "request-id" for name, _ in reply.headers):
+        reply.headers.append(("request-id", call.world.next_id("req_anthropic_")))
+    return reply
+
+
+def _dispatch(call: Call) -> Reply:
+    match (call.method, call.rest):
+        case ("POST", "messages"):
+            return _messages(call)
+        case ("POST", "messages/count_tokens"):
+            return _count_tokens(call)
+        case ("GET", "models"):
+            data = [_model(name) for name in MODELS]
+            return json_reply({"data": data, "has_more": False, "first_id": MODELS[0], "last_id": MODELS[-1]})
+    one = re.fullmatch("models/([^/]+)", call.rest)
+    if call.method == "GET" and one:
+        return json_reply(_model(one[1])) if one[1] in MODELS else error(404, f"model: {one[1]}")
+    if call.rest in ("messages", "messages/count_tokens", "models"):
+        return error(405, "Method Not Allowed")
+    return error(404, "Not Found")
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"type": "model", "id": name, "display_name": name, "created_at": "2026-01-01T00:00:00Z"}
+
+
+def _wrong(call: Call, *needed: str) -> Reply | None:
+    if not isinstance(call.document, dict):
+        return error(400, "The request body is not valid JSON.")
+    for name in needed:
+        if name not in call.document:
+            return error(400, f"{name}: Field required")
+    if not isinstance(call.document["messages"], list) or not call.document["messages"]:
+        return error(400, "messages: at least one message is required")
+    return None
+
+
+def _prompt_tokens(body: dict[str, Any]) -> int:
+    texts = [plain_text(body.get("system"))]
+    texts += [plain_text(message.get("content")) for message in body["messages"] if isinstance(message, dict)]
+    return sum(count_tokens(text) for text in texts if text)
+
+
+def _count_tokens(call: Call) -> Reply:
+    return _wrong(call, "model", "messages") or json_reply({"input_tokens": _prompt_tokens(call.document)})
+
+
+def _messages(call: Call) -> Reply:
+    wrong = _wrong(call, "model", "max_tokens", "messages")
+    if wrong:
+        return wrong
+    text = said(last_text(call.document["messages"]))
+    read, written = _prompt_tokens(call.document), count_tokens(text)
+    cost = token_cost(read, written)
+    usage = {
+        "input_tokens": read,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 0,
+        "output_tokens": written,
+        "service_tier": "standard",
+    }
+    message = {
+        "id": call.world.next_id("msg_"),
+        "type": "message",
+        "role": "assistant",
+        "model": call.model,
+        "content": [{"type": "text", "text": text}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": usage,
+    }
+    if not call.document.get("stream"):
+        return json_reply(message, cost=cost)
+    fault = named_event(_fault(529, "Overloaded"))
+    return event_stream(map(named_event, _events(message, text)), marker=1, error_event=fault, cost=cost)
+
+
+def _events(message: dict[str, Any], text: str) -> Iterator[dict[str, Any]]:
+    usage = message["usage"]
+    begun = {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
+    yield {"type": "message_start", "message": begun}
+    yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    yield {"type": "ping"}
+    for piece in pieces(text):
+        yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}
+    yield {"type": "content_block_stop", "index": 0}
+    stop = {"stop_reason": "end_turn", "stop_sequence": None}
+    yield {"type": "message_delta", "delta": stop, "usage": {"output_tokens": usage["output_tokens"]}}
+    yield {"type": "message_stop"}

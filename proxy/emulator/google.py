@@ -1,0 +1,179 @@
+"""Plays Google's Gemini API in its native form: generation (streaming in both framings), embeddings,
+counting, models.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from proxy.emulator.exchange import (
+    Call,
+    Reply,
+    compact,
+    count_tokens,
+    data_event,
+    event_stream,
+    json_reply,
+    last_text,
+    pieces,
+    said,
+    token_cost,
+)
+from proxy.emulator.openai import embedding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODELS = ("gemini-2.5-flash", "gemini-2.5-pro", "gemini-embedding-001")
+
+_STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    402: "FAILED_PRECONDITION",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+def error(status: int, message: str) -> Reply:
+    """An error in Google's own shape."""
+    return json_reply(_fault(status, message), status)
+
+
+def _fault(status: int, message: str) -> dict[str, Any]:
+    word = _STATUSES.get(status, "UNAVAILABLE" if status >= 500 else "INVALID_ARGUMENT")
+    return {"error": {"code": status, "message": message, "status": word}}
+
+
+def answer(call: Call) -> Reply:
+    """What Google answers; never raises. ``call.rest`` is the path without its version segment."""
+    if call.method == "GET" and call.rest == "models":
+        return json_reply({"models": [_model(name) for name in MODELS]})
+    if call.method == "POST" and call.rest == "files":
+        stored = {
+            "name": call.world.next_id("files/"),
+            "sizeBytes": str(len(call.received.body)),
+            "state": "ACTIVE",
+        }
+        return json_reply({"file": stored})
+    named = re.fullmatch("(?:models|tunedModels)/([^/:]+)(?::([A-Za-z]+))?", call.rest)
+    if named is None:
+        return error(404, f"{call.method} {call.rest} was not found.")
+    name, method = named[1], named[2]
+    if method is None:
+        if call.method != "GET":
+            return error(404, "A method after a colon is missing.")
+        if name not in MODELS:
+            return error(404, f"models/{name} is not found for this API version.")
+        return json_reply(_model(name))
+    if call.method != "POST":
+        return error(404, f"{call.method} is not served for :{method}.")
+    if not isinstance(call.document, dict):
+        return error(400, "Invalid JSON payload received.")
+    match method:
+        case "generateContent":
+            return _generate(call, name, streamed=False)
+        case "streamGenerateContent":
+            return _generate(call, name, streamed=True)
+        case "embedContent":
+            values = _embedding(call.document)
+            return json_reply({"embedding": values}, cost=token_cost(1, 0))
+        case "batchEmbedContents":
+            requests = call.document.get("requests")
+            if not isinstance(requests, list) or not requests:
+                return error(400, "BatchEmbedContentsRequest.requests: at least one request is required.")
+            found = [_embedding(one if isinstance(one, dict) else {}) for one in requests]
+            return json_reply({"embeddings": found}, cost=token_cost(len(found), 0))
+        case "countTokens":
+            inner = call.document.get("generateContentRequest")
+            body = inner if isinstance(inner, dict) else call.document
+            return json_reply({"totalTokens": count_tokens(_question(body))})
+    return error(404, f"models/{name} has no method {method}.")
+
+
+def _model(name: str) -> dict[str, Any]:
+    embeds = "embedding" in name
+    methods = ["embedContent", "batchEmbedContents"] if embeds else ["generateContent", "countTokens"]
+    return {
+        "name": f"models/{name}",
+        "version": "001",
+        "displayName": name,
+        "inputTokenLimit": 1_048_576,
+        "outputTokenLimit": 65_536,
+        "supportedGenerationMethods": methods,
+    }
+
+
+def _question(body: dict[str, Any]) -> str:
+    return last_text(body.get("contents"), content="parts")
+
+
+def _embedding(body: dict[str, Any]) -> dict[str, Any]:
+    content = body.get("content")
+    text = last_text([content] if isinstance(content, dict) else [], content="parts")
+    size = body.get("outputDimensionality")
+    width = size if isinstance(size, int) and 0 < size <= 4096 else 8
+    return {"values": embedding(text, width)}
+
+
+def _generate(call: Call, model: str, *, streamed: bool) -> Reply:
+    if not isinstance(call.document.get("contents"), list) or not call.document["contents"]:
+        return error(400, "* GenerateContentRequest.contents: contents is not specified")
+    question = _question(call.document)
+    text = said(question)
+    read, written = count_tokens(question), count_tokens(text)
+    usage = {
+        "promptTokenCount": read,
+        "candidatesTokenCount": written,
+        "totalTokenCount": read + written,
+        "promptTokensDetails": [{"modality": "TEXT", "tokenCount": read}],
+    }
+    cost = token_cost(read, written)
+    tail = {"modelVersion": model, "responseId": call.world.next_id("gen")}
+    if not streamed:
+        candidate = {
+            "content": {"parts": [{"text": text}], "role": "model"},
+            "finishReason": "STOP",
+            "index": 0,
+        }
+        return json_reply({"candidates": [candidate], "usageMetadata": usage, **tail}, cost=cost)
+    fault = _fault(503, "The model is overloaded. Please try again later.")
+    found = list(_stream(text, usage, tail))
+    if call.query.get("alt") == "sse":
+        # Google ends its lines with CR LF, which a reader of SSE has to take as well.
+        *events, broken = [data_event(one).replace(b"\n", b"\r\n") for one in [*found, fault]]
+        return event_stream(events, marker=1, error_event=broken, cost=cost)
+    return _array(found, fault, cost=cost)
+
+
+def _array(found: list[dict[str, Any]], fault: dict[str, Any], **rest: Any) -> Reply:
+    """Without ``alt=sse`` the stream is one JSON array whose elements come one by one."""
+    last = len(found) - 1
+    chunks = [(b"[" if at == 0 else b",\r\n") + compact(one) for at, one in enumerate(found)]
+    # The closing bracket is a chunk of its own, so that a stream without its last element is still one whole
+    # array.
+    chunks.append(b"]\n")
+    reply = Reply(
+        200, chunks, "application/json; charset=UTF-8", streamed=True, marker=frozenset({last}), **rest
+    )
+    reply.error_event = b",\r\n" + compact(fault) + b"]"
+    return reply
+
+
+def _stream(text: str, usage: dict[str, Any], tail: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    words = pieces(text)
+    for at, piece in enumerate(words):
+        candidate: dict[str, Any] = {"content": {"parts": [{"text": piece}], "role": "model"}, "index": 0}
+        counted = {
+            "promptTokenCount": usage["promptTokenCount"],
+            "totalTokenCount": usage["promptTokenCount"],
+        }
+        if at == len(words) - 1:
+            candidate["finishReason"] = "STOP"
+            counted = usage
+        yield {"candidates": [candidate], "usageMetadata": counted, **tail}

@@ -1,0 +1,172 @@
+"""Runs an emulator: in a thread beside the caller, or as the whole program.
+
+uvicorn's httptools protocol is used without uvicorn's ``Server``: that one waits in steps of a tenth of a
+second, catches signals, logs through loggers that belong to the daemon when both run in one process
+(``demo``), and lets a stalled stream hold up the shutdown. What is left of it is twenty lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from proxy.emulator.delivery import CONNECTION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from starlette.types import ASGIApp
+
+    from proxy.emulator.state import World
+
+
+class _Wire:
+    """One request's hold on its connection (see ``delivery.Connection``)."""
+
+    def __init__(self, protocol: HttpToolsProtocol, headers: list[tuple[bytes, bytes]]) -> None:
+        self._protocol = protocol
+        self.target = bytes(protocol.url)
+        self.headers = headers
+
+    def close(self) -> None:
+        self._protocol.transport.close()
+
+    def abort(self) -> None:
+        self._protocol.transport.abort()
+
+
+class EmulatorProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with the request head as it was written and a way to break the connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Not uvicorn's loggers: those are the daemon's. A logger outside the tree, which says nothing: what the
+        # emulator has to tell is in its answers and in ``World.received``.
+        self.logger = logging.Logger("lava_emulator", logging.CRITICAL + 1)
+        self.access_log = False
+        self._pairs: list[tuple[bytes, bytes]] = []
+
+    def on_message_begin(self) -> None:
+        self._pairs = []
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._pairs.append((name, value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self.scope["extensions"] = {CONNECTION: _Wire(self, self._pairs)}  # type: ignore[dict-item]
+        # A trailer would be added to this very list: the next header begins a list of its own.
+        self._pairs = []
+        super().on_headers_complete()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises ``OSError`` when the address is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+async def serve(app: ASGIApp, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Answer on ``listener`` until ``stop`` is set; then every connection is dropped at once."""
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=EmulatorProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        timeout_keep_alive=75,
+    )
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: EmulatorProtocol(config=config, server_state=state, app_state={}, _loop=loop), sock=listener
+    )
+    try:
+        await stop.wait()
+    finally:
+        server.close()
+        for protocol in list(state.connections):
+            with contextlib.suppress(AttributeError):
+                protocol.transport.abort()
+        await asyncio.gather(*state.tasks, return_exceptions=True)
+
+
+class Emulator:
+    """A running emulator in a thread of its own; a context manager.
+
+    ``base_url`` is what Lava's SDK takes as ``baseUrl`` ("http://127.0.0.1:PORT/v1/"). Raises ``OSError``
+    when the port is taken.
+    """
+
+    def __init__(self, world: World, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        from proxy.emulator import create_emulator
+
+        self.world = world
+        listener = listen(host, port)
+        self.port: int = listener.getsockname()[1]
+        self.base_url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/v1/"
+        self._app = create_emulator(world)
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, args=(listener,), name="lava-emulator", daemon=True)
+        # Connections that come before the loop runs wait in the listener's backlog, so there is nothing to
+        # wait for here.
+        self._thread.start()
+
+    def _run(self, listener: socket.socket) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(serve(self._app, listener, self._stop))
+        finally:
+            listener.close()
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    def close(self) -> None:
+        """Stop at once: open connections are dropped. May be called twice."""
+        if self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(timeout=10.0)
+
+    def __enter__(self) -> Emulator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+async def serve_forever(
+    world: World, host: str = "127.0.0.1", port: int = 5283, ready: Callable[[str], None] | None = None
+) -> None:
+    """Run until SIGINT or SIGTERM. ``ready`` is called with the base URL; raises ``OSError`` when the port is
+    taken.
+    """
+    from proxy.emulator import create_emulator
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with contextlib.closing(listen(host, port)) as listener:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Windows has no such handlers; there the interrupt arrives as KeyboardInterrupt.
+            with contextlib.suppress(NotImplementedError):
+                loop.add_signal_handler(number, stop.set)
+        if ready is not None:
+            shown = f"[{host}]" if ":" in host else host
+            ready(f"http://{shown}:{listener.getsockname()[1]}/v1/")
+        await serve(create_emulator(world), listener, stop)

@@ -1,0 +1,635 @@
+"""The hot path: one forwarded request, from its route to its record. Read it downward.
+
+``Forwarder.__call__`` is the story of ``proxy/__init__.py`` in code. It is a plain ASGI callable over raw header pairs: no
+request or response objects, nothing logged or allocated per chunk beyond the chunk itself. After the first byte of an answer
+it is honest: a broken answer never ends cleanly, and no end is invented.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from email.utils import formatdate
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+from proxy import body as bodies
+from proxy import catalog, errors, headers, routing, tokens
+from proxy.dialects import Dialect, Ending, error_event
+from proxy.errors import Fault
+from proxy.flights import Flight, Flights, Phase, Reason
+from proxy.gate import Admission, key_of
+from proxy.record import Outcome, Record
+from proxy.routing import Kind, Place, Route
+from proxy.upstream import Answer, Outgoing, UpstreamError
+from proxy.usage import Scanner
+
+if TYPE_CHECKING:
+    from proxy.generation import Generation
+    from proxy.headers import Received
+    from proxy.tokens import Credential
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_ERROR_BODY = 256 * 1024  # bytes of an error answer that are collected to be understood and masked
+_COLLECTING_FLOOR = 256 * 1024 * 1024
+_HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+
+class Connection(Protocol):
+    """What the HTTP front tells of the client's connection (``guard.py``)."""
+
+    client_error: str | None
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Call:
+    """One request on its way through: what the gate found, and what became of it so far."""
+
+    __slots__ = (
+        "admission",
+        "answering",
+        "connection",
+        "dialect",
+        "flight",
+        "generation",
+        "path",
+        "receive",
+        "received",
+        "record",
+        "route",
+        "scope",
+        "send",
+    )
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        generation: Generation,
+        received: Received,
+        record: Record,
+    ) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.generation = generation
+        self.received = received
+        self.record = record
+        self.path: bytes = scope.get("raw_path") or b"/"
+        self.admission = Admission()
+        self.dialect: Dialect | None = None
+        self.flight: Flight | None = None
+        self.route: Route | None = None
+        self.answering = False
+        extensions = scope.get("extensions") or {}
+        self.connection: Connection | None = extensions.get("lava_proxy.connection")
+
+
+class ClientGone(Exception):
+    """The client left while its request was being read."""
+
+
+class Broken(Exception):
+    """An answer broke after its head was sent on: the client's connection must break as well."""
+
+
+class Forwarder:
+    """Forwards requests that the gate has admitted. ``flights`` are shared with whoever drains the daemon."""
+
+    def __init__(self, flights: Flights) -> None:
+        self.flights = flights
+        self.collected = 0
+
+    async def __call__(self, call: Call, place: Place) -> None:
+        """Forward one located request and answer it. Raises ``Fault`` where we answer ourselves, and ``Broken``."""
+        generation, record, method = call.generation, call.record, call.record.method
+        project = routing.choose_project(
+            call.admission.project,
+            place.project,
+            call.received.noted.get(headers.PROXY_PROJECT),
+            generation.table,
+        )
+        record.project = project
+        if len(self.flights) >= generation.settings.server.max_concurrent:
+            raise Fault(
+                "overloaded",
+                "This daemon has as many requests in flight as max_concurrent allows.",
+                "Try again in a moment, or raise max_concurrent under [server].",
+                headers=[(b"retry-after", b"1")],
+            )
+        declared = _declared_length(call)
+
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  (a coroutine that runs is run by a task)
+        flight = call.flight = Flight(task, generation.limits)
+        if call.connection is not None:
+            call.connection.on_disconnect(lambda: flight.end("client_gone"))
+        self.flights.add(flight)
+        generation.in_flight += 1
+        answer: Answer | None = None
+        credential: Credential | None = None
+        try:
+            if place.kind is Kind.CATALOG:
+                await self._send_catalog(call, place, project)
+                return
+            if place.reads_body and (method in _HAS_BODY or declared):
+                whole = await self._collect(call)
+                content: bytes | AsyncIterator[bytes] | None
+                route, content = self._route_by_body(call, place, project, whole)
+                length: int | None = None
+            else:
+                route, content, length = (
+                    self._route(call, place, project, None),
+                    await self._stream(call, declared),
+                    declared,
+                )
+            call.route, record.provider, record.model = route, route.provider.name, route.model
+
+            credential = self._credential(call, route)
+            out = self._outgoing(call, route, credential, content, length)
+            if not isinstance(content, AsyncIterator):
+                flight.wait(Phase.HEAD)
+            answer = await generation.engine.open(out)
+            flight.answered = True
+            record.status = answer.status
+            await self._answer(call, route, credential, answer)
+        except asyncio.CancelledError:
+            if flight.reason is None:
+                raise
+            task.uncancel()
+            await self._ended(call, flight.reason)
+        except UpstreamError as error:
+            raise _upstream_fault(error, call) from error
+        except ClientGone:
+            broke = call.connection is not None and call.connection.client_error is not None
+            record.outcome = Outcome.CLIENT_ERROR if broke else Outcome.CLIENT_GONE
+        finally:
+            self.flights.remove(flight)
+            generation.in_flight -= 1
+            if answer is not None:
+                await _close(answer, flight, task)
+
+    # --- the request -------------------------------------------------------------------------------------------------
+
+    def _route(self, call: Call, place: Place, project: str, model: str | None) -> Route:
+        generation, query = call.generation, call.scope.get("query_string", b"")
+        key = (call.record.method, call.path, query, project, model, place.dialect)
+        found = generation.routes.get(key)
+        if found is None:
+            found = routing.route(call.record.method, place, query, project, model, generation.table)
+            generation.remember(key, found)
+        return found
+
+    def _route_by_body(self, call: Call, place: Place, project: str, whole: bytes) -> tuple[Route, bytes]:
+        """The route that ``model`` decides, and the body to send: as it came unless the name must be replaced."""
+        noted = call.received.noted
+        found = bodies.find_model(
+            whole,
+            noted.get(b"content-type"),
+            noted.get(b"content-encoding"),
+            call.generation.settings.server.max_body_bytes,
+        )
+        route = self._route(call, place, project, found.name)
+        if route.replace is None:
+            return route, whole
+        changed = bodies.replace_model(found, route.replace)
+        if found.decoded:
+            call.received.onward = headers.without(call.received.onward, b"content-encoding")
+        return route, changed
+
+    async def _collect(self, call: Call) -> bytes:
+        """The whole body, within ``max_body_bytes`` and the budget of all requests together."""
+        limit = call.generation.settings.server.max_body_bytes
+        budget = max(_COLLECTING_FLOOR, 2 * limit)
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            while True:
+                message = await call.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                piece: bytes = message.get("body", b"")
+                size += len(piece)
+                self.collected += len(piece)
+                if size > limit:
+                    raise _too_large(limit)
+                if self.collected > budget:
+                    raise Fault(
+                        "overloaded",
+                        "Too many large requests are being read at once.",
+                        "Try again in a moment, or use an address that names its provider: those are not collected.",
+                        headers=[(b"retry-after", b"1")],
+                    )
+                pieces.append(piece)
+                if not message.get("more_body", False):
+                    break
+        finally:
+            self.collected -= size
+        call.record.bytes_in = size
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _stream(self, call: Call, declared: int | None) -> bytes | AsyncIterator[bytes] | None:
+        """The body to send on: ``None`` where there is none, bytes where it came in one piece, else an iterator."""
+        if declared is None and not _is_chunked(call):
+            return b"" if call.record.method in _HAS_BODY else None
+        message = await call.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        first: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            call.record.bytes_in = len(first)
+            return first
+        return self._pieces(call, first)
+
+    async def _pieces(self, call: Call, piece: bytes) -> AsyncIterator[bytes]:
+        """The body as it comes. The engine asks for the next piece when the upstream has taken the last one."""
+        flight, limit = call.flight, call.generation.settings.server.max_body_bytes
+        assert flight is not None  # noqa: S101  (made before the body is touched)
+        size, more = 0, True
+        while True:
+            size += len(piece)
+            if size > limit:
+                raise _too_large(limit)
+            call.record.bytes_in = size
+            if piece:
+                if not flight.answered:
+                    flight.wait(Phase.UPLOAD)
+                yield piece
+            if not more:
+                break
+            if not flight.answered:
+                flight.wait(Phase.CLIENT)
+            message = await call.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            piece, more = message.get("body", b""), message.get("more_body", False)
+        if not flight.answered:
+            flight.wait(Phase.HEAD)
+
+    def _credential(self, call: Call, route: Route) -> Credential:
+        generation = call.generation
+        client_key: str | None = None
+        if tokens.needs_client_key(generation.project(route.project), route.provider.name):
+            sent = key_of(call.received, call.path, generation, but=call.admission.key_header)
+            client_key = sent[1].decode("utf-8", "surrogateescape") if sent is not None else None
+            if client_key is not None and not (client_key.isascii() and client_key.isprintable()):
+                raise Fault(
+                    "bad_request",
+                    "The provider key of this request has characters that no key has.",
+                    "Check the key.",
+                )
+        return generation.credential(route.project, route.provider.name, client_key)
+
+    def _outgoing(
+        self,
+        call: Call,
+        route: Route,
+        credential: Credential,
+        content: bytes | AsyncIterator[bytes] | None,
+        length: int | None,
+    ) -> Outgoing:
+        """A new request beside the received one."""
+        generation, received = call.generation, call.received
+        lava = generation.lava(route.project)
+        extra: headers.Pairs = []
+        metadata = headers.merge_metadata(received.get(headers.METADATA), generation.project(route.project).metadata)
+        if metadata is not None:
+            extra.append((headers.METADATA, metadata))
+        if route.wants_anthropic_version and b"anthropic-version" not in received.noted:
+            extra.append((b"anthropic-version", b"2023-06-01"))
+        return Outgoing(
+            call.record.method.encode("ascii"),
+            lava.origin,
+            lava.base_path + b"/" + route.target,
+            headers.to_lava(received, lava.host, credential.authorization, extra),
+            content,
+            length if isinstance(content, AsyncIterator) else None,
+        )
+
+    # --- the answer --------------------------------------------------------------------------------------------------
+
+    async def _answer(self, call: Call, route: Route, credential: Credential, answer: Answer) -> None:
+        record, status = call.record, answer.status
+        record.first_byte_s = monotonic() - record.started
+        encoded = sse = False
+        dated = False
+        for name, value in answer.headers:
+            if name == b"content-type":
+                sse = value[:17].lower() == b"text/event-stream"
+            elif name == b"content-encoding":
+                encoded = value.strip().lower() not in (b"", b"identity")
+            elif name == b"x-lava-request-id":
+                record.lava_request_id = value.decode("ascii", "replace")[:200]
+            elif name == b"date":
+                dated = True
+        if 300 <= status < 400 and status != 304:
+            raise Fault(
+                "upstream_redirect",
+                f"Lava answered with a redirect ({status}), which is never followed: it would carry your credential elsewhere.",
+                "Check lava.base_url; Lava itself does not redirect.",
+                details={"upstream_status": status},
+            )
+        head = headers.to_client(answer.headers, keep_length=answer.framing == "length" or call.record.method == "HEAD")
+        head += self._ours(call, route, dated)
+        if status >= 400:
+            await self._error_answer(call, credential, answer, head, encoded)
+            return
+
+        scanner = record.scanner = Scanner(route.ending, sse, encoded)
+        await self._relay(call, route, answer, head, scanner, sse and not encoded)
+        if record.outcome is Outcome.OK and scanner.error is not None:
+            record.outcome, record.upstream_error = Outcome.PROVIDER_ERROR, scanner.error
+
+    def _ours(self, call: Call, route: Route, dated: bool) -> headers.Pairs:
+        ours: headers.Pairs = [
+            (b"x-lava-proxy-request-id", call.record.request_id.encode("ascii")),
+            (b"x-lava-proxy-project", route.project.encode("ascii")),
+            (b"x-lava-proxy-provider", route.provider.name.encode("ascii")),
+        ]
+        if not dated:
+            ours.append((b"date", formatdate(usegmt=True).encode("ascii")))
+        return ours
+
+    async def _relay(
+        self, call: Call, route: Route, answer: Answer, head: headers.Pairs, scanner: Scanner, sse: bool
+    ) -> None:
+        """Bytes out as they come in. One chunk is held at a time."""
+        record, flight, send = call.record, call.flight, call.send
+        assert flight is not None  # noqa: S101  (made before the request was opened)
+        total = _total(answer) if answer.framing == "length" else None
+        call.answering = True
+        flight.wait(Phase.WRITE)
+        await send({"type": "http.response.start", "status": answer.status, "headers": head})
+        done = 0
+        try:
+            while True:
+                flight.wait(Phase.READ)
+                chunk = await answer.read()
+                if not chunk:
+                    break
+                scanner.feed(chunk)
+                done += len(chunk)
+                record.bytes_out = done
+                flight.wait(Phase.WRITE)
+                if done == total:
+                    # The length says that this was all: one message fewer.
+                    await send({"type": "http.response.body", "body": chunk, "more_body": False})
+                    scanner.finish()
+                    return
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except UpstreamError as error:
+            record.outcome, record.upstream_error = Outcome.TRUNCATED, error.detail
+            await self._break(
+                call,
+                route,
+                scanner,
+                "upstream_closed",
+                "Lava's connection broke in the middle of the answer.",
+            )
+        scanner.finish()
+        if sse and route.ending is not Ending.UNKNOWN and not scanner.ended and scanner.error is None:
+            if answer.framing == "close":
+                record.outcome = Outcome.TRUNCATED
+                await self._break(
+                    call, route, scanner, "upstream_closed", "The answer ended before its own end marker."
+                )
+            record.outcome = Outcome.INCOMPLETE
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _break(self, call: Call, route: Route, scanner: Scanner, code: str, message: str) -> None:
+        """Tell a client in mid-stream that its stream broke, where it can be told; then break its connection too.
+
+        Always raises ``Broken``. Inside an event nothing is said: half an event and then another makes SDKs fail to parse.
+        """
+        call.record.error_code = code
+        if scanner.at_boundary:
+            fault = Fault(code, message, "Ask again; what came so far may have been charged.")
+            error = errors.body_of(
+                fault,
+                route.dialect,
+                call.record.request_id,
+                project=route.project,
+                provider=route.provider.name,
+            )
+            event = error_event(route.dialect, route.ending, error)
+            call.record.bytes_out += len(event)
+            await call.send({"type": "http.response.body", "body": event, "more_body": True})
+        raise Broken(message)
+
+    async def _error_answer(
+        self, call: Call, credential: Credential, answer: Answer, head: headers.Pairs, encoded: bool
+    ) -> None:
+        """An answer that is an error: read, masked, and either explained or passed on."""
+        record, flight = call.record, call.flight
+        assert flight is not None  # noqa: S101  (made before the request was opened)
+        content, whole = b"", False
+        while len(content) < _ERROR_BODY:
+            flight.wait(Phase.READ)
+            chunk = await answer.read()
+            if not chunk:
+                whole = True
+                break
+            content += chunk
+        redactor = call.generation.redactor(credential)
+        readable: bytes | None = content
+        if encoded:
+            encoding = b",".join(value for name, value in answer.headers if name == b"content-encoding")
+            readable = bodies.decode(content, encoding, 4 * _ERROR_BODY) if whole else None
+        masked = redactor.data(readable) if readable is not None else None
+        head = [(name, redactor.data(value)) for name, value in head]
+        fault = errors.from_answer(
+            answer.status, head, masked or b"", credential.payment, lava_request_id=record.lava_request_id
+        )
+        if fault is not None:
+            raise fault
+        record.outcome = Outcome.PROVIDER_ERROR
+        if encoded and masked is not None and masked != readable:
+            # The echo stood inside a compressed body: it can only be masked in the open.
+            content = masked
+            head = [pair for pair in head if pair[0] not in (b"content-encoding", b"content-length")]
+            head.append((b"content-length", b"%d" % len(content)))
+        elif not encoded and masked is not None:
+            content = masked
+        call.answering = True
+        flight.wait(Phase.WRITE)
+        await call.send({"type": "http.response.start", "status": answer.status, "headers": head})
+        record.bytes_out = len(content)
+        while not whole:
+            await call.send({"type": "http.response.body", "body": content, "more_body": True})
+            flight.wait(Phase.READ)
+            try:
+                content = redactor.data(await answer.read())
+            except UpstreamError as error:
+                record.outcome, record.upstream_error = Outcome.TRUNCATED, error.detail
+                raise Broken("the error answer broke off") from error
+            record.bytes_out += len(content)
+            whole = not content
+            flight.wait(Phase.WRITE)
+        await call.send({"type": "http.response.body", "body": content, "more_body": False})
+
+    async def _send_catalog(self, call: Call, place: Place, project: str) -> None:
+        """``GET /v1/models``: Lava's list and the aliases, in the client's shape."""
+        call.record.provider = catalog.PROVIDER
+        assert call.flight is not None  # noqa: S101  (made by the caller)
+        call.flight.wait(Phase.HEAD)
+        reply = await catalog.answer(call.generation, place.dialect, project, call.record)
+        call.answering = True
+        await call.send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
+        await call.send({"type": "http.response.body", "body": reply.body, "more_body": False})
+
+    # --- ends that are not the answer's own --------------------------------------------------------------------------
+
+    async def _ended(self, call: Call, reason: Reason) -> None:
+        """Somebody ended this flight: say so, as far as the client can still hear it."""
+        record = call.record
+        if reason in ("client_gone", "write_stall"):
+            broke = call.connection is not None and call.connection.client_error is not None
+            record.outcome = Outcome.CLIENT_ERROR if broke else Outcome.CLIENT_GONE
+            if reason == "write_stall":
+                raise Broken("the client stopped reading")
+            return
+        fault = _ending_fault(reason, call)
+        streaming = call.answering
+        if reason == "shutdown":
+            record.outcome = Outcome.SHUTDOWN
+        else:
+            record.outcome = Outcome.STALLED if streaming and reason == "idle" else Outcome.TIMEOUT
+        if not streaming:
+            raise fault
+        record.error_code = fault.code
+        scanner = record.scanner
+        if scanner is not None and scanner.at_boundary and call.route is not None:
+            route = call.route
+            error = errors.body_of(
+                fault, route.dialect, record.request_id, project=route.project, provider=record.provider
+            )
+            event = error_event(route.dialect, route.ending, error)
+            record.bytes_out += len(event)
+            # Without waiting for room: a client that does not read must not hold up the end.
+            try:
+                async with asyncio.timeout(0.2):
+                    await call.send({"type": "http.response.body", "body": event, "more_body": True})
+            except TimeoutError:
+                pass
+        raise Broken(fault.message)
+
+
+def _declared_length(call: Call) -> int | None:
+    """The request's ``Content-Length``, checked against the limit before anything is read."""
+    value = call.received.noted.get(b"content-length")
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:
+        raise Fault(
+            "bad_request",
+            "The Content-Length of this request is not a number.",
+            "Send a plain decimal length.",
+        )
+    declared = int(value)
+    limit = call.generation.settings.server.max_body_bytes
+    if declared > limit:
+        raise _too_large(limit)
+    return declared
+
+
+def _too_large(limit: int) -> Fault:
+    return Fault(
+        "body_too_large",
+        f"The request body is larger than {limit} bytes.",
+        "Send less, or raise max_body_bytes under [server].",
+        # What is still coming of the body must not be read as the next request.
+        headers=[(b"connection", b"close")],
+    )
+
+
+def _is_chunked(call: Call) -> bool:
+    return any(name == b"transfer-encoding" for name, _ in call.scope["headers"])
+
+
+def _total(answer: Answer) -> int | None:
+    for name, value in answer.headers:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else None
+    return None
+
+
+def _upstream_fault(error: UpstreamError, call: Call) -> Fault:
+    """What an engine's error means to the client; sets the outcome."""
+    call.record.outcome = Outcome.TIMEOUT if error.kind == "connect_timeout" else Outcome.UPSTREAM_ERROR
+    call.record.upstream_error = error.detail
+    said = {"upstream_message": error.detail}
+    if error.kind == "tls":
+        return Fault(
+            "upstream_tls",
+            f"Lava's certificate could not be verified: {error.detail}. Nothing was sent.",
+            "Check the clock of this machine, a network that inspects TLS, or ca_file under [upstream].",
+            details=said,
+        )
+    if error.kind == "connect_timeout":
+        return Fault(
+            "upstream_timeout",
+            "Lava could not be reached in time. Nothing was sent.",
+            "Check the network and lava.base_url; the limit is connect under [upstream].",
+            retry=True,
+            details=said,
+        )
+    if error.kind == "protocol":
+        return Fault(
+            "upstream_protocol",
+            f"What answered is not sound HTTP: {error.detail}.",
+            "Check lava.base_url and any proxy in between; the request may have been charged.",
+            details=said,
+        )
+    if error.kind == "closed" and error.sent:
+        return Fault(
+            "upstream_closed",
+            "Lava closed the connection before it answered.",
+            "Ask again if you accept that the request may have been charged twice.",
+            details=said,
+        )
+    return Fault(
+        "upstream_unreachable",
+        f"Lava cannot be reached: {error.detail}. Nothing was sent.",
+        "Check the network and lava.base_url.",
+        details=said,
+    )
+
+
+def _ending_fault(reason: Reason, call: Call) -> Fault:
+    if reason == "shutdown":
+        return Fault(
+            "shutting_down",
+            "This daemon is shutting down.",
+            "Try again in a moment.",
+            headers=[(b"retry-after", b"1"), (b"connection", b"close")],
+        )
+    limits = call.generation.limits
+    seconds = {"first_byte": limits.first_byte, "idle": limits.idle, "total": limits.total}.get(reason, 0.0)
+    what = {
+        "first_byte": "did not begin to answer",
+        "idle": "stopped moving",
+        "total": "took longer than allowed",
+    }
+    return Fault(
+        "upstream_timeout",
+        f"Lava {what.get(reason, 'was too slow')} (limit: {seconds:g} s).",
+        f"The limit is {reason} under [upstream]; the request may have been charged.",
+        retry=False,
+    )
+
+
+async def _close(answer: Answer, flight: Flight, task: asyncio.Task[Any]) -> None:
+    """Close what was opened, also when a cancellation that was already on its way arrives here."""
+    try:
+        await answer.aclose()
+    except asyncio.CancelledError:
+        if flight.reason is None:
+            raise
+        task.uncancel()
+        await answer.aclose()

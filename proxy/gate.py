@@ -1,0 +1,209 @@
+"""The gate: who may ask at all. Host, Origin, local key, in this order, before the body is read and before routing.
+
+Any web page can send requests to a loopback port, and with DNS rebinding read the answers; so the name we are called by and
+the page that calls are checked before anything else, with the same answer for known and unknown addresses. Plain functions
+over raw header bytes: nothing here waits.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from proxy import dialects
+from proxy.dialects import Dialect
+from proxy.errors import Fault
+from proxy.generation import Generation, digest
+from proxy.headers import CREDENTIALS, PROXY_KEY, PROXY_PROJECT, Pairs, Received
+
+OPEN_PATHS = frozenset({b"/", b"/healthz", b"/readyz"})
+"""Served without a local key: nothing there is worth one."""
+
+EXPOSED = b"x-lava-proxy-error, x-lava-proxy-request-id, x-lava-proxy-project, x-lava-proxy-provider, x-lava-request-id, x-request-id"
+_PREFLIGHT_SECONDS = b"600"
+_WILDCARDS = frozenset({"0.0.0.0", "::", "[::]", ""})  # noqa: S104  (names that are refused, not bound)
+
+
+@dataclass(slots=True)
+class Admission:
+    """What the gate found out about a request that may go on."""
+
+    project: str | None = None
+    """The project that the local key is bound to."""
+    key_header: bytes | None = None
+    """The header that carried the local key: it must not serve as anything else."""
+    cors_origin: bytes | None = None
+    """The listed origin of a page that asks, whose browser needs to be told that it may read."""
+
+
+def check_host(received: Received, server: tuple[str, int | None] | None, generation: Generation) -> bytes:
+    """The ``Host`` we were called by. Raises ``Fault`` ``bad_request`` or ``host_not_allowed``."""
+    host = received.noted.get(b"host")
+    if host is None or b"host" in received.repeated:
+        raise Fault(
+            "bad_request",
+            "The request has no Host header, or more than one.",
+            "Send exactly one Host header, as every HTTP client does.",
+        )
+    port = server[1] if server is not None else None
+    own = generation.own_hosts.get(port or 0)
+    if own is None:
+        own = generation.own_hosts[port or 0] = _own_hosts(generation, port)
+    if host in own:
+        return host
+    lowered = host.lower()
+    name = lowered.rpartition(b":")[0] if re.search(rb":[0-9]{1,5}\Z", lowered) else lowered
+    if lowered in own or lowered in generation.allowed_hosts or name in generation.allowed_hosts:
+        return host
+    if port is None and name == b"localhost":  # a unix socket: no browser can reach it
+        return host
+    shown = host.decode("ascii", "replace")[:100]
+    raise Fault(
+        "host_not_allowed",
+        f'This daemon is not called "{shown}".',
+        f'Call it localhost or 127.0.0.1, or add allowed_hosts = ["{shown}"] under [server].'
+        if re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?", shown)
+        else "Call it localhost or 127.0.0.1.",
+    )
+
+
+def _own_hosts(generation: Generation, port: int | None) -> frozenset[bytes]:
+    names = {"localhost", "127.0.0.1", "[::1]"}
+    for host in generation.settings.server.host:
+        if host not in _WILDCARDS:
+            names.add(f"[{host}]" if ":" in host and not host.startswith("[") else host.lower())
+    if port is None:
+        return frozenset()
+    own = {f"{name}:{port}".encode("ascii") for name in names}
+    if port == 80:
+        own |= {name.encode("ascii") for name in names}
+    return frozenset(own)
+
+
+def check_origin(received: Received, host: bytes, generation: Generation) -> bytes | None:
+    """The listed origin of a browser's request, ``None`` for our own pages and for programs.
+
+    Raises ``Fault`` ``origin_not_allowed``.
+    """
+    noted = received.noted
+    origin = noted.get(b"origin")
+    site = noted.get(b"sec-fetch-site")
+    if origin is None and site is None:
+        return None
+    if origin is not None:
+        lowered = origin.lower()
+        listed = lowered in generation.allowed_origins or (
+            bool(generation.allowed_schemes) and lowered.startswith(generation.allowed_schemes)
+        )
+        if listed and b"origin" not in received.repeated:
+            return origin
+        if lowered != b"http://" + host.lower() or b"origin" in received.repeated:
+            shown = origin.decode("ascii", "replace")[:100]
+            raise _foreign(f'A page of "{shown}" may not call this daemon.', f'add allowed_origins = ["{shown}"]')
+    if site is not None and site.lower() not in (b"none", b"same-origin"):
+        raise _foreign("A page of another site may not call this daemon.", "add the page's origin to allowed_origins")
+    return None
+
+
+def _foreign(message: str, advice: str) -> Fault:
+    return Fault("origin_not_allowed", message, f"If that page is yours, {advice} under [server].")
+
+
+def preflight(received: Received, origin: bytes) -> Pairs:
+    """The headers of the answer (204) to a preflight of a listed origin: no key, no credentials."""
+    asked = received.noted.get(b"access-control-request-headers")
+    headers: Pairs = [
+        (b"access-control-allow-origin", origin),
+        (b"vary", b"Origin"),
+        (b"access-control-allow-methods", b"GET, HEAD, POST, PUT, PATCH, DELETE"),
+        (b"access-control-max-age", _PREFLIGHT_SECONDS),
+        (b"access-control-expose-headers", EXPOSED),
+    ]
+    if asked is not None:
+        headers.append((b"access-control-allow-headers", asked))
+    return headers
+
+
+def readable_by(origin: bytes) -> Pairs:
+    """The headers that let a page of a listed origin read an answer."""
+    return [
+        (b"access-control-allow-origin", origin),
+        (b"vary", b"Origin"),
+        (b"access-control-expose-headers", EXPOSED),
+    ]
+
+
+_OWN_HEADER = {Dialect.ANTHROPIC: b"x-api-key", Dialect.GOOGLE: b"x-goog-api-key"}
+
+
+def key_of(
+    received: Received, path: bytes, generation: Generation, *, but: bytes | None = None
+) -> tuple[bytes, bytes] | None:
+    """The credential that a tool sent: the header's name and the key in it, or ``None``.
+
+    The header of the route's own dialect comes first, then the others in their order; ``but`` is left out. Raises ``Fault``
+    ``bad_request`` where the same header stands twice or holds two values.
+    """
+    noted = received.noted
+    for name in received.repeated:
+        if name in CREDENTIALS or name == PROXY_KEY:
+            raise _two_values(name)
+    present = [name for name in CREDENTIALS if name in noted and name != but]
+    if not present:
+        return None
+    if len(present) > 1:
+        dialect = dialects.of_path(path, generation.table.dialects) or dialects.of_headers(noted)
+        own = _OWN_HEADER.get(dialect, b"authorization")
+        present.sort(key=lambda name: name != own)  # stable: the others keep their order
+    keys = [(name, _key_in(name, noted[name])) for name in present]
+    return next((pair for pair in keys if pair[1]), keys[0])
+
+
+def _key_in(name: bytes, value: bytes) -> bytes:
+    value = value.strip()
+    if b"," in value and all(piece.strip() for piece in value.split(b",")):
+        raise _two_values(name)
+    if name == b"authorization" and value[:7].lower() == b"bearer ":
+        return value[7:].strip()
+    return b"" if value.lower() == b"bearer" else value
+
+
+def _two_values(name: bytes) -> Fault:
+    return Fault(
+        "bad_request",
+        f"The header {name.decode('ascii')} has two values.",
+        "Send one key in one header; a local key beside a provider key goes into x-lava-proxy-key.",
+    )
+
+
+def check_key(received: Received, path: bytes, generation: Generation) -> Admission:
+    """The local key of a request, where keys are configured.
+
+    Raises ``Fault`` ``local_key_required``, ``local_key_invalid`` or ``bad_request``.
+    """
+    own = received.noted.get(PROXY_KEY)
+    if own is not None and PROXY_KEY not in received.repeated:
+        found: tuple[bytes, bytes] | None = (PROXY_KEY, own.strip())
+    else:
+        found = key_of(received, path, generation)
+    if PROXY_PROJECT in received.repeated:
+        raise Fault("bad_request", "The header x-lava-proxy-project has two values.", "Name one project.")
+    if not generation.keys or path in OPEN_PATHS:
+        return Admission()
+    if found is None:
+        raise Fault(
+            "local_key_required",
+            "This daemon wants a local key, and the request has none.",
+            "Give the tool one of the keys under [server] or [projects.<name>] in lava-proxy's configuration as its API key.",
+            headers=[(b"www-authenticate", b"Bearer")],
+        )
+    name, key = found
+    hashed = digest(key)
+    if hashed not in generation.keys:
+        raise Fault(
+            "local_key_invalid",
+            "The local key of this request is not one of this daemon's keys.",
+            "Give the tool a key from lava-proxy's own configuration: a provider's or Lava's key does not belong in the tool.",
+            headers=[(b"www-authenticate", b"Bearer")],
+        )
+    return Admission(generation.keys[hashed], name)

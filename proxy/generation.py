@@ -1,0 +1,132 @@
+"""One configuration, made ready: everything that can be worked out before the first request.
+
+A request keeps the generation it began with; a reload makes a new one beside it and swaps. Local keys are kept as hashes;
+credentials are minted once per project and provider, and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from proxy import tokens
+from proxy.flights import Limits
+from proxy.redaction import Redactor, Secret
+from proxy.routing import Route, Table
+from proxy.upstream import Engine, Origin
+
+if TYPE_CHECKING:
+    from proxy.settings import Project, Settings
+    from proxy.tokens import Credential
+
+_MOST_ROUTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Lava:
+    """Lava as one project reaches it: ``base_path`` begins with a slash and has none at its end."""
+
+    origin: Origin
+    host: bytes
+    base_path: bytes
+
+
+class Generation:
+    """A configuration in use."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.table = Table.of(settings)
+        self.limits = Limits(
+            settings.upstream.first_byte,
+            settings.upstream.idle,
+            settings.upstream.total,
+            settings.upstream.write_stall,
+        )
+        self.allowed_hosts = frozenset(host.lower().encode("ascii") for host in settings.server.allowed_hosts)
+        self.allowed_origins = frozenset(
+            origin.lower().encode("ascii") for origin in settings.server.allowed_origins if not origin.endswith("://*")
+        )
+        self.allowed_schemes = tuple(
+            origin[:-1].lower().encode("ascii") for origin in settings.server.allowed_origins if origin.endswith("://*")
+        )
+        self.own_hosts: dict[int, frozenset[bytes]] = {}
+        self.keys: dict[bytes, str | None] = {}
+        for key in settings.server.keys:
+            self.keys[digest(key.reveal().encode("utf-8"))] = None
+        for name, project in settings.projects.items():
+            for key in project.keys:
+                self.keys[digest(key.reveal().encode("utf-8"))] = name
+        self.account_key: Secret | None = settings.lava.secret_key
+        self.in_flight = 0
+        self.retired = False
+        self.routes: dict[tuple[object, ...], Route] = {}
+        self._lava: dict[str, Lava] = {}
+        self._credentials: dict[tuple[str, str], Credential] = {}
+        self._redactors: dict[tuple[str, str], Redactor] = {}
+
+    def project(self, name: str) -> Project:
+        """The settings of a project that routing has chosen."""
+        return self.table.projects[name]
+
+    def lava(self, project_name: str) -> Lava:
+        """Where this project reaches Lava."""
+        found = self._lava.get(project_name)
+        if found is None:
+            found = self._lava[project_name] = self._find_lava(self.project(project_name))
+        return found
+
+    def _find_lava(self, project: Project) -> Lava:
+        base = self.settings.lava.base_url
+        if base == "auto":
+            secret = project.forward_token or project.spend_key or project.secret_key or self.account_key
+            base = tokens.base_url_for(secret.reveal() if secret is not None else None)
+        parts = urlsplit(base)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        host = parts.netloc.rpartition("@")[2].encode("ascii")
+        return Lava(Origin(parts.scheme, parts.hostname or "", port), host, parts.path.rstrip("/").encode("ascii"))
+
+    def credential(self, project_name: str, provider: str, client_key: str | None) -> Credential:
+        """The credential to send; see ``tokens.credential`` for the faults it raises."""
+        key = (project_name, provider)
+        kept = self._credentials.get(key)
+        if kept is not None:
+            return kept
+        project = self.project(project_name)
+        made = tokens.credential(project_name, project, provider, self.account_key, client_key)
+        if not made.payment.byok_from_client:  # the tool's own key is not ours to keep
+            self._credentials[key] = made
+        return made
+
+    def redactor(self, credential: Credential) -> Redactor:
+        """Masks the values of this credential."""
+        if credential.payment.byok_from_client:
+            return Redactor(credential.secrets)
+        key = (credential.payment.project, credential.payment.provider)
+        found = self._redactors.get(key)
+        if found is None:
+            found = self._redactors[key] = Redactor(credential.secrets)
+        return found
+
+    def remember(self, key: tuple[object, ...], route: Route) -> None:
+        """Keep a route: tools ask for the same few over and over."""
+        if len(self.routes) >= _MOST_ROUTES:
+            self.routes.clear()
+        self.routes[key] = route
+
+    def usable(self) -> str | None:
+        """Why requests of the default project could not be served, or ``None`` where they could."""
+        name = self.table.default_project
+        for candidate in [name] if name is not None else list(self.table.projects):
+            project = self.table.projects[candidate]
+            if project.forward_token or project.spend_key or project.secret_key or self.account_key:
+                return None
+        return "no Lava secret key is configured: set LAVA_SECRET_KEY, or secret_key under [lava]"
+
+
+def digest(key: bytes) -> bytes:
+    """The form in which local keys are kept and compared: finding one takes no time that depends on its characters."""
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,1123 @@
+"""Bytes in: the strict HTTP/1 front that sits in uvicorn's protocol seat.
+
+Theory of this file
+-------------------
+
+Neither of uvicorn's parsers is safe alone: they accept missing or doubled Host, megabytes of headers,
+trailers as headers, ``gzip, chunked``; they start the application before the body's framing is known, and
+have no deadline. Watching over them from outside does not work either: to judge a pipelined second head one
+must know where the first body ends, and that means reading the chunked framing oneself. So this protocol
+reads the framing itself, once, and nothing else does: there is no second parser that it could disagree
+with. ``tests/test_guard.py`` keeps httptools beside it as an oracle.
+
+* ``read_head`` is pure: the bytes of one head -> a ``Head`` or a ``Refusal``. Two expressions see every
+  byte.
+* ``LengthBody`` and ``ChunkedBody`` are sans-I/O: bytes -> body bytes. Extensions and trailers end there.
+* ``Exchange`` is one request and its response as the application sees them: ``receive``, ``send``, and, as
+  ``scope["extensions"]["lava_proxy.connection"]``, the object by which the forwarder learns that the client
+  left.
+* ``GuardedProtocol`` is one connection: one exchange at a time; pipelined bytes wait unread in
+  ``_pending``.
+* ``Watch`` is one server: the limits, and one timer that looks at all connections (no timer per request).
+
+uvicorn keeps ``Config``, the lifespan, ``ServerState`` and its ``FlowControl``.
+
+What is promised about a client that leaves: a FIN counts as leaving, whether the client closed its socket
+or only its sending half (the two look the same here, and an abandoned answer costs money). It is seen at
+once while the connection is being read: always, except when more than 64 KiB of body or of pipelined
+requests wait for the application. In that state Linux still tells by ``TCP_INFO``, which the watch asks at
+every sweep; elsewhere, and on unix sockets, the caller's own limits (write stall, idle) must strike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import http
+import logging
+import math
+import re
+import socket
+import struct
+import sys
+import time
+import urllib.parse
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+
+from proxy import errors
+
+if TYPE_CHECKING:
+    from uvicorn import Config
+    from uvicorn.server import ServerState
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Application = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+EXTENSION = "lava_proxy.connection"
+_NEVER = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a connection may take. Times in seconds, sizes in bytes."""
+
+    header_seconds: float = 10.0
+    """From the first byte of a head to its end, and from the start of a connection to its first byte."""
+    keep_alive_seconds: float = 75.0
+    """Between two requests; longer than the pools of common clients, so that they and not we end it."""
+    body_grace_seconds: float = 30.0
+    body_rate: float = 1024.0
+    """Bytes per second that every span of ``body_grace_seconds`` must average while we wait for the body."""
+    linger_seconds: float = 5.0
+    """How long a connection that we end is still read, so that a reset cannot overtake our answer."""
+    flush_seconds: float = 120.0
+    """How long the last bytes of an answer may make no progress once the answer is complete."""
+    sweep_seconds: float = 0.5
+    """How often the watch looks; every deadline above is kept to within this."""
+    target_bytes: int = 8 * 1024
+    header_bytes: int = 32 * 1024
+    header_count: int = 100
+    extension_bytes: int = 4 * 1024
+    """Chunk extensions of one body, together."""
+    read_ahead_bytes: int = HIGH_WATER_LIMIT
+    """Body or pipelined bytes that wait for the application before reading pauses."""
+    connections: int = 0
+    """More than so many at once are answered 503 and closed; 0 means no such limit."""
+
+
+# --- reading a head -----------------------------------------------------------------------------------------
+
+
+class Refusal(Exception):
+    """Bytes that become no request: a code of ``errors.TABLE`` and a sentence, nothing of the bytes."""
+
+    def __init__(self, code: str, message: str, headers: Headers | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.headers = headers or []
+
+
+class Head(NamedTuple):
+    """A request head whose framing is proven. ``length`` is ``None`` for a chunked body."""
+
+    method: str
+    target: bytes
+    version: str
+    headers: Headers
+    keep_alive: bool
+    length: int | None
+    expects_continue: bool
+
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"++) ([\x21-\x7e]++) HTTP/1\.([01])\r\n")
+# One header line, whole, from after one LF to its own CRLF, less the white space around the value.
+# Possessive, so that a line that does not match costs one pass. Bare CR or LF, NUL, folding, a space before
+# the colon: none of them ever matches.
+_FIELD = re.compile(
+    rb"(?<=\n)(" + _TOKEN + rb"++):[ \t]*+((?:[\x21-\x7e\x80-\xff]++(?:[ \t]++[\x21-\x7e\x80-\xff]++)*+)?+)[ \t]*+\r\n"
+)
+_LOOSE = "Lines must end in CRLF, and no other CR or LF may stand in a head."
+_LOOSE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+_VERSION_AT_END = re.compile(rb" HTTP/(\d{1,3})\.(\d{1,3})\Z")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})((?:[ \t]*+;[\t\x20-\x7e\x80-\xff]*+)?+)\r\n\Z")
+
+_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
+_FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"))
+_REQUEST_LINE_SLACK = 64  # method, version, spaces: what a request line holds beside its target
+_CONTENT_LENGTH_DIGITS = 15  # just under a petabyte; more digits are an attack on somebody's integers
+
+
+def read_head(head: bytes, limits: Limits) -> Head:
+    """Judge one head: request line and fields, each with its CRLF, without the empty line.
+
+    Raises ``Refusal``. The checks go in the order in which a wrong head is told about: syntax of the request
+    line, version, method, target, then the fields, then what they say about the body.
+    """
+    matched = _REQUEST_LINE.match(head)
+    if matched is None:
+        raise _refuse_request_line(head[: head.find(b"\r\n")])
+    method_bytes, target, minor = matched.groups()
+    method = _METHODS.get(method_bytes)
+    if method is None:
+        raise Refusal("method_not_allowed", "This method is not served here.")
+    if len(target) > limits.target_bytes:
+        raise Refusal("target_too_long", f"The request target is longer than {limits.target_bytes} bytes.")
+    if target[0] != 0x2F:
+        raise Refusal("bad_target", "The request target must begin with a slash; a full URL or * is not served here.")
+    if b"#" in target:
+        raise Refusal("bad_target", "The request target holds a #; a fragment is never sent.")
+    start = matched.end()
+    if len(head) - start > limits.header_bytes:
+        raise Refusal("headers_too_large", f"The headers are larger than {limits.header_bytes} bytes.")
+    fields = _FIELD.findall(head, start)
+    # Every match is one whole line and holds one LF: equal numbers mean that no byte stands outside a match.
+    if len(fields) != head.count(b"\n", start):
+        raise _refuse_fields(head[start:])
+    if len(fields) > limits.header_count:
+        raise Refusal("headers_too_large", f"There are more than {limits.header_count} headers.")
+
+    headers = [(name.lower(), value) for name, value in fields]
+    version = "1.1" if minor == b"1" else "1.0"
+    keep_alive = version == "1.1"
+    hosts = 0
+    length: int | None = 0
+    measured = chunked = expects_continue = False
+    for name, value in headers:
+        if name not in _FRAMING:
+            continue
+        if name == b"host":
+            hosts += 1
+            if not value:
+                raise Refusal("bad_request", "The Host header is empty.")
+        elif name == b"content-length":
+            if measured:
+                raise Refusal("bad_request", "There is more than one Content-Length header.")
+            if not value.isdigit() or len(value) > _CONTENT_LENGTH_DIGITS:
+                raise Refusal("bad_request", "The Content-Length header is not a number.")
+            measured, length = True, int(value)
+        elif name == b"transfer-encoding":
+            if chunked:
+                raise Refusal("bad_request", "There is more than one Transfer-Encoding header.")
+            _require_chunked(value, version)
+            chunked = True
+        elif name == b"connection":
+            keep_alive = keep_alive and b"close" not in _tokens(value)
+        elif name == b"upgrade":
+            if b"websocket" in _tokens(value):
+                raise Refusal(
+                    "upgrade_required",
+                    "WebSocket (realtime) connections are not forwarded; use plain HTTP requests.",
+                    [(b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade")],
+                )
+        elif value.lower() == b"100-continue":
+            expects_continue = True
+        else:
+            raise Refusal("expectation_failed", "The only expectation that is met here is 100-continue.")
+    if hosts != 1:
+        raise Refusal("bad_request", "There must be exactly one Host header.")
+    if chunked:
+        if measured:
+            raise Refusal("bad_request", "Content-Length and Transfer-Encoding must not stand together.")
+        length = None
+    # RFC 9110 section 10.1.1: an HTTP/1.0 client's expectation is not looked at; nor is one without a body.
+    expects_continue = expects_continue and version == "1.1" and length != 0
+    return Head(method, target, version, headers, keep_alive, length, expects_continue)
+
+
+def _tokens(value: bytes) -> list[bytes]:
+    return [token.strip(b" \t") for token in value.lower().split(b",")]
+
+
+def _require_chunked(value: bytes, version: str) -> None:
+    if version == "1.0":
+        raise Refusal("bad_request", "HTTP/1.0 has no Transfer-Encoding.")
+    codings = _tokens(value)
+    if codings == [b"chunked"]:
+        return
+    if codings[-1] == b"chunked" and codings.count(b"chunked") == 1 and b"" not in codings:
+        raise Refusal("not_implemented", "The only transfer coding understood here is chunked, alone.")
+    if any(b"chunked" in coding for coding in codings) or b"" in codings:
+        raise Refusal("bad_request", "The Transfer-Encoding header does not end in exactly one chunked.")
+    raise Refusal("not_implemented", "The only transfer coding understood here is chunked.")
+
+
+def _refuse_request_line(line: bytes) -> Refusal:
+    if line[:3] in (b"\x16\x03\x01", b"\x16\x03\x03"):
+        return Refusal("bad_request", "This is a TLS handshake; the port speaks plain HTTP: use http://, not https://.")
+    if _LOOSE_LINE_END.search(line):
+        return Refusal("bad_request", _LOOSE)
+    version = _VERSION_AT_END.search(line)
+    if version is not None and (int(version[1]), int(version[2])) not in ((1, 0), (1, 1)):
+        return Refusal("http_version_unsupported", "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+    parts = line.split(b" ")
+    if version is not None and len(parts) == 3 and re.search(rb"[^\x21-\x7e]", parts[1]):
+        return Refusal("bad_target", "The request target holds bytes that must be percent-encoded.")
+    return Refusal("bad_request", "This is not an HTTP request line.")
+
+
+def _refuse_fields(fields: bytes) -> Refusal:
+    if _LOOSE_LINE_END.search(fields):
+        return Refusal("bad_request", _LOOSE)
+    for line in fields.split(b"\r\n"):
+        if line[:1] in (b" ", b"\t"):
+            return Refusal("bad_request", "A header line begins with white space; folded headers are not served.")
+        if line and not re.match(_TOKEN + rb"+:", line):
+            return Refusal("bad_request", "A header line has no valid name before its colon.")
+    return Refusal("bad_request", "A header value holds a control character.")
+
+
+def refuse_early(partial: bytes, seen: int, limits: Limits) -> Refusal | None:
+    """Judge a head that is still coming, so that nobody waits for a deadline where the outcome is certain.
+
+    ``seen`` is how many bytes of ``partial`` were judged before.
+    """
+    if partial == b"\r":
+        return None  # half of an empty line, which is forgiven
+    if not re.match(_TOKEN, partial):
+        return _refuse_request_line(partial)
+    if _LOOSE_LINE_END.search(partial, max(0, seen - 1)):
+        return Refusal("bad_request", _LOOSE)
+    line_end = partial.find(b"\r\n", 0, limits.target_bytes + _REQUEST_LINE_SLACK + 2)
+    if line_end < 0:
+        if len(partial) <= limits.target_bytes + _REQUEST_LINE_SLACK:
+            return None
+        if b" " not in partial[:_REQUEST_LINE_SLACK]:
+            return Refusal("bad_request", "This is not an HTTP request line.")
+        return Refusal("target_too_long", f"The request target is longer than {limits.target_bytes} bytes.")
+    if len(partial) - line_end - 2 > limits.header_bytes + 2:
+        return Refusal("headers_too_large", f"The headers are larger than {limits.header_bytes} bytes.")
+    return None
+
+
+# --- reading a body -----------------------------------------------------------------------------------------
+
+
+class LengthBody:
+    """A body of a declared length. ``feed`` returns where it stopped reading, and the body bytes it found."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, length: int) -> None:
+        self.left = length
+
+    @property
+    def done(self) -> bool:
+        return not self.left
+
+    @property
+    def worth_draining(self) -> bool:
+        """Is the rest small enough to be thrown away, so that the connection can serve on?"""
+        return self.left <= HIGH_WATER_LIMIT
+
+    def feed(self, data: bytes, position: int) -> tuple[int, bytes]:
+        piece = data[position : position + self.left]
+        self.left -= len(piece)
+        return position + len(piece), piece
+
+
+class ChunkedBody:
+    """A chunked body (RFC 9112 section 7.1), strictly: CRLF only, extensions counted, trailers dropped."""
+
+    __slots__ = (
+        "_after_data",
+        "_extensions",
+        "_in_trailers",
+        "_left",
+        "_limits",
+        "_line",
+        "_trailers",
+        "done",
+    )
+    worth_draining = False
+
+    def __init__(self, limits: Limits) -> None:
+        self.done = False
+        self._limits = limits
+        self._line = b""
+        self._left = 0
+        self._after_data = False
+        self._in_trailers = False
+        self._extensions = 0
+        self._trailers = 0
+
+    def feed(self, data: bytes, position: int) -> tuple[int, bytes]:
+        """Raises ``Refusal`` at the first byte that cannot belong to a chunked body."""
+        pieces = []
+        size = len(data)
+        while position < size and not self.done:
+            if self._left:
+                piece = data[position : position + self._left]
+                pieces.append(piece)
+                position += len(piece)
+                self._left -= len(piece)
+                self._after_data = not self._left
+                continue
+            line_end = data.find(b"\n", position) + 1
+            self._line += data[position : line_end or size]
+            position = line_end or size
+            self._judge_line(whole=bool(line_end))
+        return position, pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _judge_line(self, whole: bool) -> None:
+        line = self._line
+        if self._after_data:
+            if not b"\r\n".startswith(line):
+                raise Refusal("bad_request", "A chunk is longer than its size.")
+            if whole:
+                self._after_data, self._line = False, b""
+        elif self._in_trailers:
+            self._judge_trailer(line, whole)
+        elif whole:
+            size = _CHUNK_SIZE.match(line)
+            if size is None:
+                raise Refusal("bad_request", "A chunk size is not a hexadecimal number followed by CRLF.")
+            self._extensions += len(size[2])
+            self._left = int(size[1], 16)
+            self._in_trailers = not self._left
+            self._line = b""
+        elif line[0] not in b"0123456789abcdefABCDEF":
+            raise Refusal("bad_request", "A chunk size is not a hexadecimal number followed by CRLF.")
+        unfinished = len(self._line) - 17 if not self._in_trailers else 0
+        if self._extensions + max(0, unfinished) > self._limits.extension_bytes:
+            raise Refusal("bad_request", f"Chunk extensions exceed {self._limits.extension_bytes} bytes.")
+
+    def _judge_trailer(self, line: bytes, whole: bool) -> None:
+        if self._trailers + len(line) > self._limits.header_bytes:
+            raise Refusal("headers_too_large", f"The trailers are larger than {self._limits.header_bytes} bytes.")
+        if not whole:
+            return
+        self._trailers += len(line)
+        self._line = b""
+        if line == b"\r\n":
+            self.done = True
+        elif _FIELD.fullmatch(b"\n" + line, 1) is None:
+            raise Refusal("bad_request", "A trailer line is malformed.")
+
+
+# --- one request and its response ---------------------------------------------------------------------------
+
+
+class Exchange:
+    """One request and its response: what the application calls, and what the forwarder watches.
+
+    As ``scope["extensions"]["lava_proxy.connection"]`` it offers ``on_disconnect``, ``abort``,
+    ``write_stalled_since`` and ``client_error``. It holds no scope: both die by reference count alone.
+    """
+
+    __slots__ = (
+        "_awaiting_continue",
+        "_bodiless",
+        "_body_ended",
+        "_callbacks",
+        "_changed",
+        "_chunked",
+        "_chunks",
+        "_end_given",
+        "_http10",
+        "_left",
+        "_method",
+        "_protocol",
+        "_waiting",
+        "client_error",
+        "complete",
+        "gone",
+        "keep_alive",
+        "started",
+    )
+
+    def __init__(self, protocol: GuardedProtocol, head: Head) -> None:
+        self.client_error: str | None = None
+        """What the client did wrong, where its own protocol fault is why ``receive`` says disconnect."""
+        self.keep_alive = head.keep_alive
+        self.started = False
+        self.complete = False
+        self.gone = False
+        self._protocol = protocol
+        self._method = head.method
+        self._http10 = head.version == "1.0"
+        self._awaiting_continue = head.expects_continue
+        self._chunks: list[bytes] = []
+        self._waiting = 0  # bytes in _chunks
+        self._body_ended = False
+        self._end_given = False
+        self._changed: asyncio.Event | None = None
+        self._callbacks: list[Callable[[], object]] | None = None
+        self._chunked = False
+        self._bodiless = False
+        self._left: int | None = None  # bytes still owed of a declared Content-Length
+
+    # what the forwarder watches
+
+    @property
+    def write_stalled_since(self) -> float | None:
+        """``time.monotonic()`` of when unsent bytes passed the high-water mark, or of progress since."""
+        return self._protocol.stalled_since
+
+    @property
+    def awaiting_continue(self) -> bool:
+        return self._awaiting_continue
+
+    def on_disconnect(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` once, synchronously, if the client leaves or breaks the protocol from here on.
+
+        At once where that has happened already; never after the response, nor for our own ``abort``.
+        """
+        if self.gone:
+            callback()
+        elif not self.complete:
+            if self._callbacks is None:
+                self._callbacks = []
+            self._callbacks.append(callback)
+
+    def abort(self) -> None:
+        """Break the connection off and leave the response incomplete, in a way no client takes for its end.
+
+        Bytes already sent go out first where the client is reading (an in-band error just before must
+        arrive); a response that only the end of the connection delimits is reset. Later ``send`` calls do
+        nothing.
+        """
+        if self.complete:
+            return
+        self._silence()
+        self._protocol.break_off(reset=self.ends_by_close)
+
+    def leave(self, client_error: str | None = None) -> None:
+        """The client is gone (or as good as gone): tell everybody who asked, at once."""
+        if self.gone or self.complete:
+            return
+        self.client_error = client_error
+        callbacks = self._callbacks
+        self._silence()
+        for callback in callbacks or ():
+            try:
+                callback()
+            except Exception:  # noqa: BLE001 -- a connection's teardown must not be stopped by one watcher's bug
+                _log().exception("a disconnect callback failed")
+
+    def _silence(self) -> None:
+        self.gone = True
+        self._callbacks = None
+        self._chunks.clear()
+        self._wake()
+        self._protocol.flow.resume_writing()
+
+    @property
+    def ends_by_close(self) -> bool:
+        return self.started and self._http10 and not self._chunked and self._left is None
+
+    # what the protocol gives
+
+    def feed(self, piece: bytes) -> None:
+        if self.complete or self.gone:
+            return
+        self._awaiting_continue = False
+        self._chunks.append(piece)
+        self._waiting += len(piece)
+        if self._waiting > self._protocol.limits.read_ahead_bytes:
+            self._protocol.pause_reading()
+        self._wake()
+
+    def end_body(self) -> None:
+        self._body_ended = True
+        self._awaiting_continue = False
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+
+    # what the application calls
+
+    async def run(self, app: Application, scope: Scope) -> None:
+        try:
+            await app(scope, self.receive, self.send)
+        except Exception:  # noqa: BLE001 -- the last border: a fault of ours becomes a 500 or a broken connection
+            _log().exception("the application failed")
+            self._end_badly()
+        except BaseException:  # cancelled, by us at the end of a drain: nothing is invented
+            self.abort()
+            raise
+        else:
+            if not (self.complete or self.gone):
+                _log().error("the application ended without a complete response")
+                self._end_badly()
+
+    def _end_badly(self) -> None:
+        if self.gone or self.complete:
+            return
+        if self.started:
+            self.abort()
+            return
+        self.started = self.complete = True
+        self._callbacks = None
+        self._protocol.answer_and_close(
+            Refusal("internal_error", "The proxy failed on this request; its log says why.")
+        )
+
+    async def receive(self) -> Message:
+        """Body, its end, then, when the client leaves or the response is complete, ``http.disconnect``.
+
+        The first call is what releases ``100 Continue``. May be awaited by several tasks.
+        """
+        if self._awaiting_continue and not self.gone:
+            self._awaiting_continue = False
+            self._protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not (self.gone or self.complete):
+            if self._chunks or (self._body_ended and not self._end_given):
+                body = b"".join(self._chunks)
+                self._chunks.clear()
+                self._waiting = 0
+                self._end_given = self._body_ended
+                self._protocol.resume_reading()
+                return {"type": "http.request", "body": body, "more_body": not self._body_ended}
+            if self._changed is None:
+                self._changed = asyncio.Event()
+            self._changed.clear()
+            await self._changed.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Send one ASGI message; waits while the client reads too slowly. Raises ``RuntimeError`` on misuse.
+
+        ``Transfer-Encoding``, ``Keep-Alive`` and ``Connection`` (but for ``close``) are decided here.
+        """
+        flow = self._protocol.flow
+        if flow.write_paused and not self.gone:
+            await flow.drain()
+        if self.gone:
+            return
+        if not self.started:
+            if message["type"] != "http.response.start":
+                raise RuntimeError("a response must be started first")
+            self._start(message["status"], message.get("headers") or ())
+        elif not self.complete:
+            if message["type"] != "http.response.body":
+                raise RuntimeError("a response can be started only once")
+            self._continue(message.get("body", b""), message.get("more_body", False))
+        else:
+            raise RuntimeError("the response is already complete")
+
+    def _start(self, status: int, headers: Any) -> None:
+        lines = [_status_line(status)]
+        # Whatever body the application sends with these is dropped.
+        bodiless = self._bodiless = self._method == "HEAD" or status in (204, 304)
+        for name, value in headers:
+            name = name.lower()
+            if name == b"content-length":
+                if status == 204:
+                    continue
+                if not bodiless:
+                    self._left = int(value)
+            elif name in (b"transfer-encoding", b"keep-alive"):
+                continue
+            elif name == b"connection":
+                if b"close" in _tokens(value):
+                    self.keep_alive = False
+                continue
+            lines.append(b"%b: %b" % (name, value))
+        if self._left is None and not bodiless and not self._http10:
+            self._chunked = True
+            lines.append(b"transfer-encoding: chunked")
+        if not self._protocol.can_serve_on(self):
+            self.keep_alive = False
+            lines.append(b"connection: close")
+        lines += (b"", b"")
+        head = b"\r\n".join(lines)
+        # What an upstream put into a header must not split the response.
+        if not len(lines) - 1 == head.count(b"\n") == head.count(b"\r") or b"\0" in head:
+            raise RuntimeError("a response header is malformed")
+        if bodiless:
+            self._left = 0
+        self.started = True
+        self._awaiting_continue = False
+        self._protocol.write(head)
+
+    def _continue(self, body: bytes, more: bool) -> None:
+        protocol = self._protocol
+        if self._chunked:
+            if body:
+                protocol.write_chunk(body, last=not more)
+            elif not more:
+                protocol.write(b"0\r\n\r\n")
+        elif self._left is None:
+            if body:
+                protocol.write(body)
+        elif body and not self._bodiless:
+            if len(body) > self._left:
+                self.abort()
+                raise RuntimeError("the body is longer than its Content-Length")
+            self._left -= len(body)
+            protocol.write(body)
+        if more:
+            return
+        if self._left:
+            self.abort()
+            raise RuntimeError("the body is shorter than its Content-Length")
+        self.complete = True
+        self._callbacks = None
+        self._chunks.clear()
+        self._wake()
+        protocol.finish(self)
+
+
+# --- one connection -----------------------------------------------------------------------------------------
+
+
+class GuardedProtocol(asyncio.Protocol):
+    """One connection. Made by uvicorn's or our server with ``watch`` bound by ``functools.partial``."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        watch: Watch,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self._app: Application = config.loaded_app
+        self._app_state = app_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._tasks = server_state.tasks
+        self._watch = watch
+        self.limits = watch.limits
+        self.flow: FlowControl
+        self._transport: asyncio.Transport
+        self._server: tuple[str, int | None] | None = None
+        self._client: tuple[str, int] | None = None
+        self._exchange: Exchange | None = None
+        self._body: LengthBody | ChunkedBody | None = None
+        self._pending = b""
+        self._judged = 0  # bytes of _pending that refuse_early has seen
+        self._empty_line_skipped = False
+        self._closing = False
+        self._unsent = 0  # size of the write buffer at the last look
+        self._body_seen = 0  # body bytes in the current span of the minimum rate
+        self.deadline = _NEVER
+        """By the loop's clock; the watch calls ``expire`` once it has passed."""
+        self.stalled_since: float | None = None
+
+    # asyncio's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        stream = self._transport = cast("asyncio.Transport", transport)
+        self.flow = FlowControl(stream)
+        self._server = get_local_addr(stream)
+        self._client = get_remote_addr(stream)
+        self.deadline = self._loop.time() + self.limits.header_seconds
+        self._watch.add(self)
+        surplus = self._watch.surplus()
+        if surplus > _POLITE_SURPLUS:
+            self._closing = True
+            stream.abort()
+        elif surplus > 0:
+            self.refuse(Refusal("overloaded", "Too many connections are open; try again in a moment."))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watch.discard(self)
+        self._closing = True
+        self._pending = b""
+        self._body = None
+        self.flow.resume_writing()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.leave()
+
+    def eof_received(self) -> bool | None:
+        """A FIN: the client has left (see the head of this module). Nothing returned closes the transport."""
+        self._peer_left()
+        return None
+
+    def pause_writing(self) -> None:
+        self.flow.pause_writing()
+        self.stalled_since = time.monotonic()
+        self._unsent = self._transport.get_write_buffer_size()
+        self._watch.attention.add(self)
+
+    def resume_writing(self) -> None:
+        self.stalled_since = None
+        self.flow.resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return  # lingering: read and thrown away
+        if self._pending:
+            data = self._pending + data
+            self._pending = b""
+        self._advance(data)
+
+    # reading
+
+    def _advance(self, data: bytes) -> None:
+        position = 0
+        size = len(data)
+        while not self._closing:
+            if self._body is not None:
+                position = self._read_body(self._body, data, position)
+                if self._body is not None:
+                    return
+            elif position >= size:
+                return
+            elif self._exchange is not None:
+                self._pending = data[position:] if position else data
+                if len(self._pending) > self.limits.read_ahead_bytes:
+                    self.pause_reading()
+                return
+            else:
+                if not self._empty_line_skipped and data.startswith(b"\r\n", position):
+                    # RFC 9112 section 2.2: one empty line before a request is forgiven.
+                    self._empty_line_skipped = True
+                    position += 2
+                    continue
+                end = data.find(b"\r\n\r\n", position + max(0, self._judged - 3))
+                if end < 0:
+                    self._keep_partial(data[position:])
+                    return
+                self._judged = 0
+                self._empty_line_skipped = False
+                try:
+                    head = read_head(data[position : end + 2], self.limits)
+                except Refusal as refusal:
+                    self.refuse(refusal)
+                    return
+                position = end + 4
+                self._begin(head, data, position)
+                if head.length == 0:
+                    continue
+                if position >= size:
+                    self._open_span()
+                    return
+
+    def _keep_partial(self, partial: bytes) -> None:
+        refusal = refuse_early(partial, self._judged, self.limits)
+        if refusal is not None:
+            self.refuse(refusal)
+            return
+        if not self._judged:
+            self.deadline = self._loop.time() + self.limits.header_seconds
+        self._pending = partial
+        self._judged = len(partial)
+
+    def _begin(self, head: Head, data: bytes, position: int) -> None:
+        """Start the application: the framing is proven."""
+        raw_path, _, query = head.target.partition(b"?")
+        path = raw_path.decode("ascii")
+        if "%" in path:
+            path = urllib.parse.unquote(path)
+        exchange = self._exchange = Exchange(self, head)
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": head.version,
+            "server": self._server,
+            "client": self._client,
+            "scheme": "http",
+            "method": head.method,
+            "root_path": "",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": head.headers,
+            "state": self._app_state.copy(),
+            "extensions": {EXTENSION: exchange},
+        }
+        self.deadline = _NEVER
+        if head.length == 0:
+            exchange.end_body()
+        else:
+            self._body = ChunkedBody(self.limits) if head.length is None else LengthBody(head.length)
+        task = self._loop.create_task(exchange.run(self._app, scope))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _read_body(self, body: LengthBody | ChunkedBody, data: bytes, position: int) -> int:
+        start = position
+        exchange = self._exchange
+        try:
+            position, piece = body.feed(data, position)
+        except Refusal as refusal:
+            self._fail(refusal)
+            return position
+        if exchange is not None and piece:
+            exchange.feed(piece)
+        if body.done:
+            self._body = None
+            if exchange is not None:
+                exchange.end_body()
+                self.deadline = _NEVER
+            else:
+                self._settle()
+        elif self.deadline == _NEVER:
+            self._open_span()
+        else:
+            self._body_seen += position - start
+        return position
+
+    def _open_span(self) -> None:
+        self._body_seen = 0
+        self.deadline = self._loop.time() + self.limits.body_grace_seconds
+
+    def pause_reading(self) -> None:
+        self.flow.pause_reading()
+        self._watch.attention.add(self)
+
+    def resume_reading(self) -> None:
+        if self.flow.read_paused and not self._closing and len(self._pending) <= self.limits.read_ahead_bytes:
+            self.flow.resume_reading()
+            if self._body is not None:
+                self._open_span()  # the time in which we did not read is not the client's
+
+    # writing
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def write_chunk(self, body: bytes, last: bool) -> None:
+        if self._transport.is_closing():
+            return
+        tail = b"\r\n0\r\n\r\n" if last else b"\r\n"
+        if len(body) < _COPY_BELOW:
+            self._transport.write(b"%x\r\n%b%b" % (len(body), body, tail))
+        else:
+            self._transport.writelines((b"%x\r\n" % len(body), body, tail))
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer bytes that will not become a (whole) request, and close."""
+        self._watch.refused(refusal.code)
+        self.answer_and_close(refusal)
+
+    def answer_and_close(self, refusal: Refusal) -> None:
+        status, headers, body = errors.refusal(refusal.code, refusal.message)
+        options = [b"close"]
+        lines = [_status_line(status)]
+        for name, value in (*headers, *refusal.headers):
+            if name == b"connection":
+                options.append(value)
+            elif name not in (b"content-length", b"transfer-encoding"):
+                lines.append(b"%b: %b" % (name, value))
+        lines += (b"content-length: %d" % len(body), b"connection: " + b", ".join(options), b"", body)
+        self.write(b"\r\n".join(lines))
+        self._close(linger=True)
+
+    def can_serve_on(self, exchange: Exchange) -> bool:
+        """May the connection serve another request after this response?"""
+        return (
+            exchange.keep_alive
+            and not self._watch.draining
+            and not exchange.awaiting_continue
+            and (self._body is None or self._body.worth_draining)
+        )
+
+    def finish(self, exchange: Exchange) -> None:
+        """The response is complete: on to the next request, or the end."""
+        if self._exchange is not exchange:
+            return
+        self._exchange = None
+        if self._closing:
+            return
+        if not exchange.keep_alive or self._watch.draining:
+            self._close(linger=self._body is not None or bool(self._pending))
+        elif self._body is None:
+            self._settle()
+        else:
+            self.resume_reading()
+
+    def _settle(self) -> None:
+        """Between two requests: serve what is pending, or wait."""
+        self.deadline = self._loop.time() + self.limits.keep_alive_seconds
+        pending, self._pending = self._pending, b""
+        self.resume_reading()
+        if pending:
+            self._advance(pending)
+
+    # ends
+
+    def _fail(self, refusal: Refusal) -> None:
+        """The client broke the protocol in the body: answer where none was begun; tell the application."""
+        exchange, self._exchange = self._exchange, None
+        self._body = None
+        if exchange is None:
+            self._close(linger=True)
+        elif exchange.started:
+            exchange.leave(refusal.message)
+            self.break_off(reset=exchange.ends_by_close, linger=True)
+        else:
+            self.refuse(refusal)
+            exchange.leave(refusal.message)
+
+    def _peer_left(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.leave()
+            self.break_off(reset=exchange.ends_by_close, now=True)
+        else:
+            self._close(linger=False)
+
+    def break_off(self, *, reset: bool, now: bool = False, linger: bool = False) -> None:
+        """End the connection inside a response: by ``reset``, at once, or after what was written has left."""
+        if reset or now or self.stalled_since is not None:
+            self._closing = True
+            if reset:
+                # A close-delimited response that ends in a FIN looks complete.
+                _linger_zero(self._transport)
+            self._transport.abort()
+        else:
+            self._close(linger=linger or self._body is not None)
+
+    def _close(self, *, linger: bool) -> None:
+        """Flush and close; with ``linger`` read on for a while, as a close with bytes unread is a reset."""
+        if self._closing:
+            return
+        self._closing = True
+        self._pending = b""
+        self._body = None
+        unsent = self._unsent = self._transport.get_write_buffer_size()
+        self.deadline = self._loop.time() + (self.limits.flush_seconds if unsent else self.limits.linger_seconds)
+        if linger and self._transport.can_write_eof() and not self._transport.is_closing():
+            self._transport.write_eof()
+            self.flow.resume_reading()
+        else:
+            self._transport.close()
+
+    def shutdown(self) -> None:
+        """A drain has begun: idle connections close now, the others after their response."""
+        if self._exchange is None and self._body is None and not self._pending:
+            self._close(linger=False)
+        elif self._exchange is not None:
+            self._exchange.keep_alive = False
+
+    def cut(self) -> None:
+        """The end of everything: no flush, no waiting."""
+        self._closing = True
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.leave()
+            if exchange.ends_by_close:
+                _linger_zero(self._transport)
+        self._transport.abort()
+
+    # the watch's calls
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        now = self._loop.time()
+        if self._closing:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent and unsent != self._unsent:
+                self._unsent = unsent
+                self.deadline = now + self.limits.flush_seconds
+            else:
+                self._transport.abort()
+        elif self._body is not None:
+            if self._may_be_slow() or self._body_seen >= self.limits.body_rate * self.limits.body_grace_seconds:
+                self._open_span()
+            else:
+                self._fail(Refusal("request_timeout", "The request body came too slowly."))
+        elif self._pending:
+            self.refuse(Refusal("request_timeout", "The request head took too long."))
+        else:
+            self._close(linger=False)
+
+    def _may_be_slow(self) -> bool:
+        return self.flow.read_paused or (self._exchange is not None and self._exchange.awaiting_continue)
+
+    def look(self) -> bool:
+        """See what no callback tells: a stalled writer's progress, a peer that left. True: look again."""
+        if self.stalled_since is not None:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent < self._unsent:
+                self.stalled_since = time.monotonic()
+            self._unsent = unsent
+        if self.flow.read_paused and not self._closing and _peer_has_left(self._transport):
+            self._peer_left()
+        return self.stalled_since is not None or self.flow.read_paused
+
+
+_COPY_BELOW = 16 * 1024  # below this one copy is cheaper than a vector write
+_POLITE_SURPLUS = 32  # so many connections over the limit are answered; more are only closed
+_GONE_STATES = frozenset((7, 8, 9, 11))  # CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING in Linux's include/net/tcp_states.h
+
+
+def _peer_has_left(transport: asyncio.Transport) -> bool:
+    sock = transport.get_extra_info("socket")
+    if sys.platform != "linux" or sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _GONE_STATES
+    except OSError:
+        return False
+
+
+def _linger_zero(transport: asyncio.Transport) -> None:
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return
+    try:
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+        )
+    except OSError:
+        _log().debug("could not ask for a reset")
+
+
+@functools.cache
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = http.HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}".encode("ascii")
+
+
+def _log() -> logging.Logger:
+    return logging.getLogger("proxy.guard")
+
+
+# --- all connections ----------------------------------------------------------------------------------------
+
+
+class Watch:
+    """All connections of one server, and the one timer that keeps their deadlines."""
+
+    def __init__(self, limits: Limits, on_refusal: Callable[[str], object] | None = None) -> None:
+        self.limits = limits
+        self.draining = False
+        self.connections: set[GuardedProtocol] = set()
+        self.attention: set[GuardedProtocol] = set()
+        """Those whose reading is paused or whose writing stalls: looked at in every sweep."""
+        self._on_refusal = on_refusal
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(self.limits.sweep_seconds, self._sweep, loop)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def add(self, connection: GuardedProtocol) -> None:
+        self.connections.add(connection)
+
+    def discard(self, connection: GuardedProtocol) -> None:
+        self.connections.discard(connection)
+        self.attention.discard(connection)
+
+    def surplus(self) -> int:
+        """How many connections there are over the limit."""
+        return len(self.connections) - self.limits.connections if self.limits.connections else 0
+
+    def refused(self, code: str) -> None:
+        _log().info("refused a connection's bytes: %s", code)
+        if self._on_refusal is not None:
+            self._on_refusal(code)
+
+    def begin_drain(self) -> None:
+        self.draining = True
+        for connection in list(self.connections):
+            connection.shutdown()
+
+    def cut(self) -> None:
+        for connection in list(self.connections):
+            connection.cut()
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.start(loop)
+        for connection in list(self.attention):
+            if not connection.look():
+                self.attention.discard(connection)
+        now = loop.time()
+        for connection in [connection for connection in self.connections if connection.deadline <= now]:
+            connection.expire()

@@ -1,0 +1,244 @@
+"""What travels: header policy in both directions, as pure functions over raw byte pairs.
+
+A deny-list, not an allow-list: beta and vendor headers must pass. Order and duplicates are kept. What came in is never
+changed; each function makes a new list. ``read`` passes over a request's headers once and sorts out what the gate, the
+router and the outgoing request each need, because this is done for every request.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from proxy.errors import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Pairs = list[tuple[bytes, bytes]]
+
+CREDENTIALS: tuple[bytes, ...] = (
+    b"authorization",
+    b"x-api-key",
+    b"x-goog-api-key",
+    b"api-key",
+    b"xi-api-key",
+)
+"""Headers in which tools send keys, in the order in which they are looked at."""
+
+PROXY_KEY = b"x-lava-proxy-key"
+PROXY_PROJECT = b"x-lava-proxy-project"
+METADATA = b"x-lava-metadata"
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authorization",
+        b"proxy-authenticate",
+        b"te",
+        b"trailer",
+        b"trailers",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+_KEPT_FROM_LAVA = frozenset(
+    {
+        b"host",
+        b"content-length",
+        b"expect",
+        b"cookie",
+        b"cookie2",
+        b"forwarded",
+        b"x-original-url",
+        b"x-rewrite-url",
+    }
+)
+_KEPT_FROM_CLIENT = frozenset(
+    {
+        b"set-cookie",
+        b"set-cookie2",
+        b"alt-svc",
+        b"clear-site-data",
+        b"strict-transport-security",
+        b"refresh",
+        b"link",
+    }
+)
+
+# Names that ``read`` stores instead of, or beside, sending on.
+_NOTED = frozenset(
+    {
+        b"host",
+        b"origin",
+        b"sec-fetch-site",
+        b"content-length",
+        b"content-type",
+        b"content-encoding",
+        b"connection",
+    }
+)
+_NOTED |= frozenset(
+    {b"accept", b"anthropic-version", b"access-control-request-method", b"access-control-request-headers"}
+)
+_NOTED |= frozenset({PROXY_KEY, PROXY_PROJECT, METADATA, *CREDENTIALS})
+_SINGLE = frozenset({b"host", b"origin", b"content-length", PROXY_KEY, PROXY_PROJECT, METADATA, *CREDENTIALS})
+_STOPPED = _HOP_BY_HOP | _KEPT_FROM_LAVA | frozenset(CREDENTIALS)
+
+
+class Received:
+    """The headers of one request, sorted: ``noted`` by name (lower case), ``repeated`` names that may stand only once but
+    came twice, and ``onward``, the pairs that may travel to Lava."""
+
+    __slots__ = ("noted", "onward", "repeated")
+
+    def __init__(self, noted: dict[bytes, bytes], repeated: tuple[bytes, ...], onward: Pairs) -> None:
+        self.noted = noted
+        self.repeated = repeated
+        self.onward = onward
+
+    def get(self, name: bytes) -> bytes | None:
+        """The (first) value of a noted header."""
+        return self.noted.get(name)
+
+
+def read(headers: Iterable[tuple[bytes, bytes]]) -> Received:
+    """Sort the headers of a request (names in lower case, as ASGI has them). Never raises."""
+    noted: dict[bytes, bytes] = {}
+    repeated: tuple[bytes, ...] = ()
+    onward: Pairs = []
+    for pair in headers:
+        name = pair[0]
+        if name in _NOTED:
+            if name in noted:
+                if name in _SINGLE:
+                    repeated += (name,)
+                elif name == b"connection":
+                    noted[name] += b"," + pair[1]
+            else:
+                noted[name] = pair[1]
+        if name in _STOPPED or b"_" in name:
+            continue
+        if name.startswith((b"x-lava-", b"x-forwarded-")):
+            continue
+        onward.append(pair)
+    nominated = noted.get(b"connection")
+    if nominated is not None and nominated.lower() not in (b"keep-alive", b"close"):
+        # Before our own headers are set, so that a client can never nominate those away.
+        drop = _tokens(nominated)
+        onward = [pair for pair in onward if pair[0] not in drop]
+        for name in drop & {METADATA, b"anthropic-version"}:
+            noted.pop(name, None)
+    return Received(noted, repeated, onward)
+
+
+def _tokens(value: bytes) -> set[bytes]:
+    return {token.strip().lower() for token in value.split(b",")}
+
+
+def to_lava(received: Received, host: bytes, authorization: bytes | None, extra: Pairs) -> Pairs:
+    """The headers of the outgoing request: ours first, then what may travel of the client's.
+
+    ``authorization`` is the whole value (``Bearer …``); ``extra`` are further headers of ours. Framing headers are the
+    engine's.
+    """
+    out: Pairs = [(b"host", host)]
+    if authorization is not None:
+        out.append((b"authorization", authorization))
+    out += extra
+    out += received.onward
+    return out
+
+
+def without(pairs: Pairs, name: bytes) -> Pairs:
+    """``pairs`` without one name."""
+    return [pair for pair in pairs if pair[0] != name]
+
+
+def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> Pairs:
+    """What may travel of an upstream's response headers, names in lower case.
+
+    ``keep_length`` says whether ``content-length`` frames the body that is sent on; equal duplicates of it become one.
+    """
+    onward: Pairs = []
+    nominated: set[bytes] = set()
+    length_seen = not keep_length
+    date_seen = server_seen = False
+    for raw, value in headers:
+        name = raw.lower()
+        if name in _HOP_BY_HOP:
+            if name == b"connection":
+                nominated |= _tokens(value)
+            continue
+        if name in _KEPT_FROM_CLIENT or name.startswith((b"access-control-", b"x-lava-proxy-")):
+            continue
+        if name == b"content-length":
+            if length_seen:
+                continue
+            length_seen = True
+        elif name == b"date":
+            if date_seen:
+                continue
+            date_seen = True
+        elif name == b"server":
+            if server_seen:
+                continue
+            server_seen = True
+        onward.append((name, value))
+    nominated -= {b"keep-alive", b"close", b"content-length", b"content-type", b"content-encoding", b""}
+    if nominated:
+        onward = [pair for pair in onward if pair[0] not in nominated]
+    return onward
+
+
+# --- x-lava-metadata -------------------------------------------------------------------------------------------------
+
+_KEY = re.compile(r"[A-Za-z0-9_]{1,255}\Z")
+MAX_PAIRS = 100
+
+
+def merge_metadata(client: bytes | None, project: Mapping[str, str]) -> bytes | None:
+    """The value of ``x-lava-metadata`` to send, or ``None``: the client's pairs under the project's, which win.
+
+    Lava's limits: at most 100 pairs, keys of ASCII letters, digits and underscore, keys and values of 1 to 255
+    characters. Raises ``Fault`` ``bad_request`` when the client's header breaks them. Every character beyond ASCII is
+    escaped: a header is no place for UTF-8.
+    """
+    pairs: dict[str, str] = {}
+    if client is not None:
+        pairs = _parse_metadata(client)
+    pairs.update(project)
+    if len(pairs) > MAX_PAIRS:
+        raise _bad_metadata(f"together with the project's own it has more than {MAX_PAIRS} pairs")
+    return json.dumps(pairs, separators=(",", ":")).encode("ascii") if pairs else None
+
+
+def _parse_metadata(value: bytes) -> dict[str, str]:
+    try:
+        document: Any = json.loads(value)
+    except (ValueError, RecursionError):
+        raise _bad_metadata("it is not JSON") from None
+    if not isinstance(document, dict):
+        raise _bad_metadata("it is not a JSON object")
+    if len(document) > MAX_PAIRS:
+        raise _bad_metadata(f"it has more than {MAX_PAIRS} pairs")
+    for key, entry in document.items():
+        if not _KEY.match(key):
+            raise _bad_metadata(
+                "a key has other characters than ASCII letters, digits and underscore, or is not 1 to 255 long"
+            )
+        if not isinstance(entry, str) or not 1 <= len(entry) <= 255:
+            raise _bad_metadata("a value is not a string of 1 to 255 characters")
+    return document
+
+
+def _bad_metadata(why: str) -> Fault:
+    return Fault(
+        "bad_request",
+        f"The header x-lava-metadata cannot be sent: {why}.",
+        'Send a JSON object of strings, such as {"team": "web"}, or leave the header out.',
+    )

@@ -1,0 +1,456 @@
+"""From a request to a ``Route``: pure decisions over raw bytes.
+
+Two steps, because ``model`` may stand in a body that is not read yet: ``locate`` says what kind of address this is
+(``Place``), ``route`` says where it goes. The raw bytes of the path are what is routed and what is forwarded; nothing is
+ever decoded and encoded again. The host of the target is the provider's own, always: a path is only appended after a
+literal ``/`` to a base address that was fixed before the request came.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_from_bytes, unquote, unquote_plus
+
+from proxy import providers
+from proxy.dialects import GOOGLE_VERSIONS, OPENAI_WORDS, Dialect, Ending, ending_of
+from proxy.errors import Fault
+from proxy.providers import Provider
+from proxy.settings import Project, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
+IMPLICIT_PROJECT = "default"
+
+# What encodeURIComponent leaves alone beside letters and digits (ECMA-262, 19.2.6.4).
+_URI_COMPONENT = "!~*'()-_."
+
+_BAD_BYTE = re.compile(rb"[\x00-\x20\x7f-\xff\\#]|%(?![0-9A-Fa-f]{2})|%[01][0-9A-Fa-f]|%7[Ff]|%5[Cc]")
+_DOT_SEGMENT = re.compile(rb"(?:^|/)(?:\.|%2[eE]){1,2}(?=/|$)")
+_VERSION = re.compile(rb"v\d+[a-z]*\d*\Z")
+
+_BUILT_IN_MODELS: tuple[tuple[str, str], ...] = (
+    ("claude-", "anthropic"),
+    ("gemini-", "google"),
+    *(
+        (prefix, "openai")
+        for prefix in ("gpt-", "chatgpt-", "o1", "o3", "o4", "text-embedding-", "dall-e-", "gpt-image-")
+    ),
+    *((prefix, "openai") for prefix in ("tts-", "whisper-", "omni-moderation-")),
+    *((prefix, "mistral") for prefix in ("mistral-", "codestral-", "ministral-", "pixtral-")),
+    ("deepseek-", "deepseek"),
+    ("grok-", "xai"),
+    ("command-", "cohere"),
+    *((prefix, "moonshot") for prefix in ("kimi-", "moonshot-")),
+)
+"""Prefixes of model names and their provider, for names that nothing in the configuration claims."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Everything routing needs of one configuration."""
+
+    providers: Mapping[bytes, Provider]
+    dialects: Mapping[bytes, Dialect]
+    projects: Mapping[str, Project]
+    default_project: str | None
+    aliases: Mapping[str, str]
+    patterns: tuple[tuple[re.Pattern[str], str], ...]
+    names: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def of(cls, settings: Settings) -> Table:
+        """The table of these settings."""
+        table: dict[str, Provider] = dict(providers.BUILTIN)
+        for name, custom in settings.providers.items():
+            table[name] = Provider(name, custom.base_url, Dialect(custom.dialect), custom.via)
+        for alias, name in providers.ALIASES.items():
+            table.setdefault(alias, table[name])
+        by_bytes = {name.encode("ascii"): provider for name, provider in table.items()}
+        projects = dict(settings.projects) or {IMPLICIT_PROJECT: Project()}
+        default = settings.default_project or (next(iter(projects)) if len(projects) == 1 else None)
+        aliases: dict[str, str] = {}
+        patterns: list[tuple[re.Pattern[str], str]] = []
+        for name, targets in settings.models.items():
+            if "*" in name:
+                pattern = ".*".join(re.escape(piece) for piece in name.split("*"))
+                patterns.append((re.compile(pattern + r"\Z", re.DOTALL), targets[0]))
+            else:
+                aliases[name] = targets[0]
+        return cls(
+            by_bytes,
+            {name: provider.dialect for name, provider in by_bytes.items()},
+            projects,
+            default,
+            aliases,
+            tuple(patterns),
+            tuple(table),
+        )
+
+    def provider(self, name: str) -> Provider | None:
+        """The provider of this name, or ``None``."""
+        return self.providers.get(name.encode("utf-8", "surrogatepass"))
+
+
+class Kind(Enum):
+    """What an address asks for."""
+
+    PROVIDER = "provider"  # a provider by name
+    MODEL = "model"  # a provider to be found by the model's name
+    CATALOG = "catalog"  # the list of models, answered here
+    INFO = "info"  # a bare base address: what is this?
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What an address says by itself. ``rest`` is the raw remainder without a leading slash."""
+
+    kind: Kind
+    dialect: Dialect
+    rest: bytes = b""
+    project: str | None = None
+    provider: Provider | None = None
+    model: str | None = None
+    """A model that stands in the path (``GET /v1/models/<model>``)."""
+
+    @property
+    def reads_body(self) -> bool:
+        """Whether the body has to be looked into for ``model``."""
+        return self.kind is Kind.MODEL and self.model is None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes: ``target`` is the request target below Lava's base path (``b"forward?u=…"``)."""
+
+    project: str
+    provider: Provider
+    dialect: Dialect
+    ending: Ending
+    target: bytes
+    model: str | None = None
+    replace: str | None = None
+    """The name that has to stand in the body in place of the client's, or ``None``."""
+
+    @property
+    def wants_anthropic_version(self) -> bool:
+        """Anthropic refuses requests without ``anthropic-version``; Lava passes what it gets."""
+        return self.provider.dialect is Dialect.ANTHROPIC
+
+
+def check_target(path: bytes) -> None:
+    """Refuse a raw path that two programs could read in two ways. Raises ``Fault`` ``bad_target``."""
+    bad = _BAD_BYTE.search(path)
+    if bad is not None:
+        raise _bad_target("a control character, a backslash, a bare non-ASCII byte or a broken % escape")
+    if _DOT_SEGMENT.search(path) is not None:
+        raise _bad_target('a segment "." or ".."')
+
+
+def _bad_target(what: str) -> Fault:
+    return Fault(
+        "bad_target",
+        f"The address has {what} in its path.",
+        "Send the plain address, with other characters percent-encoded.",
+    )
+
+
+def locate(method: str, path: bytes, headers: Mapping[bytes, bytes], table: Table) -> Place:
+    """What the raw ``path`` asks for.
+
+    ``headers`` (lower-case names) decide only the dialect of ``GET /v1/models``. Raises ``Fault`` ``method_not_allowed``,
+    ``bad_target``, ``provider_not_found`` or ``path_not_found``.
+    """
+    if method not in METHODS:
+        raise Fault(
+            "method_not_allowed",
+            f"The method {method[:20]} is not served here.",
+            "Use GET, HEAD, POST, PUT, PATCH or DELETE.",
+            headers=[(b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE")],
+        )
+    check_target(path)
+    project: str | None = None
+    first, rest = _word(path)
+    if first == b"p":
+        named, rest = _word(rest)
+        if not named:
+            raise _no_path(path, "Put the project's name after /p/, as in /p/website/v1.")
+        project = unquote(named.decode("ascii")) if b"%" not in named else named.decode("ascii")
+        first, rest = _word(rest)
+    if not first:
+        return _info(method, path, project)
+    provider = table.providers.get(first)
+    if provider is not None:
+        return _at_provider(method, path, project, provider, rest)
+    words = [word for word in rest.split(b"/") if word]
+    if first == b"v1":
+        return _under_v1(method, path, project, words, headers)
+    if first in GOOGLE_VERSIONS or (first == b"upload" and words and _VERSION.match(words[0])):
+        if first != b"upload" and not words:
+            return _info(method, path, project)
+        return _at_google(project, b"/".join([first, *words]), table)
+    if first in OPENAI_WORDS and (words or first not in (b"chat", b"images", b"audio")):
+        return _by_model(method, project, [first, *words], headers)
+    raise _unknown(path, first, words, table)
+
+
+def _word(path: bytes) -> tuple[bytes, bytes]:
+    """The first word of ``path`` (doubled slashes forgiven) and what follows its slash."""
+    word, _, rest = path.lstrip(b"/").partition(b"/")
+    return word, rest
+
+
+def _info(method: str, path: bytes, project: str | None, provider: Provider | None = None) -> Place:
+    if method not in ("GET", "HEAD"):
+        raise _no_path(path, "This is a base URL: append an endpoint, such as /v1/chat/completions.")
+    return Place(Kind.INFO, Dialect.OPENAI, project=project, provider=provider)
+
+
+def _at_provider(method: str, path: bytes, project: str | None, provider: Provider, rest: bytes) -> Place:
+    rest = rest.lstrip(b"/")
+    if provider.dialect is Dialect.OPENAI:
+        own = _path_of(provider.base_url)
+        if own and (rest == own or rest.startswith(own + b"/")):
+            rest = rest[len(own) :].lstrip(b"/")
+        elif rest == b"v1" or rest.startswith(b"v1/"):
+            rest = rest[2:].lstrip(b"/")
+    if not rest:
+        return _info(method, path, project, provider)
+    if b"messages" in rest.split(b"/")[:2]:
+        dialect = Dialect.ANTHROPIC
+    elif provider.dialect is Dialect.GOOGLE and b"openai" in rest.split(b"/")[:2]:
+        dialect = Dialect.OPENAI
+    else:
+        dialect = Dialect.OPENAI if provider.dialect is Dialect.OTHER else provider.dialect
+    return Place(Kind.PROVIDER, dialect, rest, project, provider)
+
+
+def _under_v1(
+    method: str, path: bytes, project: str | None, words: list[bytes], headers: Mapping[bytes, bytes]
+) -> Place:
+    while words[:1] == [b"v1"]:  # a base URL with /v1, given to a tool that adds its own
+        words = words[1:]
+    if not words:
+        return _info(method, path, project)
+    return _by_model(method, project, words, headers)
+
+
+def _by_model(method: str, project: str | None, words: list[bytes], headers: Mapping[bytes, bytes]) -> Place:
+    rest = b"/".join(words)
+    if words[0] == b"messages":
+        return Place(Kind.MODEL, Dialect.ANTHROPIC, rest, project)
+    if words[0] == b"models":
+        if len(words) > 1 and method == "POST" and b":" in words[-1]:
+            return _at_google(project, b"v1/" + rest, None)
+        dialect = Dialect.ANTHROPIC if b"anthropic-version" in headers else Dialect.OPENAI
+        if len(words) == 1 and method in ("GET", "HEAD"):
+            return Place(Kind.CATALOG, dialect, rest, project)
+        if len(words) > 1:
+            named = unquote(rest.partition(b"/")[2].decode("ascii"))
+            return Place(Kind.MODEL, dialect, rest, project, model=named)
+    return Place(Kind.MODEL, Dialect.OPENAI, rest, project)
+
+
+def _at_google(project: str | None, rest: bytes, table: Table | None) -> Place:
+    words = rest.split(b"/")
+    provider = (table.providers[b"google"] if table is not None else None) or providers.BUILTIN["google"]
+    dialect = Dialect.OPENAI if words[1:2] == [b"openai"] else Dialect.GOOGLE
+    return Place(Kind.PROVIDER, dialect, rest, project, provider)
+
+
+def _path_of(base_url: str) -> bytes:
+    return base_url.partition("://")[2].partition("/")[2].encode("ascii")
+
+
+# --- refusals with the right address in them -------------------------------------------------------------------------
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like ``name``, or ``None`` where none is like it."""
+    from difflib import get_close_matches
+
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    found = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None
+
+
+def _no_path(path: bytes, hint: str) -> Fault:
+    return Fault("path_not_found", f"Nothing is served at {path.decode('ascii', 'replace')[:200]}.", hint)
+
+
+def _unknown(path: bytes, first: bytes, words: list[bytes], table: Table) -> Fault:
+    name = first.decode("ascii", "replace")[:100]
+    if first == b"messages":
+        return _no_path(path, "Anthropic's endpoint is /v1/messages; give the tool the base URL without /v1.")
+    if first in OPENAI_WORDS:
+        return _no_path(path, f"OpenAI's endpoints begin with /v1, as in /v1/{name}/…")
+    if _VERSION.match(first) or first == b"upload":
+        return _no_path(
+            path,
+            "Use /v1 for OpenAI's and Anthropic's interface, /v1beta for Google's, or put a provider in front.",
+        )
+    close = nearest(name, table.names)
+    if not words and close is None:
+        return _no_path(path, "Use /v1 as the base URL, or /<provider>/v1 for one provider.")
+    meant = f' Did you mean "{close}"?' if close else ""
+    return Fault(
+        "provider_not_found",
+        f'There is no provider "{name}".{meant}',
+        f"Use /{close or 'openai'}/v1, or add [providers.{name}] to the configuration."
+        if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name)
+        else f"Use /{close or 'openai'}/v1 as the base URL.",
+    )
+
+
+def choose_project(bound: str | None, in_path: str | None, in_header: bytes | None, table: Table) -> str:
+    """The project of a request: the local key's own, the path's, the header's, the default one.
+
+    ``bound`` is the project that the local key belongs to. Raises ``Fault`` ``project_not_allowed`` (a bound key elsewhere,
+    whether that project exists or not) or ``project_not_found``.
+    """
+    asked = in_path if in_path is not None else in_header.decode("utf-8", "replace") if in_header is not None else None
+    if bound is not None:
+        if asked is not None and asked != bound:
+            raise Fault(
+                "project_not_allowed",
+                f'This local key belongs to project "{bound}" and cannot be used for another one.',
+                f"Leave the project out of the address, use /p/{bound}, or use the other project's key.",
+            )
+        return bound
+    if asked is not None:
+        if asked in table.projects:
+            return asked
+        close = nearest(asked, table.projects)
+        raise Fault(
+            "project_not_found",
+            f'There is no project "{asked[:100]}".' + (f' Did you mean "{close}"?' if close else ""),
+            f"Configured projects: {_listed(table.projects)}.",
+        )
+    if table.default_project is not None:
+        return table.default_project
+    raise Fault(
+        "project_not_found",
+        f"No project was chosen, and there are several: {_listed(table.projects)}.",
+        "Use /p/<project>/v1 as the base URL, that project's local key, or set default_project.",
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = list(names)
+    return ", ".join(shown[:20]) + (" …" if len(shown) > 20 else "")
+
+
+# --- where it goes ---------------------------------------------------------------------------------------------------
+
+
+def route(method: str, place: Place, query: bytes, project_name: str, model: str | None, table: Table) -> Route:
+    """The route of a located request; ``model`` is what its body says (``None``: nothing readable).
+
+    ``query`` is raw, without ``?``. Raises ``Fault`` ``crossing_unsupported``.
+    """
+    if place.provider is not None:
+        url = _target_url(place.provider, place.rest, query)
+        ending = ending_of(place.rest)
+        return Route(project_name, place.provider, place.dialect, ending, _forward(url))
+
+    project = table.projects[project_name]
+    model = place.model if place.model is not None else model
+    provider, name = _by_name(model, place.dialect, project, table)
+    rest = place.rest
+    ending = ending_of(rest)
+    if project.spend_key is not None and method == "POST" and rest in (b"chat/completions", b"messages"):
+        # Lava's own endpoints take the provider's prefix in the model: only an alias is expanded there.
+        expanded = table.aliases.get(model) if model is not None else None
+        target = rest + _question(_less(query, _LAVAS_OWN))
+        return Route(project_name, provider, place.dialect, ending, target, model, expanded)
+
+    replace = name if name != model else None
+    if place.model is not None and replace is not None:
+        rest, replace = b"models/" + quote(replace, safe=_URI_COMPONENT + "/").encode("ascii"), None
+    if provider.name == "google" and place.dialect is not Dialect.GOOGLE:
+        provider = table.providers[b"googleOpenaiCompatible"]
+    if provider.dialect is place.dialect:
+        url = provider.base_url.encode("ascii") + b"/" + rest + _question(_less(query, _KEY_ONLY))
+        return Route(project_name, provider, place.dialect, ending, _forward(url), model, replace)
+    crossing = _CROSSINGS.get((method, place.dialect, rest, provider.dialect))
+    if crossing is None:
+        raise Fault(
+            "crossing_unsupported",
+            f'Provider "{provider.name}" does not speak the interface of /v1/{rest.decode("ascii")[:100]}, and Lava translates '
+            "only chat completions and messages into each other.",
+            f"Use {provider.name}'s own interface at /{provider.name}, or a model of a provider that speaks this one.",
+        )
+    target = (
+        b"rewrite/" + place.dialect.value.encode("ascii") + b"/" + provider.base_url.encode("ascii") + b"/" + crossing
+    )
+    return Route(project_name, provider, place.dialect, ending, target, model, replace)
+
+
+_CROSSINGS: Mapping[tuple[str, Dialect, bytes, Dialect], bytes] = {
+    ("POST", Dialect.OPENAI, b"chat/completions", Dialect.ANTHROPIC): b"messages",
+    ("POST", Dialect.ANTHROPIC, b"messages", Dialect.OPENAI): b"chat/completions",
+}
+"""(method, client's dialect, endpoint, provider's dialect) -> the endpoint at the provider."""
+
+
+def _by_name(model: str | None, dialect: Dialect, project: Project, table: Table) -> tuple[Provider, str | None]:
+    """The provider that a model's name means, and the name it has there."""
+    fallback = table.providers[b"anthropic" if dialect is Dialect.ANTHROPIC else b"openai"]
+    own = table.provider(project.default_provider) if project.default_provider is not None else None
+    own = own if own is not None and own.dialect is dialect else None
+    if model is None:
+        return own or fallback, None
+    expanded = table.aliases.get(model, model)
+    prefix, slash, name = expanded.partition("/")
+    if slash and name:
+        provider = table.provider(prefix)
+        if provider is not None:
+            return provider, name
+    for pattern, provider_name in table.patterns:
+        if pattern.match(model):
+            provider = table.provider(provider_name)
+            if provider is not None:
+                return provider, model
+    if own is not None:
+        return own, model
+    for start, provider_name in _BUILT_IN_MODELS:
+        if model.startswith(start):
+            return table.providers[provider_name.encode("ascii")], model
+    return fallback, model
+
+
+def _target_url(provider: Provider, rest: bytes, query: bytes) -> bytes:
+    """The whole URL at the provider: base address and ``rest``, or, where another dialect's rest begins with a version, the
+    provider's host and ``rest``."""
+    base = provider.base_url.encode("ascii")
+    if provider.dialect is not Dialect.OPENAI:
+        words = rest.split(b"/", 2)
+        versioned = _VERSION.match(words[0]) or (words[0] == b"upload" and len(words) > 1 and _VERSION.match(words[1]))
+        if versioned:
+            scheme, _, host = base.partition(b"://")
+            base = scheme + b"://" + host.partition(b"/")[0]
+    return base + b"/" + rest + _question(_less(query, _KEY_ONLY))
+
+
+def _forward(url: bytes) -> bytes:
+    return b"forward?u=" + quote_from_bytes(url, safe=_URI_COMPONENT).encode("ascii")
+
+
+_KEY_ONLY = frozenset({"key"})
+_LAVAS_OWN = frozenset({"key", "u", "metadata"})
+
+
+def _less(query: bytes, names: frozenset[str]) -> bytes:
+    """``query`` without the items of these names (compared decoded), every other byte as it came."""
+    if not query:
+        return query
+    kept = [item for item in query.split(b"&") if unquote_plus(item.partition(b"=")[0].decode("latin-1")) not in names]
+    return b"&".join(kept)
+
+
+def _question(query: bytes) -> bytes:
+    return b"?" + query if query else b""

@@ -1,0 +1,305 @@
+"""Rules between keys, and the secrets put in their place: what can be judged before the shapes are checked.
+
+Both look at merged tables (`sources.Table`) whose shapes nobody has checked yet, so they take nothing for
+granted, and both go on after a fault. What belongs to one key alone is a validator in `settings`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from proxy.providers import ALIASES, BUILTIN
+from proxy.redaction import Secret
+from proxy.references import Unreadable, is_reference, locate, resolve
+from proxy.sources import did_you_mean, dotted, table_at
+from proxy.urls import is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from proxy.sources import Faults, Table
+    from proxy.toml_lines import Where
+
+MIN_LOCAL_KEY = 16
+
+# First words of our own addresses: a provider of that name could not be reached.
+RESERVED = frozenset(
+    {
+        *("v1", "v1alpha", "v1beta", "upload", "p", "healthz", "readyz", "metrics", "dashboard", "api"),
+        *("chat", "completions", "responses", "embeddings", "models", "images", "audio", "moderations"),
+        *("files", "batches"),
+    }
+)
+
+_NAME = re.compile(r"(?!.*__)[a-z0-9][a-z0-9_-]{0,63}")
+_ALIAS = re.compile(r"(?!.*__)[a-z0-9][a-z0-9_.:-]{0,63}")
+_PATTERN = re.compile(r"(?!.*__)[a-z0-9*][a-z0-9_.:*-]{0,63}")
+_NAME_RULE = "a to z, 0 to 9, - and _ (no __), at most 64, the first a letter or a digit"
+_MINTING = ("connection_id", "customer_id", "meter", "byok", "disable_billing", "secret_key")
+
+_ANY_CHARACTER = re.compile(r".+", re.DOTALL)
+_NO_CONTROL = re.compile(r"[^\x00-\x1f\x7f]+")
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
+
+
+class Secrets:
+    """Puts a `Secret` where a key or a reference to one was written."""
+
+    def __init__(self, environ: Mapping[str, str], faults: Faults, warnings: list[str]) -> None:
+        self.environ = environ
+        self.faults = faults
+        self.warnings = warnings
+        self.local: dict[Secret, Where] = {}
+        self.literal: list[Where] = []
+
+    def resolve(self, data: Table) -> None:
+        sources = self.faults.sources
+        lava = table_at(data, "lava")
+        if "secret_key" in lava:
+            self._one(lava, "secret_key", ("lava", "secret_key"), _NO_CONTROL)
+        elif self.environ.get("LAVA_SECRET_KEY") and isinstance(data.setdefault("lava", {}), dict):
+            self._default_key(data["lava"], self.environ["LAVA_SECRET_KEY"])
+        self._local_keys(table_at(data, "server"), ("server", "keys"))
+        for name, project in table_at(data, "projects").items():
+            above: Where = ("projects", name)
+            self._local_keys(table_at(project), (*above, "keys"))
+            for key, allowed in (
+                ("secret_key", _NO_CONTROL),
+                ("forward_token", _VISIBLE),
+                ("spend_key", _VISIBLE),
+            ):
+                if key in table_at(project):
+                    self._one(project, key, (*above, key), allowed)
+            byok = table_at(project, "byok")
+            for provider in byok:
+                if byok[provider] != "client":
+                    # Any character: it travels inside the token, and some providers' keys are JSON.
+                    self._one(byok, provider, (*above, "byok", provider), _ANY_CHARACTER)
+        proxy = table_at(data, "upstream").get("proxy")
+        if isinstance(proxy, str) and "@" in proxy and sources.says(("upstream", "proxy")) == "file":
+            self.literal.append(("upstream", "proxy"))
+        self._paths(data)
+        self._refuse_open_file()
+
+    def _default_key(self, lava: Table, value: str) -> None:
+        # Only this default may be absent; when it is there it is a key like any other.
+        if _NO_CONTROL.fullmatch(value):
+            lava["secret_key"] = Secret(value)
+        else:
+            self.faults.add_variable(
+                "LAVA_SECRET_KEY", "must not hold control characters (a line end, perhaps)"
+            )
+
+    def _local_keys(self, table: Table, where: Where) -> None:
+        keys = table.get("keys")
+        if not isinstance(keys, list | tuple):
+            if isinstance(keys, str):
+                self.faults.add(where, 'must be a list: keys = ["…"]; in a variable it is written as JSON')
+            return
+        table["keys"] = keys = list(keys)
+        for index in range(len(keys)):
+            place = (*where, index)
+            value = self._one(keys, index, place, _VISIBLE)
+            if value is None:
+                continue
+            if len(value) < MIN_LOCAL_KEY:
+                self.faults.add(
+                    place, f"is shorter than {MIN_LOCAL_KEY} characters, easy to guess: take a longer key"
+                )
+            elif Secret(value) in self.local:
+                first = dotted(self.local[Secret(value)])
+                self.faults.add(
+                    place, f"is the same key as {first}: each local key selects one thing, make another"
+                )
+            else:
+                self.local[Secret(value)] = place
+
+    def _one(self, holder: Any, key: str | int, where: Where, allowed: re.Pattern[str]) -> str | None:
+        """Resolve ``holder[key]`` in place; the value, or None after a fault."""
+        written = holder[key]
+        # A stand-in, so that later looks see a secret and do not complain a second time.
+        holder[key] = Secret("")
+        if not isinstance(written, str):
+            self.faults.add(where, "must be a string: a key, env:NAME, file:PATH or keyring:SERVICE/USER")
+            return None
+        try:
+            value, warning = resolve(written, self._base(where), self.environ)
+        except Unreadable as error:
+            self.faults.add(where, f"cannot be resolved: {error}")
+            return None
+        if warning is not None:
+            self.warnings.append(warning)
+        if not value:
+            self.faults.add(where, "is empty: write a key, or leave it out")
+            return None
+        if not allowed.fullmatch(value):
+            kind = "spaces, control or non-ASCII" if allowed is _VISIBLE else "control"
+            self.faults.add(
+                where, f"holds {kind} characters, which cannot stand in an HTTP header (a line end, perhaps)"
+            )
+            return None
+        holder[key] = Secret(value)
+        if not is_reference(written) and self.faults.sources.says(where) == "file":
+            self.literal.append(where)
+        return value
+
+    def _base(self, where: Where) -> Path:
+        """Where a relative path starts: beside the file that holds it, else in the working directory."""
+        sources = self.faults.sources
+        if sources.path is not None and sources.says(where) == "file":
+            return sources.path.parent
+        return Path.cwd()
+
+    def _paths(self, data: Table) -> None:
+        for section, key in (("upstream", "ca_file"), ("server", "unix_socket"), ("log", "file")):
+            written = table_at(data, section).get(key)
+            if isinstance(written, str) and written:
+                data[section][key] = str(locate(written, self._base((section, key)), self.environ))
+
+    def _refuse_open_file(self) -> None:
+        sources = self.faults.sources
+        if self.literal and sources.file is not None and sources.file.readable_by_others:
+            self.faults.add(
+                self.literal[0],
+                "is a secret written into a file that group or others may read "
+                f"(mode {sources.file.mode:04o}): chmod 600 {sources.path}, or write a reference "
+                "(env:NAME, file:PATH, keyring:SERVICE/USER)",
+            )
+
+
+class Rules:
+    """What one key asks of another."""
+
+    def __init__(self, data: Table, faults: Faults) -> None:
+        self.data = data
+        self.say = faults.add
+        self.providers = {*BUILTIN, *ALIASES, *table_at(data, "providers")}
+
+    def check(self) -> None:
+        projects = table_at(self.data, "projects")
+        for name in projects:
+            if not _NAME.fullmatch(name):
+                self.say(("projects", name), f"is not a name for a project: {_NAME_RULE}")
+            self._project(name, table_at(projects, name))
+        self._default_project(projects)
+        for name in table_at(self.data, "providers"):
+            self._provider_name(name)
+        for name, target in table_at(self.data, "models").items():
+            self._model(name, target)
+        self._bind(projects)
+
+    def _project(self, name: str, project: Table) -> None:
+        here: Where = ("projects", name)
+        for payer in ("connection_id", "customer_id"):
+            if payer in project and "meter" not in project:
+                self.say((*here, payer), f'needs a meter beside it: add meter = "…" to [projects.{name}]')
+        if "connection_id" in project and "customer_id" in project:
+            self.say(
+                (*here, "customer_id"),
+                "stands beside connection_id: both name the customer, keep one of them",
+            )
+        if "disable_billing" in project and not ("customer_id" in project and "meter" in project):
+            instead = " instead of connection_id" if "connection_id" in project else ""
+            self.say(
+                (*here, "disable_billing"),
+                f"needs customer_id and meter: write customer_id{instead} (only such tokens have that "
+                "field), or leave it out",
+            )
+        for ready in ("forward_token", "spend_key"):
+            beside = [key for key in _MINTING if key in project]
+            if ready in project and beside:
+                self.say(
+                    (*here, ready),
+                    f"stands beside {', '.join(beside)}: a ready credential already says who pays, "
+                    "keep one or the other",
+                )
+        if "forward_token" in project and "spend_key" in project:
+            self.say((*here, "spend_key"), "stands beside forward_token: keep one of them")
+        byok = project.get("byok")
+        if isinstance(byok, str) and byok != "client":
+            self.say((*here, "byok"), 'must be "client" or a table of provider = key')
+        for provider in table_at(project, "byok"):
+            self._known((*here, "byok", provider), provider)
+        for alias, other in ALIASES.items():
+            if alias in table_at(project, "byok") and other in table_at(project, "byok"):
+                self.say((*here, "byok", alias), f"is another name of {other}: keep one of them")
+        if isinstance(project.get("default_provider"), str):
+            self._known((*here, "default_provider"), project["default_provider"])
+
+    def _known(self, where: Where, provider: str) -> None:
+        if provider not in self.providers:
+            self.say(where, f"no provider has this name{did_you_mean(provider, self.providers)}")
+
+    def _default_project(self, projects: Table) -> None:
+        chosen = self.data.get("default_project")
+        if not isinstance(chosen, str) or chosen in (projects or {"default"}):
+            return
+        hint = did_you_mean(chosen, projects) or f"; add [projects.{chosen}] or leave default_project out"
+        self.say(("default_project",), f"no project has this name{hint}")
+
+    def _provider_name(self, name: str) -> None:
+        here: Where = ("providers", name)
+        if not _NAME.fullmatch(name):
+            self.say(here, f"is not a name for a provider: {_NAME_RULE}")
+        elif name in RESERVED:
+            self.say(
+                here,
+                f"is an address of our own (/{name}), the provider could not be reached: take another name",
+            )
+        elif name in {known.lower() for known in (*BUILTIN, *ALIASES)}:
+            self.say(
+                here,
+                "is a built-in provider, and one name must not mean two places: "
+                f"take another name, such as my-{name}",
+            )
+
+    def _model(self, name: str, target: object) -> None:
+        here: Where = ("models", name)
+        is_pattern = "*" in name
+        if not (_PATTERN if is_pattern else _ALIAS).fullmatch(name):
+            self.say(here, f"is not a name for a model: {_NAME_RULE}; also . and : (and * in a pattern)")
+        if isinstance(target, dict):
+            self.say(
+                here,
+                'must be a string or a list of strings (a name with a dot stands in quotes: "gpt-4.1" = …)',
+            )
+        elif isinstance(target, list | tuple) and not target:
+            self.say(here, 'names nothing: write "provider/model"')
+        elif isinstance(target, list | tuple) and is_pattern:
+            self.say(here, 'a pattern names one provider, as a string: "together"')
+        elif isinstance(target, str):
+            self._target(here, target, is_pattern)
+        elif isinstance(target, list | tuple):
+            for index, each in enumerate(target):
+                if isinstance(each, str):
+                    self._target((*here, index), each, is_pattern)
+        else:
+            self.say(here, "must be a string or a list of strings")
+
+    def _target(self, where: Where, target: str, is_pattern: bool) -> None:
+        provider, slash, model = target.partition("/")
+        if is_pattern:
+            if slash:
+                self.say(
+                    where, "a pattern names a provider only, without a model: drop the / and what follows it"
+                )
+            else:
+                self._known(where, provider)
+        elif not provider or not model or not re.fullmatch(r"[\x21-\x7e]+", target):
+            self.say(where, 'must be "provider/model", such as "groq/llama-3.1-8b-instant"')
+        else:
+            self._known(where, provider)
+
+    def _bind(self, projects: Table) -> None:
+        hosts = table_at(self.data, "server").get("host", ())
+        hosts = (hosts,) if isinstance(hosts, str) else hosts if isinstance(hosts, list | tuple) else ()
+        beyond = [host for host in hosts if isinstance(host, str) and not is_loopback(host.strip("[]"))]
+        tables = [table_at(self.data, "server"), *(table_at(projects, name) for name in projects)]
+        if beyond and not any(table.get("keys") for table in tables):
+            self.say(
+                ("server", "host"),
+                "reaches beyond this machine, but no local key is configured, so anybody there could spend "
+                'your money: add keys = ["env:NAME"] to [server] or to a project, or bind to 127.0.0.1',
+            )

@@ -1,0 +1,452 @@
+"""What the user said, as one frozen value: models with the configuration's keys, and `load` to fill them.
+
+Theory. The three sources are merged as plain tables (flag > environment > file), and then looked at four
+times, each look reporting all it finds: unknown keys (`sources.prune`), secrets, which are resolved in
+place (`rules.Secrets`), rules between keys (`rules.Rules`), and last the shapes and ranges that the
+models below hold. Nothing stops at the first fault, and no fault holds a value. A fault is tied to its
+place: the line of the file, the variable or the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import unquote
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from proxy.dialects import Dialect
+from proxy.providers import ALIASES
+from proxy.redaction import Secret
+from proxy.references import Unreadable, decode, read_file
+from proxy.rules import Rules, Secrets
+from proxy.sources import (
+    Faults,
+    Sources,
+    Table,
+    find_config,
+    key_tree,
+    leaves,
+    merge,
+    prune,
+    put_at,
+    read_config,
+    read_environment,
+    table_at,
+)
+from proxy.urls import Address, is_loopback, is_public_name, parse_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+MAX_CA_BYTES = 8 * 1024 * 1024
+# Linux has 108 bytes for the path of a unix socket, macOS 104, both with the closing NUL.
+MAX_SOCKET_PATH = 103
+
+_METADATA_KEY = re.compile(r"[A-Za-z0-9_]{1,255}")
+_HOST = r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+\])"
+_ALLOWED_HOST = re.compile(rf"({_HOST})(?::([0-9]{{1,5}}))?")
+_ORIGIN = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]*)://(\*|{_HOST}(?::[0-9]{{1,5}})?)")
+_PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+Seconds = Annotated[float, Strict(), Field(gt=0, le=7 * 24 * 3600, allow_inf_nan=False)]
+Count = Annotated[int, Strict(), Field(ge=1, le=2**53)]
+Switch = Annotated[bool, Strict()]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. ``faults`` has a sentence for each thing wrong, and no secret."""
+
+    def __init__(self, faults: Iterable[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(self.faults))
+
+
+def _wrong(message: str) -> PydanticCustomError:
+    """A fault found inside a validator. (By way of the context: pydantic reads braces in a message.)"""
+    return PydanticCustomError("fault", "{message}", {"message": message})
+
+
+class _Part(BaseModel):
+    # hide_input_in_errors: pydantic puts the offending value, which may be a key, into its messages.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Server(_Part):
+    """``[server]``: where we listen, and who may call."""
+
+    host: tuple[str, ...] = ("127.0.0.1", "::1")
+    port: Annotated[int, Strict(), Field(ge=0, le=65535)] = 5282
+    unix_socket: str = ""
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    keys: tuple[Secret, ...] = ()
+    max_body_bytes: Count = 52_428_800
+    max_concurrent: Count = 1000
+    drain_seconds: Seconds = 60.0
+
+    @field_validator("host", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("host")
+    @classmethod
+    def _bindable(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        if not hosts:
+            raise _wrong('names no address: write "127.0.0.1", or leave the key out')
+        plain = tuple(host.removeprefix("[").removesuffix("]") for host in hosts)
+        for host in plain:
+            if not re.fullmatch(r"[0-9A-Za-z._:%-]+", host) or (":" in host and not _is_ip(host)):
+                raise _wrong(
+                    'must be an IP address or a host name, without a port; "0.0.0.0" means every address'
+                )
+        return tuple(dict.fromkeys(plain))
+
+    @field_validator("unix_socket")
+    @classmethod
+    def _short_enough(cls, path: str) -> str:
+        if path and os.name == "nt":
+            raise _wrong("does not exist on Windows: leave it empty")
+        if "\0" in path or len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            raise _wrong(f"is too long for a unix socket (at most {MAX_SOCKET_PATH} bytes)")
+        return path
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_values(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            match = _ALLOWED_HOST.fullmatch(host)
+            if match is None or not 1 <= int(match[2] or 1) <= 65535:
+                raise _wrong('must hold names as in a Host header: "name" or "name:port", no scheme, no "*"')
+        return tuple(host.lower() for host in hosts)
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_origin(origin) for origin in origins)
+
+
+class LavaAccount(_Part):
+    """``[lava]``: the account, and where Lava is (``auto`` or an address without a slash at its end)."""
+
+    secret_key: Secret | None = None
+    base_url: str = "auto"
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if value == "auto":
+            return value
+        address = _parse(value)
+        if address.scheme == "http" and not is_loopback(address.host):
+            raise _wrong("must be https: http is for loopback hosts only, your key would travel in the clear")
+        return address.base(default_path="/v1")
+
+
+class Upstream(_Part):
+    """``[upstream]``: time limits in seconds, and the way out."""
+
+    connect: Seconds = 10.0
+    first_byte: Seconds = 600.0
+    idle: Seconds = 300.0
+    total: Seconds = 3600.0
+    write_stall: Seconds = 120.0
+    ca_file: str = ""
+    proxy: str = ""
+    """``""``, ``env`` or an address; a name and password written in it are moved to ``proxy_credentials``."""
+    http2: Switch = False
+    proxy_credentials: Secret | None = Field(default=None, exclude=True)
+    """``user:password`` as written in ``proxy`` (percent-encoded), no key of its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_credentials(cls, data: Any) -> Any:
+        proxy = data.get("proxy") if isinstance(data, dict) else None
+        if not isinstance(proxy, str) or "@" not in proxy or "://" not in proxy:
+            return data
+        scheme, _, rest = proxy.partition("://")
+        authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+        credentials = authority.rpartition("@")[0]
+        if not re.fullmatch(r"[\x21-\x7e]+", credentials):
+            return data  # refused below, as an address
+        place = rest[len(credentials) + 1 :]
+        return {**data, "proxy": f"{scheme}://{place}", "proxy_credentials": Secret(credentials)}
+
+    @field_validator("proxy")
+    @classmethod
+    def _proxy_address(cls, value: str) -> str:
+        if value in ("", "env"):
+            return value
+        address = _parse(value)
+        if address.path.strip("/"):
+            raise _wrong("must be an address without a path, such as http://proxy.example.com:3128")
+        return address.base()
+
+    @field_validator("ca_file")
+    @classmethod
+    def _certificates(cls, value: str) -> str:
+        if value:
+            _check_certificates(Path(value))
+        return value
+
+    def proxy_url(self) -> str:
+        """The proxy's address with its credentials, for the engine that dials it; never for a message."""
+        if self.proxy_credentials is None:
+            return self.proxy
+        return self.proxy.replace("://", f"://{self.proxy_credentials.reveal()}@", 1)
+
+
+class Log(_Part):
+    """``[log]``: an empty ``file`` means stderr."""
+
+    level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+    file: str = ""
+
+    @field_validator("level", "format", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+
+class Project(_Part):
+    """``[projects.NAME]``: who pays, and which local keys select it."""
+
+    connection_id: Text | None = None
+    customer_id: Text | None = None
+    meter: Text | None = None
+    disable_billing: Switch | None = None
+    keys: tuple[Secret, ...] = ()
+    metadata: dict[str, str] = {}
+    byok: dict[str, Literal["client"] | Secret] = {}
+    secret_key: Secret | None = None
+    forward_token: Secret | None = None
+    spend_key: Secret | None = None
+    default_provider: str | None = None
+
+    @field_validator("metadata")
+    @classmethod
+    def _pairs(cls, pairs: dict[str, str]) -> dict[str, str]:
+        # The limits are Lava's own.
+        if len(pairs) > 100:
+            raise _wrong(f"has {len(pairs)} pairs: at most 100 are allowed")
+        for key, value in pairs.items():
+            if not _METADATA_KEY.fullmatch(key):
+                raise _wrong(
+                    f"has a key that Lava does not take ({key[:40]!r}): use A to Z, a to z, 0 to 9 and _"
+                )
+            if not 1 <= len(value) <= 255:
+                raise _wrong(f"has a value of {len(value)} characters for {key[:40]!r}: 1 to 255 are allowed")
+        return pairs
+
+    @field_validator("byok", mode="before")
+    @classmethod
+    def _for_all(cls, value: object) -> object:
+        if value == "client":
+            return {"*": "client"}
+        if isinstance(value, dict):
+            return {ALIASES.get(name, name): key for name, key in value.items()}
+        return value
+
+    @field_validator("default_provider")
+    @classmethod
+    def _canonical(cls, name: str | None) -> str | None:
+        return None if name is None else ALIASES.get(name, name)
+
+
+class CustomProvider(_Part):
+    """``[providers.NAME]``: a provider of the user's own; ``base_url`` has no slash at its end."""
+
+    via: Literal["lava", "direct"] = "lava"
+    base_url: str
+    dialect: Dialect = Dialect.OPENAI
+
+    @field_validator("via")
+    @classmethod
+    def _by_lava(cls, via: str) -> str:
+        if via == "direct":
+            raise _wrong(
+                '"direct" comes in a later version: until then leave this provider out, or write '
+                'via = "lava" with an https address that Lava can reach'
+            )
+        return via
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str, info: ValidationInfo) -> str:
+        address = _parse(value)
+        if info.data.get("via") == "lava":
+            if address.scheme != "https":
+                raise _wrong('must be https with via = "lava": Lava calls it over the internet')
+            if not is_public_name(address.host):
+                raise _wrong(
+                    'must have a public host name with via = "lava" (no IP address, no localhost, no name '
+                    "without a dot): Lava calls it over the internet"
+                )
+        return address.base()
+
+
+class Settings(_Part):
+    """Everything, resolved. ``path`` is the file it came from; ``warnings`` are for the log at start."""
+
+    default_project: str | None = None
+    server: Server = Server()
+    lava: LavaAccount = LavaAccount()
+    upstream: Upstream = Upstream()
+    log: Log = Log()
+    projects: dict[str, Project] = {}
+    models: dict[str, tuple[str, ...]] = {}
+    providers: dict[str, CustomProvider] = {}
+    path: Path | None = Field(default=None, exclude=True)
+    warnings: tuple[str, ...] = Field(default=(), exclude=True)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _targets(cls, models: object) -> object:
+        if not isinstance(models, dict):
+            return models
+        return {
+            name: (_canonical_target(value),)
+            if isinstance(value, str)
+            else [_canonical_target(each) if isinstance(each, str) else each for each in value]
+            if isinstance(value, list | tuple)
+            else value
+            for name, value in models.items()
+        }
+
+    def secrets(self) -> Iterator[str]:
+        """Every secret value there is, for the redactor."""
+        own = [self.lava.secret_key, self.upstream.proxy_credentials, *self.server.keys]
+        for project in self.projects.values():
+            own += (project.secret_key, project.forward_token, project.spend_key, *project.keys)
+            own += (key for key in project.byok.values() if isinstance(key, Secret))
+        for secret in own:
+            if secret is not None:
+                yield secret.reveal()
+        if self.upstream.proxy_credentials is not None:
+            # The password alone too, as written and as it is sent.
+            password = self.upstream.proxy_credentials.reveal().partition(":")[2]
+            yield from {password, unquote(password)} - {""}
+
+
+def load(
+    config: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> Settings:
+    """Read the configuration: the file ``config`` (else the first of the known places), ``environ`` (else the
+    process's own) and ``flags`` (dotted keys; None means not given).
+
+    Raises ConfigError with every fault at once.
+    """
+    surroundings = os.environ if environ is None else environ
+    faults = Faults(Sources())
+    sources = faults.sources
+    warnings: list[str] = []
+    read_environment(Settings, surroundings, faults)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            where = tuple(key.split("."))
+            sources.flags.add(where)
+            put_at(sources.from_flags, where, value)
+    named = config or surroundings.get("LAVA_PROXY_CONFIG")
+    path = Path(named) if named else find_config(surroundings)
+    if path is not None:
+        read_config(path, faults, warnings)
+    if sources.broken:
+        raise ConfigError(faults.sentences())  # rules between keys would only blame what could not be read
+
+    data: Table = {}
+    for source in (sources.from_file, sources.from_environment, sources.from_flags):
+        merge(data, source)
+    prune(data, key_tree(Settings), faults)
+    Secrets(surroundings, faults, warnings).resolve(data)
+    Rules(data, faults).check()
+    if not table_at(data, "upstream").get("proxy"):
+        ignored = [name for name in _PROXY_VARIABLES if surroundings.get(name)]
+        if ignored:
+            warnings.append(
+                f"{' and '.join(ignored)} is set, but not followed: "
+                'write proxy = "env" in [upstream] to follow it'
+            )
+    settings = None
+    try:
+        settings = Settings.model_validate({**data, "path": sources.path, "warnings": tuple(warnings)})
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)
+        for detail in details:
+            faults.add_shape(detail)
+    # Raised out here, so that no exception that holds the values hangs on it as its context.
+    if faults or settings is None:
+        raise ConfigError(faults.sentences())
+    return settings
+
+
+def known_keys() -> frozenset[str]:
+    """Every key, dotted, ``*`` for a name that the user chooses: ``server.port``, ``projects.*.meter``."""
+    return frozenset(".".join(where) for where in leaves(key_tree(Settings)))
+
+
+def _parse(url: str) -> Address:
+    try:
+        return parse_address(url)
+    except ValueError as error:
+        raise _wrong(str(error)) from None
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _canonical_target(target: str) -> str:
+    provider, slash, model = target.partition("/")
+    return f"{ALIASES.get(provider, provider)}{slash}{model}"
+
+
+def _origin(written: str) -> str:
+    match = _ORIGIN.fullmatch(written)
+    if match is None:
+        raise _wrong(
+            'must hold origins as browsers send them: "https://app.example.com" or "http://localhost:3000", '
+            'without a path or a slash at the end; "scheme://*" is for schemes other than http and https'
+        )
+    scheme, host = match[1].lower(), match[2]
+    if scheme not in ("http", "https"):
+        return f"{scheme}://{host}"
+    if host == "*":
+        raise _wrong('may not hold "*" for http or https: every web page could call; list the exact origins')
+    # A browser leaves the scheme's own port out.
+    return f"{scheme}://{host.lower().removesuffix(':443' if scheme == 'https' else ':80')}"
+
+
+def _check_certificates(path: Path) -> None:
+    import ssl
+
+    try:
+        text = decode(read_file(path, MAX_CA_BYTES))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except FileNotFoundError:
+        raise _wrong("no such file") from None
+    except Unreadable as error:
+        raise _wrong(str(error)) from None
+    except (ssl.SSLError, ValueError):
+        raise _wrong("holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)") from None

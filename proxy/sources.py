@@ -1,0 +1,455 @@
+"""What was said where: the file, the environment and the flags as plain tables, each key with its place.
+
+A table here is what `tomllib` gives: nested dicts. The tree of known keys comes from the settings models,
+which this module gets as an argument. Faults are collected, never raised, because a person who fixes a
+configuration wants the whole list; and their words never hold a value, because any value may be a
+misplaced secret.
+
+The environment is read by pydantic-settings, which ignores variables it does not know; those are refused
+here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from pydantic import BaseModel
+
+from proxy.providers import BUILTIN
+from proxy.references import File, Unreadable, decode, read_file
+from proxy.toml_lines import Where, key_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from pydantic_core import ErrorDetails
+    from pydantic_settings import BaseSettings
+
+PREFIX = "LAVA_PROXY_"
+SYSTEM_CONFIG = Path("/etc/lava-proxy/config.toml")
+MAX_CONFIG_BYTES = 1024 * 1024
+
+# What Kubernetes injects beside a Service named lava-proxy (and values of tcp://, see below).
+_KUBERNETES = re.compile(
+    r"LAVA_PROXY_(SERVICE_(HOST|PORT(_.+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR))"
+)
+
+Table = dict[str, Any]
+
+
+def key_tree(model: type[BaseModel]) -> Table:
+    """Keys as nested tables: None at a key that holds a value, ``*`` for names that the user chooses."""
+    tree: Table = {}
+    for name, field in model.model_fields.items():
+        if field.exclude:  # what we add ourselves
+            continue
+        inner = get_args(field.annotation)[-1:] if field.annotation is not None else ()
+        if _is_part(field.annotation):
+            tree[name] = key_tree(cast("type[BaseModel]", field.annotation))
+        elif inner and _is_part(inner[0]):
+            tree[name] = {"*": key_tree(inner[0])}
+        else:
+            tree[name] = None
+    return tree
+
+
+def _is_part(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def leaves(tree: Table, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, inner in tree.items():
+        if inner is None:
+            yield (*above, name)
+        else:
+            yield from leaves(inner, (*above, name))
+
+
+def prune(data: Table, tree: Table, faults: Faults, root: Table | None = None, above: Where = ()) -> None:
+    """Take unknown keys out of ``data``, each with a fault. (``root`` is the whole tree, for suggestions.)"""
+    root = root or tree
+    for name in list(data):
+        inner = tree.get(name, tree.get("*", ...))
+        where = (*above, name)
+        if inner is ...:
+            del data[name]
+            nearest = _nearest_key(name, tree, root)
+            faults.add(where, "unknown key" + (f"; did you mean {nearest}?" if nearest else ""))
+        elif isinstance(inner, dict) and isinstance(data[name], dict):
+            prune(data[name], inner, faults, root, where)
+
+
+def _nearest_key(name: str, siblings: Table, root: Table) -> str | None:
+    close = difflib.get_close_matches(name, siblings, 1, 0.6)
+    if close:
+        return close[0]
+    # Perhaps the right key in the wrong table.
+    elsewhere = {leaf[-1]: ".".join(leaf).replace("*", "NAME") for leaf in leaves(root)}
+    close = difflib.get_close_matches(name, elsewhere, 1, 0.85)
+    return elsewhere[close[0]] if close else None
+
+
+def _nearest_variable(where: tuple[str, ...], tree: Table) -> str | None:
+    names = list(leaves(tree))
+    if len(where) > 1:
+        names = [tuple(where[1] if part == "*" else part for part in leaf) for leaf in names]
+    variables = [_variable(name) for name in names if "*" not in name]
+    close = difflib.get_close_matches(_variable(where), variables, 1, 0.7)
+    return close[0] if close else None
+
+
+def _variable(where: tuple[str, ...]) -> str:
+    return PREFIX + "__".join(where).upper()
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1, 0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class Sources:
+    """The three sources as tables, and where in them each key was said."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.file: File | None = None
+        self.broken = False
+        self.lines: dict[Where, int] = {}
+        self.variables: dict[tuple[str, ...], str] = {}
+        self.flags: set[Where] = set()
+        self.from_file: Table = {}
+        self.from_environment: Table = {}
+        self.from_flags: Table = {}
+
+    def says(self, where: Where) -> Literal["flag", "environment", "file"] | None:
+        """Which source has the last word on a key."""
+        for flag in self.flags:
+            if where[: len(flag)] == flag:
+                return "flag"
+        if _has(self.from_environment, where):
+            return "environment"
+        return "file" if where in self.lines else None
+
+    def label(self, where: Where) -> tuple[int, str]:
+        """For a fault at ``where``: a number to sort by, and its place in words."""
+        said = self.says(where)
+        if said == "flag":
+            return 2**31, "command line"
+        if said == "environment":
+            above = [key for key in self.variables if where[: len(key)] == key]
+            below = [key for key in self.variables if key[: len(where)] == where]
+            return 2**30, self.variables[max(above, key=len) if above else min(below, key=len)]
+        for length in range(len(where), 0, -1):
+            if where[:length] in self.lines:
+                line = self.lines[where[:length]]
+                return line, f"{self.path}:{line}"
+        return 0, str(self.path) if self.path else "configuration"
+
+
+class Faults:
+    """All faults so far, each with its place."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+        self.places: set[Where] = set()
+        self.found: list[tuple[int, str]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.found)
+
+    def sentences(self) -> list[str]:
+        """One for each fault, in the order of the file, then variables, then flags."""
+        return [sentence for _, sentence in sorted(dict.fromkeys(self.found), key=lambda fault: fault[0])]
+
+    def add(self, where: Where, message: str) -> None:
+        order, place = self.sources.label(where)
+        self.places.add(where)
+        self.found.append((order, f"{place}: {dotted(where)}: {message}"))
+
+    def add_file(self, message: str, line: int | None = None) -> None:
+        self.sources.broken = True
+        place = f"{self.sources.path}:{line}" if line else str(self.sources.path)
+        self.found.append((line or 0, f"{place}: {message}"))
+
+    def add_variable(self, name: str, message: str) -> None:
+        self.found.append((2**30, f"{name}: {message}"))
+
+    def add_shape(self, detail: ErrorDetails) -> None:
+        """A finding of pydantic's, unless one of ours about the same place says it better."""
+        where = detail["loc"]
+        if where not in self.places:
+            self.add(where, _plain_words(detail, self.sources.says(where) == "environment"))
+
+
+def dotted(where: Where) -> str:
+    text = ""
+    for part in where:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            shown = (
+                part
+                if re.fullmatch(r"[A-Za-z0-9_-]+", part)
+                else '"' + part.encode("unicode_escape").decode() + '"'
+            )
+            text += f".{shown}" if text else shown
+    return text
+
+
+def _plain_words(detail: ErrorDetails, in_variable: bool) -> str:
+    context = detail.get("ctx", {})
+    kind = detail["type"]
+    as_json = "; in a variable it is written as JSON" if in_variable else ""
+    words = {
+        "missing": "is required",
+        "int_type": "must be a whole number, without quotes",
+        "int_parsing_size": "is too large",
+        "float_type": "must be a number of seconds, without quotes",
+        "finite_number": "must be a finite number",
+        "bool_type": "must be true or false, without quotes",
+        "string_type": "must be a string, in quotes",
+        "string_too_short": "must not be empty",
+        "string_pattern_mismatch": "must not hold control characters",
+        "tuple_type": f"must be a list{as_json}",
+        "dict_type": f"must be a table{as_json}",
+        "model_type": f"must be a table{as_json}",
+    }
+    if in_variable:
+        words |= {
+            "int_type": "must be a whole number",
+            "float_type": "must be a number",
+            "bool_type": "must be true or false",
+        }
+    if kind in words:
+        return words[kind]
+    if kind == "fault":
+        return str(context["message"])
+    if kind in ("literal_error", "enum"):
+        return f"must be {context['expected']}"
+    for bound, comparison in (
+        ("ge", "at least"),
+        ("gt", "more than"),
+        ("le", "at most"),
+        ("lt", "less than"),
+    ):
+        if bound in context:
+            return f"must be {comparison} {context[bound]}"
+    return f"is not valid ({kind})"
+
+
+def user_config(environ: Mapping[str, str]) -> Path | None:
+    """The file in the user's own configuration directory, whether it exists or not; None without a home."""
+    if environ is os.environ:
+        import platformdirs
+
+        return platformdirs.user_config_path("lava-proxy", appauthor=False) / "config.toml"
+    # platformdirs reads the process's own environment only. Another mapping is a test's or an embedder's, and
+    # must not lead to the file of whoever runs it.
+    home = environ.get("XDG_CONFIG_HOME") or (environ.get("HOME") and f"{environ['HOME']}/.config")
+    return Path(home) / "lava-proxy" / "config.toml" if home else None
+
+
+def find_config(environ: Mapping[str, str], system: Path = SYSTEM_CONFIG) -> Path | None:
+    """The first file there is, of those that nobody had to name.
+
+    Never one of the current directory: a cloned repository must not be able to say where a key is sent.
+    """
+    places = [user_config(environ)]
+    if os.name == "posix":  # on Windows anybody may create \\etc
+        places.append(system)
+    # lexists: a link into nothing is the user's mistake, and reading it says so.
+    return next((place for place in places if place is not None and os.path.lexists(place)), None)
+
+
+def read_config(path: Path, faults: Faults, warnings: list[str]) -> None:
+    """Read the file, and where each of its keys stands."""
+    sources = faults.sources
+    sources.path = path.absolute()
+    try:
+        sources.file = read_file(sources.path, MAX_CONFIG_BYTES)
+        text = decode(sources.file)
+    except FileNotFoundError:
+        faults.add_file("no such file")
+        return
+    except Unreadable as error:
+        faults.add_file(str(error))
+        return
+    try:
+        sources.from_file = tomllib.loads(text)
+        sources.lines = key_lines(text)
+    except (ValueError, RecursionError) as error:
+        message = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "a value that cannot be read"
+        at = re.search(r"\(at line (\d+), column (\d+)\)", message)
+        # tomllib's words quote a character at most, never a value.
+        faults.add_file(f"not valid TOML: {message}", int(at[1]) if at else None)
+        return
+    mode = f"(mode {sources.file.mode:04o})"
+    if sources.file.writable_by_others:
+        warnings.append(f"{sources.path} can be changed by everybody {mode}: chmod 600 it")
+    elif sources.file.foreign:
+        warnings.append(
+            f"{sources.path} belongs to another user (uid {sources.file.owner}), who can change it"
+        )
+
+
+def read_environment(model: type[BaseModel], environ: Mapping[str, str], faults: Faults) -> None:
+    """Read the ``LAVA_PROXY_*`` variables of ``model``'s keys; an unknown or contradictory one is a fault."""
+    tree = key_tree(model)
+    wanted: dict[str, str] = {}
+    sources = faults.sources
+    # By depth, so that a table given as JSON comes before the keys that are set in it one by one.
+    for name in sorted(environ, key=lambda name: (name.count("__"), name)):
+        upper = name.upper()
+        if (
+            not upper.startswith(PREFIX)
+            or upper == "LAVA_PROXY_CONFIG"
+            or _is_kubernetes(upper, environ[name])
+        ):
+            continue
+        where = tuple(name[len(PREFIX) :].lower().split("__"))
+        if not _is_known(where, tree):
+            nearest = _nearest_variable(where, tree)
+            faults.add_variable(name, "unknown setting" + (f"; did you mean {nearest}?" if nearest else ""))
+            continue
+        sources.variables[where] = name
+        wanted[name.lower()] = environ[name]
+    if not wanted:
+        return
+
+    from pydantic_settings import EnvSettingsSource  # late: most starts have no such variable
+
+    class Variables(EnvSettingsSource):
+        def _load_env_vars(self) -> Mapping[str, str | None]:
+            return wanted
+
+        def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
+            # A list may be a single string ("0.0.0.0"), so what is not JSON is left for the checks to judge:
+            # they know what may stand there, and say so without the value (JSONDecodeError carries it).
+            try:
+                decoded = super().decode_complex_value(field_name, field, value)
+            except (ValueError, RecursionError):
+                return value
+            return decoded if isinstance(decoded, list | dict) else value
+
+    # The source asks the class only for its fields; a BaseSettings would also read the environment by itself.
+    variables = Variables(cast("type[BaseSettings]", model), env_prefix=PREFIX, env_nested_delimiter="__")
+    sources.from_environment = variables()
+    for where in sources.variables:
+        _type_variable(model, sources.from_environment, where)
+        shadowing = next(
+            (key for key in sources.variables if key != where and where[: len(key)] == key), None
+        )
+        if shadowing and not _has(sources.from_environment, where):
+            faults.add_variable(
+                sources.variables[where],
+                f"contradicts {sources.variables[shadowing]}, which is no table: unset one",
+            )
+    _restore_case(sources)
+
+
+def _is_kubernetes(name: str, value: str) -> bool:
+    if name.startswith("LAVA_PROXY_PORT") and value.startswith("tcp://"):
+        return True
+    return _KUBERNETES.fullmatch(name) is not None
+
+
+def _is_known(where: tuple[str, ...], tree: Table | None) -> bool:
+    for part in where:
+        if not part:
+            return False
+        if tree is None:
+            return where[0] == "models" or where[-2] in ("metadata", "byok")
+        if part not in tree and "*" not in tree:
+            return False
+        tree = tree.get(part, tree.get("*"))
+    return True
+
+
+def _type_variable(model: type[BaseModel], data: Table, where: tuple[str, ...]) -> None:
+    """Turn the text of a variable into a number or a boolean where the key holds one."""
+    text = value_at(data, where)
+    if not isinstance(text, str):
+        return
+    kinds = _kinds(model, where)
+    number = text.strip().replace("_", "")
+    if int in kinds and re.fullmatch(r"[+-]?[0-9]{1,18}", number):
+        put_at(data, where, int(number))
+    elif float in kinds and re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", number):
+        put_at(data, where, float(number))
+    elif bool in kinds and number.lower() in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+        put_at(data, where, number.lower() in ("true", "1", "yes", "on"))
+
+
+def _kinds(model: type[BaseModel], where: tuple[str, ...]) -> set[object]:
+    """The type of a known key, with the members of a union."""
+    kind: object = model
+    for part in where:
+        if _is_part(kind):
+            kind = cast("type[BaseModel]", kind).model_fields[part].annotation
+        else:  # a table: the part is a name of the user's
+            kind = get_args(kind)[-1]
+    members = get_args(kind)
+    return {kind, *members, *(inner for member in members for inner in get_args(member)[:1])}
+
+
+def _restore_case(sources: Sources) -> None:
+    """Variables say names in any case; the one provider with capitals gets them back."""
+    spelling = {name.lower(): name for name in BUILTIN}
+    for project in table_at(sources.from_environment, "projects").values():
+        byok = table_at(project, "byok")
+        for name in list(byok):
+            byok[spelling.get(name, name)] = byok.pop(name)
+    for where, variable in list(sources.variables.items()):
+        if where[2:3] == ("byok",) and len(where) == 4:
+            sources.variables[(*where[:3], spelling.get(where[3], where[3]))] = variable
+
+
+def table_at(data: object, *path: str) -> Table:
+    """The table at ``path``, or an empty one where there is none."""
+    found = value_at(data, path)
+    return found if isinstance(found, dict) else {}
+
+
+def value_at(data: object, where: Where) -> object:
+    for part in where:
+        if not isinstance(data, dict):
+            return None
+        data = data.get(part)
+    return data
+
+
+def _has(data: object, where: Where) -> bool:
+    for part in where:
+        if isinstance(data, list):
+            data = dict(enumerate(data))
+        if not isinstance(data, dict) or part not in data:
+            return False
+        data = data[part]
+    return True
+
+
+def put_at(data: Table, where: tuple[str, ...], value: object) -> None:
+    for part in where[:-1]:
+        inner = data.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return
+        data = inner
+    data[where[-1]] = value
+
+
+def merge(below: Table, above: Table) -> None:
+    """Lay one source over another: tables key by key, anything else as a whole. Copies what changes later."""
+    for key, value in above.items():
+        if isinstance(value, dict):
+            inner = below.get(key)
+            below[key] = inner = inner if isinstance(inner, dict) else {}
+            merge(inner, value)
+        elif value is None:  # a JSON null takes back what the source below said
+            below.pop(key, None)
+        else:
+            below[key] = list(value) if isinstance(value, list) else value

@@ -1,0 +1,141 @@
+"""The seam to the network: one request out, one answer in, whatever engine does it.
+
+Two engines stand behind it and both must give the same bytes (``tests/test_upstream.py``):
+
+- ``native``: HTTP/1.1 on a bare asyncio protocol, with a keep-alive pool; the hot path.
+- ``httpx_engine``: the connections of httpx2; for outbound proxies and HTTP/2, without keep-alive.
+
+Neither follows a redirect, keeps a cookie, decodes a body, adds a header that nobody asked for, reads a proxy
+variable that the configuration did not name, or sends a request twice once a byte of it was written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+Framing = Literal["length", "chunked", "close", "none"]
+"""How the end of a body is known. Over HTTP/2, where frames say it, a body without a length counts as
+chunked."""
+
+Kind = Literal["unreachable", "tls", "connect_timeout", "protocol", "closed"]
+
+MAX_INFORMATIONAL = 20
+"""Informational (1xx) responses taken before a final one; stock clients swallow any number."""
+
+MAX_HEAD_BYTES = 65_536
+"""Bytes of one response head, status line and blank line included."""
+
+MAX_HEADERS = 200
+"""Header lines of one response head."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a connection goes: ``scheme`` is ``http`` or ``https``, ``host`` an ASCII name or a bare IP
+    address."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """One request, exactly as it shall stand on the wire.
+
+    ``target`` is the raw request-target. ``headers`` are sent as they are, in order: ``host`` and
+    ``authorization`` among them, but never ``content-length``, ``transfer-encoding`` or ``connection``, which
+    belong to the engine. ``body`` as bytes is sent with its length; as an iterator with ``content_length``,
+    or chunked where that is None. An iterator that yields more or less than ``content_length`` is a
+    ``ValueError``.
+    """
+
+    method: bytes
+    origin: Origin
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes | AsyncIterator[bytes] | None = None
+    content_length: int | None = None
+
+
+class Answer(Protocol):
+    """The final response: its head at once, its body as it arrives.
+
+    ``headers`` have lower-case names and are otherwise as received. A body that stands where none may
+    (HEAD, 204, 304) is not delivered.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    framing: Framing
+
+    async def read(self) -> bytes:
+        """The next bytes of the body as they came, transfer coding removed, content coding not.
+
+        ``b""`` only at a proper end, or at the end of the connection where ``framing`` is ``close``; again
+        and again after that. Raises ``UpstreamError`` when the body breaks off or its framing is wrong.
+        """
+
+    async def aclose(self) -> None:
+        """Give the connection back or drop it. May be called twice, early, and under cancellation."""
+
+
+class Engine(Protocol):
+    """Opens requests. Keeps the connect timeout only; the other times belong to whoever cancels the task."""
+
+    async def open(self, out: Outgoing) -> Answer:
+        """Send ``out`` and return at the final response head.
+
+        Raises ``UpstreamError``; a fault of ``out.body``'s own iterator passes through unchanged.
+        """
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+
+
+class UpstreamError(Exception):
+    """The other side, or the way to it, failed.
+
+    ``unreachable``, ``tls``, ``connect_timeout``: before any byte of the request was written. ``closed``: the
+    connection ended too early. ``protocol``: what came is not the HTTP that it should be. ``sent`` says
+    whether any byte of the request was written (money may be spent); ``detail`` is for people and holds
+    nothing that either side sent.
+    """
+
+    def __init__(self, kind: Kind, sent: bool, detail: str) -> None:
+        super().__init__(kind, sent, detail)
+        self.kind: Kind = kind
+        self.sent = sent
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
+
+
+class UpstreamSettings(Protocol):
+    """What an engine needs of the ``[upstream]`` table: seconds, a path or "", a URL or "env" or "", a
+    flag."""
+
+    @property
+    def connect(self) -> float: ...
+    @property
+    def ca_file(self) -> str: ...
+    @property
+    def proxy(self) -> str: ...
+    @property
+    def http2(self) -> bool: ...
+
+
+def create_engine(settings: UpstreamSettings) -> Engine:
+    """The engine that these settings ask for. Opens nothing, and imports nothing that the first request may
+    load.
+
+    Raises ``ValueError`` for an outbound proxy that no engine can use.
+    """
+    from proxy.upstream.httpx_engine import HttpxEngine
+
+    return HttpxEngine(settings)

@@ -1,0 +1,456 @@
+"""The engine on the connections of httpx2: outbound proxies, HTTP/2, and the oracle of the native engine.
+
+It stands on httpcore2, the transport inside httpx2, and not on ``httpx2.AsyncClient``: a client normalises
+the target, adds headers of its own, replays cookies and logs whole URLs, and each of these would have to be
+undone.
+
+No HTTP/1.1 connection is used twice. httpcore2 hands bytes that follow a response in the same segment to the
+next request on that connection, so a second response that an upstream sends unasked would reach another
+project.
+
+What h11 forgives (bare line feeds, folded lines, a repeated length, any number of informational responses) is
+refused here before h11 sees it: ``_HeadCheck`` reads the bytes of the head on their way in. What it forgives
+inside a chunked body (a bare line feed after a chunk size, a space before it) stays forgiven; nothing can be
+smuggled through it, as the connection ends with the response.
+
+One thing this engine cannot do: it reads no answer before the whole request is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import ipaddress
+import re
+import ssl
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from proxy.upstream import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_INFORMATIONAL,
+    Framing,
+    Kind,
+    Origin,
+    Outgoing,
+    UpstreamError,
+    UpstreamSettings,
+    trust,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Iterable
+
+    import httpcore2
+
+STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-5][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
+BARE_LF = re.compile(rb"(?<!\r)\n")
+FOLD_OR_CONTROL = re.compile(rb"\n[ \t]|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+LENGTH = re.compile(rb"\ncontent-length:[ \t]*([^\r]*?)[ \t]*\r", re.IGNORECASE)
+INFORMATIONAL = re.compile(rb"HTTP/1\.[01] 1")
+
+_E = TypeVar("_E", bound=BaseException)
+
+
+class HttpxEngine:
+    """``settings.proxy`` is a URL (http or https), ``"env"`` for ``HTTPS_PROXY`` and ``NO_PROXY``, or ``""``.
+
+    Loopback hosts are never asked of an outbound proxy: there the name would mean the proxy's own machine.
+    """
+
+    def __init__(self, settings: UpstreamSettings) -> None:
+        if settings.proxy not in {"", "env"} and urlsplit(settings.proxy).scheme not in {"http", "https"}:
+            raise ValueError("an outbound proxy must be an http:// or https:// URL")
+        if settings.http2 and importlib.util.find_spec("h2") is None:
+            raise ValueError("http2 needs the package h2")
+        self._settings = settings
+        self._pools: dict[tuple[str, str], httpcore2.AsyncConnectionPool] = {}
+        self._trust: asyncio.Future[ssl.SSLContext] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def open(self, out: Outgoing) -> HttpxAnswer:
+        import httpcore2
+
+        exchange = _Exchange(out)
+        timeout = self._settings.connect
+        try:
+            # Name lookup, TCP, the proxy's CONNECT and TLS share one deadline; the first byte written lifts
+            # it.
+            async with asyncio.timeout(timeout) as exchange.deadline:
+                pool = await self._pool(out.origin)
+                response = await pool.handle_async_request(exchange.request(httpcore2))
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:
+            if exchange.body_fault is not None:
+                raise exchange.body_fault from None
+            raise exchange.error(exc, timeout) from exc
+        try:
+            return HttpxAnswer(self, exchange, response)
+        except BaseException:
+            await self.finish(response.aclose())
+            raise
+
+    async def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a clean-up to its end even when the caller is cancelled meanwhile."""
+        task = asyncio.ensure_future(work)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        await asyncio.shield(task)
+
+    async def aclose(self) -> None:
+        pools, self._pools = list(self._pools.values()), {}
+        for pool in pools:
+            await self.finish(pool.aclose())
+        if self._closing:
+            await asyncio.wait(set(self._closing))
+
+    async def _pool(self, origin: Origin) -> httpcore2.AsyncConnectionPool:
+        import httpcore2
+
+        via = _outbound_proxy(self._settings.proxy, origin)
+        key = (via, origin.scheme)
+        pool = self._pools.get(key)
+        if pool is not None:
+            return pool
+        context = await self._context() if "https" in {origin.scheme, via.partition(":")[0]} else None
+        limits: dict[str, Any] = {
+            "ssl_context": context,
+            "max_connections": None,
+            "max_keepalive_connections": 0,
+            "http2": self._settings.http2,
+            "network_backend": _backend(httpcore2),
+        }
+        if via:
+            parts = urlsplit(via)
+            user = (parts.username or "", parts.password or "") if parts.username is not None else None
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            pool = httpcore2.AsyncHTTPProxy(
+                proxy_url=httpcore2.URL(
+                    scheme=parts.scheme.encode(),
+                    host=(parts.hostname or "").encode("idna"),
+                    port=port,
+                    target=b"/",
+                ),
+                proxy_auth=user,
+                proxy_ssl_context=context if parts.scheme == "https" else None,
+                **limits,
+            )
+        else:
+            pool = httpcore2.AsyncConnectionPool(**limits)
+        return self._pools.setdefault(key, pool)
+
+    async def _context(self) -> ssl.SSLContext:
+        if self._trust is None:
+            loop = asyncio.get_running_loop()
+            self._trust = loop.run_in_executor(None, trust.context, self._settings.ca_file)
+        # Shared by every request that waits for it, so the cancellation of one must not reach it.
+        try:
+            return await asyncio.shield(self._trust)
+        except OSError as exc:  # ssl.SSLError is one
+            raise UpstreamError("tls", False, f"ca_file cannot be used: {exc.strerror}") from exc
+
+
+class HttpxAnswer:
+    """See ``proxy.upstream.Answer``."""
+
+    __slots__ = (
+        "_chunks",
+        "_closed",
+        "_engine",
+        "_exchange",
+        "_fault",
+        "_response",
+        "framing",
+        "headers",
+        "status",
+    )
+
+    def __init__(self, engine: HttpxEngine, exchange: _Exchange, response: httpcore2.Response) -> None:
+        self._engine = engine
+        self._exchange = exchange
+        self._response = response
+        self._closed = False
+        self._fault: UpstreamError | None = None
+        self._chunks: AsyncIterator[bytes] | None = None
+        self.status = response.status
+        self.headers = [(name.lower(), value) for name, value in response.headers]
+        version = response.extensions["http_version"]
+        self.framing: Framing = _framing(exchange.out.method, self.status, self.headers, version)
+
+    async def read(self) -> bytes:
+        if self._fault is not None:
+            raise self._fault
+        if self._closed or self.framing == "none":
+            return b""
+        if self._chunks is None:
+            self._chunks = aiter(self._response.stream)  # type: ignore[arg-type]  # the async pool's is async
+        try:
+            async for chunk in self._chunks:
+                if chunk:
+                    return chunk
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:
+            self._fault = self._exchange.error(exc, 0.0)
+            raise self._fault from exc
+        return b""
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._engine.finish(self._close())
+
+    async def _close(self) -> None:
+        try:
+            if self._chunks is not None:
+                await self._chunks.aclose()  # type: ignore[attr-defined]  # an async generator
+        finally:
+            await self._response.aclose()
+
+
+class _Exchange:
+    """One request under way: how far it came, told by httpcore2's trace, and what a failure then means."""
+
+    __slots__ = ("body_fault", "deadline", "out", "sent", "stream")
+
+    def __init__(self, out: Outgoing) -> None:
+        self.out = out
+        self.sent = False
+        self.body_fault: BaseException | None = None
+        self.deadline: asyncio.Timeout | None = None
+        self.stream: Any = None
+
+    def request(self, httpcore: Any) -> httpcore2.Request:
+        out = self.out
+        headers = list(out.headers)
+        body = out.body
+        length = len(body) if isinstance(body, bytes) else out.content_length
+        if length is not None:
+            headers.append((b"content-length", b"%d" % length))
+        elif body is not None:
+            headers.append((b"transfer-encoding", b"chunked"))
+        origin = out.origin
+        # This URL class is four fields and no parser: the target stays as it is.
+        url = httpcore.URL(
+            scheme=origin.scheme.encode(),
+            host=origin.host.encode("idna"),
+            port=origin.port,
+            target=out.target,
+        )
+        made: httpcore2.Request = httpcore.Request(
+            method=out.method,
+            url=url,
+            headers=headers,
+            content=self.content(),
+            extensions={"trace": self.trace},
+        )
+        return made
+
+    async def content(self) -> AsyncIterator[bytes]:
+        body, expected = self.out.body, self.out.content_length
+        if body is None:
+            return
+        if isinstance(body, bytes):
+            yield body
+            return
+        try:
+            given = 0
+            async for chunk in body:
+                given += len(chunk)
+                if expected is not None and given > expected:
+                    raise ValueError("the request body is longer than its content_length")
+                if chunk:
+                    yield chunk
+            if expected is not None and given < expected:
+                raise ValueError("the request body is shorter than its content_length")
+        except GeneratorExit:
+            raise
+        except BaseException as exc:
+            self.body_fault = exc
+            raise
+
+    async def trace(self, name: str, info: dict[str, Any]) -> None:
+        if name.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self.stream = info["return_value"]
+        elif name.endswith("send_request_headers.started") and info["request"].method != b"CONNECT":
+            self.sent = True
+            if self.deadline is not None:
+                self.deadline.reschedule(None)
+
+    def error(self, exc: Exception, timeout: float) -> UpstreamError:
+        """What a failure of httpcore2 means here. Its texts may quote what came, so none is passed on."""
+        import httpcore2
+
+        kind: Kind
+        if isinstance(exc, UpstreamError):
+            if exc.kind == "protocol" and not self.sent:
+                return UpstreamError("unreachable", False, "the outbound proxy does not speak HTTP")
+            return exc
+        if isinstance(exc, httpcore2.LocalProtocolError):
+            raise ValueError("the request cannot be written as HTTP") from exc
+        if not self.sent:
+            if isinstance(exc, TimeoutError | httpcore2.TimeoutException):
+                return UpstreamError("connect_timeout", False, f"no connection within {timeout:g} s")
+            tls = _cause(exc, ssl.SSLError)
+            if tls is not None:
+                return UpstreamError("tls", False, _tls_detail(tls))
+            if isinstance(exc, httpcore2.ProxyError):
+                return UpstreamError("unreachable", False, "the outbound proxy refused the connection")
+            if isinstance(exc, OSError | httpcore2.NetworkError | httpcore2.ProtocolError):
+                cause = _cause(exc, OSError)
+                return UpstreamError("unreachable", False, (cause and cause.strerror) or "no connection")
+            raise exc
+        if isinstance(exc, httpcore2.NetworkError | OSError):
+            return UpstreamError("closed", True, "the connection broke")
+        if isinstance(exc, httpcore2.ProtocolError):
+            kind = "closed" if getattr(self.stream, "ended", False) else "protocol"
+            detail = "the connection ended too early" if kind == "closed" else "the answer is not proper HTTP"
+            return UpstreamError(kind, True, detail)
+        raise exc
+
+
+class _HeadCheck:
+    """Reads the bytes of HTTP/1 response heads beside h11, until the final head is complete."""
+
+    __slots__ = ("_held", "_informational", "_total")
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._informational = 0
+        self._total = 0
+
+    def feed(self, data: bytes) -> bool:
+        """True once the final head is complete and sound. Raises ``UpstreamError`` for one that is not."""
+        self._held += data
+        while True:
+            held = self._held
+            if not b"HTTP/1.".startswith(held[:7]):
+                raise _refused("the answer is not HTTP/1")
+            end = held.find(b"\r\n\r\n") + 4
+            head = held if end < 4 else held[:end]
+            if BARE_LF.search(head):
+                raise _refused("a bare line feed in the response head")
+            if len(head) > MAX_HEAD_BYTES:
+                raise _refused("the response head is too large")
+            if end < 4:
+                return False
+            self._one(head)
+            if not INFORMATIONAL.match(head):
+                return True
+            self._informational += 1
+            if self._informational > MAX_INFORMATIONAL:
+                raise _refused("too many informational responses")
+            self._held = held[end:]
+            if not self._held:
+                return False
+
+    def _one(self, head: bytes) -> None:
+        if not STATUS_LINE.match(head):
+            raise _refused("malformed status line")
+        if head.count(b"\n") - 2 > MAX_HEADERS:
+            raise _refused("too many response headers")
+        if FOLD_OR_CONTROL.search(head):
+            raise _refused("malformed response header")
+        lengths = LENGTH.findall(head)
+        if len(lengths) > 1 or not all(value.isdigit() for value in lengths):
+            raise _refused("more than one content-length, or one that is no number")
+
+
+def _framing(method: bytes, status: int, headers: Iterable[tuple[bytes, bytes]], version: bytes) -> Framing:
+    """How the body ends. Raises ``UpstreamError`` where the head leaves it in doubt."""
+    if status < 200:
+        raise UpstreamError("protocol", True, "the upstream switched protocols")
+    length = coding = False
+    for name, _ in headers:
+        length = length or name == b"content-length"
+        coding = coding or name == b"transfer-encoding"
+    if coding and (length or version == b"HTTP/1.0"):
+        raise UpstreamError("protocol", True, "transfer-encoding beside content-length, or in HTTP/1.0")
+    if method == b"HEAD" or status in {204, 304}:
+        return "none"
+    if length:
+        return "length"
+    return "chunked" if coding or version == b"HTTP/2" else "close"
+
+
+def _refused(detail: str) -> UpstreamError:
+    return UpstreamError("protocol", True, detail)
+
+
+def _outbound_proxy(configured: str, origin: Origin) -> str:
+    if not configured or _is_loopback(origin.host):
+        return ""
+    if configured != "env":
+        return configured
+    from urllib.request import getproxies_environment, proxy_bypass
+
+    if origin.scheme != "https" or proxy_bypass(f"{origin.host}:{origin.port}"):
+        return ""
+    return getproxies_environment().get("https", "")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _cause(exc: BaseException | None, kind: type[_E]) -> _E | None:
+    """The first ``kind`` in the chain of causes: httpcore2 and anyio wrap what the socket or TLS said."""
+    seen = 0
+    while exc is not None and seen < 12:
+        if isinstance(exc, kind):
+            return exc
+        exc, seen = exc.__cause__ or exc.__context__, seen + 1
+    return None
+
+
+def _tls_detail(exc: ssl.SSLError) -> str:
+    return getattr(exc, "verify_message", "") or (exc.reason or "TLS failed").lower().replace("_", " ")
+
+
+def _backend(httpcore: Any) -> httpcore2.AsyncNetworkBackend:
+    """anyio's sockets with a head check on each. Made here because its bases must not be imported at
+    start."""
+    stream_base: Any = httpcore.AsyncNetworkStream
+    backend_base: Any = httpcore.AnyIOBackend
+
+    class Stream(stream_base):  # type: ignore[misc]  # a base that is only known at run time
+        def __init__(self, inner: Any, checked: bool) -> None:
+            self.inner = inner
+            self.check = _HeadCheck() if checked else None
+            self.ended = False
+
+        async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore2's interface
+            data: bytes = await self.inner.read(max_bytes, timeout)
+            if not data:
+                self.ended = True
+            elif self.check is not None and self.check.feed(data):
+                self.check = None
+            return data
+
+        async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - httpcore2's interface
+            await self.inner.write(buffer, timeout)
+
+        async def aclose(self) -> None:
+            await self.inner.aclose()
+
+        async def start_tls(self, ssl_context: Any, server_hostname: Any = None, **rest: Any) -> Stream:
+            inner = await self.inner.start_tls(ssl_context, server_hostname, **rest)
+            tls = inner.get_extra_info("ssl_object")
+            return Stream(inner, checked=tls is None or tls.selected_alpn_protocol() != "h2")
+
+        def get_extra_info(self, info: str) -> Any:
+            return self.inner.get_extra_info(info)
+
+    class Backend(backend_base):  # type: ignore[misc]  # a base that is only known at run time
+        async def connect_tcp(self, *args: Any, **kwargs: Any) -> Stream:
+            return Stream(await super().connect_tcp(*args, **kwargs), checked=True)
+
+    made: httpcore2.AsyncNetworkBackend = Backend()
+    return made

@@ -1,0 +1,869 @@
+"""The native engine: HTTP/1.1 on a bare asyncio protocol, with httptools for what needs a parser.
+
+Forwarding is what this program is for, and here it happens: one write out, one future, the body's segments
+handed on as they came. The theory, which the order of the code follows:
+
+**One exchange at a time.** A connection is IDLE (in the pool), in HEAD (request written, no final head yet)
+or in BODY. Every end of an exchange goes through ``_finish`` (the message is whole) or ``_fail`` (it is not),
+and only a ``_finish`` without the slightest doubt puts the connection back into the pool. Bytes on an IDLE
+connection, bytes beyond the end of a message, a body where none may be, a request not sent to its end: each
+drops the connection, so that no byte of one answer can reach another request.
+
+**Who knows the framing.** httptools parses the head and the chunked coding; it is never shown a byte beyond
+the head otherwise. Lengths are counted here, so a large body is passed on without a copy, and the end of a
+message is exact to the byte, which the parser's own callbacks do not give (it skips line ends between
+messages and cannot know that a request was a HEAD). What the parser forgives (other HTTP versions, line ends
+before the status line, control bytes in the reason, transfer codings it does not know) is refused by
+``STATUS_LINE`` and ``_framing``.
+
+**No lock and no await in a clean-up.** Closing, failing and giving back are plain function calls, so
+cancellation can strike only where this module waits: name lookup, connect, head, body, and the drain of a
+request body. Each of these kills the connection or leaves it to the answer, which does.
+
+**The pool** is a stack per origin. A connection is peeked at before use: one that the upstream closed in the
+meantime is replaced before anything was written, and a request of which a byte was written is never sent
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from httptools import HttpParserError, HttpResponseParser
+
+from proxy.upstream import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_INFORMATIONAL,
+    Framing,
+    Kind,
+    Origin,
+    Outgoing,
+    UpstreamError,
+    UpstreamSettings,
+    trust,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    Address = tuple[socket.AddressFamily, tuple[Any, ...]]
+
+MAX_IDLE: Final = 512
+"""Connections kept for later, all origins together."""
+
+IDLE_SECONDS: Final = 15.0
+"""Below the idle limits of servers and of NATs that forget in silence."""
+
+CLOCK_JUMP_SECONDS: Final = 5.0
+"""Wall and monotonic clock apart by more than this: the machine slept, and the pool is dead."""
+
+USER_TIMEOUT_MS: Final = 20_000
+"""Unacknowledged bytes break a connection after this (Linux), not after a quarter of an hour."""
+
+HIGH_WATER: Final = 262_144
+"""Bytes of a body held for a slow reader before the socket is no longer read."""
+
+ONE_WRITE: Final = 65_536
+"""A request body up to this size leaves in one write with its head."""
+
+SLICE: Final = 262_144
+"""A larger body given as bytes leaves in pieces of this size, so that TLS does not hold the loop."""
+
+EYEBALLS_SECONDS: Final = 0.25
+"""Head start of one address over the next (RFC 8305, section 8)."""
+
+STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
+BARE_LF = re.compile(rb"(?<!\r)\n")
+START_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e]+")
+FRAMING_HEADERS = frozenset((b"content-length", b"transfer-encoding", b"connection"))
+
+_IDLE, _HEAD, _BODY, _DEAD = range(4)
+
+
+class NativeEngine:
+    """``wall`` and ``monotonic`` are the clocks, in seconds."""
+
+    def __init__(
+        self,
+        settings: UpstreamSettings,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._wall = wall
+        self._monotonic = monotonic
+        self._drift = wall() - monotonic()
+        self._stacks: dict[Origin, list[_Connection]] = {}
+        self._idle = 0
+        self._live: set[_Connection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._lookups: dict[str, asyncio.Future[list[Address]]] = {}
+        self._trust: asyncio.Future[ssl.SSLContext] | None = None
+        self._emptied: asyncio.Future[None] | None = None
+
+    @property
+    def idle(self) -> int:
+        """Connections in the pool."""
+        return self._idle
+
+    @property
+    def live(self) -> int:
+        """Connections open, in the pool or in use."""
+        return len(self._live)
+
+    async def open(self, out: Outgoing) -> NativeAnswer:
+        head, source, length = _encode(out)
+        connection = self._take(out.origin)
+        while connection is not None:
+            state = connection.peek()
+            if state is None:
+                # TLS has something to read: a session ticket, or its farewell. One turn of the loop tells.
+                try:
+                    await asyncio.sleep(0)
+                except BaseException:
+                    connection.kill()
+                    raise
+                state = connection.usable
+            if state:
+                break
+            connection.kill()
+            connection = self._take(out.origin)
+        if connection is None:
+            connection = await self._connect(out.origin)
+            if connection.spoke_first:
+                raise UpstreamError("protocol", False, "the upstream spoke before it was asked")
+            if not connection.usable:
+                raise UpstreamError("unreachable", False, "the upstream closed the connection at once")
+        return await connection.exchange(head, source, length, out.method == b"HEAD")
+
+    async def aclose(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for connection in list(self._live):
+            connection.cut("the engine was closed")
+        if self._live:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied
+
+    # The pool.
+
+    def _take(self, origin: Origin) -> _Connection | None:
+        stack = self._stacks.get(origin)
+        if not stack:
+            return None
+        now = self._monotonic()
+        if abs(self._wall() - now - self._drift) > CLOCK_JUMP_SECONDS:
+            self._drop_all()
+            return None
+        connection = stack.pop()
+        connection.pooled = False
+        self._idle -= 1
+        if now - connection.idle_since <= IDLE_SECONDS:
+            return connection
+        connection.kill()
+        # The one given back last is too old, so all of them are.
+        self._idle -= len(stack)
+        while stack:
+            stack.pop().kill()
+        return None
+
+    def release(self, connection: _Connection) -> None:
+        """Keep ``connection`` for a later request, or close it where there is no room."""
+        if self._idle >= MAX_IDLE:
+            connection.kill()
+            return
+        connection.idle_since = self._monotonic()
+        stack = self._stacks.get(connection.origin)
+        if stack is None:
+            stack = self._stacks[connection.origin] = []
+        stack.append(connection)
+        connection.pooled = True
+        self._idle += 1
+        if self._sweeper is None:
+            self._sweeper = connection.loop.call_later(IDLE_SECONDS, self._sweep)
+
+    def made(self, connection: _Connection) -> None:
+        self._live.add(connection)
+
+    def lost(self, connection: _Connection) -> None:
+        """Forget a connection that is closed."""
+        self._live.discard(connection)
+        if connection.pooled:
+            stack = self._stacks.get(connection.origin, [])
+            if connection in stack:
+                stack.remove(connection)
+                self._idle -= 1
+        if not self._live and self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    def _drop_all(self) -> None:
+        self._drift = self._wall() - self._monotonic()
+        stacks, self._stacks, self._idle = self._stacks, {}, 0
+        for stack in stacks.values():
+            for connection in stack:
+                connection.kill()
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        now = self._monotonic()
+        if abs(self._wall() - now - self._drift) > CLOCK_JUMP_SECONDS:
+            self._drop_all()
+        oldest = now
+        for origin, stack in list(self._stacks.items()):
+            fresh = [one for one in stack if now - one.idle_since < IDLE_SECONDS]
+            expired = [one for one in stack if now - one.idle_since >= IDLE_SECONDS]
+            self._idle -= len(expired)
+            if fresh:
+                self._stacks[origin] = fresh
+                oldest = min(oldest, fresh[0].idle_since)
+            else:
+                del self._stacks[origin]
+            for connection in expired:
+                connection.kill()
+        if self._idle:
+            loop = asyncio.get_running_loop()
+            self._sweeper = loop.call_later(max(0.01, oldest + IDLE_SECONDS - now), self._sweep)
+
+    # A new connection.
+
+    async def _connect(self, origin: Origin) -> _Connection:
+        loop = asyncio.get_running_loop()
+        seconds = self._settings.connect
+        tls: dict[str, Any] = {}
+        try:
+            # One deadline for name lookup, TCP and TLS.
+            async with asyncio.timeout(seconds):
+                if origin.scheme == "https":
+                    context = await self._context(loop)
+                    tls = {
+                        "ssl": context,
+                        "server_hostname": origin.host,
+                        "ssl_handshake_timeout": seconds + 1,
+                    }
+                sock = await self._dial(loop, origin)
+                try:
+                    _, connection = await loop.create_connection(
+                        lambda: _Connection(self, origin, loop, sock), sock=sock, **tls
+                    )
+                except BaseException:
+                    sock.close()
+                    raise
+        except TimeoutError as exc:
+            raise UpstreamError("connect_timeout", False, f"no connection within {seconds:g} s") from exc
+        except ssl.SSLError as exc:
+            detail = getattr(exc, "verify_message", "") or (exc.reason or "TLS failed").lower().replace("_", " ")
+            raise UpstreamError("tls", False, detail) from exc
+        except OSError as exc:
+            raise UpstreamError("unreachable", False, exc.strerror or "no connection") from exc
+        return connection
+
+    async def _context(self, loop: asyncio.AbstractEventLoop) -> ssl.SSLContext:
+        if self._trust is None:
+            self._trust = loop.run_in_executor(None, self._make_context)
+        try:
+            # Shared by all who wait for it: the cancellation of one must not reach it.
+            return await asyncio.shield(self._trust)
+        except OSError as exc:  # ssl.SSLError is one
+            raise UpstreamError("tls", False, f"ca_file cannot be used: {exc.strerror}") from exc
+
+    def _make_context(self) -> ssl.SSLContext:
+        context = trust.context(self._settings.ca_file)
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+    async def _dial(self, loop: asyncio.AbstractEventLoop, origin: Origin) -> socket.socket:
+        addresses = _literal(origin) or await self._resolve(loop, origin)
+        if len(addresses) == 1:
+            return await _attempt(loop, addresses[0])
+        return await _race(loop, addresses)
+
+    async def _resolve(self, loop: asyncio.AbstractEventLoop, origin: Origin) -> list[Address]:
+        # One lookup per name at a time, in a thread of its own that nobody waits for at the end: neither a
+        # hanging resolver nor a burst of requests can fill a pool of threads or hold up the exit.
+        key = f"{origin.host}:{origin.port}"
+        lookup = self._lookups.get(key)
+        if lookup is None:
+            lookup = self._lookups[key] = loop.create_future()
+            lookup.add_done_callback(lambda _: self._lookups.pop(key, None))
+            args = (loop, lookup, origin)
+            threading.Thread(target=_look_up, args=args, name="lookup", daemon=True).start()
+        return await asyncio.shield(lookup)
+
+
+class NativeAnswer:
+    """See ``proxy.upstream.Answer``."""
+
+    __slots__ = ("_chunks", "_connection", "_ended", "_fault", "_size", "_waiter", "framing", "headers", "status")
+
+    def __init__(
+        self, connection: _Connection, status: int, headers: list[tuple[bytes, bytes]], framing: Framing
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.framing: Framing = framing
+        self._connection: _Connection | None = connection
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._ended = False
+        self._fault: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def read(self) -> bytes:
+        chunks = self._chunks
+        if not chunks:
+            if self._ended:
+                return b""
+            if self._fault is None:
+                connection = self._connection
+                if connection is None:
+                    return b""
+                self._waiter = connection.loop.create_future()
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            if not chunks:
+                if self._fault is not None:
+                    raise self._fault
+                return b""
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        if self._size > HIGH_WATER and self._connection is not None:
+            self._connection.resume()
+        self._size = 0
+        return data
+
+    async def aclose(self) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        """Close without awaiting: a connection whose message is not whole goes."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.kill()
+            self._chunks.clear()
+            self._wake()
+
+    # Called by the connection.
+
+    def feed(self, data: bytes) -> bool:
+        """Take ``data``; False when enough is held."""
+        self._chunks.append(data)
+        self._size += len(data)
+        self._wake()
+        return self._size <= HIGH_WATER
+
+    def end(self) -> None:
+        self._ended = True
+        self._connection = None
+        self._wake()
+
+    def fail(self, exc: BaseException) -> None:
+        self._fault = exc
+        self._connection = None
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection; see the head of this module."""
+
+    __slots__ = (
+        "_answer",
+        "_drained",
+        "_framing",
+        "_head_only",
+        "_headers",
+        "_held",
+        "_informational",
+        "_left",
+        "_parser",
+        "_paused",
+        "_phase",
+        "_pieces",
+        "_raw",
+        "_reusable",
+        "_sender",
+        "_sent",
+        "_tail",
+        "_transport",
+        "_waiter",
+        "_whole",
+        "engine",
+        "idle_since",
+        "loop",
+        "origin",
+        "pooled",
+        "sock",
+        "spoke_first",
+    )
+
+    def __init__(
+        self, engine: NativeEngine, origin: Origin, loop: asyncio.AbstractEventLoop, sock: socket.socket
+    ) -> None:
+        self.engine = engine
+        self.origin = origin
+        self.loop = loop
+        self.sock = sock
+        self.idle_since = 0.0
+        self.pooled = False
+        self.spoke_first = False
+        self._phase = _IDLE
+        self._sent = False
+        self._answer: NativeAnswer | None = None
+        self._waiter: asyncio.Future[NativeAnswer] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._sender: asyncio.Task[None] | None = None
+        self._parser: HttpResponseParser | None = None
+        self._paused = self._held = False
+        self._pieces: list[bytes] = []
+        self._tail = b""
+
+    # Before and after an exchange.
+
+    @property
+    def usable(self) -> bool:
+        return self._phase == _IDLE and not self._transport.is_closing()
+
+    def peek(self) -> bool | None:
+        """Whether an idle connection may be used: True, False, or None where TLS has bytes to read first."""
+        if not self.usable:
+            return False
+        try:
+            waiting = self.sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+        return None if waiting and self.origin.scheme == "https" else False
+
+    def kill(self) -> None:
+        """Close now, with whatever is on its way. The exchange, if there is one, is told nothing."""
+        if self._phase != _DEAD:
+            self._phase = _DEAD
+            self._answer = self._waiter = self._parser = None
+            self._raw = b""
+            self._stop_sending()
+            self._transport.abort()
+
+    def cut(self, why: str) -> None:
+        """Close now, and say so to the exchange."""
+        self._fail("closed", why)
+
+    def resume(self) -> None:
+        """Read the socket again."""
+        if self._held and self._phase != _DEAD:
+            self._held = False
+            self._transport.resume_reading()
+
+    def _hold(self) -> None:
+        if not self._held:
+            self._held = True
+            self._transport.pause_reading()
+
+    # One exchange.
+
+    async def exchange(
+        self, head: bytes, source: AsyncIterator[bytes] | None, length: int | None, head_only: bool
+    ) -> NativeAnswer:
+        """Write the request, return at the final head of its response."""
+        self._phase = _HEAD
+        self._sent = True
+        self._head_only = head_only
+        self._informational = 0
+        self._raw = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._whole = False
+        self._parser = HttpResponseParser(self)
+        self._waiter = waiter = self.loop.create_future()
+        self._transport.write(head)
+        if source is not None:
+            self._sender = self.loop.create_task(self._send(source, length))
+        try:
+            answer: NativeAnswer = await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                # Cancelled in the very turn in which the head came; the connection may be another's by now.
+                waiter.result().drop()
+            else:
+                self.kill()
+            raise
+        return answer
+
+    async def _send(self, source: AsyncIterator[bytes], length: int | None) -> None:
+        """Send a request body piece by piece, as fast as the upstream takes it."""
+        transport = self._transport
+        given = 0
+        try:
+            async for chunk in source:
+                if not chunk:
+                    continue
+                given += len(chunk)
+                if length is None:
+                    transport.writelines((b"%x\r\n" % len(chunk), chunk, b"\r\n"))
+                elif given > length:
+                    raise ValueError("the request body is longer than its content_length")
+                else:
+                    transport.write(chunk)
+                if self._paused:
+                    self._drained = self.loop.create_future()
+                    await self._drained
+            if length is None:
+                transport.write(b"0\r\n\r\n")
+            elif given < length:
+                raise ValueError("the request body is shorter than its content_length")
+        except asyncio.CancelledError:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - raised again where the caller waits
+            self._sender = None
+            self._end(exc)
+        else:
+            self._sender = None
+
+    def _stop_sending(self) -> None:
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.cancel()
+
+    def _finish(self, clean: bool) -> None:
+        """The message is whole. ``clean``: to the byte, and nothing speaks against another request."""
+        answer = cast("NativeAnswer", self._answer)
+        self._answer = self._parser = None
+        answer.end()
+        if clean and self._sender is None and not self._transport.is_closing():
+            self._phase = _IDLE
+            self._raw = b""
+            self.resume()
+            self.engine.release(self)
+        else:
+            self.kill()
+
+    def _fail(self, kind: Kind, detail: str) -> None:
+        self._end(UpstreamError(kind, self._sent, detail))
+
+    def _end(self, exc: BaseException) -> None:
+        waiter, answer = self._waiter, self._answer
+        self.kill()
+        if answer is not None:
+            answer.fail(exc)
+        elif waiter is not None and not waiter.done():
+            waiter.set_exception(exc)
+
+    # What the transport tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self.engine.made(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase == _BODY:
+            self._body(data)
+        elif self._phase == _HEAD:
+            self._head(data)
+        else:
+            self.spoke_first = True
+            self.kill()
+
+    def eof_received(self) -> None:
+        if self._phase == _BODY and self._framing == "close":
+            self._finish(clean=False)
+        elif self._phase != _DEAD:
+            self._fail("closed", "the connection ended too early")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is None:
+            # TLS without its farewell ends here instead of in eof_received.
+            self.eof_received()
+        else:
+            self._fail("closed", "the connection broke")
+        self.engine.lost(self)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    # The response.
+
+    def _head(self, data: bytes) -> None:
+        """Take head bytes until the final head is whole; give what follows to ``_body``."""
+        raw = self._raw + data if self._raw else data
+        start = max(0, len(raw) - len(data) - 3)
+        while True:
+            end = raw.find(b"\r\n\r\n", start) + 4
+            head = raw if end < 4 else raw[:end]
+            if len(head) > MAX_HEAD_BYTES:
+                return self._fail("protocol", "the response head is too large")
+            # The parser takes what of this head it has not seen.
+            new = head[len(raw) - len(data) :] if len(data) < len(raw) else head
+            try:
+                cast("HttpResponseParser", self._parser).feed_data(new)
+            except HttpParserError:
+                return self._fail("protocol", "malformed response head")
+            if end < 4:
+                self._raw = raw
+                if not b"HTTP/1.".startswith(raw[:7]):
+                    self._fail("protocol", "the answer is not HTTP/1")
+                return None
+            line = STATUS_LINE.match(head)
+            if line is None or not self._whole:
+                return self._fail("protocol", "malformed status line")
+            status = int(line[2])
+            if status >= 200:
+                return self._answered(head, line[1] == b"1", status, raw[end:] if end < len(raw) else b"")
+            self._informational += 1
+            if status == 101:
+                return self._fail("protocol", "the upstream switched protocols")
+            if self._informational > MAX_INFORMATIONAL:
+                return self._fail("protocol", "too many informational responses")
+            self._whole = False
+            self._headers = []
+            data = raw = raw[end:]
+            start = 0
+            if not raw:
+                self._raw = b""
+                return None
+
+    def _answered(self, head: bytes, http11: bool, status: int, rest: bytes) -> None:
+        headers = self._headers
+        if b" \r\n" in head or b"\t\r\n" in head:
+            headers = [(name, value.rstrip(b" \t")) for name, value in headers]
+        length: int | None = None
+        coding: bytes | None = None
+        clean = http11
+        for name, value in headers:
+            if name in FRAMING_HEADERS:
+                if name == b"connection":
+                    clean = clean and b"close" not in value.lower()
+                elif name == b"content-length":
+                    if length is not None or not value.isdigit() or len(value) > 18:
+                        return self._fail("protocol", "more than one content-length, or one that is no number")
+                    length = int(value)
+                elif coding is not None or value.lower() != b"chunked":
+                    return self._fail("protocol", "a transfer coding other than chunked")
+                else:
+                    coding = value
+        if coding is not None and (length is not None or not http11):
+            return self._fail("protocol", "transfer-encoding beside content-length, or in HTTP/1.0")
+        if len(headers) > MAX_HEADERS:
+            return self._fail("protocol", "too many response headers")
+        framing: Framing
+        if self._head_only or status in {204, 304}:
+            framing = "none"
+            # Whoever announces a body may send it after all, late.
+            clean = clean and not length and coding is None
+        elif length is not None:
+            framing = "length"
+            self._left = length
+        else:
+            framing = "close" if coding is None else "chunked"
+        self._framing = framing
+        self._reusable = clean
+        self._phase = _BODY
+        self._whole = False
+        self._raw = self._tail = b""
+        self._answer = answer = NativeAnswer(self, status, headers, framing)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(answer)
+        if framing == "none" or (framing == "length" and not length):
+            self._finish(clean and not rest)
+        elif rest:
+            self._body(rest)
+        return None
+
+    def _body(self, data: bytes) -> None:
+        answer = cast("NativeAnswer", self._answer)
+        if self._framing == "length":
+            left = self._left - len(data)
+            self._left = left
+            if left > 0:
+                if not answer.feed(data):
+                    self._hold()
+            else:
+                answer.feed(data if left == 0 else data[:left])
+                self._finish(left == 0 and self._reusable)
+        elif self._framing == "close":
+            if not answer.feed(data):
+                self._hold()
+        else:
+            self._chunked(answer, data)
+
+    def _chunked(self, answer: NativeAnswer, data: bytes) -> None:
+        pieces = self._pieces
+        try:
+            cast("HttpResponseParser", self._parser).feed_data(data)
+            broken = False
+        except HttpParserError:
+            broken = True
+        if pieces:
+            piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            if not answer.feed(piece) and not (self._whole or broken):
+                self._hold()
+        self._tail = tail = (self._tail + data)[-5:] if len(data) < 5 else data[-5:]
+        if self._whole:
+            # The parser passes over line ends that follow a message, so they are looked for here: a message
+            # ends in exactly two of them.
+            exact = tail.endswith(b"\r\n\r\n") and tail[:1] not in b"\r\n"
+            self._finish(exact and not broken and self._reusable)
+        elif broken:
+            self._fail("protocol", "malformed chunked body")
+
+    # What the parser tells.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers come here too, in BODY, and are dropped.
+        if self._phase == _HEAD:
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._whole = True
+
+    def on_body(self, body: bytes) -> None:
+        self._pieces.append(body)
+
+    def on_message_begin(self) -> None:
+        if self._phase == _BODY:
+            raise ValueError("a second response")
+
+    def on_message_complete(self) -> None:
+        self._whole = True
+
+
+def _encode(out: Outgoing) -> tuple[bytes, AsyncIterator[bytes] | None, int | None]:
+    """(what is written first, what follows it, the length of what follows or None for chunked).
+
+    Raises ``ValueError`` for anything that would add a line to the request.
+    """
+    body = out.body
+    length = out.content_length
+    source: AsyncIterator[bytes] | None = None
+    start = b"%b %b" % (out.method, out.target)
+    lines = [start + b" HTTP/1.1", *[b": ".join(pair) for pair in out.headers]]
+    if isinstance(body, bytes):
+        length = len(body)
+        if length > ONE_WRITE:
+            source = _slices(body)
+            body = b""
+    elif body is not None:
+        source = body
+        body = b""
+        if length is None:
+            lines.append(b"transfer-encoding: chunked")
+    else:
+        body = b""
+    if length is not None:
+        lines.append(b"content-length: %d" % length)
+    count = len(lines) + 1
+    lines.append(b"\r\n")
+    head = b"\r\n".join(lines)
+    if head.count(b"\n") != count or head.count(b"\r") != count or b"\0" in head or START_LINE.fullmatch(start) is None:
+        raise ValueError("the request cannot be written as HTTP")
+    return head + body if body else head, source, length
+
+
+async def _slices(body: bytes) -> AsyncIterator[bytes]:
+    view = memoryview(body)
+    for start in range(0, len(body), SLICE):
+        yield cast("bytes", view[start : start + SLICE])
+
+
+def _literal(origin: Origin) -> list[Address]:
+    """The address that the host already is, else nothing."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):
+            socket.inet_pton(family, origin.host)
+            return [(family, (origin.host, origin.port))]
+    return []
+
+
+def _look_up(loop: asyncio.AbstractEventLoop, lookup: asyncio.Future[list[Address]], origin: Origin) -> None:
+    """Runs in its own thread: the addresses of ``origin``, the families taking turns (RFC 8305, section
+    4)."""
+    fault: BaseException | None = None
+    addresses: list[Address] = []
+    try:
+        found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+        first = [(info[0], info[4]) for info in found if info[0] == found[0][0]]
+        other = [(info[0], info[4]) for info in found if info[0] != found[0][0]]
+        longest = max(len(first), len(other))
+        turns = zip(first + [None] * longest, other + [None] * longest, strict=False)
+        addresses = [address for turn in turns for address in turn if address is not None]
+    except (OSError, UnicodeError) as exc:
+        fault = exc if isinstance(exc, OSError) else OSError(0, "not a host name")
+
+    def tell() -> None:
+        if lookup.done():
+            return
+        if fault is not None:
+            lookup.set_exception(fault)
+        else:
+            lookup.set_result(addresses)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+        loop.call_soon_threadsafe(tell)
+
+
+async def _attempt(loop: asyncio.AbstractEventLoop, address: Address) -> socket.socket:
+    family, where = address
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("USER_TIMEOUT", USER_TIMEOUT_MS), ("KEEPIDLE", 45), ("KEEPINTVL", 15)):
+            option = getattr(socket, f"TCP_{name}", None)
+            if option is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        await loop.sock_connect(sock, where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _race(loop: asyncio.AbstractEventLoop, addresses: list[Address]) -> socket.socket:
+    """The first connection that stands, each address starting a little after the one before."""
+    waiting = deque(addresses)
+    running: set[asyncio.Task[socket.socket]] = set()
+    fault: BaseException | None = None
+    try:
+        while waiting or running:
+            if waiting:
+                running.add(loop.create_task(_attempt(loop, waiting.popleft())))
+            delay = EYEBALLS_SECONDS if waiting else None
+            done, _ = await asyncio.wait(running, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                fault = task.exception()
+                if fault is None:
+                    running.discard(task)
+                    return task.result()
+            running -= done
+    finally:
+        for task in running:
+            task.add_done_callback(_discard)
+            task.cancel()
+    raise fault or OSError(0, "the name has no address")
+
+
+def _discard(task: asyncio.Task[socket.socket]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()

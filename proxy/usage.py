@@ -1,0 +1,475 @@
+"""Reads along with a response without touching it: tokens used, end marker, in-band error, event boundaries.
+
+Sans-I/O: `Scanner.feed` takes the bytes as they pass, however they are cut, and never raises. What it costs
+matters, for it sees every chunk of every stream: a chunk of whole events gets a few substring searches, and
+JSON is parsed only for the events that decide something (an end marker, an error, the model), or once, at
+the end, for the last event that counted tokens. Quotes inside JSON strings are escaped, so ``"usage"`` with
+its quotes is never a part of a generated text.
+
+The line and event rules are those of the HTML standard, section "Server-sent events": a line ends with CR
+LF, CR or LF, an event with an empty line; a line that begins with a colon is a comment; one space after the
+field's colon is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.dialects import Ending
+
+_EVENT_LIMIT = 64 * 1024
+_DOCUMENT_LIMIT = 1024 * 1024
+# What stays of an event or document above its limit: enough head for its type, enough tail for its usage.
+_HEAD = 1024
+_TAIL = 8 * 1024
+_DOCUMENT_TAIL = 64 * 1024
+# Events up to this size are kept as they came and parsed at the end; larger ones at once, or a thousand
+# streams would each hold a long event.
+_KEEP = 4 * 1024
+
+# Atomic groups: without them "\r\n" could be read as two line ends.
+_BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)+")
+_LINE = re.compile(rb"\r\n|\n|\r")
+_COMMENTS = re.compile(rb"(?::[^\r\n]*(?:\r\n|\n|\r))*")
+_COUNTS = re.compile(rb'"usage(?:Metadata)?"[ \t]*:[ \t]*\{')
+_COUNTS_TEXT = re.compile(r'"usage(?:Metadata)?"\s*:\s*\{')
+_ERROR = re.compile(rb'"error"(?!\s*:\s*null)')
+_FINISH = re.compile(rb'"finishReason"\s*:\s*"(?!FINISH_REASON_UNSPECIFIED")[^"]|"promptFeedback"\s*:\s*\{')
+_MODEL = re.compile(rb'"model(?:Version)?"\s*:\s*"([^"\\]{1,200})"')
+_TYPE = re.compile(rb'"type"\s*:\s*"([^"\\]*)"')
+_NAME = re.compile(rb"(?:^|[\r\n])event: ?([^\r\n]*)")
+
+_MESSAGES_ENDS = frozenset({"message_stop"})
+_RESPONSES_ENDS = frozenset({"response.completed", "response.failed", "response.incomplete"})
+# What makes an event worth a look, beside its usage; quick substrings first, the truth is found out by
+# `_event`.
+_MARKS: dict[Ending, tuple[bytes, ...]] = {
+    Ending.CHAT: (b"error", b"[DONE]"),
+    Ending.RESPONSES: (b"error", b"response.completed", b"response.failed", b"response.incomplete"),
+    Ending.MESSAGES: (b"error", b"message_stop"),
+    Ending.GOOGLE: (b"error", b"finishReason", b"promptFeedback"),
+    Ending.UNKNOWN: (b"error",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the provider counted them. What it did not say is ``None``, never 0.
+
+    ``input_tokens`` and ``cached_tokens`` keep the provider's meaning (at Anthropic the cached ones are not
+    part of the input, elsewhere they are). ``total`` is the provider's, else the sum of all it counted,
+    where input and output are known.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    total: int | None = None
+
+
+class Scanner:
+    """Follows one response body. `encoded` (it has a Content-Encoding) makes it blind: it tells nothing.
+
+    `sse` tells an event stream from a JSON document. The memory it holds is bounded: 64 KiB of an
+    unfinished event (of a longer one only head and tail are looked at), 1 MiB of a document.
+    """
+
+    __slots__ = (
+        "_blind",
+        "_document",
+        "_done",
+        "_ended",
+        "_ending",
+        "_error",
+        "_first",
+        "_head",
+        "_last",
+        "_marks",
+        "_model",
+        "_pending",
+        "_size",
+        "_sse",
+    )
+
+    def __init__(self, ending: Ending, sse: bool, encoded: bool = False) -> None:
+        self._ending = ending
+        self._sse = sse
+        self._blind = encoded
+        self._done = False
+        self._ended = False
+        self._error: str | None = None
+        self._model: str | None = None
+        # What counted tokens: raw events (parsed when asked for), or their usage object.
+        self._first: bytes | dict[str, Any] | None = None
+        self._last: bytes | dict[str, Any] | None = None
+        self._marks = (b'"model', *_MARKS[ending])
+        self._pending = bytearray()
+        self._head: bytes | None = None  # of an event or document above its limit; only the tail is kept then
+        self._document: deque[bytes] = deque()
+        self._size = 0
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the bytes so far end between two SSE events, or before the first."""
+        if self._blind or not self._sse or self._head is not None:
+            return False
+        return not self._pending or _COMMENTS.fullmatch(self._pending) is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the dialect's end marker was seen; of documents only Google's have one."""
+        return self._ended
+
+    @property
+    def error(self) -> str | None:
+        """The type of the first error that came in-band (the provider's word, at most 64 characters)."""
+        return self._error
+
+    @property
+    def model(self) -> str | None:
+        """The model that answered, as the response names it."""
+        return self._model
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens counted by the last event (or document) that did; Anthropic's two halves joined."""
+        counted = _counted(self._last, -1)
+        if self._ending in (Ending.MESSAGES, Ending.UNKNOWN):
+            first = _counted(self._first, 0)
+            counted = first | {name: value for name, value in counted.items() if value is not None}
+        return _usage(counted)
+
+    def feed(self, chunk: bytes) -> None:
+        """Takes the next bytes of the body, as they came. Never raises."""
+        if self._blind:
+            return
+        if not self._sse:
+            self._collect(chunk)
+        elif not self._pending and chunk.endswith((b"\n\n", b"\r\n\r\n")) and len(chunk) <= _EVENT_LIMIT:
+            # The common case, one chunk of one or more whole events: nothing is copied or split.
+            for mark in self._marks:
+                if mark in chunk:
+                    self._look(chunk)
+                    return
+            if b'"usage' in chunk:
+                self._note(chunk)
+        else:
+            self._join(chunk)
+
+    def finish(self) -> None:
+        """The body ended, well or not: what came without its empty line counts too. Never raises."""
+        if self._blind or self._done:
+            return
+        self._done = True
+        if not self._sse:
+            self._read()
+        elif self._head is not None:
+            self._long(self._head, bytes(self._pending).rstrip(b"\r\n")[-_TAIL:])
+        elif self._pending:
+            # Clients take a last "data: [DONE]" without its empty line, so it counts here.
+            self._look(bytes(self._pending))
+
+    def _join(self, chunk: bytes) -> None:
+        """The general case: `chunk` may begin or end anywhere in an event."""
+        pending = self._pending
+        if self._head is not None:
+            seen = max(0, len(pending) - 3)
+            pending += chunk
+            blank = _BLANK.search(pending, seen)
+            if blank is None:
+                del pending[: -(_TAIL + 4)]
+                return
+            self._long(self._head, bytes(pending[max(0, blank.start() - _TAIL) : blank.start()]))
+            self._head = None
+            chunk = bytes(pending[blank.end() :])
+            pending.clear()
+        if not pending:
+            chunk = chunk.lstrip(b"\r\n")  # an empty line there (or the LF of a cut CR LF) means nothing
+        # An empty line has at most four bytes, of which three may have come before.
+        seen = max(0, len(pending) - 3)
+        pending += chunk
+        end = 0
+        if b"\r" in pending:
+            for blank in _BLANK.finditer(pending, seen):
+                end = blank.end()
+        elif (last := pending.rfind(b"\n\n", seen)) >= 0:
+            end = last + 2
+        if end:
+            self._look(bytes(pending[:end]))
+            del pending[:end]
+        if len(pending) > _EVENT_LIMIT + 4:
+            self._head = bytes(pending[:_HEAD])
+            del pending[: -(_TAIL + 4)]
+
+    def _look(self, block: bytes) -> None:
+        """Takes a block of whole events one by one."""
+        for event in _events(block):
+            if len(event) > _EVENT_LIMIT:
+                self._long(event[:_HEAD], event[-_TAIL:])
+            else:
+                self._event(event)
+
+    def _event(self, event: bytes) -> None:
+        if self._model is None and b'"model' in event:
+            self._named(_model(_parsed(event)) if len(event) <= _KEEP else _first_model(event))
+        if b'"usage' in event and _counts(event):
+            self._keep(event if len(event) <= _KEEP else _count(_parsed(event)))
+        if self._error is None and b"error" in event:
+            self._error = _event_error(event)
+        if not self._ended and self._owed(event):
+            self._ended = True
+
+    def _owed(self, event: bytes) -> bool:
+        """Whether this event is the end marker of the dialect."""
+        ending = self._ending
+        if ending is Ending.UNKNOWN or not any(mark in event for mark in _MARKS[ending][1:]):
+            return False
+        name, data = _fields(event)
+        if ending is Ending.CHAT:
+            return data.strip() == "[DONE]"
+        if ending is Ending.GOOGLE:
+            return _finished(_parsed(event))
+        ends = _RESPONSES_ENDS if ending is Ending.RESPONSES else _MESSAGES_ENDS
+        if name in ends:
+            return True
+        body = _parsed(event)
+        return isinstance(body, dict) and body.get("type") in ends
+
+    def _note(self, block: bytes) -> None:
+        """A block of which only the usage matters: kept as it is where that is certain, else taken apart."""
+        if block.count(b'"usage') == block.count(b'"usage":null'):
+            return  # OpenAI's chunks before the last, when usage was asked for
+        if len(block) <= _KEEP and _COUNTS.search(block):
+            self._keep(block)
+        else:
+            self._look(block)
+
+    def _keep(self, counted: bytes | dict[str, Any]) -> None:
+        if self._first is None:
+            self._first = counted
+        self._last = counted
+
+    def _named(self, model: str | None) -> None:
+        if model is not None:
+            self._model = model
+            self._marks = _MARKS[self._ending]
+
+    def _long(self, head: bytes, tail: bytes) -> None:
+        """What an event above the limit tells (``response.completed`` repeats the whole answer)."""
+        names = {match[1].decode("utf-8", "replace") for find in (_NAME, _TYPE) if (match := find.search(head))}
+        if (self._ending is Ending.RESPONSES and names & _RESPONSES_ENDS) or (
+            self._ending is Ending.GOOGLE and _FINISH.search(tail)
+        ):
+            self._ended = True
+        if self._error is None and "error" in names:
+            self._error = "error"
+        if counted := _tail_count(tail):
+            self._keep(counted)
+
+    def _collect(self, chunk: bytes) -> None:
+        """Keeps a document: whole up to its limit, then its head and tail."""
+        if not self._size:
+            chunk = chunk.lstrip(b"\xef\xbb\xbf \t\r\n")
+            if chunk and chunk[0] not in b"{[":
+                self._blind = True  # sound, a picture, a web page
+        if not chunk or self._blind or self._done:
+            return
+        kept = self._document
+        kept.append(chunk)
+        self._size += len(chunk)
+        if self._head is None:
+            if self._size <= _DOCUMENT_LIMIT:
+                return
+            self._head = b"".join(kept)[:_HEAD]
+        while self._size - len(kept[0]) >= _DOCUMENT_TAIL:
+            self._size -= len(kept.popleft())
+        if self._size > _DOCUMENT_LIMIT:  # one chunk of megabytes
+            kept[0] = kept[0][-_DOCUMENT_TAIL:]
+            self._size = sum(map(len, kept))
+
+    def _read(self) -> None:
+        whole = b"".join(self._document)
+        self._document.clear()
+        if self._head is not None:
+            tail = whole[-_DOCUMENT_TAIL:]
+            self._model = _first_model(self._head)
+            self._last = _tail_count(tail)
+            self._ended = self._ending is Ending.GOOGLE and _FINISH.search(tail) is not None
+            return
+        body = _loaded(whole)
+        self._model = _model(body)
+        self._last = _count(body)
+        self._error = _error(body)
+        self._ended = self._ending is Ending.GOOGLE and _finished(body)
+
+
+def _events(block: bytes) -> list[bytes]:
+    """The events of a block, without their line ends at either end; empty ones left out."""
+    parts = _BLANK.split(block) if b"\r" in block else block.split(b"\n\n")
+    return [event for part in parts if (event := part.strip(b"\r\n"))]
+
+
+def _fields(event: bytes) -> tuple[str, str]:
+    """(event name, data) of one event; the lines of its data are joined with a line feed."""
+    name = ""
+    data = []
+    for line in _LINE.split(event.removeprefix(b"\xef\xbb\xbf")):
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            data.append(value.removeprefix(b" ").decode("utf-8", "replace"))
+        elif field == b"event":
+            name = value.removeprefix(b" ").decode("utf-8", "replace")
+    return name, "\n".join(data)
+
+
+def _loaded(text: str | bytes) -> Any:
+    """The JSON value, or None where it is none (or nested beyond reason)."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _parsed(event: bytes) -> Any:
+    return _loaded(_fields(event)[1])
+
+
+def _counts(event: bytes) -> bool:
+    """Whether an event holds a usage object, be it in JSON broken over several lines."""
+    if _COUNTS.search(event):
+        return True
+    return event.count(b"data") > 1 and _COUNTS_TEXT.search(_fields(event)[1]) is not None
+
+
+def _counted(kept: bytes | dict[str, Any] | None, which: int) -> dict[str, Any]:
+    """The usage object of what was kept; of a block that of its first (0) or last (-1) event with one."""
+    if isinstance(kept, bytes):
+        counting = [event for event in _events(kept) if _counts(event)]
+        return _count(_parsed(counting[which])) if counting else {}
+    return kept or {}
+
+
+def _count(body: Any) -> dict[str, Any]:
+    """The usage object of an event's data or of a document, wherever the dialects put it; else empty."""
+    if isinstance(body, list):  # Google's stream without alt=sse
+        return next((counted for each in reversed(body) if isinstance(each, dict) and (counted := _count(each))), {})
+    if not isinstance(body, dict):
+        return {}
+    for name in ("usage", "usageMetadata"):
+        if isinstance(body.get(name), dict):
+            return dict(body[name])
+    # OpenAI's responses; Groq where the client did not ask for usage.
+    for holder in ("response", "x_groq"):
+        inner = body.get(holder)
+        if isinstance(inner, dict) and isinstance(inner.get("usage"), dict):
+            return dict(inner["usage"])
+    message = body.get("message")
+    if isinstance(message, dict) and isinstance(message.get("usage"), dict):
+        # Anthropic's message_start: its output count is that of the first moment and not to be believed.
+        return {name: value for name, value in message["usage"].items() if name != "output_tokens"}
+    return {}
+
+
+def _tail_count(tail: bytes) -> dict[str, Any]:
+    """The last usage object in the last bytes of an event or document."""
+    found = [match.end() - 1 for match in _COUNTS.finditer(tail)]
+    if not found:
+        return {}
+    try:
+        value = json.JSONDecoder().raw_decode(tail[found[-1] :].decode("utf-8", "replace"))[0]
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _usage(raw: dict[str, Any]) -> Usage | None:
+    """`raw` in one shape, by the names that the dialects use."""
+
+    def number(*names: str, of: Any = raw) -> int | None:
+        for name in names:
+            value = of.get(name) if isinstance(of, dict) else None
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                return value
+        return None
+
+    inputs = number("prompt_tokens", "input_tokens", "promptTokenCount")
+    outputs = number("completion_tokens", "output_tokens", "candidatesTokenCount")
+    cached = number("cache_read_input_tokens", "cachedContentTokenCount", "prompt_cache_hit_tokens")
+    for details in ("prompt_tokens_details", "input_tokens_details"):
+        if cached is None:
+            cached = number("cached_tokens", of=raw.get(details))
+    total = number("total_tokens", "totalTokenCount")
+    if total is None and inputs is not None and outputs is not None:
+        beside = (number("cache_read_input_tokens"), number("cache_creation_input_tokens"))  # Anthropic's
+        total = inputs + outputs + sum(count or 0 for count in beside)
+    if inputs is None and outputs is None and cached is None and total is None:
+        return None
+    return Usage(inputs, outputs, cached, total)
+
+
+def _model(body: Any) -> str | None:
+    if isinstance(body, list):
+        return next((name for each in body if isinstance(each, dict) and (name := _model(each))), None)
+    if not isinstance(body, dict):
+        return None
+    for holder in (body, body.get("response"), body.get("message")):
+        if isinstance(holder, dict):
+            for name in ("model", "modelVersion"):
+                if isinstance(holder.get(name), str) and holder[name]:
+                    return str(holder[name][:200])
+    return None
+
+
+def _first_model(raw: bytes) -> str | None:
+    """The first model named in an event or document too long to parse for that."""
+    found = _MODEL.search(raw)
+    return found[1].decode("utf-8", "replace") if found else None
+
+
+def _finished(body: Any) -> bool:
+    """Whether a chunk of Google's holds a finish reason or a prompt feedback."""
+    if isinstance(body, list):
+        return any(isinstance(each, dict) and _finished(each) for each in body)
+    if not isinstance(body, dict):
+        return False
+    if body.get("promptFeedback"):
+        return True
+    candidates = body.get("candidates")
+    return isinstance(candidates, list) and any(
+        isinstance(each, dict) and each.get("finishReason") not in (None, "", "FINISH_REASON_UNSPECIFIED")
+        for each in candidates
+    )
+
+
+def _event_error(event: bytes) -> str | None:
+    """The type of the error that an event brings, None where it brings none."""
+    name, data = _fields(event)
+    if name != "error" and not _ERROR.search(event):
+        return None
+    return _error(_loaded(data)) or ("error" if name == "error" else None)
+
+
+def _error(body: Any) -> str | None:
+    """The type of the error in an event's data or in a document, None where there is none."""
+    if isinstance(body, list):
+        return next((kind for each in body if isinstance(each, dict) and (kind := _error(each))), None)
+    if not isinstance(body, dict):
+        return None
+    error = body.get("error")
+    response = body.get("response")
+    if not error and body.get("type") == "response.failed" and isinstance(response, dict):
+        error = response.get("error") or "error"
+    if not error and body.get("type") == "error":
+        error = body  # the responses dialect: code and message beside the type
+    if not error:
+        return None
+    if isinstance(error, dict):
+        for name in ("type", "status", "code"):
+            kind = error.get(name)
+            if isinstance(kind, str) and kind and not (error is body and name == "type"):
+                return kind[:64]
+    return "error"

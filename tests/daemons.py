@@ -1,0 +1,166 @@
+"""A real daemon in a process of its own, as the tests start it (fixture ``daemon`` in conftest.py).
+
+The process gets a clean environment: no proxy variables, no LAVA_* variables, not the developer's home.
+So a test means the same on every machine.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import proxy
+from proxy.redaction import leaks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+#: Seconds. Start-up is well under one on an idle machine; the tests share theirs with others.
+START_LIMIT = 20.0
+STOP_LIMIT = 15.0
+
+#: What a healthy daemon never says, whatever its clients and upstreams do.
+SIGNS_OF_TROUBLE = ("Traceback", "was never awaited", "exception was never retrieved", "Task was destroyed")
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on, on 127.0.0.1 and, where there is IPv6, on ::1 as well."""
+    for _ in range(50):
+        with socket.socket() as four:
+            four.bind(("127.0.0.1", 0))
+            port: int = four.getsockname()[1]
+            try:
+                with socket.socket(socket.AF_INET6) as six:
+                    six.bind(("::1", port))
+            except OSError as cause:
+                if socket.has_ipv6 and cause.errno == errno.EADDRINUSE:
+                    continue
+            return port
+    raise AssertionError("no port is free on both loopback addresses")
+
+
+def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a program under test; ``proxy`` is importable from wherever this process has it."""
+    kept = {name: os.environ[name] for name in ("PATH", "TMPDIR", "SYSTEMROOT") if name in os.environ}
+    return {
+        **kept,
+        "HOME": str(home),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONPATH": str(Path(proxy.__file__).parent.parent),
+        "PYTHONUNBUFFERED": "1",
+        # Shown, not raised: a warning of a third-party library must not change how the daemon behaves.
+        "PYTHONWARNINGS": "default",
+        **(extra or {}),
+    }
+
+
+class Daemon:
+    """One running ``lava-proxy serve``. ``url`` is ``http://127.0.0.1:<port>``."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: str,
+        *,
+        secrets: Iterable[str] = (),
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] = (),
+        port: int | None = None,
+    ) -> None:
+        self.port = free_port() if port is None else port
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config = directory / "config.toml"
+        self.config.touch(mode=0o600)
+        self.config.write_text(config, encoding="utf-8")
+        #: Values that must stand in nothing this daemon prints; a test may add to them while it runs.
+        self.secrets = list(secrets)
+        #: Set by a test that provokes one on purpose.
+        self.trouble_expected = False
+        self._log = directory / "daemon.log"
+        command = [sys.executable, "-m", "proxy", "serve", "--config", str(self.config)]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(self.port), *args],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=directory,
+                env=clean_environment(directory, env),
+            )
+
+    def output(self) -> str:
+        """Everything it printed so far, standard output and standard error together."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str) -> int:
+        """The status of a GET on the daemon's own port; OSError or HTTPException when no answer comes."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    def wait_until_up(self, path: str = "/healthz") -> None:
+        """Return once a GET of ``path`` answers 200; AssertionError with the output when none comes."""
+        deadline = time.monotonic() + START_LIMIT
+        while True:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the daemon ended with {self.process.returncode}:\n{self.output()}")
+            try:
+                if self.get(path) == 200:
+                    return
+            except (OSError, http.client.HTTPException):
+                pass
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no 200 on {path} within {START_LIMIT:.0f} s:\n{self.output()}")
+            time.sleep(0.02)
+
+    def stop(self, signum: int = signal.SIGTERM, limit: float = STOP_LIMIT) -> int:
+        """Send the signal (unless it has ended already), wait for the end, and give the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signum)
+        return self.process.wait(limit)
+
+    def close(self) -> None:
+        """End it and check what holds for every daemon: a clean stop, no trouble, no secret in its output."""
+        stopped_by_test = self.process.poll() is not None
+        try:
+            code = self.stop()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"SIGTERM did not end the daemon in {STOP_LIMIT:.0f} s:\n{self.output()}") from None
+        output = self.output()
+        if not stopped_by_test:
+            assert code == 0, f"the daemon ended with {code}:\n{output}"
+        if not self.trouble_expected:
+            signs = [sign for sign in SIGNS_OF_TROUBLE if sign in output]
+            assert not signs, f"{signs} in the daemon's output:\n{output}"
+        # The output itself is not shown here: it holds the secret.
+        assert not leaks(output, self.secrets), "a secret stands in the daemon's output"
+
+
+class StartDaemon(Protocol):
+    """The type of the fixture ``daemon``: call it as often as daemons are needed."""
+
+    def __call__(
+        self,
+        config: str = "",
+        *,
+        secrets: Iterable[str] = (),
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] = (),
+        port: int | None = None,
+        ready: str | None = "/healthz",
+    ) -> Daemon:
+        """Start one with this TOML text; ``ready`` is what must answer 200 first (``None``: do not wait)."""
+        ...

@@ -1,0 +1,464 @@
+"""usage.py: the scanner tells the same truth however the bytes are cut, never raises and stays small."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy.dialects import Ending
+from proxy.usage import Scanner, Usage
+
+
+def _data(value: object, name: str = "") -> bytes:
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+
+
+def _chat_chunk(text: str, **more: object) -> dict[str, Any]:
+    return {"id": "c1", "model": "gpt-x", "choices": [{"index": 0, "delta": {"content": text}}], **more}
+
+
+CHAT = (
+    _data(_chat_chunk("Hé", usage=None))
+    + b": keep-alive\n\n"
+    + _data(_chat_chunk('"usage": {"prompt_tokens": 1} [DONE] error "error": {} 🎈', usage=None))
+    + _data(
+        {
+            "id": "c1",
+            "model": "gpt-x",
+            "choices": [],
+            "usage": {
+                "prompt_tokens": 9,
+                "completion_tokens": 4,
+                "total_tokens": 13,
+                "prompt_tokens_details": {"cached_tokens": 3},
+            },
+        }
+    )
+    + b"data: [DONE]\n\n"
+)
+MESSAGES = (
+    _data(
+        {
+            "type": "message_start",
+            "message": {"model": "claude-x", "usage": {"input_tokens": 25, "output_tokens": 1}},
+        },
+        "message_start",
+    )
+    + _data({"type": "ping"}, "ping")
+    + _data({"type": "content_block_delta", "delta": {"text": "message_stop ü"}}, "content_block_delta")
+    + _data(
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn"},
+            "usage": {"output_tokens": 15, "cache_read_input_tokens": 5, "input_tokens": None},
+        },
+        "message_delta",
+    )
+    + _data({"type": "message_stop"}, "message_stop")
+)
+RESPONSES = (
+    _data(
+        {"type": "response.created", "response": {"model": "gpt-r", "error": None, "usage": None}}, "response.created"
+    )
+    + _data({"type": "response.output_text.delta", "delta": "response.completed"}, "response.output_text.delta")
+    + _data(
+        {
+            "type": "response.completed",
+            "response": {
+                "model": "gpt-r",
+                "error": None,
+                "usage": {
+                    "input_tokens": 7,
+                    "input_tokens_details": {"cached_tokens": 2},
+                    "output_tokens": 8,
+                    "total_tokens": 15,
+                },
+            },
+        },
+        "response.completed",
+    )
+)
+GOOGLE = _data(
+    {
+        "candidates": [{"content": {"parts": [{"text": "ö finishReason"}]}}],
+        "usageMetadata": {"promptTokenCount": 4, "totalTokenCount": 4},
+        "modelVersion": "gemini-x",
+    }
+) + _data(
+    {
+        "candidates": [{"content": {"parts": [{"text": "!"}]}, "finishReason": "STOP"}],
+        "usageMetadata": {
+            "promptTokenCount": 4,
+            "candidatesTokenCount": 6,
+            "cachedContentTokenCount": 1,
+            "totalTokenCount": 10,
+        },
+        "modelVersion": "gemini-x",
+    }
+)
+
+STREAMS = {
+    Ending.CHAT: (CHAT, Usage(9, 4, 3, 13), "gpt-x"),
+    Ending.MESSAGES: (MESSAGES, Usage(25, 15, 5, 45), "claude-x"),
+    Ending.RESPONSES: (RESPONSES, Usage(7, 8, 2, 15), "gpt-r"),
+    Ending.GOOGLE: (GOOGLE, Usage(4, 6, 1, 10), "gemini-x"),
+}
+
+
+def _scan(ending: Ending, *chunks: bytes, sse: bool = True, encoded: bool = False) -> Scanner:
+    scanner = Scanner(ending, sse, encoded)
+    for chunk in chunks:
+        scanner.feed(chunk)
+    scanner.finish()
+    return scanner
+
+
+def _told(scanner: Scanner) -> tuple[object, ...]:
+    return scanner.ended, scanner.error, scanner.usage, scanner.model, scanner.at_boundary
+
+
+@pytest.mark.parametrize("ending", STREAMS)
+def test_each_dialects_stream_is_read(ending: Ending) -> None:
+    """Usage, model and end marker of a whole stream are found, and no error is seen where none is."""
+    body, usage, model = STREAMS[ending]
+    assert _told(_scan(ending, body)) == (True, None, usage, model, True)
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("ending", STREAMS)
+def test_every_split_and_line_end_gives_the_same(ending: Ending, line_end: bytes) -> None:
+    """Cut in two at every byte offset, cut into single bytes, with LF, CR LF or CR: the same is told."""
+    body, usage, model = STREAMS[ending]
+    body = b"\xef\xbb\xbf" + body.replace(b"\n", line_end)
+    expected = (True, None, usage, model, True)
+    assert _told(_scan(ending, body)) == expected
+    for cut in range(len(body) + 1):
+        assert _told(_scan(ending, body[:cut], body[cut:])) == expected, cut
+    assert _told(_scan(ending, *(body[at : at + 1] for at in range(len(body))))) == expected
+
+
+@pytest.mark.parametrize("ending", STREAMS)
+def test_json_over_several_data_lines_is_joined(ending: Ending) -> None:
+    """An event whose data is broken over lines (at any white space JSON allows) counts like one on a line."""
+    body, usage, model = STREAMS[ending]
+    broken = []
+    for event in body.split(b"\n\n"):
+        name, _, data = event.rpartition(b"data: ")
+        if data.startswith(b"{"):
+            pretty = json.dumps(json.loads(data), indent=1).replace(": ", ":\n")
+            data = b"\ndata:".join(line.encode() for line in pretty.split("\n"))
+        broken.append(name + b"data:" * data.startswith((b"{", b"[")) + data if data else event)
+    lines = b"\n\n".join(broken)
+    for size in (1, 7, len(lines)):
+        chunks = [lines[at : at + size] for at in range(0, len(lines), size)]
+        assert _told(_scan(ending, *chunks)) == (True, None, usage, model, True)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    ending=st.sampled_from(list(Ending)),
+    pieces=st.lists(
+        st.one_of(
+            st.sampled_from(
+                [*(stream[0] for stream in STREAMS.values()), b"\n", b"\r", b"\n\n", b"\r\n", b":", b"data: "]
+            ),
+            st.sampled_from(
+                [
+                    b'data: {"usage":{"prompt_tokens":1}}\n\n',
+                    b'data: {"usage":null}\n\n',
+                    b'data: "usage"\n\n',
+                    b': "usage":{"input_tokens":3}\n\n',
+                    b'data: {"usage":\ndata: {"input_tokens":4}}\n\n',
+                    b'event: error\ndata: {"error":{"type":"t"}}\n\n',
+                    b'data: {"model":"m","error":null}\n\n',
+                    b"data: [DONE]\n\n",
+                    b"data: " + b"[" * 5000 + b"\n\n",
+                ]
+            ),
+            st.binary(max_size=40),
+        ),
+        max_size=12,
+    ),
+    cuts=st.lists(st.integers(0, 5000), max_size=10),
+)
+def test_any_bytes_cut_anywhere_never_raise_and_tell_the_same(
+    ending: Ending, pieces: list[bytes], cuts: list[int]
+) -> None:
+    """Whatever arrives and however it is cut: no exception, and the same answer as from one piece."""
+    body = b"".join(pieces)
+    places = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
+    chunks = [body[start:end] for start, end in itertools.pairwise(places)]
+    for sse in (True, False):
+        whole = _scan(ending, body, sse=sse)
+        assert _told(_scan(ending, *chunks, sse=sse)) == _told(whole)
+        assert whole.ended in (True, False)
+
+
+def test_the_boundary_is_known_after_every_byte() -> None:
+    """at_boundary is true exactly between events: at the start, after an empty line, after whole comments."""
+    scanner = Scanner(Ending.CHAT, True)
+    assert scanner.at_boundary
+    told = []
+    for byte in b"data: 1\n\n: c\ndata: 2\r\n\r\ndata: 3\r\r: x\r\n":
+        scanner.feed(bytes((byte,)))
+        told.append("1" if scanner.at_boundary else "0")
+    assert (
+        "".join(told)
+        == (
+            "000000001"  # data: 1 LF LF
+            "0001"  # a comment and its line end
+            "0000000001" + "1"  # data: 2 CR LF CR LF: the second CR ends it, its LF adds nothing
+            "000000001"  # data: 3 CR CR
+            "00011"  # a comment, CR LF
+        )
+    )
+
+
+def test_the_boundary_is_the_same_in_whole_chunks() -> None:
+    """Chunks of whole events, half events, and a second half: the flag follows."""
+    scanner = Scanner(Ending.CHAT, True)
+    for chunk, boundary in (
+        (b"data: {}\n\ndata: {}\n\n", True),
+        (b"data: {", False),
+        (b"}\n\n", True),
+        (b"data: {}\n\ndata: ", False),
+        (b"x\r\n\r\n", True),
+        (b"", True),
+        (b"\n", True),
+        (b"data: x\n", False),
+        (b"\n", True),
+    ):
+        scanner.feed(chunk)
+        assert scanner.at_boundary is boundary, chunk
+
+
+@pytest.mark.parametrize(
+    ("ending", "event", "kind"),
+    [
+        (Ending.CHAT, b'data: {"error":{"message":"m","type":"server_error","code":"x"}}\n\n', "server_error"),
+        (Ending.CHAT, b'data: {"error": "text"}\n\n', "error"),
+        (Ending.CHAT, b'data: {"error":{"code":502,"message":"m"}}\n\n', "error"),
+        (Ending.CHAT, b'data: {"error":null,"choices":[]}\n\n', None),
+        (Ending.CHAT, b'data: {"error": {}, "choices":[]}\n\n', None),
+        (Ending.CHAT, b'data: {"choices":[{"delta":{"content":"\\"error\\": {}"}}]}\n\n', None),
+        (
+            Ending.MESSAGES,
+            b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error"}}\n\n',
+            "overloaded_error",
+        ),
+        (Ending.MESSAGES, b"event: error\ndata: broken\n\n", "error"),
+        (Ending.MESSAGES, b'event:error\r\ndata:{"type":"error"}\r\n\r\n', "error"),
+        (Ending.RESPONSES, b'event: error\ndata: {"type":"error","code":"rate_limit","message":"m"}\n\n', "rate_limit"),
+        (
+            Ending.RESPONSES,
+            b'data: {"type":"response.failed","response":{"error":{"code":"server_error","message":"m"}}}\n\n',
+            "server_error",
+        ),
+        (Ending.GOOGLE, b'data: {"error": {"code": 503, "message": "m", "status": "UNAVAILABLE"}}\n\n', "UNAVAILABLE"),
+        (Ending.GOOGLE, b'data: {"error":{"code":503}}', "error"),
+        (Ending.UNKNOWN, b'data: {"error":{"type":"' + b"x" * 100 + b'"}}\n\n', "x" * 64),
+    ],
+)
+def test_errors_in_mid_stream_are_seen(ending: Ending, event: bytes, kind: str | None) -> None:
+    """Each form of an in-band error that the official SDKs raise on is told by its type; others are not."""
+    first = _data({"choices": []})
+    assert _scan(ending, first, event).error == kind
+    assert _scan(ending, first + event[:30], event[30:]).error == kind
+
+
+@pytest.mark.parametrize(
+    ("ending", "event", "ended"),
+    [
+        (Ending.CHAT, b"data: [DONE]\n\n", True),
+        (Ending.CHAT, b"data:[DONE]\n\n: bye\n\n", True),
+        (Ending.CHAT, b"data: [DONE]\n", True),
+        (Ending.CHAT, b"data: [DONE]", True),
+        (Ending.CHAT, b"data: [DON", False),
+        (Ending.CHAT, b": [DONE]\n\n", False),
+        (Ending.CHAT, b'data: {"choices":[{"finish_reason":"stop"}]}\n\n', False),
+        (Ending.MESSAGES, b'data: {"type": "message_stop"}\n\n', True),
+        (Ending.MESSAGES, b"event: message_stop\ndata: {}\n\n", True),
+        (Ending.MESSAGES, b'data: {"type":"x","text":"message_stop"}\n\n', False),
+        (Ending.RESPONSES, b'data: {"type":"response.incomplete"}\n\n', True),
+        (Ending.RESPONSES, b'event: response.failed\ndata: {"type":"response.failed"}\n\n', True),
+        (Ending.RESPONSES, b'data: {"type":["response.failed"]}\n\n', False),
+        (Ending.GOOGLE, b'data: {"promptFeedback":{"blockReason":"SAFETY"}}\n\n', True),
+        (Ending.GOOGLE, b'data: {"candidates":[{"finishReason":"MAX_TOKENS"}]}\n\n', True),
+        (Ending.GOOGLE, b'data: {"candidates":[{"finishReason":null}]}\n\n', False),
+        (Ending.GOOGLE, b'data: {"candidates":[{"finishReason":"FINISH_REASON_UNSPECIFIED"}]}\n\n', False),
+        (Ending.UNKNOWN, b"data: [DONE]\n\n", False),
+    ],
+)
+def test_only_the_dialects_own_marker_ends_a_stream(ending: Ending, event: bytes, ended: bool) -> None:
+    """The end marker counts in each of its forms; its text somewhere else does not."""
+    assert _scan(ending, event).ended is ended
+
+
+def test_unknown_is_none_and_never_zero() -> None:
+    """What the provider did not count is None: no usage, half a usage, wrong types, a stream cut before its end."""
+    assert _scan(Ending.CHAT, _data(_chat_chunk("x"))).usage is None
+    assert _scan(Ending.CHAT, _data({"usage": {"prompt_tokens": 3}})).usage == Usage(3, None, None, None)
+    odd = {"prompt_tokens": True, "completion_tokens": -1, "total_tokens": "7", "prompt_tokens_details": 3}
+    assert _scan(Ending.CHAT, _data({"usage": odd})).usage is None
+    cut = MESSAGES[: MESSAGES.index(b"event: message_delta")]
+    assert _scan(Ending.MESSAGES, cut).usage == Usage(25, None, None, None)
+    assert _scan(Ending.CHAT, b'data: {"usage":{"prompt_tokens":1' + b"0" * 5000 + b"}}\n\n").usage is None
+
+
+def test_the_last_count_wins() -> None:
+    """Providers that count in every chunk, or say null after the count, are read right."""
+    chunks = [_data({"usage": {"prompt_tokens": 5, "completion_tokens": n}}) for n in (1, 2, 3)]
+    for body in (
+        chunks,
+        [b"".join(chunks)],
+        [*chunks, _data({"usage": None})],
+        [b"".join(chunks) + _data({"usage": None})],
+    ):
+        assert _scan(Ending.CHAT, *body).usage == Usage(5, 3, None, 8)
+    groq = _scan(Ending.CHAT, _data({"x_groq": {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}}))
+    assert groq.usage == Usage(1, 2, None, 3)
+    deepseek = _scan(Ending.CHAT, _data({"usage": {"prompt_tokens": 4, "prompt_cache_hit_tokens": 2}}))
+    assert deepseek.usage == Usage(4, None, 2, None)
+
+
+DOCUMENTS = [
+    (
+        Ending.CHAT,
+        {"model": "m", "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}},
+        Usage(1, 2, None, 3),
+    ),
+    (Ending.UNKNOWN, {"model": "m", "usage": {"prompt_tokens": 1, "total_tokens": 1}}, Usage(1, None, None, 1)),
+    (
+        Ending.RESPONSES,
+        {"model": "m", "error": None, "usage": {"input_tokens": 1, "output_tokens": 2}},
+        Usage(1, 2, None, 3),
+    ),
+    (
+        Ending.MESSAGES,
+        {
+            "model": "m",
+            "usage": {
+                "input_tokens": 1,
+                "output_tokens": 2,
+                "cache_read_input_tokens": 10,
+                "cache_creation_input_tokens": 20,
+            },
+        },
+        Usage(1, 2, 10, 33),
+    ),
+    (
+        Ending.GOOGLE,
+        {"modelVersion": "m", "usageMetadata": {"promptTokenCount": 1, "totalTokenCount": 1}},
+        Usage(1, None, None, 1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("ending", "document", "usage"), DOCUMENTS)
+def test_documents_are_read_too(ending: Ending, document: dict[str, Any], usage: Usage) -> None:
+    """A JSON answer tells usage and model in every dialect, in any cutting, also with a BOM and indented."""
+    for raw in (json.dumps(document).encode(), b"\xef\xbb\xbf \n" + json.dumps(document, indent=2).encode()):
+        for size in (1, 5, len(raw)):
+            scanner = _scan(ending, *(raw[at : at + size] for at in range(0, len(raw), size)), sse=False)
+            assert _told(scanner) == (False, None, usage, "m", False)
+
+
+def test_googles_stream_as_a_json_array() -> None:
+    """streamGenerateContent without alt=sse: the array's last counts and its finish reason are found."""
+    chunks = [json.loads(part[6:]) for part in GOOGLE.split(b"\n\n") if part]
+    raw = json.dumps(chunks, indent=2).encode()
+    scanner = _scan(Ending.GOOGLE, raw[:100], raw[100:], sse=False)
+    assert (scanner.ended, scanner.usage, scanner.model) == (True, Usage(4, 6, 1, 10), "gemini-x")
+    assert not _scan(Ending.GOOGLE, raw[:-1], sse=False).ended
+    assert not _scan(Ending.GOOGLE, json.dumps(chunks[:1]).encode(), sse=False).ended
+    failed = _scan(Ending.GOOGLE, b'[{"error":{"code":500,"status":"INTERNAL"}}]', sse=False)
+    assert (failed.error, failed.ended) == ("INTERNAL", False)
+
+
+def test_a_document_above_the_limit_is_read_at_both_ends() -> None:
+    """Of a long answer (embeddings) the model at its head and the usage at its tail are still found."""
+    vectors = [{"embedding": [0.123456789] * 1500} for _ in range(100)]
+    raw = json.dumps({"model": "big", "data": vectors, "usage": {"prompt_tokens": 5, "total_tokens": 5}}).encode()
+    assert len(raw) > 1024 * 1024
+    for size in (1000, 65536, len(raw)):
+        scanner = _scan(Ending.UNKNOWN, *(raw[at : at + size] for at in range(0, len(raw), size)), sse=False)
+        assert (scanner.usage, scanner.model) == (Usage(5, None, None, 5), "big")
+
+
+@pytest.mark.parametrize("extra", range(-8, 9))
+def test_events_about_the_limit_tell_the_same_in_any_cutting(extra: int) -> None:
+    """Around 64 KiB, where an event begins to be too long, the cutting still makes no difference."""
+    for line_end in (b"\n", b"\r\n"):
+        shell = b'data: {"model":"m","pad":"%s","usage":{"prompt_tokens":5}}'
+        event = shell % (b"x" * (64 * 1024 + extra - len(shell) + 2))
+        body = event + line_end * 2 + b"data: [DONE]" + line_end * 2
+        whole = _told(_scan(Ending.CHAT, body))
+        assert whole[0] is True
+        assert whole[2] == Usage(5)
+        for cut in range(len(event) - 3, len(event) + 6):
+            assert _told(_scan(Ending.CHAT, body[:cut], body[cut:])) == whole
+            assert _told(_scan(Ending.CHAT, body[:cut], body[cut : cut + 1], body[cut + 1 :])) == whole
+
+
+def test_a_megabyte_event_is_bounded_and_the_stream_goes_on() -> None:
+    """An event of 1 MB: little memory, the boundary stays right, its type and usage and the next event are seen."""
+    answer = {"model": "m", "output": "x" * 1_000_000, "usage": {"input_tokens": 1, "output_tokens": 2}, "user": None}
+    big = _data({"type": "response.completed", "response": answer}, "response.completed")
+    tail = b"data: {}\n\n"
+    expected = (True, None, Usage(1, 2, None, 3), True)
+    for size in (997, 64 * 1024, len(big) + len(tail)):
+        body = big + tail
+        scanner = Scanner(Ending.RESPONSES, True)
+        chunks = [body[at : at + size] for at in range(0, len(body), size)]
+        tracemalloc.start()
+        for chunk in chunks:
+            scanner.feed(chunk)
+            if size < 1000:
+                assert scanner.at_boundary is (chunk is chunks[-1])
+        held, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        scanner.finish()
+        assert (scanner.ended, scanner.error, scanner.usage, scanner.at_boundary) == expected
+        assert held < 200_000
+        assert size > 100_000 or peak < 600_000
+
+
+def test_long_bodies_of_any_kind_hold_little_memory() -> None:
+    """An endless event, an endless document and an endless binary are held within their limits."""
+    rng = random.Random(1)
+    noise = rng.randbytes(8192).replace(b"\n", b".").replace(b"\r", b".")
+    for sse, first, limit in ((True, b"data: ", 300_000), (False, b"{", 1_500_000), (False, b"RIFF", 20_000)):
+        scanner = Scanner(Ending.UNKNOWN, sse)
+        tracemalloc.start()
+        scanner.feed(first)
+        for _ in range(1000):
+            scanner.feed(noise[:4000] + noise[4000:])
+        held, _peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        scanner.finish()
+        assert held < limit, (sse, first)
+        assert scanner.usage is None
+
+
+def test_an_encoded_body_tells_nothing() -> None:
+    """A body with a Content-Encoding (true or a lie) fails to unknown: no usage, no end, no boundary."""
+    assert _told(_scan(Ending.CHAT, CHAT, encoded=True)) == (False, None, None, None, False)
+    assert not Scanner(Ending.CHAT, True, encoded=True).at_boundary
+    assert _told(_scan(Ending.CHAT, b'{"usage":{"prompt_tokens":1}}', sse=False, encoded=True))[2] is None
+
+
+def test_finish_twice_and_feeding_afterwards_change_nothing() -> None:
+    """The end of a body is told once; asking again gives the same."""
+    scanner = _scan(Ending.CHAT, CHAT)
+    told = _told(scanner)
+    scanner.finish()
+    assert _told(scanner) == told
+    assert scanner.usage == scanner.usage
