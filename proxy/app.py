@@ -56,7 +56,7 @@ class Runtime:
         self.draining = False
         self.log = log
         self._metrics: Metrics | None = None
-        self._retired: list[Generation] = []
+        self.retired: list[Generation] = []
 
     @property
     def settings(self) -> Settings:
@@ -91,13 +91,13 @@ class Runtime:
         same = settings.upstream == old.settings.upstream
         self.generation = Generation(settings, old.engine if same else create_engine(settings.upstream))
         if not same:
-            self._retired.append(old)
+            self.retired.append(old)
 
     async def close_retired(self, *, everything: bool = False) -> None:
         """Close the connections of configurations that no request uses any more."""
-        for old in list(self._retired):
+        for old in list(self.retired):
             if everything or old.in_flight == 0:
-                self._retired.remove(old)
+                self.retired.remove(old)
                 await old.engine.aclose()
 
     async def aclose(self) -> None:
@@ -141,7 +141,8 @@ class App:
         finally:
             if not control:
                 self._record(record)
-            if runtime._retired:
+            await self._forward.close(call)
+            if runtime.retired:
                 await runtime.close_retired()
 
     async def _serve(self, call: Call, path: bytes, control: bool) -> None:

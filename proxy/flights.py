@@ -39,7 +39,7 @@ class Limits(NamedTuple):
 class Flight:
     """One request in flight."""
 
-    __slots__ = ("answered", "limits", "over", "phase", "reason", "since", "started", "task")
+    __slots__ = ("answered", "limits", "over", "phase", "reason", "since", "started", "task", "told")
 
     def __init__(self, task: asyncio.Task[Any], limits: Limits) -> None:
         self.task = task
@@ -48,6 +48,7 @@ class Flight:
         self.started = self.since = monotonic()
         self.answered = False
         self.reason: Reason | None = None
+        self.told = False  # the cancellation has arrived
         self.over = False
 
     def wait(self, phase: Phase) -> None:

@@ -57,6 +57,7 @@ class Call:
         "dialect",
         "flight",
         "generation",
+        "opened",
         "path",
         "receive",
         "received",
@@ -86,6 +87,7 @@ class Call:
         self.dialect: Dialect | None = None
         self.flight: Flight | None = None
         self.route: Route | None = None
+        self.opened: Answer | None = None
         self.answering = False
         extensions = scope.get("extensions") or {}
         self.connection: Connection | None = extensions.get("lava_proxy.connection")
@@ -132,36 +134,31 @@ class Forwarder:
             call.connection.on_disconnect(lambda: flight.end("client_gone"))
         self.flights.add(flight)
         generation.in_flight += 1
-        answer: Answer | None = None
-        credential: Credential | None = None
         try:
             if place.kind is Kind.CATALOG:
                 await self._send_catalog(call, place, project)
                 return
+            content: bytes | AsyncIterator[bytes] | None
+            length: int | None = None
             if place.reads_body and (method in _HAS_BODY or declared):
-                whole = await self._collect(call)
-                content: bytes | AsyncIterator[bytes] | None
-                route, content = self._route_by_body(call, place, project, whole)
-                length: int | None = None
+                route, content = self._route_by_body(call, place, project, await self._collect(call))
             else:
-                route, content, length = (
-                    self._route(call, place, project, None),
-                    await self._stream(call, declared),
-                    declared,
-                )
+                route = self._route(call, place, project, None)
+                content, length = await self._stream(call, declared), declared
             call.route, record.provider, record.model = route, route.provider.name, route.model
 
             credential = self._credential(call, route)
             out = self._outgoing(call, route, credential, content, length)
-            if not isinstance(content, AsyncIterator):
+            if content is None or isinstance(content, bytes):
                 flight.wait(Phase.HEAD)
-            answer = await generation.engine.open(out)
+            answer = call.opened = await generation.engine.open(out)
             flight.answered = True
             record.status = answer.status
             await self._answer(call, route, credential, answer)
         except asyncio.CancelledError:
             if flight.reason is None:
                 raise
+            flight.told = True
             task.uncancel()
             await self._ended(call, flight.reason)
         except UpstreamError as error:
@@ -172,8 +169,13 @@ class Forwarder:
         finally:
             self.flights.remove(flight)
             generation.in_flight -= 1
-            if answer is not None:
-                await _close(answer, flight, task)
+            if flight.reason is not None and not flight.told:
+                await _absorb(task)
+
+    async def close(self, call: Call) -> None:
+        """Close what was opened upstream. Comes after the record: nobody can end the flight any more."""
+        if call.opened is not None:
+            await call.opened.aclose()
 
     # --- the request -------------------------------------------------------------------------------------------------
 
@@ -624,12 +626,9 @@ def _ending_fault(reason: Reason, call: Call) -> Fault:
     )
 
 
-async def _close(answer: Answer, flight: Flight, task: asyncio.Task[Any]) -> None:
-    """Close what was opened, also when a cancellation that was already on its way arrives here."""
+async def _absorb(task: asyncio.Task[Any]) -> None:
+    """Take in a cancellation of ours that was asked for too late to arrive: it must not strike what comes after."""
     try:
-        await answer.aclose()
+        await asyncio.sleep(0)
     except asyncio.CancelledError:
-        if flight.reason is None:
-            raise
         task.uncancel()
-        await answer.aclose()

@@ -518,6 +518,8 @@ class Exchange:
     # what the application calls
 
     async def run(self, app: Application, scope: Scope) -> None:
+        if self.gone:
+            return  # over before it began: the first body bytes came with the head, and were wrong
         try:
             await app(scope, self.receive, self.send)
         except Exception:  # noqa: BLE001 -- the last border: a fault of ours becomes a 500 or a broken connection
@@ -971,6 +973,12 @@ class GuardedProtocol(asyncio.Protocol):
         else:
             self._transport.close()
 
+    @property
+    def busy(self) -> bool:
+        """Inside a request or a head, or with bytes unsent."""
+        inside = self._exchange is not None or self._body is not None or bool(self._pending)
+        return inside or self._transport.get_write_buffer_size() > 0
+
     def shutdown(self) -> None:
         """A drain has begun: idle connections close now, the others after their response."""
         if self._exchange is None and self._body is None and not self._pending:
@@ -1103,6 +1111,10 @@ class Watch:
         _log().info("refused a connection's bytes: %s", code)
         if self._on_refusal is not None:
             self._on_refusal(code)
+
+    def busy(self) -> bool:
+        """Is there a connection that still owes or is owed something?"""
+        return any(connection.busy for connection in self.connections)
 
     def begin_drain(self) -> None:
         self.draining = True

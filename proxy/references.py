@@ -74,15 +74,17 @@ def read_file(path: Path, limit: int) -> File:
         if path.is_dir():
             raise Unreadable("is a directory, not a file") from None
         raise Unreadable(f"cannot be read ({getattr(error, 'strerror', None) or 'not a path'})") from None
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            kind = next((name for test, name in _KINDS if test(status.st_mode)), "not a regular file")
+            kind = next((name for test, name in _KINDS if test(status.st_mode)), "something special")
             raise Unreadable(f"is {kind}, not a file")
-        try:
+        with open(descriptor, "rb", closefd=False) as stream:
             data = stream.read(limit + 1)
-        except OSError as error:
-            raise Unreadable(f"cannot be read ({error.strerror})") from None
+    except OSError as error:
+        raise Unreadable(f"cannot be read ({error.strerror})") from None
+    finally:
+        os.close(descriptor)
     if len(data) > limit:
         raise Unreadable(f"is larger than {limit // 1024} KiB")
     return File(path, data, stat.S_IMODE(status.st_mode), status.st_uid)
@@ -169,9 +171,7 @@ def _from_file(name: str, base: Path, environ: Mapping[str, str]) -> tuple[str, 
         raise Unreadable(f"{shown} is empty")
     warning = None
     if file.readable_by_others:
-        warning = (
-            f"{shown} holds a secret and is readable by group or others (mode {file.mode:04o}): chmod 600 it"
-        )
+        warning = f"{shown} holds a secret and is readable by group or others (mode {file.mode:04o}): chmod 600 it"
     elif file.foreign:
         warning = f"{shown} holds a secret and belongs to another user (uid {file.owner})"
     return value, warning

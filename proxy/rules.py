@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from proxy.providers import ALIASES, BUILTIN
 from proxy.redaction import Secret
 from proxy.references import Unreadable, is_reference, locate, resolve
-from proxy.sources import did_you_mean, dotted, table_at
-from proxy.urls import is_loopback
+from proxy.sources import did_you_mean, dotted, put_at, table_at, value_at
+from proxy.urls import is_bindable, is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from proxy.sources import Faults, Table
     from proxy.toml_lines import Where
@@ -44,83 +44,70 @@ _NO_CONTROL = re.compile(r"[^\x00-\x1f\x7f]+")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 
+def _secret_places(data: Table) -> Iterator[tuple[Where, re.Pattern[str]]]:
+    """Where the tables hold secrets, each with the characters it may have."""
+    places: list[tuple[Where, re.Pattern[str]]] = [(("lava", "secret_key"), _NO_CONTROL)]
+    local: list[Where] = [("server", "keys")]
+    for name, project in table_at(data, "projects").items():
+        above: Where = ("projects", name)
+        local.append((*above, "keys"))
+        places += (
+            ((*above, "secret_key"), _NO_CONTROL),
+            ((*above, "forward_token"), _VISIBLE),
+            ((*above, "spend_key"), _VISIBLE),
+        )
+        # Any character: it travels inside the token, and some providers' keys are JSON.
+        places += (((*above, "byok", provider), _ANY_CHARACTER) for provider in table_at(project, "byok"))
+    for where in local:
+        keys = value_at(data, where)
+        places += (((*where, index), _VISIBLE) for index in range(len(keys) if isinstance(keys, list) else 0))
+    for where, allowed in places:
+        written = value_at(data, where)
+        if written is not None and not (written == "client" and "byok" in where):
+            yield where, allowed
+
+
 class Secrets:
-    """Puts a `Secret` where a key or a reference to one was written."""
+    """Puts a `Secret` where a key or a reference to one was written, and expands the paths."""
 
     def __init__(self, environ: Mapping[str, str], faults: Faults, warnings: list[str]) -> None:
         self.environ = environ
         self.faults = faults
         self.warnings = warnings
         self.local: dict[Secret, Where] = {}
-        self.literal: list[Where] = []
 
     def resolve(self, data: Table) -> None:
-        sources = self.faults.sources
-        lava = table_at(data, "lava")
-        if "secret_key" in lava:
-            self._one(lava, "secret_key", ("lava", "secret_key"), _NO_CONTROL)
-        elif self.environ.get("LAVA_SECRET_KEY") and isinstance(data.setdefault("lava", {}), dict):
-            self._default_key(data["lava"], self.environ["LAVA_SECRET_KEY"])
-        self._local_keys(table_at(data, "server"), ("server", "keys"))
-        for name, project in table_at(data, "projects").items():
-            above: Where = ("projects", name)
-            self._local_keys(table_at(project), (*above, "keys"))
-            for key, allowed in (
-                ("secret_key", _NO_CONTROL),
-                ("forward_token", _VISIBLE),
-                ("spend_key", _VISIBLE),
-            ):
-                if key in table_at(project):
-                    self._one(project, key, (*above, key), allowed)
-            byok = table_at(project, "byok")
-            for provider in byok:
-                if byok[provider] != "client":
-                    # Any character: it travels inside the token, and some providers' keys are JSON.
-                    self._one(byok, provider, (*above, "byok", provider), _ANY_CHARACTER)
-        proxy = table_at(data, "upstream").get("proxy")
-        if isinstance(proxy, str) and "@" in proxy and sources.says(("upstream", "proxy")) == "file":
-            self.literal.append(("upstream", "proxy"))
+        """Change ``data`` in place. What cannot be resolved is a fault, and a stand-in takes its place."""
+        for where, allowed in list(_secret_places(data)):
+            value = self._value(where, value_at(data, where), allowed)
+            # An empty stand-in, so that later looks see a secret and do not complain a second time.
+            put_at(data, where, Secret(value or ""))
+            if value is not None and where[-2] == "keys":
+                self._local_key(where, value)
+        if "secret_key" not in table_at(data, "lava") and self.environ.get("LAVA_SECRET_KEY"):
+            self._default_key(data)
         self._paths(data)
         self._refuse_open_file()
 
-    def _default_key(self, lava: Table, value: str) -> None:
+    def _default_key(self, data: Table) -> None:
         # Only this default may be absent; when it is there it is a key like any other.
+        value = self.environ["LAVA_SECRET_KEY"]
         if _NO_CONTROL.fullmatch(value):
-            lava["secret_key"] = Secret(value)
+            put_at(data, ("lava", "secret_key"), Secret(value))
         else:
-            self.faults.add_variable(
-                "LAVA_SECRET_KEY", "must not hold control characters (a line end, perhaps)"
-            )
+            message = "must not hold control characters (a line end, perhaps)"
+            self.faults.add_variable("LAVA_SECRET_KEY", message)
 
-    def _local_keys(self, table: Table, where: Where) -> None:
-        keys = table.get("keys")
-        if not isinstance(keys, list | tuple):
-            if isinstance(keys, str):
-                self.faults.add(where, 'must be a list: keys = ["…"]; in a variable it is written as JSON')
-            return
-        table["keys"] = keys = list(keys)
-        for index in range(len(keys)):
-            place = (*where, index)
-            value = self._one(keys, index, place, _VISIBLE)
-            if value is None:
-                continue
-            if len(value) < MIN_LOCAL_KEY:
-                self.faults.add(
-                    place, f"is shorter than {MIN_LOCAL_KEY} characters, easy to guess: take a longer key"
-                )
-            elif Secret(value) in self.local:
-                first = dotted(self.local[Secret(value)])
-                self.faults.add(
-                    place, f"is the same key as {first}: each local key selects one thing, make another"
-                )
-            else:
-                self.local[Secret(value)] = place
+    def _local_key(self, where: Where, value: str) -> None:
+        if len(value) < MIN_LOCAL_KEY:
+            message = f"is shorter than {MIN_LOCAL_KEY} characters, easy to guess: take a longer key"
+            self.faults.add(where, message)
+        elif (first := self.local.setdefault(Secret(value), where)) != where:
+            message = f"is the same key as {dotted(first)}: each local key selects one thing, make another"
+            self.faults.add(where, message)
 
-    def _one(self, holder: Any, key: str | int, where: Where, allowed: re.Pattern[str]) -> str | None:
-        """Resolve ``holder[key]`` in place; the value, or None after a fault."""
-        written = holder[key]
-        # A stand-in, so that later looks see a secret and do not complain a second time.
-        holder[key] = Secret("")
+    def _value(self, where: Where, written: object, allowed: re.Pattern[str]) -> str | None:
+        """The value of a secret, or None after a fault."""
         if not isinstance(written, str):
             self.faults.add(where, "must be a string: a key, env:NAME, file:PATH or keyring:SERVICE/USER")
             return None
@@ -136,13 +123,9 @@ class Secrets:
             return None
         if not allowed.fullmatch(value):
             kind = "spaces, control or non-ASCII" if allowed is _VISIBLE else "control"
-            self.faults.add(
-                where, f"holds {kind} characters, which cannot stand in an HTTP header (a line end, perhaps)"
-            )
+            message = f"holds {kind} characters, which cannot stand in an HTTP header (a line end, perhaps)"
+            self.faults.add(where, message)
             return None
-        holder[key] = Secret(value)
-        if not is_reference(written) and self.faults.sources.says(where) == "file":
-            self.literal.append(where)
         return value
 
     def _base(self, where: Where) -> Path:
@@ -159,13 +142,22 @@ class Secrets:
                 data[section][key] = str(locate(written, self._base((section, key)), self.environ))
 
     def _refuse_open_file(self) -> None:
-        sources = self.faults.sources
-        if self.literal and sources.file is not None and sources.file.readable_by_others:
-            self.faults.add(
-                self.literal[0],
-                "is a secret written into a file that group or others may read "
-                f"(mode {sources.file.mode:04o}): chmod 600 {sources.path}, or write a reference "
-                "(env:NAME, file:PATH, keyring:SERVICE/USER)",
+        """Refuse a file with a literal secret that others may read, also where a variable has the last word."""
+        file, said = self.faults.sources.file, self.faults.sources.from_file
+        if file is None or not file.readable_by_others:
+            return
+        literal = [
+            where
+            for where, _ in _secret_places(said)
+            if isinstance(written := value_at(said, where), str) and not is_reference(written)
+        ]
+        if "@" in str(table_at(said, "upstream").get("proxy", "")):
+            literal.append(("upstream", "proxy"))
+        if literal:
+            self.faults.add_in_file(
+                literal[0],
+                f"is a secret written into a file that group or others may read (mode {file.mode:04o}): "
+                f"chmod 600 {file.path}, or write a reference (env:NAME, file:PATH, keyring:SERVICE/USER)",
             )
 
 
@@ -236,7 +228,7 @@ class Rules:
         chosen = self.data.get("default_project")
         if not isinstance(chosen, str) or chosen in (projects or {"default"}):
             return
-        hint = did_you_mean(chosen, projects) or f"; add [projects.{chosen}] or leave default_project out"
+        hint = did_you_mean(chosen, projects) or "; add a project of that name, or leave default_project out"
         self.say(("default_project",), f"no project has this name{hint}")
 
     def _provider_name(self, name: str) -> None:
@@ -251,8 +243,7 @@ class Rules:
         elif name in {known.lower() for known in (*BUILTIN, *ALIASES)}:
             self.say(
                 here,
-                "is a built-in provider, and one name must not mean two places: "
-                f"take another name, such as my-{name}",
+                f"is a built-in provider, and one name must not mean two places: take another name, such as my-{name}",
             )
 
     def _model(self, name: str, target: object) -> None:
@@ -282,9 +273,7 @@ class Rules:
         provider, slash, model = target.partition("/")
         if is_pattern:
             if slash:
-                self.say(
-                    where, "a pattern names a provider only, without a model: drop the / and what follows it"
-                )
+                self.say(where, "a pattern names a provider only, without a model: drop the / and what follows it")
             else:
                 self._known(where, provider)
         elif not provider or not model or not re.fullmatch(r"[\x21-\x7e]+", target):
@@ -295,7 +284,8 @@ class Rules:
     def _bind(self, projects: Table) -> None:
         hosts = table_at(self.data, "server").get("host", ())
         hosts = (hosts,) if isinstance(hosts, str) else hosts if isinstance(hosts, list | tuple) else ()
-        beyond = [host for host in hosts if isinstance(host, str) and not is_loopback(host.strip("[]"))]
+        plain = [host.strip("[]") for host in hosts if isinstance(host, str)]
+        beyond = [host for host in plain if is_bindable(host) and not is_loopback(host)]
         tables = [table_at(self.data, "server"), *(table_at(projects, name) for name in projects)]
         if beyond and not any(table.get("keys") for table in tables):
             self.say(

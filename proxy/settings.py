@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import unquote
@@ -47,7 +46,7 @@ from proxy.sources import (
     read_environment,
     table_at,
 )
-from proxy.urls import Address, is_loopback, is_public_name, parse_address
+from proxy.urls import Address, is_bindable, is_loopback, is_public_name, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -111,10 +110,8 @@ class Server(_Part):
             raise _wrong('names no address: write "127.0.0.1", or leave the key out')
         plain = tuple(host.removeprefix("[").removesuffix("]") for host in hosts)
         for host in plain:
-            if not re.fullmatch(r"[0-9A-Za-z._:%-]+", host) or (":" in host and not _is_ip(host)):
-                raise _wrong(
-                    'must be an IP address or a host name, without a port; "0.0.0.0" means every address'
-                )
+            if not is_bindable(host):
+                raise _wrong('must be an IP address or a host name, without a port; "0.0.0.0" means every address')
         return tuple(dict.fromkeys(plain))
 
     @field_validator("unix_socket")
@@ -247,9 +244,7 @@ class Project(_Part):
             raise _wrong(f"has {len(pairs)} pairs: at most 100 are allowed")
         for key, value in pairs.items():
             if not _METADATA_KEY.fullmatch(key):
-                raise _wrong(
-                    f"has a key that Lava does not take ({key[:40]!r}): use A to Z, a to z, 0 to 9 and _"
-                )
+                raise _wrong(f"has a key that Lava does not take ({key[:40]!r}): use A to Z, a to z, 0 to 9 and _")
             if not 1 <= len(value) <= 255:
                 raise _wrong(f"has a value of {len(value)} characters for {key[:40]!r}: 1 to 255 are allowed")
         return pairs
@@ -381,8 +376,7 @@ def load(
         ignored = [name for name in _PROXY_VARIABLES if surroundings.get(name)]
         if ignored:
             warnings.append(
-                f"{' and '.join(ignored)} is set, but not followed: "
-                'write proxy = "env" in [upstream] to follow it'
+                f'{" and ".join(ignored)} is set, but not followed: write proxy = "env" in [upstream] to follow it'
             )
     settings = None
     try:
@@ -407,14 +401,6 @@ def _parse(url: str) -> Address:
         return parse_address(url)
     except ValueError as error:
         raise _wrong(str(error)) from None
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _canonical_target(target: str) -> str:

@@ -35,9 +35,10 @@ SYSTEM_CONFIG = Path("/etc/lava-proxy/config.toml")
 MAX_CONFIG_BYTES = 1024 * 1024
 
 # What Kubernetes injects beside a Service named lava-proxy (and values of tcp://, see below).
-_KUBERNETES = re.compile(
-    r"LAVA_PROXY_(SERVICE_(HOST|PORT(_.+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR))"
-)
+_KUBERNETES = re.compile(r"LAVA_PROXY_(SERVICE_(HOST|PORT(_.+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR))")
+
+# Keys that hold a table of names the user chooses, with plain values.
+_FREE_TABLES = ("models", "metadata", "byok")
 
 Table = dict[str, Any]
 
@@ -89,7 +90,9 @@ def _nearest_key(name: str, siblings: Table, root: Table) -> str | None:
     if close:
         return close[0]
     # Perhaps the right key in the wrong table.
-    elsewhere = {leaf[-1]: ".".join(leaf).replace("*", "NAME") for leaf in leaves(root)}
+    # Of two such keys, the one that needs no name of the user's.
+    others = sorted(leaves(root), key=lambda leaf: "*" not in leaf)
+    elsewhere = {leaf[-1]: ".".join(leaf).replace("*", "NAME") for leaf in others}
     close = difflib.get_close_matches(name, elsewhere, 1, 0.85)
     return elsewhere[close[0]] if close else None
 
@@ -131,7 +134,7 @@ class Sources:
         for flag in self.flags:
             if where[: len(flag)] == flag:
                 return "flag"
-        if _has(self.from_environment, where):
+        if value_at(self.from_environment, where) is not None:
             return "environment"
         return "file" if where in self.lines else None
 
@@ -144,6 +147,10 @@ class Sources:
             above = [key for key in self.variables if where[: len(key)] == key]
             below = [key for key in self.variables if key[: len(where)] == where]
             return 2**30, self.variables[max(above, key=len) if above else min(below, key=len)]
+        return self.line(where)
+
+    def line(self, where: Where) -> tuple[int, str]:
+        """The same for the file alone: where the key stands, or the nearest table around it."""
         for length in range(len(where), 0, -1):
             if where[:length] in self.lines:
                 line = self.lines[where[:length]]
@@ -171,6 +178,11 @@ class Faults:
         self.places.add(where)
         self.found.append((order, f"{place}: {dotted(where)}: {message}"))
 
+    def add_in_file(self, where: Where, message: str) -> None:
+        """A fault of what the file says, whichever source has the last word."""
+        order, place = self.sources.line(where)
+        self.found.append((order, f"{place}: {dotted(where)}: {message}"))
+
     def add_file(self, message: str, line: int | None = None) -> None:
         self.sources.broken = True
         place = f"{self.sources.path}:{line}" if line else str(self.sources.path)
@@ -193,9 +205,7 @@ def dotted(where: Where) -> str:
             text += f"[{part}]"
         else:
             shown = (
-                part
-                if re.fullmatch(r"[A-Za-z0-9_-]+", part)
-                else '"' + part.encode("unicode_escape").decode() + '"'
+                part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else '"' + part.encode("unicode_escape").decode() + '"'
             )
             text += f".{shown}" if text else shown
     return text
@@ -286,15 +296,14 @@ def read_config(path: Path, faults: Faults, warnings: list[str]) -> None:
         message = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "a value that cannot be read"
         at = re.search(r"\(at line (\d+), column (\d+)\)", message)
         # tomllib's words quote a character at most, never a value.
-        faults.add_file(f"not valid TOML: {message}", int(at[1]) if at else None)
+        end = text.count("\n") + 1 if "(at end of document)" in message else None
+        faults.add_file(f"not valid TOML: {message}", int(at[1]) if at else end)
         return
     mode = f"(mode {sources.file.mode:04o})"
     if sources.file.writable_by_others:
         warnings.append(f"{sources.path} can be changed by everybody {mode}: chmod 600 it")
     elif sources.file.foreign:
-        warnings.append(
-            f"{sources.path} belongs to another user (uid {sources.file.owner}), who can change it"
-        )
+        warnings.append(f"{sources.path} belongs to another user (uid {sources.file.owner}), who can change it")
 
 
 def read_environment(model: type[BaseModel], environ: Mapping[str, str], faults: Faults) -> None:
@@ -305,11 +314,7 @@ def read_environment(model: type[BaseModel], environ: Mapping[str, str], faults:
     # By depth, so that a table given as JSON comes before the keys that are set in it one by one.
     for name in sorted(environ, key=lambda name: (name.count("__"), name)):
         upper = name.upper()
-        if (
-            not upper.startswith(PREFIX)
-            or upper == "LAVA_PROXY_CONFIG"
-            or _is_kubernetes(upper, environ[name])
-        ):
+        if not upper.startswith(PREFIX) or upper == "LAVA_PROXY_CONFIG" or _is_kubernetes(upper, environ[name]):
             continue
         where = tuple(name[len(PREFIX) :].lower().split("__"))
         if not _is_known(where, tree):
@@ -341,10 +346,8 @@ def read_environment(model: type[BaseModel], environ: Mapping[str, str], faults:
     sources.from_environment = variables()
     for where in sources.variables:
         _type_variable(model, sources.from_environment, where)
-        shadowing = next(
-            (key for key in sources.variables if key != where and where[: len(key)] == key), None
-        )
-        if shadowing and not _has(sources.from_environment, where):
+        shadowing = next((key for key in sources.variables if key != where and where[: len(key)] == key), None)
+        if shadowing and value_at(sources.from_environment, where) is None:
             faults.add_variable(
                 sources.variables[where],
                 f"contradicts {sources.variables[shadowing]}, which is no table: unset one",
@@ -359,11 +362,11 @@ def _is_kubernetes(name: str, value: str) -> bool:
 
 
 def _is_known(where: tuple[str, ...], tree: Table | None) -> bool:
-    for part in where:
+    for number, part in enumerate(where):
         if not part:
             return False
         if tree is None:
-            return where[0] == "models" or where[-2] in ("metadata", "byok")
+            return where[number - 1] in _FREE_TABLES and number == len(where) - 1
         if part not in tree and "*" not in tree:
             return False
         tree = tree.get(part, tree.get("*"))
@@ -389,10 +392,9 @@ def _kinds(model: type[BaseModel], where: tuple[str, ...]) -> set[object]:
     """The type of a known key, with the members of a union."""
     kind: object = model
     for part in where:
-        if _is_part(kind):
-            kind = cast("type[BaseModel]", kind).model_fields[part].annotation
-        else:  # a table: the part is a name of the user's
-            kind = get_args(kind)[-1]
+        # In a plain table the part is a name of the user's.
+        fields = cast("type[BaseModel]", kind).model_fields if _is_part(kind) else None
+        kind = get_args(kind)[-1] if fields is None else fields[part].annotation
     members = get_args(kind)
     return {kind, *members, *(inner for member in members for inner in get_args(member)[:1])}
 
@@ -415,31 +417,22 @@ def table_at(data: object, *path: str) -> Table:
     return found if isinstance(found, dict) else {}
 
 
-def value_at(data: object, where: Where) -> object:
-    for part in where:
-        if not isinstance(data, dict):
-            return None
-        data = data.get(part)
-    return data
-
-
-def _has(data: object, where: Where) -> bool:
+def value_at(data: object, where: Where) -> Any:
+    """The value at a path, or None."""
     for part in where:
         if isinstance(data, list):
             data = dict(enumerate(data))
-        if not isinstance(data, dict) or part not in data:
-            return False
-        data = data[part]
-    return True
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
 
 
-def put_at(data: Table, where: tuple[str, ...], value: object) -> None:
-    for part in where[:-1]:
-        inner = data.setdefault(part, {})
-        if not isinstance(inner, dict):
-            return
-        data = inner
-    data[where[-1]] = value
+def put_at(data: Any, where: Where, value: object) -> None:
+    """Set the value at a path, making tables on the way; nothing where something else is in the way."""
+    *above, last = where
+    for part in above:
+        data = data.setdefault(part, {}) if isinstance(data, dict) else None
+    if isinstance(data, dict | list):
+        data[last] = value  # type: ignore[index]  # a path with a number ends in a list
 
 
 def merge(below: Table, above: Table) -> None:

@@ -56,9 +56,7 @@ def parse_address(text: str) -> Address:
     if port is not None and not 1 <= port <= 65535:
         raise ValueError("must have a port between 1 and 65535")
     if not _PATH.fullmatch(path) or "//" in path:
-        raise ValueError(
-            "must have a plain path: letters, digits and single slashes, other characters percent-encoded"
-        )
+        raise ValueError("must have a plain path: letters, digits and single slashes, other characters percent-encoded")
     if any(unquote(segment) in (".", "..") or "/" in unquote(segment) for segment in path.split("/")):
         raise ValueError("must have a path without . and .. segments")
     return Address(scheme, _host(parts[1].lower()), port, path)
@@ -79,6 +77,11 @@ def _host(text: str) -> str:
         if len(text) <= 253 and all(_LABEL.fullmatch(label) for label in labels) and not numeric:
             return text
     raise ValueError("must have a valid host name or IP address (an IPv6 address stands in brackets)")
+
+
+def is_bindable(host: str) -> bool:
+    """Whether something could be listened on: an IP address or a host name, without brackets and port."""
+    return re.fullmatch(r"[0-9A-Za-z._:%-]+", host) is not None and (":" not in host or _ip(host) is not None)
 
 
 def is_loopback(host: str) -> bool:

@@ -43,8 +43,9 @@ _MODEL = re.compile(rb'"model(?:Version)?"\s*:\s*"([^"\\]{1,200})"')
 _TYPE = re.compile(rb'"type"\s*:\s*"([^"\\]*)"')
 _NAME = re.compile(rb"(?:^|[\r\n])event: ?([^\r\n]*)")
 
-_MESSAGES_ENDS = frozenset({"message_stop"})
-_RESPONSES_ENDS = frozenset({"response.completed", "response.failed", "response.incomplete"})
+# Tuples, not sets: what is looked up in them comes from JSON and may be a list.
+_MESSAGES_ENDS = ("message_stop",)
+_RESPONSES_ENDS = ("response.completed", "response.failed", "response.incomplete")
 # What makes an event worth a look, beside its usage; quick substrings first, the truth is found out by
 # `_event`.
 _MARKS: dict[Ending, tuple[bytes, ...]] = {
@@ -93,6 +94,7 @@ class Scanner:
         "_pending",
         "_size",
         "_sse",
+        "_unread",
     )
 
     def __init__(self, ending: Ending, sse: bool, encoded: bool = False) -> None:
@@ -110,6 +112,7 @@ class Scanner:
         self._pending = bytearray()
         self._head: bytes | None = None  # of an event or document above its limit; only the tail is kept then
         self._document: deque[bytes] = deque()
+        self._unread: bytes | None = None
         self._size = 0
 
     @property
@@ -122,21 +125,27 @@ class Scanner:
     @property
     def ended(self) -> bool:
         """Whether the dialect's end marker was seen; of documents only Google's have one."""
+        if self._ending is Ending.GOOGLE:
+            self._read()
         return self._ended
 
     @property
     def error(self) -> str | None:
         """The type of the first error that came in-band (the provider's word, at most 64 characters)."""
+        if self._unread and b'"error"' in self._unread:
+            self._read()
         return self._error
 
     @property
     def model(self) -> str | None:
         """The model that answered, as the response names it."""
+        self._read()
         return self._model
 
     @property
     def usage(self) -> Usage | None:
         """The tokens counted by the last event (or document) that did; Anthropic's two halves joined."""
+        self._read()
         counted = _counted(self._last, -1)
         if self._ending in (Ending.MESSAGES, Ending.UNKNOWN):
             first = _counted(self._first, 0)
@@ -166,7 +175,9 @@ class Scanner:
             return
         self._done = True
         if not self._sse:
-            self._read()
+            # Parsed when something is asked for, which is off the request's path.
+            self._unread = b"".join(self._document)
+            self._document.clear()
         elif self._head is not None:
             self._long(self._head, bytes(self._pending).rstrip(b"\r\n")[-_TAIL:])
         elif self._pending:
@@ -261,7 +272,7 @@ class Scanner:
     def _long(self, head: bytes, tail: bytes) -> None:
         """What an event above the limit tells (``response.completed`` repeats the whole answer)."""
         names = {match[1].decode("utf-8", "replace") for find in (_NAME, _TYPE) if (match := find.search(head))}
-        if (self._ending is Ending.RESPONSES and names & _RESPONSES_ENDS) or (
+        if (self._ending is Ending.RESPONSES and not names.isdisjoint(_RESPONSES_ENDS)) or (
             self._ending is Ending.GOOGLE and _FINISH.search(tail)
         ):
             self._ended = True
@@ -292,8 +303,10 @@ class Scanner:
             self._size = sum(map(len, kept))
 
     def _read(self) -> None:
-        whole = b"".join(self._document)
-        self._document.clear()
+        """Reads the document that ended, once."""
+        whole, self._unread = self._unread, None
+        if whole is None:
+            return
         if self._head is not None:
             tail = whole[-_DOCUMENT_TAIL:]
             self._model = _first_model(self._head)

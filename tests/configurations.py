@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +10,7 @@ from proxy.settings import ConfigError, Settings, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 #: Key-shaped text is put together here, so that no file of this repository looks as if it held a key.
 LAVA_KEY = "aks_live_" + "c4naryQ7" * 4

@@ -310,7 +310,7 @@ class Sidecar:
     def process(self) -> psutil.Process:
         """The daemon itself, below whatever runs it."""
         below = psutil.Process(self.outer.pid).children(recursive=True)
-        return next(each for each in below if any("lava-proxy" in word for word in each.cmdline()[:2]))
+        return next(each for each in below if not each.children())
 
     def stop(self) -> int:
         """SIGTERM to the daemon; the exit code as the engine would see it."""

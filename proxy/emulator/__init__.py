@@ -3,7 +3,7 @@
 ``World`` is its state (keys, customers, money, everything received), ``create_emulator`` the ASGI application
 over a world, ``Emulator`` a running one in a thread, ``serve_forever`` the same as a program. The rooms:
 
-- ``gateway.py``    the addresses: forward, rewrite, native endpoints, models, wallet
+- ``application.py``  the address space; ``gateway.py`` the addresses: forward, rewrite, native endpoints, models, wallet
 - ``credentials.py``  forward tokens, secret keys, spend keys: who calls, who pays
 - ``players.py``    which provider a target means; ``openai.py``, ``anthropic.py``, ``google.py``,
   ``elevenlabs.py`` play them
@@ -16,23 +16,8 @@ It has no keys but its own and never talks to anyone.
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.routing import Route
-
-from proxy.emulator import gateway
+from proxy.emulator.application import create_emulator
 from proxy.emulator.serving import Emulator, serve_forever
 from proxy.emulator.state import World
 
 __all__ = ["Emulator", "World", "create_emulator", "serve_forever"]
-
-
-def create_emulator(world: World) -> Starlette:
-    """The ASGI application of an offline Lava over ``world``."""
-    application = Starlette(
-        routes=[
-            *gateway.routes(world),
-            Route("/{rest:path}", endpoint=gateway.Door(world, gateway.not_found)),
-        ]
-    )
-    application.router.redirect_slashes = False
-    return application

@@ -63,9 +63,7 @@ class Caller:
         if balance is None:
             return
         if balance < cost:
-            raise Refused(
-                insufficient_balance(self.connection if self.payer == "customer" else None, balance)
-            )
+            raise Refused(insufficient_balance(self.connection if self.payer == "customer" else None, balance))
         if self.payer == "customer" and self.connection is not None:
             self.connection.balance -= cost
         else:
@@ -108,9 +106,7 @@ def check(world: World, received: Received) -> Caller:
     """The caller behind the noted credential; raises ``Refused``."""
     value = received.credential
     if not value:
-        raise unauthorized(
-            "missing_credentials", "No credential was sent. Send a forward token or a secret key."
-        )
+        raise unauthorized("missing_credentials", "No credential was sent. Send a forward token or a secret key.")
     if value.startswith("lava_sk_"):
         record = world.spend_key(value)
         if record is None:
@@ -148,19 +144,13 @@ def _token(value: str) -> dict[str, Any]:
     unknown = sorted(set(token) - TOKEN_FIELDS)
     if unknown:
         names = ", ".join(unknown)
-        raise unauthorized(
-            "invalid_forward_token", f"The forward token has fields that are not known here: {names}."
-        )
+        raise unauthorized("invalid_forward_token", f"The forward token has fields that are not known here: {names}.")
     for name, member in token.items():
         wanted = bool if name == "disable_billing" else str
         if member is not None and not isinstance(member, wanted):
-            raise unauthorized(
-                "invalid_forward_token", f"In the forward token, {name} is not a {wanted.__name__}."
-            )
+            raise unauthorized("invalid_forward_token", f"In the forward token, {name} is not a {wanted.__name__}.")
     if "connection_id" in token and "customer_id" in token:
-        raise unauthorized(
-            "invalid_forward_token", "The forward token names both connection_id and customer_id."
-        )
+        raise unauthorized("invalid_forward_token", "The forward token names both connection_id and customer_id.")
     return token
 
 

@@ -74,7 +74,7 @@ async def deliver(
     try:
         await asyncio.wait((sending, watching), return_when=asyncio.FIRST_COMPLETED)
         if not sending.done():
-            received.cancelled = True
+            received.cancelled, received.finished = True, False
             return
         if isinstance(sending.exception(), Cut):
             received.cut = True
@@ -82,7 +82,6 @@ async def deliver(
             await _break(connection, watching)
             return
         sending.result()
-        received.finished = True
     finally:
         sending.cancel()
         watching.cancel()
@@ -115,26 +114,42 @@ async def _send(world: World, received: Received, reply: Reply, plan: Plan, send
     bodiless = reply.status in (204, 304)
     await send(_head(received, reply, plan, bodiless=bodiless))
     if bodiless:
+        received.finished = True
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return
     chunks, spoiled = _spoil(reply, plan)
-    for at, chunk in enumerate(chunks):
-        if at and world.pace and reply.streamed:
-            await asyncio.sleep(world.pace)
-        for part in [chunk[i : i + 1] for i in range(len(chunk))] if plan.drip else [chunk]:
+    if not spoiled:
+        # The end goes out together with the last bytes: who has read those finds ``finished`` set.
+        *chunks, last = chunks or [b""]
+    for chunk in chunks:
+        for part in _parts(chunk, plan):
             received.sent += part
             await send({"type": "http.response.body", "body": part, "more_body": True})
             if plan.drip:
                 # Once around the loop, so that each byte is a write of its own.
                 await asyncio.sleep(0)
         world.touch()
+        if world.pace and reply.streamed:
+            await asyncio.sleep(world.pace)
     if spoiled and plan.stall_after is not None:
         await asyncio.Event().wait()
     if spoiled:
         # uvloop writes at the end of a turn of its loop.
         await asyncio.sleep(0)
         raise Cut
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    *parts, end = _parts(last, plan)
+    for part in parts:
+        received.sent += part
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        await asyncio.sleep(0)
+    received.sent += end
+    received.finished = True
+    await send({"type": "http.response.body", "body": end, "more_body": False})
+
+
+def _parts(chunk: bytes, plan: Plan) -> list[bytes]:
+    """What is written at once: the chunk, or each of its bytes."""
+    return [chunk[at : at + 1] for at in range(len(chunk))] if plan.drip and chunk else [chunk]
 
 
 def _head(received: Received, reply: Reply, plan: Plan, *, bodiless: bool) -> Message:
@@ -147,8 +162,7 @@ def _head(received: Received, reply: Reply, plan: Plan, *, bodiless: bool) -> Me
         headers.append(("x-lava-request-id", received.request_id))
     headers += [*reply.headers, *plan.headers]
     raw = [
-        (name.encode(), re.sub(r"[\0-\x1f\x7f]", "?", value).encode("latin-1", "replace"))
-        for name, value in headers
+        (name.encode(), re.sub(r"[\0-\x1f\x7f]", "?", value).encode("latin-1", "replace")) for name, value in headers
     ]
     return {"type": "http.response.start", "status": reply.status, "headers": raw}
 

@@ -138,9 +138,7 @@ def plain_text(content: Any) -> str:
         content = [content]
     if isinstance(content, list):
         found = [
-            part if isinstance(part, str) else part.get("text")
-            for part in content
-            if isinstance(part, str | dict)
+            part if isinstance(part, str) else part.get("text") for part in content if isinstance(part, str | dict)
         ]
         return " ".join(text for text in found if isinstance(text, str))
     return ""

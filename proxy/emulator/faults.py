@@ -43,11 +43,7 @@ class Plan:
 
     def beside(self, other: Plan) -> Plan:
         """Both plans in one; where both speak, ``other`` wins."""
-        spoken = {
-            row.name: getattr(other, row.name)
-            for row in fields(self)
-            if getattr(other, row.name) != row.default
-        }
+        spoken = {row.name: getattr(other, row.name) for row in fields(self) if getattr(other, row.name) != row.default}
         return replace(self, **spoken)
 
 
@@ -120,27 +116,15 @@ _UNSUPPORTED = "This endpoint is not supported by the gateway."
 
 FAULTS: Mapping[str, Fault] = {
     "status-NNN": Fault("answers with this status, in the provider's own shape", reply=_any_status),
-    "provider-401": Fault(
-        "the provider rejects the key", reply=_provider(401, "Incorrect API key provided.")
-    ),
+    "provider-401": Fault("the provider rejects the key", reply=_provider(401, "Incorrect API key provided.")),
     "provider-402": Fault("the provider wants money", reply=_provider(402, "Insufficient Balance")),
-    "lava-401": Fault(
-        "Lava rejects", reply=_lava(401, "unauthorized", "The secret key or forward token is invalid.")
-    ),
-    "lava-402": Fault(
-        "Lava wants money", reply=_lava(402, "insufficient_balance", "The wallet balance is too low.")
-    ),
-    "lava-403": Fault(
-        "Lava refuses", reply=_lava(403, "forbidden", "This key may not use this request shape.")
-    ),
-    "lava-404": Fault(
-        "Lava has no such model", reply=_lava(404, "model_not_found", "The model is not available.")
-    ),
+    "lava-401": Fault("Lava rejects", reply=_lava(401, "unauthorized", "The secret key or forward token is invalid.")),
+    "lava-402": Fault("Lava wants money", reply=_lava(402, "insufficient_balance", "The wallet balance is too low.")),
+    "lava-403": Fault("Lava refuses", reply=_lava(403, "forbidden", "This key may not use this request shape.")),
+    "lava-404": Fault("Lava has no such model", reply=_lava(404, "model_not_found", "The model is not available.")),
     "lava-429": Fault("Lava limits the rate, with Retry-After", reply=_rate_limited),
     "lava-500": Fault("Lava fails", reply=_lava(500, "internal_error", "An unexpected error occurred.")),
-    "lava-unsupported": Fault(
-        "no such target", reply=_lava(400, "forward_endpoint_not_supported", _UNSUPPORTED)
-    ),
+    "lava-unsupported": Fault("no such target", reply=_lava(400, "forward_endpoint_not_supported", _UNSUPPORTED)),
     "spend-limit": Fault("a spend key's cap, with status 402", reply=lambda call, _: spend_limit_reached()),
     "spend-limit-NNN": Fault(
         "the same with another status", reply=lambda call, number: spend_limit_reached(int(number))
@@ -148,25 +132,17 @@ FAULTS: Mapping[str, Fault] = {
     "html-502": Fault("an HTML page from an edge in front of Lava, without a request id", reply=_html),
     "empty-500": Fault("a 500 from the edge with no body, no content type and no request id", reply=_empty),
     "redirect": Fault("302 to another host", reply=_redirect),
-    "echo-token": Fault(
-        "400 that repeats the credential and the secret key in body and headers", reply=_echo
-    ),
-    "no-answer": Fault(
-        "the connection is closed before a byte of the answer", plan=lambda n: Plan(no_answer=True)
-    ),
+    "echo-token": Fault("400 that repeats the credential and the secret key in body and headers", reply=_echo),
+    "no-answer": Fault("the connection is closed before a byte of the answer", plan=lambda n: Plan(no_answer=True)),
     "cut-after-N": Fault("N whole events, then the connection breaks", plan=lambda n: Plan(cut_after=int(n))),
     "cut-inside-N": Fault(
         "N whole events and half of the next, then it breaks", plan=lambda n: Plan(cut_inside=int(n))
     ),
     "no-end": Fault("ends properly, without the end marker of its dialect", plan=lambda n: Plan(no_end=True)),
-    "stall-after-N": Fault(
-        "N events, then silence until the client leaves", plan=lambda n: Plan(stall_after=int(n))
-    ),
+    "stall-after-N": Fault("N events, then silence until the client leaves", plan=lambda n: Plan(stall_after=int(n))),
     "slow-S": Fault("S seconds before the first byte", plan=lambda n: Plan(delay=n)),
     "drip": Fault("byte by byte", plan=lambda n: Plan(drip=True)),
-    "inband-error": Fault(
-        "two events, then an error event in the stream", plan=lambda n: Plan(inband_error=True)
-    ),
+    "inband-error": Fault("two events, then an error event in the stream", plan=lambda n: Plan(inband_error=True)),
     "set-cookie": Fault(
         "answers with a cookie and with headers meant for browsers",
         plan=lambda n: Plan(
@@ -214,9 +190,7 @@ def chosen(received: Received) -> Chosen | Reply:
         found = find(name)
         if found is None:
             known = ", ".join(FAULTS)
-            return lava_error(
-                400, "emulator_unknown_fault", f"There is no fault {name!r}. There are: {known}."
-            )
+            return lava_error(400, "emulator_unknown_fault", f"There is no fault {name!r}. There are: {known}.")
         row, number = found
         if row.plan is not None:
             plan = plan.beside(row.plan(number))

@@ -103,18 +103,10 @@ def _metadata(given: str | None) -> dict[str, str] | None:
         return None
     pairs = bodies.document(given.encode("latin-1", "replace"))
     if not isinstance(pairs, dict) or len(pairs) > 100:
-        raise Refused(
-            lava_error(400, "invalid_metadata", "x-lava-metadata is not a JSON object of up to 100 pairs.")
-        )
+        raise Refused(lava_error(400, "invalid_metadata", "x-lava-metadata is not a JSON object of up to 100 pairs."))
     for key, value in pairs.items():
-        if (
-            not isinstance(value, str)
-            or not 1 <= len(value) <= 255
-            or not re.fullmatch(r"[A-Za-z0-9_]{1,255}", key)
-        ):
-            raise Refused(
-                lava_error(400, "invalid_metadata", f"x-lava-metadata has a bad pair: {json.dumps(key)}.")
-            )
+        if not isinstance(value, str) or not 1 <= len(value) <= 255 or not re.fullmatch(r"[A-Za-z0-9_]{1,255}", key):
+            raise Refused(lava_error(400, "invalid_metadata", f"x-lava-metadata has a bad pair: {json.dumps(key)}."))
     return pairs
 
 
@@ -141,9 +133,7 @@ def _settle(
 
 def _call(world: World, received: Received, rest: str, query: str, dialect: Dialect) -> tuple[Call, Chosen]:
     """The request as a provider sees it, and the faults it asks for; raises ``Refused``."""
-    call = Call(
-        world, received, received.method, rest, dict(parse_qsl(query, keep_blank_values=True)), dialect
-    )
+    call = Call(world, received, received.method, rest, dict(parse_qsl(query, keep_blank_values=True)), dialect)
     try:
         body = bodies.decoded(received.body, ", ".join(received.header_values("content-encoding")))
     except bodies.Unreadable as cause:
@@ -173,9 +163,7 @@ def _model(call: Call) -> str | None:
 
 
 def _unsupported(url: str) -> Refused:
-    return Refused(
-        lava_error(400, "forward_endpoint_not_supported", f"The endpoint {url[:200]} is not supported.")
-    )
+    return Refused(lava_error(400, "forward_endpoint_not_supported", f"The endpoint {url[:200]} is not supported."))
 
 
 def _forward(world: World, received: Received) -> tuple[Reply, Plan]:
@@ -187,9 +175,7 @@ def _forward(world: World, received: Received) -> tuple[Reply, Plan]:
     # Not from the decoded query: the SDK's own addresses carry u unencoded, with "=" and "?" inside.
     url = next((unquote_plus(item[2:]) for item in items if item.startswith("u=")), None)
     if not url:
-        raise Refused(
-            lava_error(400, "missing_url", "The query parameter u, the provider's URL, is missing.")
-        )
+        raise Refused(lava_error(400, "missing_url", "The query parameter u, the provider's URL, is missing."))
     received.url = url
     target = players.find(url, world.extra_hosts)
     if target is None:
@@ -210,9 +196,7 @@ def _rewrite(world: World, received: Received) -> tuple[Reply, Plan]:
     url = re.sub(r"^(?:(https?):/+)?", lambda match: f"{match[1] or 'https'}://", url, count=1)
     received.url = url
     if format_name not in rewriting.SUFFIXES:
-        raise Refused(
-            lava_error(400, "rewrite_format_not_supported", f"The format {format_name!r} is not emulated.")
-        )
+        raise Refused(lava_error(400, "rewrite_format_not_supported", f"The format {format_name!r} is not emulated."))
     client = Dialect(format_name)
     target = _rewrite_target(world, client, url)
     if target is None or target.rest not in _CROSSING:

@@ -158,9 +158,7 @@ def _array(found: list[dict[str, Any]], fault: dict[str, Any], **rest: Any) -> R
     # The closing bracket is a chunk of its own, so that a stream without its last element is still one whole
     # array.
     chunks.append(b"]\n")
-    reply = Reply(
-        200, chunks, "application/json; charset=UTF-8", streamed=True, marker=frozenset({last}), **rest
-    )
+    reply = Reply(200, chunks, "application/json; charset=UTF-8", streamed=True, marker=frozenset({last}), **rest)
     reply.error_event = b",\r\n" + compact(fault) + b"]"
     return reply
 

@@ -42,9 +42,7 @@ MODELS = (
 DONE = b"data: [DONE]\n\n"
 
 # A PNG of one grey pixel.
-PIXEL = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
-)
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
 
 _TYPES = {
     400: "invalid_request_error",
@@ -92,9 +90,7 @@ def answer(call: Call) -> Reply:
             return reply
         allowed.append(method)
     if allowed:
-        return error(
-            405, f"Not allowed to {call.method} on /v1/{call.rest} (HINT: Perhaps you meant {allowed[0]}?)"
-        )
+        return error(405, f"Not allowed to {call.method} on /v1/{call.rest} (HINT: Perhaps you meant {allowed[0]}?)")
     return error(404, f"Invalid URL ({call.method} /v1/{call.rest})")
 
 
@@ -163,9 +159,7 @@ def _completion(call: Call, text: str, prompt: int, *, chat: bool) -> Reply:
     return event_stream(events, marker=1, error_event=_stream_error(), cost=cost)
 
 
-def _completion_events(
-    head: dict[str, Any], text: str, usage: dict[str, Any] | None, *, chat: bool
-) -> Iterator[bytes]:
+def _completion_events(head: dict[str, Any], text: str, usage: dict[str, Any] | None, *, chat: bool) -> Iterator[bytes]:
     if chat:
         head = {**head, "object": "chat.completion.chunk"}
     # With include_usage every chunk but the last has an explicit null, as OpenAI's reference says.
@@ -235,8 +229,7 @@ def _responses(call: Call) -> Reply:
     if not call.document.get("stream"):
         return json_reply({**response, "output": [{**item, "content": [_output_text(text)]}]}, cost=cost)
     events = [
-        named_event({**event, "sequence_number": at})
-        for at, event in enumerate(_response_events(response, item, text))
+        named_event({**event, "sequence_number": at}) for at, event in enumerate(_response_events(response, item, text))
     ]
     fault = _fault(500, "The server had an error while processing your request.")
     # The reference puts code and message at the top, the service inside "error": both are here.
@@ -299,11 +292,10 @@ def embedding(text: str, width: int) -> list[float]:
 
 
 def _images(call: Call) -> Reply:
-    prompt = call.document.get("prompt") if isinstance(call.document, dict) else None
-    prompt = prompt or next((part.text for part in call.form if part.name == "prompt"), None)
-    if not prompt:
-        return error(400, "Missing required parameter: 'prompt'.", "prompt")
     asked = call.document if isinstance(call.document, dict) else {}
+    prompt = asked.get("prompt") or next((part.text for part in call.form if part.name == "prompt"), None)
+    if not isinstance(prompt, str):
+        return error(400, "Missing required parameter: 'prompt'.", "prompt")
     count = asked.get("n")
     image: dict[str, Any] = {"b64_json": base64.b64encode(PIXEL).decode()}
     if asked.get("response_format") == "url":
@@ -315,9 +307,7 @@ def _images(call: Call) -> Reply:
         "output_tokens": 1,
         "total_tokens": read + 1,
     }
-    data = [{**image, "revised_prompt": said(prompt)}] * (
-        count if isinstance(count, int) and 1 <= count <= 10 else 1
-    )
+    data = [{**image, "revised_prompt": said(prompt)}] * (count if isinstance(count, int) and 1 <= count <= 10 else 1)
     return json_reply({"created": int(time.time()), "data": data, "usage": counted}, cost=FLAT_COST)
 
 
@@ -337,9 +327,7 @@ def _speech(call: Call) -> Reply:
         return wrong
     kind = str(call.document.get("response_format") or "mp3")
     if kind not in _SOUNDS:
-        return error(
-            400, f"Invalid value: '{kind}'. Supported values are: {', '.join(_SOUNDS)}.", "response_format"
-        )
+        return error(400, f"Invalid value: '{kind}'. Supported values are: {', '.join(_SOUNDS)}.", "response_format")
     return sound(str(call.document["input"]), _SOUNDS[kind])
 
 
@@ -423,9 +411,7 @@ def _upload(call: Call) -> Reply:
     if upload is None or upload.filename is None:
         return error(400, "Missing required parameter: 'file' (as multipart/form-data).", "file")
     purpose = fields["purpose"].text if "purpose" in fields else "user_data"
-    stored = StoredFile(
-        call.world.next_id("file-"), upload.filename, purpose, upload.content, int(time.time())
-    )
+    stored = StoredFile(call.world.next_id("file-"), upload.filename, purpose, upload.content, int(time.time()))
     call.world.files[stored.file_id] = stored
     return json_reply(_file(stored))
 
@@ -465,7 +451,7 @@ def _create_batch(call: Call) -> Reply:
     if wrong:
         return wrong
     given = {name: call.document[name] for name in ("input_file_id", "endpoint", "completion_window")}
-    if given["input_file_id"] not in call.world.files:
+    if str(given["input_file_id"]) not in call.world.files:
         return _no_such("File", str(given["input_file_id"]))
     batch: dict[str, Any] = {
         "id": call.world.next_id("batch_"),

@@ -81,9 +81,7 @@ def _known(host: str, path: str, query: str) -> Target | None:
     named = _GOOGLE_VERSION.fullmatch(path) if provider.dialect is Dialect.GOOGLE else None
     # A path outside the base address is the provider's to refuse: its player knows no endpoint with a leading
     # slash.
-    return Target(
-        provider.name, provider.dialect, named[1] if named else path, query, PLAYERS[provider.dialect]
-    )
+    return Target(provider.name, provider.dialect, named[1] if named else path, query, PLAYERS[provider.dialect])
 
 
 def _free(path: str, query: str, host: str) -> Target:

@@ -32,12 +32,8 @@ _STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 def request_for_anthropic(body: dict[str, Any]) -> dict[str, Any]:
     """A chat completion request as a messages request."""
-    given = [message for message in body.get("messages") or [] if isinstance(message, dict)]
-    system = [
-        plain_text(message.get("content"))
-        for message in given
-        if message.get("role") in ("system", "developer")
-    ]
+    given = _messages_of(body)
+    system = [plain_text(message.get("content")) for message in given if message.get("role") in ("system", "developer")]
     others = [
         {
             "role": "assistant" if message.get("role") == "assistant" else "user",
@@ -55,12 +51,16 @@ def request_for_anthropic(body: dict[str, Any]) -> dict[str, Any]:
     return out | {name: body[name] for name in ("stream", "temperature", "top_p") if name in body}
 
 
+def _messages_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+    given = body.get("messages")
+    return [message for message in given if isinstance(message, dict)] if isinstance(given, list) else []
+
+
 def request_for_openai(body: dict[str, Any]) -> dict[str, Any]:
     """A messages request as a chat completion request."""
     messages = [{"role": "system", "content": plain_text(body["system"])}] if body.get("system") else []
-    for message in body.get("messages") or []:
-        if isinstance(message, dict):
-            messages.append({"role": str(message.get("role")), "content": plain_text(message.get("content"))})
+    for message in _messages_of(body):
+        messages.append({"role": str(message.get("role")), "content": plain_text(message.get("content"))})
     out: dict[str, Any] = {
         "model": body.get("model"),
         "messages": messages,

@@ -19,15 +19,15 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from proxy.emulator.application import create_emulator
 from proxy.emulator.delivery import CONNECTION
+from proxy.emulator.state import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from starlette.types import ASGIApp
-
-    from proxy.emulator.state import World
 
 
 class _Wire:
@@ -55,6 +55,12 @@ class EmulatorProtocol(HttpToolsProtocol):
         self.logger = logging.Logger("lava_emulator", logging.CRITICAL + 1)
         self.access_log = False
         self._pairs: list[tuple[bytes, bytes]] = []
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        # asyncio does this only for sockets made with IPPROTO_TCP, which ``create_server`` does not do; without it
+        # each event of a stream may wait 40 ms for an acknowledgement.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().connection_made(transport)
 
     def on_message_begin(self) -> None:
         self._pairs = []
@@ -111,10 +117,8 @@ class Emulator:
     when the port is taken.
     """
 
-    def __init__(self, world: World, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        from proxy.emulator import create_emulator
-
-        self.world = world
+    def __init__(self, world: World | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.world = world = World.demo() if world is None else world
         listener = listen(host, port)
         self.port: int = listener.getsockname()[1]
         self.base_url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/v1/"
@@ -157,8 +161,6 @@ async def serve_forever(
     """Run until SIGINT or SIGTERM. ``ready`` is called with the base URL; raises ``OSError`` when the port is
     taken.
     """
-    from proxy.emulator import create_emulator
-
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     with contextlib.closing(listen(host, port)) as listener:

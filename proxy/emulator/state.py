@@ -110,7 +110,7 @@ class Received:
         return self.finished or self.cancelled or self.cut
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class World:
     """One merchant at Lava. Attributes may be changed while an emulator runs: the next request sees the
     change.

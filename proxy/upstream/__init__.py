@@ -136,6 +136,10 @@ def create_engine(settings: UpstreamSettings) -> Engine:
 
     Raises ``ValueError`` for an outbound proxy that no engine can use.
     """
-    from proxy.upstream.httpx_engine import HttpxEngine
+    if settings.proxy or settings.http2:
+        from proxy.upstream.httpx_engine import HttpxEngine
 
-    return HttpxEngine(settings)
+        return HttpxEngine(settings)
+    from proxy.upstream.native import NativeEngine
+
+    return NativeEngine(settings)

@@ -440,8 +440,8 @@ def _backend(httpcore: Any) -> httpcore2.AsyncNetworkBackend:
         async def aclose(self) -> None:
             await self.inner.aclose()
 
-        async def start_tls(self, ssl_context: Any, server_hostname: Any = None, **rest: Any) -> Stream:
-            inner = await self.inner.start_tls(ssl_context, server_hostname, **rest)
+        async def start_tls(self, ssl_context: Any, *args: Any, **kwargs: Any) -> Stream:
+            inner = await self.inner.start_tls(ssl_context, *args, **kwargs)
             tls = inner.get_extra_info("ssl_object")
             return Stream(inner, checked=tls is None or tls.selected_alpn_protocol() != "h2")
 

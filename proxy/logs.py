@@ -1,0 +1,473 @@
+"""The log: one line per event, written by a thread of its own, with every secret masked by value.
+
+The event loop never waits for a disk or a terminal: a call only appends what it was given to a bounded
+queue. Everything else (reading the usage out of a finished scanner, formatting, masking, writing) happens
+in the writer thread, in batches, so that it costs few thread switches. What does not fit into the queue is
+dropped, counted, and the count is told in a later line.
+
+Masking comes twice: on the fields before rendering, and on the rendered line, for what only rendering put
+together. Tracebacks are the plain ones of the standard library: structlog's rich and dict forms show local
+variables, and the forward token is one. The records of ``logging`` (uvicorn, asyncio, the HTTP client at any
+level) take the same way; from these, credentials that are not ours to know (a client's own key, a cookie) are
+masked by their shape as well.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import re
+import stat
+import sys
+import time
+from collections import deque
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping
+
+    from proxy.record import Record
+    from proxy.redaction import Redactor
+    from proxy.settings import Log
+
+    Fields = MutableMapping[str, Any]
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_QUEUE = 20_000
+_BATCH = 16
+# How long lines are collected before they are written: a thread switch per line would cost the loop more
+# than the line.
+_GATHER_S = 0.02
+_CLOSE_S = 5.0
+_LONGEST = 8 * 1024
+_LONGEST_TRACE = 64 * 1024
+# Libraries that at INFO tell every URL with its query; hpack and h2 tell every header at DEBUG.
+_QUIET = {"httpx2": "warning", "httpcore2": "warning", "uvicorn.access": "critical"}
+_NEVER_DEBUG = ("hpack", "h2")
+
+# What could end a line, colour a terminal or turn the order of its letters round.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufff9-\ufffb]"
+)
+_CREDENTIAL_NAMES = (
+    "authorization|proxy-authorization|cookie|set-cookie|x-api-key|x-goog-api-key|api-key|xi-api-key|x-lava-proxy-key"
+)
+_CREDENTIALS = re.compile(
+    rf"""((?:{_CREDENTIAL_NAMES})["']?\s*[,:=]\s*b?)(?:"[^"\n]*"|'[^'\n]*'|[^'"\n]+)"""
+    r"""|(\bbearer\s+)[A-Za-z0-9+/_=.~-]+""",
+    re.IGNORECASE,
+)
+
+
+def configure(log: Log, redactor: Redactor) -> Logs:
+    """Starts the log that `log` describes. Its owner calls `close` when everything else has ended.
+
+    Raises OSError where the file cannot be opened (a symbolic link is not followed).
+    """
+    return Logs(log, redactor)
+
+
+class Logs:
+    """The running log. Any thread may call it; no method waits for the line to be written, but `close`.
+
+    Fields are told as given; ``exc_info`` may be an exception or True. Exceptions of the log itself never
+    come out.
+    """
+
+    def __init__(self, log: Log, redactor: Redactor) -> None:
+        self._sink = _sink(log.file)
+        self._console = log.format == "console" or (log.format == "auto" and self._sink.terminal)
+        self._redactor = redactor
+        self._threshold = _LEVELS[log.level]
+        self._structlog = _structlog()
+        self._render_fields: Callable[[Any, str, Any], Any] | None = None
+        self._second = -1
+        self._second_text = ""
+        self._queue: deque[tuple[float, str, Any, Fields]] = deque()
+        self._dropped = 0
+        self._dropped_told = 0
+        self._wake = Event()
+        self._stop = Event()
+        self._busy = False
+        self._reopen = False
+        self._handler = _Handler(self)
+        self._levels: dict[str, int] = {}
+        self._capture(log.level)
+        self._thread = Thread(target=self._write, name="log-writer", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    def debug(self, event: str, **fields: Any) -> None:
+        self._log("debug", event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        self._log("info", event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self._log("warning", event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        self._log("error", event, fields)
+
+    def critical(self, event: str, **fields: Any) -> None:
+        self._log("critical", event, fields)
+
+    def exception(self, event: str, **fields: Any) -> None:
+        """An error with the exception that is being handled."""
+        self._log("error", event, {"exc_info": True, **fields})
+
+    def request(self, record: Record) -> None:
+        """The one line of a request that is over. Takes the record as it is: nothing may change it afterwards."""
+        if self._threshold <= 20:
+            self._put("info", record, {})
+
+    def set_redactor(self, redactor: Redactor) -> None:
+        """From the next line on, these values are masked (a reload). Lines still queued get the new one, too."""
+        self._redactor = redactor
+
+    def set_level(self, level: str) -> None:
+        """Changes the threshold, of the captured libraries as well."""
+        self._threshold = _LEVELS[level]
+        self._release()
+        self._capture(level)
+
+    def reopen(self) -> None:
+        """Has the writer open the file anew before its next line (log rotation)."""
+        self._reopen = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """Writes what is queued and ends. Waits 5 s at most (a terminal may be stopped). May be called again."""
+        if self._stop.is_set():
+            return
+        atexit.unregister(self.close)
+        self._release()
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(_CLOSE_S)
+        if not self._thread.is_alive():
+            self._sink.close()
+
+    # The caller's side
+    # ----------------------------------------------------------------------------------------
+
+    def _log(self, level: str, event: str, fields: Fields) -> None:
+        if _LEVELS[level] < self._threshold:
+            return
+        if fields.get("exc_info") is True:
+            fields["exc_info"] = sys.exc_info()[1]
+        self._put(level, event, fields)
+
+    def _put(self, level: str, event: Any, fields: Fields) -> None:
+        if len(self._queue) >= _QUEUE or self._stop.is_set():
+            self._dropped += 1
+            return
+        self._queue.append((time.time(), level, event, fields))
+        if not self._busy:
+            self._wake.set()
+
+    def _capture(self, level: str) -> None:
+        """Sends the records of ``logging`` here; remembers the levels it changes."""
+        root = logging.getLogger()
+        wanted = {"": level, **dict.fromkeys(_NEVER_DEBUG, max(level, "info", key=lambda name: _LEVELS[name]))}
+        for name, quiet in _QUIET.items():
+            wanted[name] = quiet if level != "debug" or name == "uvicorn.access" else level
+        for name, each in wanted.items():
+            logger = logging.getLogger(name)
+            self._levels[name] = logger.level
+            logger.setLevel(_LEVELS[each])
+        root.addHandler(self._handler)
+
+    def _release(self) -> None:
+        logging.getLogger().removeHandler(self._handler)
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)
+
+    # The writer's side
+    # ----------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        while True:
+            self._wake.wait()
+            self._busy = True
+            self._stop.wait(_GATHER_S)
+            self._wake.clear()
+            stopping = self._stop.is_set()
+            try:
+                self._drain()
+            except Exception:  # noqa: BLE001 - whatever happens, the writer lives
+                self._dropped += 1
+            self._busy = False
+            if self._queue or self._reopen:
+                self._wake.set()  # came in after the last look, seeing `_busy`
+            elif stopping:
+                return
+
+    def _drain(self) -> None:
+        if self._reopen:
+            self._reopen = False
+            try:
+                self._sink.reopen()
+            except OSError as error:
+                self._queue.append((time.time(), "error", "the log file cannot be opened again", {"reason": error}))
+        while self._queue:
+            lines = [self._line(*self._queue.popleft()) for _ in range(min(_BATCH, len(self._queue)))]
+            if self._dropped != self._dropped_told:
+                count, self._dropped_told = self._dropped - self._dropped_told, self._dropped
+                lines.append(self._line(time.time(), "warning", "log lines were dropped", {"count": count}))
+            try:
+                self._sink.write("".join(lines))
+            except (OSError, ValueError):  # disk full, pipe closed, stream closed
+                self._dropped += len(lines)
+
+    def _line(self, when: float, level: str, event: Any, fields: Fields) -> str:
+        """One event as one line, its line end included. Never raises."""
+        try:
+            if isinstance(event, str):
+                return self._rendered({"timestamp": self._stamp(when), "level": level, "event": event, **fields})
+            if isinstance(event, _Captured):
+                text = _CREDENTIALS.sub(_mask, event.text)
+                told: Fields = {"timestamp": self._stamp(when), "level": level, "event": text, "logger": event.name}
+                return self._rendered({**told, "exc_info": event.error})
+            told = _of_request(event, self._stamp(when))
+            if self._console:
+                return self._rendered({name: value for name, value in told.items() if value is not None})
+            # The hot path of the writer: strings and numbers only, so one look at the finished line is
+            # enough, and nothing is found in nearly all of them.
+            line = json.dumps(told, separators=(",", ":")) + "\n"
+            return line if self._redactor.text(line) is line else self._rendered(told)
+        except Exception as error:  # noqa: BLE001 - fields of any kind come in, and a line must come out
+            return json.dumps({"level": "error", "event": "unloggable", "reason": type(error).__name__}) + "\n"
+
+    def _rendered(self, event: Fields) -> str:
+        """The general way: exception, masked fields, plain values, structlog's renderer, masked line."""
+        structlog = self._structlog
+        redactor = self._redactor
+        if isinstance(event.get("exc_info"), BaseException):
+            event = structlog.processors.format_exc_info(None, "", event)
+            event["exception"] = _CREDENTIALS.sub(_mask, event["exception"])
+        event.pop("exc_info", None)
+        event = redactor.event(None, "", event)
+        if self._console:
+            event = {_plain(str(name)): _printable(name, value) for name, value in event.items()}
+            if self._render_fields is None:
+                self._render_fields = structlog.dev.ConsoleRenderer(
+                    colors=self._sink.colours,
+                    exception_formatter=structlog.dev.plain_traceback,
+                    sort_keys=False,
+                    pad_event_to=0,
+                )
+            return redactor.text(str(self._render_fields(None, "", event))) + "\n"
+        if self._render_fields is None:
+            self._render_fields = structlog.processors.JSONRenderer(separators=(",", ":"))
+        line = str(self._render_fields(None, "", _bounded(event)))
+        masked = redactor.text(line)
+        if masked is not line:
+            # Masked across fields, which may have taken a quote with it.
+            try:
+                json.loads(masked)
+            except ValueError:
+                masked = json.dumps({"timestamp": event["timestamp"], "level": "error", "event": "withheld: a secret"})
+        return masked + "\n"
+
+    def _stamp(self, when: float) -> str:
+        second = int(when)
+        if second != self._second:
+            self._second = second
+            if self._console:
+                self._second_text = time.strftime("%H:%M:%S", time.localtime(second))
+            else:
+                self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        fraction = int((when - second) * 1000)
+        return f"{self._second_text}.{fraction:03d}" + ("" if self._console else "Z")
+
+
+class _Captured(NamedTuple):
+    """What is told of a record of ``logging``."""
+
+    name: str
+    text: str
+    error: BaseException | None
+
+
+class _Handler(logging.Handler):
+    """Takes the records of ``logging``."""
+
+    def __init__(self, logs: Logs) -> None:
+        super().__init__()
+        self._logs = logs
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            # Formatted here: the arguments may change once the caller goes on.
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 - logging's own answer would print the arguments to stderr
+            text = f"a message that cannot be formatted, from {record.pathname}:{record.lineno}"
+        level = next((name for name in reversed(_LEVELS) if record.levelno >= _LEVELS[name]), "debug")
+        error = record.exc_info[1] if record.exc_info else None
+        self._logs._put(level, _Captured(record.name, text, error), {})
+
+
+class _Stream:
+    """stderr or stdout, as it was when the log began."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream  # None where a program has no console
+        self.terminal = stream is not None and stream.isatty()
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or sys.platform == "win32"
+        self.colours = self.terminal and not plain
+
+    def write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            self._stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
+        self._stream.flush()
+
+    def reopen(self) -> None:
+        """A stream has no other file to go to."""
+
+    def close(self) -> None:
+        """Not ours to close."""
+
+
+class _File:
+    """A file that only its owner can read, appended to."""
+
+    terminal = False
+    colours = False
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor = self._open()
+
+    def _open(self) -> int:
+        # No link is followed: where others can write to the directory, it could lead to any file of ours. Not
+        # blocking, or opening a pipe without a reader would hang the start.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
+            flags |= getattr(os, name, 0)  # not everywhere
+        descriptor = os.open(self._path, flags, 0o600)
+        try:
+            found = os.fstat(descriptor)
+            if stat.S_ISREG(found.st_mode) and found.st_mode & 0o077 and hasattr(os, "fchmod"):
+                os.fchmod(descriptor, 0o600)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def write(self, text: str) -> None:
+        data = memoryview(text.encode("utf-8", "backslashreplace"))
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def reopen(self) -> None:
+        """Goes on in a new file of the same name; stays with the old one where that fails (OSError)."""
+        old, self._descriptor = self._descriptor, self._open()
+        os.close(old)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _sink(path: str) -> _Stream | _File:
+    # Both are symbolic links, which a container's configuration names all the same.
+    streams = {"": sys.stderr, "/dev/stderr": sys.stderr, "/dev/stdout": sys.stdout}
+    return _Stream(streams[path]) if path in streams else _File(path)
+
+
+def _of_request(record: Record, stamp: str) -> Fields:
+    """The fields of a request's line. What is not known is None; times in milliseconds, sizes in bytes."""
+    scanner = record.scanner
+    usage = scanner.usage if scanner is not None else None
+    first = record.first_byte_s
+    fields: Fields = {
+        "timestamp": stamp,
+        "level": "info",
+        "event": "request",
+        "method": _cut(record.method),
+        "path": _cut(record.path),
+        "project": record.project,
+        "provider": record.provider,
+        "model": _cut(record.model or (scanner.model if scanner is not None else None)),
+        "status": record.status,
+        "outcome": str(record.outcome),
+        "first_byte_ms": None if first is None else round(first * 1000, 1),
+        "duration_ms": round(record.duration_s * 1000, 1),
+        "bytes_in": record.bytes_in,
+        "bytes_out": record.bytes_out,
+        "input_tokens": usage.input_tokens if usage is not None else None,
+        "output_tokens": usage.output_tokens if usage is not None else None,
+        "request_id": record.request_id,
+        "lava_request_id": _cut(record.lava_request_id),
+    }
+    if record.error_code is not None:
+        fields["error"] = record.error_code
+    if record.upstream_error is not None:
+        fields["upstream_error"] = _cut(record.upstream_error)
+    return fields
+
+
+def _mask(match: re.Match[str]) -> str:
+    return f"{match[1] or match[2]}***"
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= 1024 else text[:1024] + "…"
+
+
+def _bounded(value: Any, name: str = "") -> Any:
+    """`value` with long texts cut, and numbers that JSON does not know as text."""
+    if isinstance(value, dict):
+        return {str(key): _bounded(each, str(key)) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_bounded(each) for each in value]
+    if isinstance(value, bytes):
+        return _bounded(value.decode("utf-8", "replace"))
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if isinstance(value, str):
+        limit = _LONGEST_TRACE if name == "exception" else _LONGEST
+        return value if len(value) <= limit else value[:limit] + "…"
+    return value
+
+
+def _plain(text: str) -> str:
+    """`text` with what a terminal would act on shown as an escape."""
+    return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1] if match[0] < "\x80" else _escape(match[0]), text)
+
+
+def _escape(character: str) -> str:
+    return f"\\u{ord(character):04x}" if ord(character) > 0xFF else f"\\x{ord(character):02x}"
+
+
+def _printable(name: str, value: Any) -> Any:
+    """`value` for a console line. The lines of a traceback are indented, so that none looks like an event."""
+    value = _bounded(value, name)
+    if name == "exception" and isinstance(value, str):
+        return "\n".join("    " + _plain(line) for line in value.split("\n"))
+    if isinstance(value, (dict, list)):
+        value = json.dumps(value, ensure_ascii=False)
+    return _plain(value) if isinstance(value, str) else value
+
+
+def _structlog() -> Any:
+    """structlog, loaded with the first log, and without rich (30 ms and 4 MiB, for tracebacks not used here)."""
+    if "structlog" not in sys.modules:
+        hide = "rich" not in sys.modules
+        if hide:
+            sys.modules["rich"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+        try:
+            import structlog.dev
+        finally:
+            if hide:
+                del sys.modules["rich"]
+    import structlog
+
+    return structlog

@@ -1,0 +1,812 @@
+"""The daemon's life: sockets, one event loop, signals, drain, reload, and the exit code.
+
+Theory. uvicorn brings the configuration object and the lifespan; its ``Server`` is not used, because it answers
+waiting requests with 500 when its patience ends (an SDK repeats those, and somebody pays twice), waits for ever for a
+client that sends its body slowly, and exits by raising the signal again. The life of a daemon here:
+
+1. **Prepare** the process: more descriptors, no core dumps (a core holds the key).
+2. **Listen**: systemd's sockets or our own. A port in use ends here, before anything else was touched.
+3. **Start** the application's lifespan, then accept, then say that we are ready.
+4. **Serve** until a signal. SIGHUP or a changed file load the configuration again: it is validated first and swapped
+   then; on any fault the old one stays.
+5. **Drain**: listeners closed at once, idle connections closed, requests finish. At ``drain_seconds`` the application
+   cuts what is left (with an error inside the stream). A second signal ends everything at once.
+
+Exit codes: 0 clean stop (also when the deadline struck), 1 second signal or a failed start, 75 port in use, 78 an
+address that cannot be used as configured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import functools
+import inspect
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+from proxy.guard import GuardedProtocol, Limits, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, MutableMapping, Sequence
+
+    from uvicorn import Config
+    from uvicorn.server import ServerState
+
+    from proxy.guard import Message, Scope
+    from proxy.settings import Server, Settings
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_UNAVAILABLE = 75
+EXIT_CONFIGURATION = 78
+
+BACKLOG = 2048
+SPARE_DESCRIPTORS = 64
+"""What the process needs beside its streams: listeners, logs, the event loop, name resolution, a reload."""
+DESCRIPTORS_PER_STREAM = 2
+CONFIG_POLL_SECONDS = 2.0
+CUT_SECONDS = 1.0
+"""How long after the drain's deadline requests may take to say inside their streams that they were cut."""
+
+
+class Runtime(Protocol):
+    """What the daemon asks of the application. ``reload`` may be a coroutine function.
+
+    Two more are called where they exist: ``refused(code)`` when the HTTP front refuses bytes that never became a
+    request, and ``reload_failed(exception)``.
+    """
+
+    def begin_drain(self) -> object: ...
+    def cut(self) -> object: ...
+    def reload(self, settings: Settings) -> object: ...
+
+
+class App(Protocol):
+    """An ASGI 3 application with a ``runtime``."""
+
+    @property
+    def runtime(self) -> Runtime: ...
+    async def __call__(
+        self,
+        scope: Scope,
+        receive: Callable[[], Coroutine[Any, Any, Message]],
+        send: Callable[[Message], Coroutine[Any, Any, None]],
+    ) -> None: ...
+
+
+class CannotListen(Exception):
+    """No socket as configured. ``exit_code`` is 75 (somebody else has it) or 78 (it cannot be had)."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def serve(
+    settings: Settings,
+    *,
+    create_app: Callable[[Settings], App],
+    limits: Limits | None = None,
+    on_ready: Callable[[tuple[str, ...]], object] | None = None,
+    reload: Callable[[], Settings] | None = None,
+) -> int:
+    """Run the daemon in this process until it is told to stop; returns the exit code.
+
+    ``on_ready`` gets the addresses once connections are accepted (``http://127.0.0.1:5282``, ``unix:/path``).
+    ``reload`` loads the settings again and raises where they are not good; it runs in a thread. After a drain that
+    had to be forced, a timer ends the process within two seconds even if the caller does not.
+    """
+    descriptors = raise_descriptor_limit()
+    forbid_core_dumps()
+    try:
+        listeners = listen(settings, os.environ)
+    except CannotListen as fault:
+        _log().error("%s", fault)
+        return fault.exit_code
+    daemon = Daemon(
+        settings,
+        listeners,
+        create_app=create_app,
+        limits=limits or Limits(),
+        descriptors=descriptors,
+        on_ready=on_ready,
+        reload=reload,
+        owns_process=threading.current_thread() is threading.main_thread(),
+    )
+    return run_loop(daemon.run())
+
+
+@contextlib.contextmanager
+def background(
+    settings: Settings,
+    *,
+    create_app: Callable[[Settings], App],
+    limits: Limits | None = None,
+    reload: Callable[[], Settings] | None = None,
+) -> Iterator[Daemon]:
+    """The same daemon in a thread, for programs that run it beside something else: no signals, nothing process-wide.
+
+    Yields the running ``Daemon``; at the end it is stopped as a signal would, and waited for.
+    Raises ``CannotListen``, and ``RuntimeError`` when it does not start.
+    """
+    ready = threading.Event()
+    daemon = Daemon(
+        settings,
+        listen(settings, {}),
+        create_app=create_app,
+        limits=limits or Limits(),
+        on_ready=lambda _: ready.set(),
+        reload=reload,
+    )
+
+    def run() -> None:
+        try:
+            daemon.exit_code = run_loop(daemon.run())
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, name="lava-proxy")
+    thread.start()
+    ready.wait()
+    try:
+        if not daemon.addresses:
+            raise RuntimeError("the daemon did not start; its log says why")
+        yield daemon
+    finally:
+        daemon.stop()
+        thread.join()
+
+
+# --- the running daemon ----------------------------------------------------------------------------------------
+
+
+class Daemon:
+    """One running server. ``addresses`` is filled once it accepts connections."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: list[Listener],
+        *,
+        create_app: Callable[[Settings], App],
+        limits: Limits,
+        descriptors: int | None = None,
+        on_ready: Callable[[tuple[str, ...]], object] | None = None,
+        reload: Callable[[], Settings] | None = None,
+        owns_process: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.addresses: tuple[str, ...] = ()
+        self.exit_code: int | None = None
+        self._listeners = listeners
+        self._started_with = settings.server
+        self._create_app = create_app
+        self._limits = limits
+        self._descriptors = descriptors
+        self._on_ready = on_ready
+        self._load = reload
+        self._owns_process = owns_process
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
+        self._forced = False
+        self._reload_wanted = asyncio.Event()
+
+    async def run(self) -> int:
+        """Serve until stopped; returns the exit code."""
+        loop = self._loop = asyncio.get_running_loop()
+        self._catch_signals(loop)
+        try:
+            return await self._run(loop)
+        finally:
+            self._close_listeners()
+            self._release_signals(loop)
+            self._loop = None
+
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
+        self.settings, limits = self._fit(self.settings)
+        app = self._create_app(self.settings)
+        watch = Watch(limits, getattr(app.runtime, "refused", None))
+        config, state = _uvicorn(app, watch)
+        lifespan = config.lifespan_class(config)
+        await lifespan.startup()
+        if lifespan.should_exit:
+            return EXIT_FAILED
+
+        def connection() -> GuardedProtocol:
+            return GuardedProtocol(config, state, lifespan.state, loop, watch=watch)
+
+        servers = [await _accept(loop, connection, listener.sock) for listener in self._listeners]
+        watch.start(loop)
+        self.addresses = tuple(describe(listener.sock) for listener in self._listeners)
+        _log().info("listening on %s", ", ".join(self.addresses))
+        notify_systemd("READY=1")
+        if self._on_ready is not None:
+            self._on_ready(self.addresses)
+        chores = [loop.create_task(self._reload_when_wanted(app)), loop.create_task(self._poll_config())]
+        await self._stop.wait()
+
+        for chore in chores:
+            chore.cancel()
+        for server in servers:
+            server.close()
+        finished = await self._drain(app, watch, state.tasks)
+        watch.stop()
+        if self._forced:
+            return EXIT_FAILED
+        try:
+            await asyncio.wait_for(lifespan.shutdown(), 5.0 if finished else 0.5)
+        except TimeoutError:
+            _log().warning("the application did not shut down in time")
+        return EXIT_OK
+
+    # told from outside
+
+    def stop(self) -> None:
+        """Begin the drain, from any thread; the second time, end at once."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # closed in the meantime: stopped already
+                self._loop.call_soon_threadsafe(self._on_stop)
+
+    def request_reload(self) -> None:
+        """Load the configuration again, from any thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._reload_wanted.set)
+
+    def _on_stop(self) -> None:
+        if not self._stop.is_set():
+            self._stop.set()
+            return
+        self._forced = True
+        _log().warning("stopping at once, as asked a second time")
+        self._end_process_after(0.5, EXIT_FAILED)
+
+    def _catch_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._owns_process:
+            return
+        for name in _STOP_SIGNALS:
+            number = getattr(signal, name, None)
+            if number is None:
+                continue
+            try:
+                loop.add_signal_handler(number, self._on_stop)
+            except NotImplementedError:  # Windows
+                signal.signal(number, lambda *_: self.stop())
+        if hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+
+    def _release_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._owns_process:
+            for name in (*_STOP_SIGNALS, "SIGHUP"):
+                with contextlib.suppress(AttributeError, NotImplementedError, ValueError):
+                    loop.remove_signal_handler(getattr(signal, name))
+
+    # reload
+
+    async def _reload_when_wanted(self, app: App) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            await self._reload(app)
+
+    async def _reload(self, app: App) -> None:
+        """Validate, then swap; whatever goes wrong, the old configuration stays in use."""
+        loop = asyncio.get_running_loop()
+        if self._load is None:
+            _log().warning("asked to reload, but this daemon runs without a configuration that could be reloaded")
+            return
+        notify_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            loaded = await loop.run_in_executor(None, self._load)
+            fitted, _ = self._fit(loaded)
+            answer = app.runtime.reload(fitted)
+            if inspect.isawaitable(answer):
+                await answer
+        except Exception as fault:  # noqa: BLE001 -- no fault of a configuration, of whatever kind, may stop the daemon
+            # Only a fault that carries sentences made for people is shown; any other could quote what it read.
+            faults: Sequence[str] = getattr(fault, "faults", None) or (f"{type(fault).__name__} while loading it",)
+            for sentence in faults:
+                _log().error("the configuration was not reloaded, the old one stays in use: %s", sentence)
+            failed = getattr(app.runtime, "reload_failed", None)
+            if failed is not None:
+                failed(fault)
+        else:
+            for key in ("host", "port", "unix_socket"):
+                if getattr(self._started_with, key) != getattr(fitted.server, key):
+                    _log().warning("server.%s has changed: that needs a restart", key)
+            self.settings = fitted
+            _log().info("configuration reloaded")
+        finally:
+            notify_systemd("READY=1")
+
+    async def _poll_config(self) -> None:
+        """Ask for a reload when the file has changed. A Kubernetes ConfigMap changes behind a link: ``stat`` sees it."""
+        path = self.settings.path
+        if path is None or self._load is None:
+            return
+        loop = asyncio.get_running_loop()
+        known = await loop.run_in_executor(None, _signature, path)
+        while True:
+            await asyncio.sleep(CONFIG_POLL_SECONDS)
+            seen = await loop.run_in_executor(None, _signature, path)
+            if seen is not None and seen != known:
+                known = seen
+                self._reload_wanted.set()
+
+    # the end
+
+    async def _drain(self, app: App, watch: Watch, tasks: set[asyncio.Task[None]]) -> bool:
+        """Returns whether everything ended by itself."""
+        notify_systemd("STOPPING=1")
+        self._close_listeners()
+        app.runtime.begin_drain()
+        watch.begin_drain()
+        _log().info("stopping: %d requests are finishing", len(tasks))
+        seconds = self.settings.server.drain_seconds
+        if await self._until(lambda: not tasks and not watch.busy(), seconds):
+            # What is left has its whole answer, and only waits for the client to close.
+            await self._until(lambda: not watch.connections, 0.2)
+            return True
+        if not self._forced:
+            _log().warning("%g seconds are over: cutting %d requests", seconds, len(tasks))
+            self._end_process_after(CUT_SECONDS + 0.9, EXIT_OK)
+            app.runtime.cut()
+            await self._until(lambda: not tasks and not watch.busy(), CUT_SECONDS)
+        watch.cut()
+        for task in list(tasks):
+            task.cancel()
+        await self._until(lambda: not tasks, 0.1 if self._forced else 0.3, heed_force=False)
+        return False
+
+    async def _until(self, condition: Callable[[], bool], seconds: float, *, heed_force: bool = True) -> bool:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while not condition():
+            if loop.time() >= deadline or (heed_force and self._forced):
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    def _end_process_after(self, seconds: float, code: int) -> None:
+        """Name resolution stuck in a thread, or a task that will not die, must not hold up the end."""
+        if self._owns_process:
+            timer = threading.Timer(seconds, os._exit, (code,))
+            timer.daemon = True
+            timer.start()
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            if listener.path:
+                with contextlib.suppress(OSError):
+                    Path(listener.path).unlink()
+            listener.sock.close()
+        self._listeners.clear()
+
+    def _fit(self, settings: Settings) -> tuple[Settings, Limits]:
+        """Fit what may be open at once to the descriptors there are. Says so where that is less than configured."""
+        wanted = settings.server.max_concurrent
+        granted = wanted
+        most_connections = max(4 * wanted, 1024)
+        if self._descriptors is not None:
+            granted = max(1, min(wanted, (self._descriptors - SPARE_DESCRIPTORS) // DESCRIPTORS_PER_STREAM))
+            most_connections = max(granted, min(most_connections, self._descriptors - SPARE_DESCRIPTORS - granted))
+        if granted < wanted:
+            _log().warning(
+                "max_concurrent is %d instead of %d: only %d files may be open (ulimit -n, LimitNOFILE)",
+                granted,
+                wanted,
+                self._descriptors,
+            )
+            server = settings.server.model_copy(update={"max_concurrent": granted})
+            settings = settings.model_copy(update={"server": server})
+        limits = self._limits
+        return settings, limits if limits.connections else replace(limits, connections=most_connections)
+
+
+_STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGBREAK")
+
+
+def run_loop(main: Coroutine[Any, Any, int]) -> int:
+    """Run ``main`` in a loop of its own (uvloop's where there is one) and leave nothing that could hold up the end.
+
+    Unlike ``asyncio.run`` it waits neither for ever for tasks that will not be cancelled, nor for threads.
+    """
+    loop = _new_loop()
+    threads = ThreadPoolExecutor(4, thread_name_prefix="lava-proxy")
+    loop.set_default_executor(threads)
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=0.3))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        threads.shutdown(wait=False, cancel_futures=True)
+        loop.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _uvicorn(app: App, watch: Watch) -> tuple[Config, ServerState]:
+    from uvicorn import Config
+    from uvicorn.server import ServerState
+
+    config = Config(
+        cast("Any", app),
+        http=cast("Any", functools.partial(GuardedProtocol, watch=watch)),
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        log_config=None,
+        log_level=logging.WARNING,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        workers=1,
+    )
+    config.load()
+    return config, ServerState()
+
+
+async def _accept(
+    loop: asyncio.AbstractEventLoop, connection: Callable[[], GuardedProtocol], sock: socket.socket
+) -> asyncio.AbstractServer:
+    if not _is_unix(sock):
+        return await loop.create_server(connection, sock=sock, backlog=BACKLOG)
+    # From 3.13 a loop removes the file by itself, also one that belongs to systemd.
+    own_cleanup: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+    return await loop.create_unix_server(connection, sock=sock, backlog=BACKLOG, **own_cleanup)
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    try:
+        seen = path.stat()
+    except OSError:
+        return None  # being replaced just now, or gone: the configuration in use stays
+    return seen.st_mtime_ns, seen.st_size, seen.st_ino
+
+
+# --- sockets ---------------------------------------------------------------------------------------------------
+
+
+class Listener(NamedTuple):
+    """A listening socket; ``path`` is the file of a unix socket that is ours to remove."""
+
+    sock: socket.socket
+    path: str = ""
+
+
+def listen(settings: Settings, environ: MutableMapping[str, str]) -> list[Listener]:
+    """All sockets that ``settings`` ask for; those of systemd in place of ``host`` and ``port``.
+
+    Raises ``CannotListen``.
+    """
+    sockets = inherited_sockets(environ) or open_listeners(settings.server)
+    listeners = [Listener(sock) for sock in sockets]
+    path = settings.server.unix_socket
+    try:
+        require_keys(sockets, settings)
+        if path and f"unix:{path}" not in map(describe, sockets):
+            listeners.append(Listener(open_unix_listener(path), path))
+    except CannotListen:
+        _close_all(sockets)
+        raise
+    return listeners
+
+
+def open_listeners(server: Server) -> list[socket.socket]:
+    """Bind and listen on every host of ``server``, all on one port. Raises ``CannotListen``."""
+    for _ in range(20):
+        opened: list[socket.socket] = []
+        try:
+            port = server.port
+            for host in server.host:
+                for family, address in _resolve(host, port):
+                    listener = _open(family, (address[0], port, *address[2:]), host)
+                    if listener is not None:
+                        opened.append(listener)
+                        port = listener.getsockname()[1]
+        except CannotListen as fault:
+            _close_all(opened)
+            if server.port == 0 and fault.exit_code == EXIT_UNAVAILABLE:
+                continue  # the free port of one host is taken on the next: another one
+            raise
+        if opened:
+            return opened
+        break
+    raise CannotListen(
+        EXIT_CONFIGURATION, f"none of the hosts {', '.join(server.host)} of [server] can be listened on here."
+    )
+
+
+def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        if _is_loopback6(host):
+            return []
+        raise CannotListen(EXIT_CONFIGURATION, f'the host "{host}" of [server] is not a known name.') from None
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+def _open(family: socket.AddressFamily, address: Any, host: str) -> socket.socket | None:
+    """A listening socket, or ``None`` for ``::1`` where the machine has no IPv6."""
+    try:
+        # Named as TCP, or asyncio's own loop would not switch Nagle's waiting off for what it accepts.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    except OSError:
+        if family == socket.AF_INET6:
+            return None
+        raise
+    try:
+        if os.name == "nt":
+            listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", 0), 1)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A client machine that vanished without a word is noticed; accepted connections inherit it.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as fault:
+        listener.close()
+        if _is_loopback6(address[0]) and fault.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return None
+        port = address[1]
+        if fault.errno == errno.EADDRINUSE:
+            raise CannotListen(
+                EXIT_UNAVAILABLE,
+                f"port {port} on {host} is in use{_by(port)}. Stop that program, or choose another port "
+                f"(--port N, or port under [server]).",
+            ) from None
+        if fault.errno in (errno.EACCES, errno.EPERM):
+            raise CannotListen(
+                EXIT_CONFIGURATION, f"port {port} on {host} may not be used by this user; choose one above 1023."
+            ) from None
+        raise CannotListen(
+            EXIT_CONFIGURATION, f'the host "{host}" of [server] cannot be listened on: {os.strerror(fault.errno or 0)}.'
+        ) from None
+    return listener
+
+
+def open_unix_listener(path: str) -> socket.socket:
+    """Listen on a unix socket that only this user may use. A dead one is replaced. Raises ``CannotListen``."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        mode = None
+    if mode is not None:
+        if not stat.S_ISSOCK(mode):
+            raise CannotListen(EXIT_CONFIGURATION, f"{path} (unix_socket under [server]) exists and is no socket.")
+        if _answers(path):
+            raise CannotListen(EXIT_UNAVAILABLE, f"another program answers at {path} (unix_socket under [server]).")
+        with contextlib.suppress(FileNotFoundError):
+            Path(path).unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)  # so that there is no moment in which others could connect
+    try:
+        listener.bind(path)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as fault:
+        listener.close()
+        code = EXIT_UNAVAILABLE if fault.errno == errno.EADDRINUSE else EXIT_CONFIGURATION
+        why = os.strerror(fault.errno) if fault.errno else str(fault)
+        raise CannotListen(code, f"cannot listen on {path} (unix_socket under [server]): {why}.") from None
+    finally:
+        os.umask(mask)
+    return listener
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # not allowed to ask, or too busy to answer: somebody is there
+    return True
+
+
+def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
+    """The listening sockets that systemd opened for us (``sd_listen_fds(3)``); none where it did not.
+
+    Takes the variables out of ``environ``, so that no child takes them for its own. Raises ``CannotListen``.
+    """
+    count, pid = environ.pop("LISTEN_FDS", ""), environ.pop("LISTEN_PID", "")
+    environ.pop("LISTEN_FDNAMES", None)
+    if not count.isdigit() or pid != str(os.getpid()):
+        return []
+    first = 3
+    sockets: list[socket.socket] = []
+    for descriptor in range(first, first + int(count)):
+        try:
+            given = socket.socket(fileno=descriptor)
+        except OSError:
+            _close_all(sockets)
+            raise CannotListen(EXIT_CONFIGURATION, "LISTEN_FDS names a descriptor that is no socket.") from None
+        sockets.append(given)
+        if given.type != socket.SOCK_STREAM:
+            _close_all(sockets)
+            raise CannotListen(EXIT_CONFIGURATION, "systemd gave a socket that is not ListenStream=.")
+        given.setblocking(False)
+        given.set_inheritable(False)
+        if not _is_unix(given):
+            given.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sockets
+
+
+def require_keys(sockets: Sequence[socket.socket], settings: Settings) -> None:
+    """Without local keys only loopback is listened on. Settings know names; here are the addresses behind them.
+
+    Raises ``CannotListen``.
+    """
+    if settings.server.keys or any(project.keys for project in settings.projects.values()):
+        return
+    for sock in sockets:
+        if not _is_unix(sock) and not ipaddress.ip_address(sock.getsockname()[0].split("%")[0]).is_loopback:
+            raise CannotListen(
+                EXIT_CONFIGURATION,
+                f"{describe(sock)} can be reached from other machines, and no local key is configured: "
+                "add keys under [server], or listen on 127.0.0.1.",
+            )
+
+
+def describe(sock: socket.socket) -> str:
+    """``http://127.0.0.1:5282``, ``http://[::1]:5282`` or ``unix:/path``."""
+    name = sock.getsockname()
+    if _is_unix(sock):
+        return f"unix:{os.fsdecode(name)}"
+    host, port = name[0], name[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_unix(sock: socket.socket) -> bool:
+    return hasattr(socket, "AF_UNIX") and sock.family == socket.AF_UNIX
+
+
+def _is_loopback6(host: str) -> bool:
+    return host == "::1"
+
+
+def _close_all(sockets: Sequence[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+# --- who has the port ------------------------------------------------------------------------------------------
+
+
+def _by(port: int) -> str:
+    holder = find_holder(port)
+    if holder is None:
+        return ""
+    pid, name = holder
+    return f" by {name} (process {pid})"
+
+
+def find_holder(port: int) -> tuple[int, str] | None:
+    """Process id and name of who listens on TCP ``port``, where Linux tells us.
+
+    Our own daemons hide their descriptors even from their user (see ``forbid_core_dumps``), so a process of the
+    socket's user whose command line is ours is taken as the second best answer.
+    """
+    inodes: dict[str, int] = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text("ascii").splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    inodes[f"socket:[{fields[9]}]"] = int(fields[7])
+    if not inodes:
+        return None
+    ours: int | None = None
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            if any(os.readlink(each) in inodes for each in os.scandir(process / "fd")):
+                return int(process.name), _name_of(process)
+        except OSError:
+            if _is_lava_proxy(process) and int(process.name) != os.getpid():
+                ours = int(process.name)
+    return None if ours is None else (ours, "lava-proxy")
+
+
+def _name_of(process: Path) -> str:
+    if _is_lava_proxy(process):
+        return "lava-proxy"
+    try:
+        name = (process / "comm").read_text("utf-8", "replace").strip()
+    except OSError:
+        return "a program"
+    return "".join(character if character.isprintable() else "?" for character in name)
+
+
+def _is_lava_proxy(process: Path) -> bool:
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    names = [word.rpartition(b"/")[2] for word in words]
+    return b"lava-proxy" in names[:3] or any(names[i : i + 2] == [b"-m", b"proxy"] for i in range(4))
+
+
+# --- the process -----------------------------------------------------------------------------------------------
+
+
+def raise_descriptor_limit() -> int | None:
+    """Raise the soft limit of open files to the hard one; returns what may be open now, ``None`` where nobody says."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 1 << 20  # some systems have a hard limit of 2**30, and some libraries loop over all of them
+    goal = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    for limit in (goal, 10_240):  # macOS says «infinity» and means this
+        if soft != resource.RLIM_INFINITY and soft >= limit:
+            break
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        except (ValueError, OSError):
+            continue
+        soft = limit
+        break
+    return most if soft == resource.RLIM_INFINITY else soft
+
+
+def forbid_core_dumps() -> None:
+    """A core dump would hold the key, and so does ``/proc/<pid>/environ``: neither is for other programs.
+
+    Linux pipes cores into a collector whatever the limit says, unless the process is not dumpable.
+    """
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        pr_set_dumpable = 4
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)
+
+
+def notify_systemd(state: str) -> None:
+    """``sd_notify(3)``; nothing where nobody listens."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address or not hasattr(socket, "AF_UNIX"):
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.sendto(state.encode("ascii"), f"\0{address[1:]}" if address.startswith("@") else address)
+
+
+def _log() -> logging.Logger:
+    return logging.getLogger("proxy.server")

@@ -1,0 +1,111 @@
+"""metrics.py: what happened is counted right, in Prometheus' format, within bounds, and cheaply."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy import __version__
+from proxy.metrics import Metrics
+
+
+def _samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    body, content_type = metrics.render()
+    assert content_type.startswith("text/plain")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+
+
+def _value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return _samples(metrics).get((name, frozenset(labels.items())))
+
+
+def test_requests_are_counted_by_project_provider_status_and_outcome() -> None:
+    """Every finished request adds one to its own series; what is unknown is a dash."""
+    metrics = Metrics()
+    for _ in range(3):
+        metrics.started()
+        metrics.finished("main", "openai", 200, "ok", 0.02, 0.3)
+    metrics.started()
+    metrics.finished("main", None, 402, "lava_error", None, 0.1)
+    metrics.started()
+    metrics.finished(None, None, None, "client_gone", None, 0.1)
+    name = "lava_proxy_requests_total"
+    assert _value(metrics, name, project="main", provider="openai", status="200", outcome="ok") == 3
+    assert _value(metrics, name, project="main", provider="-", status="402", outcome="lava_error") == 1
+    assert _value(metrics, name, project="-", provider="-", status="-", outcome="client_gone") == 1
+
+
+def test_histograms_hold_every_duration_and_only_known_first_bytes() -> None:
+    """Buckets are cumulative, a bound counts as below itself, count and sum fit; no first byte, no observation."""
+    metrics = Metrics()
+    for first, whole in ((0.005, 0.05), (0.2, 2.0), (None, 9999.0)):
+        metrics.started()
+        metrics.finished("p", "groq", 200, "ok", first, whole)
+    where = {"project": "p", "provider": "groq"}
+    first, whole = "lava_proxy_first_byte_seconds", "lava_proxy_request_duration_seconds"
+    assert _value(metrics, f"{first}_count", **where) == 2
+    assert _value(metrics, f"{first}_bucket", le="0.005", **where) == 1
+    assert _value(metrics, f"{first}_bucket", le="0.25", **where) == 2
+    assert _value(metrics, f"{whole}_count", **where) == 3
+    assert _value(metrics, f"{whole}_bucket", le="1800.0", **where) == 2
+    assert _value(metrics, f"{whole}_bucket", le="+Inf", **where) == 3
+    total = _value(metrics, f"{whole}_sum", **where)
+    assert total is not None
+    assert abs(total - 10001.05) < 0.001
+
+
+def test_gauges_and_reloads() -> None:
+    """Requests in flight go up and down, reloads and their failures are counted, the version is told."""
+    metrics = Metrics()
+    metrics.started()
+    metrics.started()
+    assert _value(metrics, "lava_proxy_streams_in_flight") == 2
+    metrics.finished("p", "x", 200, "ok", None, 1.0)
+    assert _value(metrics, "lava_proxy_streams_in_flight") == 1
+    metrics.config_reload(True)
+    metrics.config_reload(False)
+    assert _value(metrics, "lava_proxy_config_reloads_total") == 2
+    assert _value(metrics, "lava_proxy_config_reload_failures_total") == 1
+    assert _value(metrics, "lava_proxy_build_info", version=__version__) == 1
+
+
+def test_labels_are_bounded() -> None:
+    """Endless new names, statuses and outcomes cannot grow the exposition without end: they fall together as a dash."""
+    metrics = Metrics()
+    for number in range(10_000):
+        metrics.started()
+        metrics.finished(f"project-{number}", f"provider-{number % 7}", 200, "ok", 0.1, 0.1)
+    samples = _samples(metrics)
+    projects = {dict(labels).get("project") for _name, labels in samples} - {None}
+    assert len(projects) <= 201
+    assert "-" in projects
+    total = sum(value for (name, _), value in samples.items() if name == "lava_proxy_requests_total")
+    assert total == 10_000
+    assert len(metrics.render()[0]) < 2_000_000
+
+
+def test_two_of_them_do_not_meet() -> None:
+    """Each Metrics counts for itself, and the library's global registry gets nothing of either."""
+    from prometheus_client import REGISTRY, generate_latest
+
+    first, second = Metrics(), Metrics()
+    first.started()
+    assert _value(second, "lava_proxy_streams_in_flight") == 0
+    assert _value(first, "lava_proxy_streams_in_flight") == 1
+    assert b"lava_proxy" not in generate_latest(REGISTRY)
+
+
+def test_nothing_heavy_is_loaded_before_the_figures_are_asked_for() -> None:
+    """Counting needs no library: prometheus-client is loaded by the first look at /metrics, not by the start."""
+    code = (
+        "import sys; from proxy.metrics import Metrics; m = Metrics(); m.started();"
+        "m.finished('p', 'x', 200, 'ok', 0.1, 0.1); assert 'prometheus_client' not in sys.modules; m.render();"
+        "assert 'prometheus_client' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

@@ -1,0 +1,1477 @@
+"""Both engines keep the promises of ``proxy.upstream``, against an upstream that does anything.
+
+Every test runs on each engine (and the native one on both event loops); where the engines may differ, the test says
+which one is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import gzip
+import os
+import random
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from proxy.upstream import Answer, Engine, Origin, Outgoing, UpstreamError, create_engine
+from upstream import Certificate, Peer, Script, Upstream, answer, certificate, chunked, serve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from proxy.upstream.native import NativeEngine
+
+T = TypeVar("T")
+Use = Callable[[Engine], Awaitable[T]]
+
+HEADERS = [(b"Host", b"api.test"), (b"Authorization", b"Bearer t"), (b"x-Twice", b"1"), (b"X-twice", b"2")]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The ``[upstream]`` table as far as an engine reads it."""
+
+    connect: float = 10.0
+    ca_file: str = ""
+    proxy: str = ""
+    http2: bool = False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An engine on an event loop."""
+
+    engine: str
+    loop: str
+
+    @property
+    def native(self) -> bool:
+        return self.engine == "native"
+
+    def make(self, settings: Settings, **clocks: Any) -> Engine:
+        if self.native:
+            from proxy.upstream.native import NativeEngine
+
+            return NativeEngine(settings, **clocks)
+        from proxy.upstream.httpx_engine import HttpxEngine
+
+        return HttpxEngine(settings)
+
+    def run(self, use: Use[T], clocks: dict[str, Any] | None = None, **settings: Any) -> T:
+        """``await use(engine)`` on a loop of its own, which must be left as it was found."""
+
+        async def main() -> T:
+            engine = self.make(Settings(**settings), **(clocks or {}))
+            try:
+                async with asyncio.timeout(45):
+                    return await use(engine)
+            finally:
+                await engine.aclose()
+                await settled()
+
+        factory = None
+        if self.loop == "uvloop":
+            factory = pytest.importorskip("uvloop").new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(main())
+
+
+HTTPX = Kind("httpx", "asyncio")
+NATIVE = [Kind("native", "asyncio"), Kind("native", "uvloop")]
+
+
+def named(kind: Kind) -> str:
+    return f"{kind.engine}-{kind.loop}"
+
+
+every_engine = pytest.mark.parametrize("kind", [HTTPX, Kind("httpx", "uvloop"), *NATIVE], ids=named)
+native_engine = pytest.mark.parametrize("kind", NATIVE, ids=named)
+httpx_engine = pytest.mark.parametrize("kind", [HTTPX, Kind("httpx", "uvloop")], ids=named)
+
+
+async def settled() -> None:
+    """Wait until no other task runs."""
+    async with asyncio.timeout(10):
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0.001)
+
+
+def get(origin: Origin, target: bytes = b"/", method: bytes = b"GET", **rest: Any) -> Outgoing:
+    return Outgoing(method, origin, target, list(HEADERS), **rest)
+
+
+@dataclass
+class Outcome:
+    """What came of one request: ``end`` is ok, or the kind of error, before or after the head."""
+
+    end: str
+    status: int = 0
+    headers: list[tuple[bytes, bytes]] | None = None
+    framing: str = ""
+    body: bytes = b""
+    sent: bool = True
+
+
+async def fetch(engine: Engine, out: Outgoing) -> Outcome:
+    """Make the request and read all that comes."""
+    try:
+        got = await engine.open(out)
+    except UpstreamError as exc:
+        return Outcome("refused " + exc.kind, sent=exc.sent)
+    outcome = Outcome("ok", got.status, got.headers, got.framing)
+    try:
+        while data := await got.read():
+            outcome.body += data
+        assert await got.read() == b""
+    except UpstreamError as exc:
+        outcome.end = "broken " + exc.kind
+        outcome.sent = exc.sent
+    finally:
+        await got.aclose()
+        await got.aclose()
+    return outcome
+
+
+def fetch_one(kind: Kind, script: Script | bytes, method: bytes = b"GET", **settings: Any) -> Outcome:
+    """One request to one upstream."""
+    with Upstream(script) as upstream:
+        outcome = kind.run(lambda engine: fetch(engine, get(upstream.origin, method=method)), **settings)
+        upstream.wait(lambda: upstream.connected == 0)
+        return outcome
+
+
+async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        await asyncio.sleep(0)
+        yield part
+
+
+# What is sent.
+
+TARGETS = [b"/", b"/a/../b//c/./%2e?x=%2F&y=a+b&z={}|", b"/v1/forward?u=https%3A%2F%2Fapi.test%2Fv1", b"/%ff%00'\"<>"]
+
+
+@every_engine
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_target_is_sent_as_it_is(kind: Kind, target: bytes) -> None:
+    """No byte of the request-target is normalised, encoded or collapsed."""
+    with Upstream(answer()) as upstream:
+        kind.run(lambda engine: fetch(engine, get(upstream.origin, target)))
+        assert upstream.requests[0].target == target
+
+
+def body_cases() -> list[tuple[str, dict[str, Any], bytes, bytes]]:
+    big = bytes(range(256)) * 4096
+    return [
+        ("nothing", {}, b"", b""),
+        ("nothing, length 0", {"content_length": 0}, b"content-length: 0\r\n", b""),
+        ("no bytes", {"body": b""}, b"content-length: 0\r\n", b""),
+        ("few bytes", {"body": b"{}"}, b"content-length: 2\r\n", b"{}"),
+        ("many bytes", {"body": big}, b"content-length: 1048576\r\n", big),
+        ("iterator with length", {"body": (b"ab", b"", b"c"), "content_length": 3}, b"content-length: 3\r\n", b"abc"),
+        ("iterator without bytes", {"body": (), "content_length": 0}, b"content-length: 0\r\n", b""),
+        ("big iterator", {"body": (big,) * 3, "content_length": 3 << 20}, b"content-length: 3145728\r\n", big * 3),
+        (
+            "chunked",
+            {"body": (b"ab", b"", b"\xff" * 17)},
+            b"transfer-encoding: chunked\r\n",
+            b"2\r\nab\r\n11\r\n" + b"\xff" * 17 + b"\r\n0\r\n\r\n",
+        ),
+        ("chunked, nothing", {"body": ()}, b"transfer-encoding: chunked\r\n", b"0\r\n\r\n"),
+    ]
+
+
+@every_engine
+@pytest.mark.parametrize(("given", "framing", "wire"), [c[1:] for c in body_cases()], ids=[c[0] for c in body_cases()])
+def test_the_request_on_the_wire_is_exactly_what_was_asked(
+    kind: Kind, given: dict[str, Any], framing: bytes, wire: bytes
+) -> None:
+    """Headers keep order, case, doubles and bytes that are no UTF-8; framing is added and nothing else (HOP-08, -11)."""
+    headers = [*HEADERS, (b"X-Bin", b"\xff\xfe\x80"), (b"X-Empty", b"")]
+
+    async def use(engine: Engine) -> None:
+        arguments = dict(given)
+        if isinstance(arguments.get("body"), tuple):
+            arguments["body"] = pieces(*arguments["body"])
+        await fetch(engine, Outgoing(b"POST", upstream.origin, b"/x", headers, **arguments))
+
+    head = b"POST /x HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in headers)
+    with Upstream(answer()) as upstream:
+        kind.run(use)
+        assert upstream.requests[0].raw == head + framing + b"\r\n" + wire
+
+
+@every_engine
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"method": b"GET /evil HTTP/1.1\r\nX: y\r\n\r\nGET"},
+        {"target": b"/ HTTP/1.1\r\nX: y\r\n\r\nGET /"},
+        {"target": b"/a b"},
+        {"target": b""},
+        {"headers": [(b"Host", b"a"), (b"X", b"a\r\nY: b")]},
+        {"headers": [(b"Host", b"a"), (b"X", b"a\nY: b")]},
+        {"headers": [(b"Host", b"a"), (b"X", b"a\0b")]},
+        {"headers": [(b"Host", b"a"), (b"X: y\r\nZ", b"a")]},
+    ],
+)
+def test_a_request_that_would_become_another_is_not_sent(kind: Kind, broken: dict[str, Any]) -> None:
+    """A line end or NUL in method, target or header is a ValueError, and the upstream sees nothing of it."""
+
+    async def use(engine: Engine) -> None:
+        fields = {"method": b"GET", "origin": upstream.origin, "target": b"/", "headers": HEADERS} | broken
+        with pytest.raises(ValueError, match="cannot be written"):
+            await engine.open(Outgoing(**fields))
+
+    with Upstream(answer()) as upstream:
+        kind.run(use)
+    assert upstream.requests == []
+
+
+@every_engine
+def test_the_environment_changes_nothing(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, good: Certificate
+) -> None:
+    """Proxy variables, a netrc and SSLKEYLOGFILE are ignored; ALL_PROXY=socks5 breaks nothing (HOP-13)."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "socks5://127.0.0.1:9")
+    netrc, keylog = tmp_path / "netrc", tmp_path / "keylog"
+    netrc.write_text("machine 127.0.0.1 login user password word\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("SSLKEYLOGFILE", str(keylog))
+    with Upstream(answer(body=b"x"), tls=good.server) as upstream:
+        outcome = kind.run(lambda engine: fetch(engine, get(upstream.origin)), ca_file=good.ca_file)
+        assert outcome.body == b"x"
+        assert upstream.requests[0].header(b"authorization") == b"Bearer t"
+    assert not keylog.exists()
+
+
+@every_engine
+def test_no_cookie_travels_from_one_answer_to_another_request(kind: Kind) -> None:
+    """A Set-Cookie is never sent back (HOP-07)."""
+
+    async def use(engine: Engine) -> None:
+        for _ in range(3):
+            await fetch(engine, get(upstream.origin))
+
+    with Upstream(answer(headers=[(b"Set-Cookie", b"a=b; Path=/")])) as upstream:
+        kind.run(use)
+        assert [one.header(b"cookie") for one in upstream.requests] == [None] * 3
+
+
+@every_engine
+@pytest.mark.parametrize("status", [200, 201, 301, 302, 303, 307, 308, 400, 401, 402, 404, 429, 500, 503, 529, 599])
+def test_a_status_is_passed_on_and_nothing_is_followed_or_tried_again(kind: Kind, status: int) -> None:
+    """Redirects are not followed, errors are not retried: one request, one answer (UPS-24, -29 to -31)."""
+    headers = [(b"Location", b"http://127.0.0.1:1/"), (b"Retry-After", b"-1")]
+    with Upstream(answer(status, b"<html>\xff", headers)) as upstream:
+        outcome = kind.run(lambda engine: fetch(engine, get(upstream.origin)))
+        assert (outcome.end, outcome.status, outcome.body) == ("ok", status, b"<html>\xff")
+        assert len(upstream.requests) == upstream.accepted == 1
+
+
+class ClientGoneError(Exception):
+    """A fault of the caller's own."""
+
+
+@every_engine
+@pytest.mark.parametrize("length", [None, 10])
+def test_a_fault_of_the_callers_iterator_passes_unchanged(kind: Kind, length: int | None) -> None:
+    """The very exception comes out of open(), and the upstream sees a broken request, not a finished one."""
+    fault = ClientGoneError()
+    ended = threading.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"abc"
+        raise fault
+
+    def script(peer: Peer) -> None:
+        with pytest.raises(OSError, match="inside a request|reset"):
+            peer.request()
+        ended.set()
+
+    async def use(engine: Engine) -> None:
+        with pytest.raises(ClientGoneError) as caught:
+            await engine.open(get(upstream.origin, method=b"POST", body=body(), content_length=length))
+        assert caught.value is fault
+
+    with Upstream(script) as upstream:
+        kind.run(use)
+        upstream.wait(ended.is_set)
+
+
+@every_engine
+@pytest.mark.parametrize("parts", [(b"abc",), (b"abcde", b"f")])
+def test_a_body_of_another_length_than_said_is_refused(kind: Kind, parts: tuple[bytes, ...]) -> None:
+    """Fewer or more bytes than content_length are a ValueError; the excess never reaches the wire."""
+
+    async def use(engine: Engine) -> None:
+        with pytest.raises(ValueError, match="content_length"):
+            await engine.open(get(upstream.origin, body=pieces(*parts), content_length=5))
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.gone()
+        assert peer.seen.partition(b"\r\n\r\n")[2] in {b"", b"abc", b"abcde"}
+
+    with Upstream(script) as upstream:
+        kind.run(use)
+
+
+@every_engine
+def test_an_upload_goes_no_faster_than_the_upstream_reads(kind: Kind) -> None:
+    """Back-pressure: of an endless body only what sockets and one buffer hold is taken (then the caller gives up)."""
+    taken = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 65_536
+            yield b"\0" * 65_536
+
+    async def use(engine: Engine) -> None:
+        task = asyncio.ensure_future(engine.open(get(upstream.origin, body=endless())))
+        before = -1
+        while before != taken:
+            before = taken
+            await asyncio.sleep(0.3)
+        assert taken < 64 << 20
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    hold = threading.Event()
+    with Upstream(lambda peer: bool(peer.head() and hold.wait(30)) and None) as upstream:
+        try:
+            kind.run(use)
+        finally:
+            hold.set()
+
+
+@native_engine
+@pytest.mark.parametrize("complete", [True, False])
+def test_an_early_answer_comes_while_the_request_is_still_being_sent(kind: Kind, complete: bool) -> None:
+    """A 413 before the end of the body is returned at once, sending stops, and the connection is not used again.
+
+    The httpx engine cannot do this: it reads nothing before all is sent.
+    """
+    stopped = []
+
+    async def stalls() -> AsyncIterator[bytes]:
+        try:
+            yield b"first"
+            await asyncio.Event().wait()
+        finally:
+            stopped.append(True)
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.send(b"HTTP/1.1 413 Too Large\r\ncontent-length: 4\r\n\r\n", b"nope" if complete else b"no")
+        peer.gone()
+
+    async def use(engine: Engine) -> None:
+        got = await engine.open(get(upstream.origin, body=stalls()))
+        assert got.status == 413
+        assert (await got.read()).startswith(b"no")
+        await got.aclose()
+        await settled()
+        assert stopped == [True]
+        await asyncio.to_thread(upstream.wait, lambda: upstream.connected == 0)
+        assert native(engine).idle == 0
+
+    with Upstream(script) as upstream:
+        kind.run(use)
+
+
+# What is received.
+
+SIZES = [0, 1, 2, 1000, 65_535, 65_536, 300_000]
+
+
+def framed(framing: str, body: bytes, piece: int = 7000) -> bytes:
+    """A whole response with ``body`` in that framing."""
+    if framing == "length":
+        return answer(body=body)
+    if framing == "close":
+        return answer(body=body, length=False)
+    parts = [body[start : start + piece] for start in range(0, len(body), piece)]
+    return answer(headers=[(b"Transfer-Encoding", b"chunked")], length=False) + chunked(*parts)
+
+
+@every_engine
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_body_arrives_whole_in_every_framing_and_chunking(kind: Kind, framing: str, size: int) -> None:
+    """Framing × size × chunk size × segment size: the same bytes, and a proper end."""
+    body = random.Random(size).randbytes(size)
+    for piece in (1, 5, 4096, 70_000):
+        if size / piece > 2000:
+            continue
+        wire = framed(framing, body, piece)
+        for segment in (1, 7, 1000, len(wire)):
+            if len(wire) / segment > 400:
+                continue
+
+            def script(peer: Peer, wire: bytes = wire, segment: int = segment) -> None:
+                peer.request()
+                peer.drip(wire, segment, 0.00005)
+                if framing == "close":
+                    peer.fin()
+                peer.gone()
+
+            outcome = fetch_one(kind, script)
+            assert (outcome.end, outcome.framing, outcome.body) == ("ok", framing, body)
+        if framing != "chunked":
+            break
+
+
+@every_engine
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_a_cut_at_any_byte_is_told(kind: Kind, framing: str, how: str) -> None:
+    """A cut in the head is ``closed`` from open(), in the body ``closed`` from read(), after what came (UPS-05 to -08).
+
+    Only the end of a close-delimited body may look like a proper one: nothing else marks it (UPS-09).
+    """
+    wire = framed(framing, b"0123456789abcdef", 5)
+    start = wire.index(b"\r\n\r\n") + 4
+
+    def script(peer: Peer) -> None:
+        received = peer.request()
+        assert received is not None
+        peer.send(wire[: int(received.target[1:])])
+        peer.fin() if how == "fin" else peer.rst()
+
+    async def use(engine: Engine) -> None:
+        for cut in range(len(wire)):
+            outcome = await fetch(engine, get(upstream.origin, b"/%d" % cut))
+            assert outcome.sent
+            if cut < start:
+                assert outcome.end == "refused closed", cut
+            elif how == "rst":
+                # A reset may take what was sent before it along.
+                assert outcome.end in {"refused closed", "broken closed"}, cut
+            elif framing == "close":
+                assert (outcome.end, outcome.body) == ("ok", wire[start:cut])
+            else:
+                assert outcome.end == "broken closed", cut
+                assert b"0123456789abcdef".startswith(outcome.body)
+        assert len(upstream.requests) == len(wire)
+
+    with Upstream(script) as upstream:
+        kind.run(use)
+
+
+@every_engine
+def test_response_headers_are_passed_on_in_order_with_their_bytes(kind: Kind) -> None:
+    """Doubles, order, odd names and bytes beyond ASCII stay; names come in lower case, spaces around values go."""
+    head = (
+        b"HTTP/1.1 200 \xe4\xf6\r\nX-B: 2\r\nX-A:  1 \t\r\nX-b:\r\nx!#$%&'*+-.^_`|~9: \xff\xfe \x80\r\n"
+        b"Set-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Length: 2\r\n\r\nok"
+    )
+    outcome = fetch_one(kind, head)
+    assert outcome.headers == [
+        (b"x-b", b"2"),
+        (b"x-a", b"1"),
+        (b"x-b", b""),
+        (b"x!#$%&'*+-.^_`|~9", b"\xff\xfe \x80"),
+        (b"set-cookie", b"a=1"),
+        (b"set-cookie", b"b=2"),
+        (b"content-length", b"2"),
+    ]
+
+
+@every_engine
+def test_an_encoded_body_stays_encoded(kind: Kind) -> None:
+    """gzip, whole, truncated or a lie, is passed on as it is (UPS-25, -26)."""
+    packed = gzip.compress(b"x" * 100_000)
+    for body in (packed, packed[:-9], b"plain"):
+        outcome = fetch_one(kind, answer(body=body, headers=[(b"Content-Encoding", b"gzip")]))
+        assert (outcome.end, outcome.body) == ("ok", body)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+BROKEN_HEADS = {
+    "ssh banner": b"SSH-2.0-OpenSSH_9.2p1\r\n",
+    "status line": b"HTTP/1.1 20 OK\r\ncontent-length: 0\r\n\r\n",
+    "status of four digits": b"HTTP/1.1 2000 OK\r\ncontent-length: 0\r\n\r\n",
+    "status 000": b"HTTP/1.1 000 OK\r\ncontent-length: 0\r\n\r\n",
+    "status 099": b"HTTP/1.1 099 OK\r\ncontent-length: 0\r\n\r\n",
+    "status 600": b"HTTP/1.1 600 OK\r\ncontent-length: 0\r\n\r\n",
+    "two spaces": b"HTTP/1.1  200 OK\r\ncontent-length: 0\r\n\r\n",
+    "control in reason": b"HTTP/1.1 200 O\x01K\r\ncontent-length: 0\r\n\r\n",
+    "version 2.0": b"HTTP/2.0 200 OK\r\ncontent-length: 0\r\n\r\n",
+    "version 0.9": b"HTTP/0.9 200 OK\r\ncontent-length: 0\r\n\r\n",
+    "version 1.2": b"HTTP/1.2 200 OK\r\ncontent-length: 0\r\n\r\n",
+    "lower case": b"http/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    "icy": b"ICY 200 OK\r\ncontent-length: 0\r\n\r\n",
+    "line end first": b"\r\n" + OK + b"content-length: 0\r\n\r\n",
+    "bare line feeds": b"HTTP/1.1 200 OK\ncontent-length: 0\n\n",
+    "one bare line feed": OK + b"a: b\ncontent-length: 0\r\n\r\n",
+    "bare carriage return": OK + b"a: b\rc\r\ncontent-length: 0\r\n\r\n",
+    "folded line": OK + b"a: b\r\n c\r\ncontent-length: 0\r\n\r\n",
+    "folded first line": OK + b" a: b\r\ncontent-length: 0\r\n\r\n",
+    "NUL": OK + b"a: b\0c\r\ncontent-length: 0\r\n\r\n",
+    "control": OK + b"a: b\x01c\r\ncontent-length: 0\r\n\r\n",
+    "space before colon": OK + b"a : b\r\ncontent-length: 0\r\n\r\n",
+    "no name": OK + b": b\r\ncontent-length: 0\r\n\r\n",
+    "no colon": OK + b"abc\r\ncontent-length: 0\r\n\r\n",
+    "bad name": OK + b"a(b: c\r\ncontent-length: 0\r\n\r\n",
+    "big head": OK + b"a: " + b"b" * 200_000 + b"\r\ncontent-length: 0\r\n\r\n",
+    "head just too big": OK + b"a: " + b"b" * 65_600 + b"\r\ncontent-length: 0\r\n\r\n",
+    "endless head": OK + b"a: b\r\n" * 40_000,
+    "201 headers": OK + b"a: b\r\n" * 200 + b"content-length: 0\r\n\r\n",
+    "two lengths": OK + b"content-length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+    "the same length twice": OK + b"content-length: 5\r\nContent-Length: 5\r\n\r\nhello",
+    "list of lengths": OK + b"content-length: 5, 5\r\n\r\nhello",
+    "length with sign": OK + b"content-length: +5\r\n\r\nhello",
+    "negative length": OK + b"content-length: -5\r\n\r\nhello",
+    "empty length": OK + b"content-length: \r\n\r\nhello",
+    "huge length": OK + b"content-length: 99999999999999999999\r\n\r\nhello",
+    "two codings": OK + b"transfer-encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "gzip, chunked": OK + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "chunked, chunked": OK + b"transfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    "xchunked": OK + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "identity": OK + b"transfer-encoding: identity\r\n\r\nx",
+    "length and coding": OK + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "coding and length": OK + b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n",
+    "coding in HTTP/1.0": b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "switching protocols": b"HTTP/1.1 101 Switch\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n\0\0\0",
+    "switching protocols, bare": b"HTTP/1.1 101 Switch\r\n\r\n",
+    "21 informational": b"HTTP/1.1 100 Continue\r\n\r\n" * 21 + answer(),
+    "5000 informational": b"HTTP/1.1 103 Hints\r\nlink: x\r\n\r\n" * 5000 + answer(),
+    "broken informational": b"HTTP/1.1 100 Continue\r\na b\r\n\r\n" + answer(),
+}
+
+
+@every_engine
+@pytest.mark.parametrize("wire", BROKEN_HEADS.values(), ids=BROKEN_HEADS)
+def test_an_answer_that_is_not_proper_http_is_refused(kind: Kind, wire: bytes) -> None:
+    """``protocol``, at once: no waiting for more of it, and the connection is gone (UPS-17, -23)."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(wire)
+        assert peer.gone()
+
+    outcome = fetch_one(kind, script)
+    assert outcome.end == "refused protocol"
+
+
+@every_engine
+def test_an_upstream_that_speaks_first_is_refused(kind: Kind) -> None:
+    """A banner before the request is no HTTP either."""
+
+    def script(peer: Peer) -> None:
+        peer.send(b"220 mail.test ESMTP\r\n")
+        peer.gone()
+
+    assert fetch_one(kind, script).end == "refused protocol"
+
+
+BROKEN_CHUNKS = {
+    "no number": b"zz\r\nabc\r\n0\r\n\r\n",
+    "sign": b"+3\r\nabc\r\n0\r\n\r\n",
+    "0x": b"0x3\r\nabc\r\n0\r\n\r\n",
+    "empty": b"\r\nabc\r\n0\r\n\r\n",
+    "too long": b"2\r\nabc\r\n0\r\n\r\n",
+    "no line end": b"3\r\nabcd\r\n0\r\n\r\n",
+    "line feed in extension": b"3;a\nb\r\nabc\r\n0\r\n\r\n",
+    "bad trailer": b"3\r\nabc\r\n0\r\nbad trailer\r\n\r\n",
+}
+
+
+@every_engine
+@pytest.mark.parametrize("wire", BROKEN_CHUNKS.values(), ids=BROKEN_CHUNKS)
+def test_a_broken_chunk_breaks_the_body(kind: Kind, wire: bytes) -> None:
+    """Never a proper end, never a byte that is not of the body."""
+    outcome = fetch_one(kind, answer(headers=[(b"transfer-encoding", b"chunked")], length=False) + b"1\r\n>\r\n" + wire)
+    assert outcome.end == "broken protocol"
+    assert b">abcd".startswith(outcome.body)
+
+
+LAX_CHUNKS = {
+    "bare line feeds": b"3\nabc\r\n0\n\n",
+    "space after size": b"3 \r\nabc\r\n0\r\n\r\n",
+    "length in trailer": b"3\r\nabc\r\n0\r\ncontent-length: 5\r\n\r\n",
+}
+
+
+@native_engine
+@pytest.mark.parametrize("wire", LAX_CHUNKS.values(), ids=LAX_CHUNKS)
+def test_the_native_engine_refuses_chunks_that_h11_forgives(kind: Kind, wire: bytes) -> None:
+    """Framing on which two readers might disagree is no framing; httpx forgives it on a connection that it drops."""
+    wire = answer(headers=[(b"transfer-encoding", b"chunked")], length=False) + wire
+    assert fetch_one(kind, wire).end == "broken protocol"
+
+
+@every_engine
+def test_extensions_and_trailers_are_dropped(kind: Kind) -> None:
+    """Chunk extensions and trailers never show, neither in the body nor among the headers."""
+    wire = b'3;a="b c"\r\nabc\r\n000\r\nx-trailer: 1\r\nauthorization: evil\r\n\r\n'
+    outcome = fetch_one(kind, answer(headers=[(b"transfer-encoding", b"chunked")], length=False) + wire)
+    assert (outcome.end, outcome.body) == ("ok", b"abc")
+    assert outcome.headers == [(b"transfer-encoding", b"chunked")]
+
+
+@every_engine
+def test_twenty_informational_responses_pass_unseen(kind: Kind) -> None:
+    """1xx answers before the real one are taken, up to twenty, and not shown."""
+    hint = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\ncontent-length: 3\r\n\r\n"
+    outcome = fetch_one(kind, hint * 20 + answer(body=b"real"))
+    assert (outcome.status, outcome.body) == (200, b"real")
+    assert outcome.headers == [(b"content-length", b"4")]
+
+
+@every_engine
+def test_http_1_0_and_close_delimited_answers_work(kind: Kind) -> None:
+    """An old server's answer, with a length or ended by the close, arrives."""
+    wire = b"HTTP/1.0 200 OK\r\ncontent-length: 3\r\n\r\nabc"
+    assert fetch_one(kind, wire).body == b"abc"
+    outcome = fetch_one(kind, lambda peer: bool(peer.request()) and peer.send(b"HTTP/1.0 200 OK\r\n\r\nabc"))
+    assert (outcome.end, outcome.framing, outcome.body) == ("ok", "close", b"abc")
+
+
+EMPTY_ANSWERS = {
+    "HEAD with length": (b"HEAD", answer(body=b"12345")[:-5], b""),
+    "HEAD with a body": (b"HEAD", answer(body=b"12345"), b"discard"),
+    "HEAD chunked": (b"HEAD", answer(headers=[(b"transfer-encoding", b"chunked")], length=False), b""),
+    "HEAD without framing": (b"HEAD", answer(length=False), b""),
+    "204": (b"POST", answer(204, length=False), b""),
+    "204 with a body": (b"POST", answer(204, b"hello", length=False), b"discard"),
+    "204 with a length and a body": (b"POST", answer(204, b"hello"), b"discard"),
+    "304": (b"GET", answer(304, length=False), b""),
+    "304 with length": (b"GET", answer(304, b"hello")[:-5], b""),
+    "304 with a body": (b"GET", answer(304, b"hello"), b"discard"),
+}
+
+
+@every_engine
+@pytest.mark.parametrize(("method", "wire", "note"), EMPTY_ANSWERS.values(), ids=EMPTY_ANSWERS)
+def test_an_answer_without_a_body_has_none_and_harms_no_other(
+    kind: Kind, method: bytes, wire: bytes, note: bytes
+) -> None:
+    """HEAD, 204 and 304 end at their head; what follows them reaches nobody (UPS-21).
+
+    A pooled httpx2 client fails the next request here: "illegal status line helloHTTP/1.1".
+    """
+
+    async def use(engine: Engine) -> None:
+        for _ in range(2):
+            first = await fetch(engine, get(upstream.origin, b"/empty", method))
+            assert (first.end, first.framing, first.body) == ("ok", "none", b"")
+            second = await fetch(engine, get(upstream.origin, b"/full"))
+            assert (second.end, second.status, second.body) == ("ok", 200, b"full")
+        if note == b"discard":
+            assert len({one.connection for one in upstream.requests}) > 2
+
+    def script(peer: Peer) -> None:
+        while received := peer.request():
+            peer.send(wire if received.target == b"/empty" else answer(body=b"full"))
+
+    with Upstream(script) as upstream:
+        kind.run(use)
+
+
+EVIL = answer(200, b"EVIL")
+LEFTOVERS = [EVIL, b"\r\n", b"\r\n\r\n", b"\n", b"x", b"0\r\n\r\n", EVIL[:9], b"\r\n" + EVIL, EVIL * 3]
+
+
+@every_engine
+@pytest.mark.parametrize("framing", ["length", "chunked", "empty"])
+@pytest.mark.parametrize("late", [False, True], ids=["same segment", "segment of its own"])
+def test_a_second_response_reaches_no_other_request(kind: Kind, framing: str, late: bool) -> None:
+    """Bytes after a message drop the connection: the next request gets its own answer (UPS-20).
+
+    A pooled httpx2 client hands "EVIL" to the next request.
+    """
+
+    def script(peer: Peer) -> None:
+        turn = 0
+        while received := peer.request():
+            turn += 1
+            assert turn == 1, "a connection with a leftover was used again"
+            body = b"" if framing == "empty" else b"good " + received.target
+            wire = framed("length" if framing == "empty" else framing, body)
+            leftover = LEFTOVERS[int(received.target[1:])]
+            if late:
+                peer.send(wire)
+                peer.send(leftover)
+            else:
+                peer.send(wire + leftover)
+
+    async def use(engine: Engine) -> None:
+        for turn in range(len(LEFTOVERS)):
+            outcome = await fetch(engine, get(upstream.origin, b"/%d" % turn))
+            assert outcome.end == "ok"
+            assert outcome.body == (b"" if framing == "empty" else b"good /%d" % turn)
+            if late:
+                # Until the second segment is here there is nothing to see.
+                await asyncio.to_thread(upstream.wait, lambda: upstream.connected == 0)
+
+    with Upstream(script) as upstream:
+        kind.run(use)
+        assert len(upstream.requests) == len(LEFTOVERS)
+
+
+@every_engine
+def test_bytes_are_delivered_when_they_come(kind: Kind) -> None:
+    """Each byte of a slow stream is read before the next is sent; nothing waits for more (UPS-12, -14)."""
+    read = [threading.Event() for _ in range(6)]
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(answer(headers=[(b"transfer-encoding", b"chunked")], length=False))
+        for event in read:
+            assert event.wait(20)
+            peer.send(b"1\r\nx\r\n")
+        peer.send(b"0\r\n\r\n")
+
+    async def use(engine: Engine) -> None:
+        got = await engine.open(get(upstream.origin))
+        for event in read:
+            event.set()
+            assert await got.read() == b"x"
+        assert await got.read() == b""
+        await got.aclose()
+
+    with Upstream(script) as upstream:
+        kind.run(use)
+
+
+@every_engine
+def test_a_slow_reader_holds_the_upstream_back(kind: Kind) -> None:
+    """Back-pressure: unread, an endless answer is taken up to a bound; read again, every byte is there."""
+    total = 96 << 20
+    sent = [0]
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % total)
+        while sent[0] < total:
+            peer.send(b"\0" * 65_536)
+            sent[0] += 65_536
+
+    async def use(engine: Engine) -> None:
+        got = await engine.open(get(upstream.origin))
+        before = -1
+        while before != sent[0]:
+            before = sent[0]
+            await asyncio.sleep(0.3)
+        assert sent[0] < total // 2
+        size = 0
+        while data := await got.read():
+            size += len(data)
+        assert size == total
+        await got.aclose()
+
+    with Upstream(script) as upstream:
+        kind.run(use)
+
+
+@every_engine
+def test_closing_in_the_middle_closes_the_connection(kind: Kind) -> None:
+    """aclose() before the end is seen by the upstream at once, and may be called again."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(answer(headers=[(b"transfer-encoding", b"chunked")], length=False) + b"1\r\nx\r\n")
+        assert peer.gone()
+
+    async def use(engine: Engine) -> None:
+        for read in (True, False):
+            got = await engine.open(get(upstream.origin))
+            if read:
+                assert await got.read() == b"x"
+            await got.aclose()
+            await got.aclose()
+            await asyncio.to_thread(upstream.wait, lambda: upstream.connected == 0)
+
+    with Upstream(script) as upstream:
+        kind.run(use)
+
+
+# The way there.
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@every_engine
+def test_a_refused_connection_is_unreachable(kind: Kind) -> None:
+    """``unreachable``, nothing sent (UPS-01)."""
+    origin = Origin("http", "127.0.0.1", free_port())
+    outcome = kind.run(lambda engine: fetch(engine, get(origin)))
+    assert (outcome.end, outcome.sent) == ("refused unreachable", False)
+
+
+@every_engine
+def test_a_name_that_does_not_resolve_is_unreachable(kind: Kind) -> None:
+    """``unreachable``, nothing sent (UPS-02)."""
+    origin = Origin("http", "no-such-host.invalid", 80)
+    outcome = kind.run(lambda engine: fetch(engine, get(origin)))
+    assert (outcome.end, outcome.sent) == ("refused unreachable", False)
+
+
+@pytest.mark.parametrize("kind", [HTTPX, *NATIVE], ids=named)
+def test_a_hanging_name_lookup_ends_with_the_connect_timeout(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``connect_timeout``, and the loop runs on meanwhile (UPS-02)."""
+    release = threading.Event()
+    real = socket.getaddrinfo
+
+    def hanging(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host == "hangs.test":
+            release.wait(30)
+        return real("127.0.0.1", *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+
+    async def use(engine: Engine) -> Outcome:
+        ticks = 0
+        task = asyncio.ensure_future(fetch(engine, get(Origin("http", "hangs.test", 80))))
+        while not task.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        assert ticks > 5
+        release.set()
+        return await task
+
+    try:
+        outcome = kind.run(use, connect=0.5)
+    finally:
+        release.set()
+    assert (outcome.end, outcome.sent) == ("refused connect_timeout", False)
+
+
+@every_engine
+def test_an_upstream_that_never_accepts_ends_with_the_connect_timeout(kind: Kind) -> None:
+    """``connect_timeout``, nothing sent, when TCP gets no reply."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        crowd = [socket.socket() for _ in range(8)]
+        try:
+            for one in crowd:
+                one.setblocking(False)
+                one.connect_ex(listener.getsockname())
+            origin = Origin("http", *listener.getsockname())
+            outcome = kind.run(lambda engine: fetch(engine, get(origin)), connect=0.3)
+        finally:
+            for one in crowd:
+                one.close()
+    assert (outcome.end, outcome.sent) == ("refused connect_timeout", False)
+
+
+@every_engine
+def test_a_silent_tls_handshake_ends_with_the_connect_timeout(kind: Kind) -> None:
+    """The deadline covers TLS too, and the connection is closed."""
+    with Upstream(lambda peer: peer.gone() and None) as upstream:
+        origin = Origin("https", "127.0.0.1", upstream.port)
+        outcome = kind.run(lambda engine: fetch(engine, get(origin)), connect=0.3)
+        assert (outcome.end, outcome.sent) == ("refused connect_timeout", False)
+        upstream.wait(lambda: upstream.connected == 0)
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return certificate(tmp_path_factory.mktemp("tls"))
+
+
+@every_engine
+def test_tls_works_with_the_file_of_an_authority(kind: Kind, good: Certificate) -> None:
+    """A certificate that ``ca_file`` vouches for is accepted, large bodies both ways, by name and by address."""
+    body = os.urandom(700_000)
+
+    async def use(engine: Engine) -> None:
+        for host in ("127.0.0.1", "localhost"):
+            out = get(Origin("https", host, upstream.port), method=b"POST", body=body)
+            outcome = await fetch(engine, out)
+            assert (outcome.end, outcome.body) == ("ok", body)
+
+    with Upstream(answer(body=body), tls=good.server) as upstream:
+        kind.run(use, ca_file=good.ca_file)
+        assert all(one.body == body for one in upstream.requests)
+
+
+@every_engine
+@pytest.mark.parametrize("fault", ["expired", "wrong host", "unknown authority", "no TLS"])
+def test_a_bad_certificate_is_refused_before_anything_is_sent(
+    kind: Kind, fault: str, good: Certificate, tmp_path: Path
+) -> None:
+    """``tls``, nothing sent: the token never reaches whoever that is (UPS-03)."""
+    made = good
+    if fault == "expired":
+        made = certificate(tmp_path, expired=True)
+    elif fault == "wrong host":
+        made = certificate(tmp_path, "other.test")
+    ca_file = "" if fault == "unknown authority" else made.ca_file
+    seen: list[bytes] = []
+
+    def script(peer: Peer) -> None:
+        peer.sock.settimeout(5)
+        seen.append(peer.sock.recv(5))
+        peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with Upstream(script, tls=None if fault == "no TLS" else made.server) as upstream:
+        origin = Origin("https", "127.0.0.1", upstream.port)
+        outcome = kind.run(lambda engine: fetch(engine, get(origin)), ca_file=ca_file)
+        assert (outcome.end, outcome.sent) == ("refused tls", False)
+        upstream.wait(lambda: upstream.connected == 0)
+    assert upstream.requests == []
+    assert all(not data or data[0] == 22 for data in seen), "only a TLS handshake may have been sent"
+
+
+@every_engine
+def test_a_bad_ca_file_is_a_tls_fault(kind: Kind, tmp_path: Path) -> None:
+    """A file that is missing or holds no certificate: ``tls``, for every request, nothing sent."""
+    empty = tmp_path / "empty.pem"
+    empty.write_text("nothing")
+
+    async def use(engine: Engine) -> None:
+        for _ in range(2):
+            outcome = await fetch(engine, get(Origin("https", "127.0.0.1", free_port())))
+            assert (outcome.end, outcome.sent) == ("refused tls", False)
+
+    for path in (empty, tmp_path / "missing.pem"):
+        kind.run(use, ca_file=str(path))
+
+
+@every_engine
+def test_a_name_with_several_addresses_uses_the_one_that_answers(kind: Kind) -> None:
+    """Whatever order ``localhost`` resolves in, the address where someone listens is found; IPv6 literals work."""
+    with Upstream(answer(body=b"x")) as upstream:
+        origin = Origin("http", "localhost", upstream.port)
+        assert kind.run(lambda engine: fetch(engine, get(origin))).body == b"x"
+    try:
+        six = Upstream(answer(body=b"six"), host="::1")
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    with six:
+        assert kind.run(lambda engine: fetch(engine, get(six.origin))).body == b"six"
+
+
+@native_engine
+def test_a_dead_address_does_not_delay_a_live_one(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that never answers costs a quarter of a second, not the connect timeout."""
+    with socket.socket() as listener, Upstream(answer(body=b"x")) as upstream:
+        listener.bind(("127.0.0.2", upstream.port))
+        listener.listen(0)
+        crowd = [socket.socket() for _ in range(8)]
+        for one in crowd:
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, upstream.port)) for host in ("127.0.0.2", "127.0.0.1")
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+        origin = Origin("http", "two.test", upstream.port)
+        try:
+            outcome = kind.run(lambda engine: fetch(engine, get(origin)), connect=20.0)
+        finally:
+            for one in crowd:
+                one.close()
+    assert outcome.body == b"x"
+
+
+@every_engine
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_a_connection_that_ends_without_an_answer_is_closed(kind: Kind, how: str) -> None:
+    """``closed`` with ``sent``: the money may be spent, so nothing is tried again (UPS-05)."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.fin() if how == "fin" else peer.rst()
+
+    with Upstream(script) as upstream:
+        outcome = kind.run(lambda engine: fetch(engine, get(upstream.origin)))
+        assert (outcome.end, outcome.sent) == ("refused closed", True)
+        assert upstream.accepted == 1
+
+
+@every_engine
+def test_a_connection_closed_before_it_is_asked_fails_and_is_not_tried_again(kind: Kind) -> None:
+    """Accepted and closed at once: ``closed`` if a byte was written, ``unreachable`` if not; one attempt (UPS-05)."""
+    with Upstream(lambda peer: None) as upstream:
+        outcome = kind.run(lambda engine: fetch(engine, get(upstream.origin)))
+        assert outcome.end == ("refused closed" if outcome.sent else "refused unreachable")
+        assert upstream.accepted == 1
+
+
+# Cancellation.
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def stalling(peer: Peer) -> None:
+    """Answers as far as the target says, then waits for the client to leave."""
+    received = peer.head()
+    if received is None:
+        return
+    if received.target in {b"/body", b"/full"}:
+        peer.body(received)
+        peer.send(answer(headers=[(b"transfer-encoding", b"chunked")], length=False) + b"1\r\nx\r\n")
+    if received.target == b"/full":
+        peer.send(b"0\r\n\r\n")
+        stalling(peer)
+    else:
+        peer.gone()
+
+
+async def cancelled(engine: Engine, origin: Origin, rng: random.Random) -> None:
+    """One request, cancelled at some moment of its life."""
+    target = rng.choice([b"/head", b"/body", b"/full", b"/upload"])
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"\0" * 100_000
+            await asyncio.sleep(0)
+
+    body = endless() if target == b"/upload" else b"{}"
+
+    async def whole() -> None:
+        got = await engine.open(get(origin, target, b"POST", body=body))
+        try:
+            while await got.read():
+                pass
+        finally:
+            await got.aclose()
+
+    task = asyncio.ensure_future(whole())
+    for _ in range(rng.choice([0, 1, 2, 3, 5, 8, 13, 30])):
+        await asyncio.sleep(0 if rng.random() < 0.9 else 0.001)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled() or task.exception() is None
+
+
+def cancel_many(kind: Kind, count: int, upstream: Upstream, **settings: Any) -> None:
+    rng = random.Random(count)
+
+    async def use(engine: Engine) -> None:
+        await asyncio.gather(*(cancelled(engine, upstream.origin, rng) for _ in range(20)))
+        await settled()
+        before = descriptors()
+        for _ in range(count // 20):
+            await asyncio.gather(*(cancelled(engine, upstream.origin, rng) for _ in range(20)))
+        await settled()
+        await engine.aclose()
+        await asyncio.to_thread(upstream.wait, lambda: upstream.connected == 0)
+        gc.collect()
+        assert descriptors() <= before
+        assert (await fetch(engine, get(upstream.origin, b"/full", b"POST"))).body == b"x"
+
+    kind.run(use, **settings)
+
+
+@every_engine
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_cancelled_requests_leave_nothing_behind(kind: Kind, scheme: str, good: Certificate) -> None:
+    """At any moment of a request: no task, no descriptor, no connection stays, and the engine works on."""
+    with Upstream(stalling, tls=good.server if scheme == "https" else None) as upstream:
+        cancel_many(kind, 200, upstream, ca_file=good.ca_file)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@every_engine
+def test_ten_thousand_cancelled_requests_leave_nothing_behind(kind: Kind) -> None:
+    """The same, 10,000 times (httpx 0.28.1's pool was dead after 3,600)."""
+    with Upstream(stalling) as upstream:
+        cancel_many(kind, 10_000, upstream)
+
+
+# The pool of the native engine.
+
+
+def native(engine: Engine) -> NativeEngine:
+    from proxy.upstream.native import NativeEngine
+
+    assert isinstance(engine, NativeEngine)
+    return engine
+
+
+@native_engine
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_connection_is_used_again(kind: Kind, scheme: str, good: Certificate) -> None:
+    """One connection for request after request, whatever the framing; the httpx engine opens one for each."""
+
+    def script(peer: Peer) -> None:
+        while received := peer.request():
+            peer.send(framed(received.target[1:].decode(), b"x" * 300_000))
+
+    async def use(engine: Engine) -> None:
+        for framing in ("length", "chunked") * 4:
+            outcome = await fetch(engine, get(upstream.origin, b"/" + framing.encode(), b"POST", body=pieces(b"a")))
+            assert (outcome.end, len(outcome.body)) == ("ok", 300_000)
+            assert native(engine).idle == 1
+
+    with Upstream(script, tls=good.server if scheme == "https" else None) as upstream:
+        kind.run(use, ca_file=good.ca_file)
+        assert upstream.accepted == 1
+
+
+@httpx_engine
+def test_the_httpx_engine_uses_no_connection_twice(kind: Kind) -> None:
+    """What httpx2 leaves in a connection can then reach nobody."""
+
+    async def use(engine: Engine) -> None:
+        for _ in range(3):
+            assert (await fetch(engine, get(upstream.origin))).body == b"x"
+
+    with Upstream(answer(body=b"x")) as upstream:
+        kind.run(use)
+        assert upstream.accepted == 3
+
+
+@native_engine
+@pytest.mark.parametrize("header", [b"close", b"Close", b"x, close", b"keep-alive, close"])
+def test_a_connection_that_the_upstream_will_close_is_not_kept(kind: Kind, header: bytes) -> None:
+    """``Connection: close`` is believed."""
+
+    async def use(engine: Engine) -> None:
+        await fetch(engine, get(upstream.origin))
+        assert native(engine).idle == 0
+        await fetch(engine, get(upstream.origin))
+
+    with Upstream(answer(headers=[(b"Connection", header)])) as upstream:
+        kind.run(use)
+        assert upstream.accepted == 2
+
+
+@native_engine
+@pytest.mark.parametrize("how", ["fin", "rst"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_pooled_connection_that_died_is_replaced_in_silence(
+    kind: Kind, how: str, scheme: str, good: Certificate
+) -> None:
+    """Closed by the upstream while idle: the next request gets a new one, even in the very turn of the loop."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(answer(body=b"x"))
+        peer.fin() if how == "fin" else peer.rst()
+        closed.release()
+
+    async def use(engine: Engine) -> None:
+        for _ in range(10):
+            outcome = await fetch(engine, get(upstream.origin))
+            assert outcome.end == "ok"
+            # The loop stands still meanwhile: only a look at the socket itself can tell.
+            assert closed.acquire(timeout=20)
+
+    closed = threading.Semaphore(0)
+
+    with Upstream(script, tls=good.server if scheme == "https" else None) as upstream:
+        kind.run(use, ca_file=good.ca_file)
+        assert upstream.accepted == 10
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@native_engine
+def test_an_idle_connection_grows_too_old(kind: Kind) -> None:
+    """After fifteen seconds unused a connection is not used again."""
+    wall, monotonic = Clock(), Clock()
+
+    async def use(engine: Engine) -> None:
+        for pause, connections in ((0.0, 1), (14.9, 1), (15.1, 2), (1.0, 2)):
+            wall.now += pause
+            monotonic.now += pause
+            assert (await fetch(engine, get(upstream.origin))).end == "ok"
+            assert upstream.accepted == connections
+
+    with Upstream(answer()) as upstream:
+        kind.run(use, clocks={"wall": wall, "monotonic": monotonic})
+
+
+@native_engine
+@pytest.mark.parametrize(("jump", "connections"), [(4.9, 1), (5.1, 2), (-5.1, 2), (86_400.0, 2)])
+def test_the_pool_is_dropped_when_the_machine_slept(kind: Kind, jump: float, connections: int) -> None:
+    """Wall and monotonic clock more than five seconds apart: no connection from before is used."""
+    wall, monotonic = Clock(), Clock()
+
+    async def use(engine: Engine) -> None:
+        await fetch(engine, get(upstream.origin))
+        wall.now += jump
+        await fetch(engine, get(upstream.origin))
+        await fetch(engine, get(upstream.origin))
+        assert upstream.accepted == connections
+
+    with Upstream(answer()) as upstream:
+        kind.run(use, clocks={"wall": wall, "monotonic": monotonic})
+
+
+@native_engine
+def test_the_last_connection_given_back_is_the_first_used(kind: Kind) -> None:
+    """A stack: a burst's surplus connections stay unused and grow old."""
+
+    async def use(engine: Engine) -> None:
+        answers = [await engine.open(get(upstream.origin, b"/%d" % turn)) for turn in range(3)]
+        for got in answers:
+            # Small bodies are here with the head, and the connection free with them; these are held back.
+            assert await got.read() == b"x"
+        for turn in (1, 2, 0):
+            release[turn].set()
+            assert await answers[turn].read() == b"y"
+            assert await answers[turn].read() == b""
+        assert native(engine).idle == 3
+        for _ in range(3):
+            await fetch(engine, get(upstream.origin, b"/"))
+        assert [one.connection for one in upstream.requests[3:]] == [0, 0, 0]
+
+    release = [threading.Event() for _ in range(3)]
+
+    def script(peer: Peer) -> None:
+        while received := peer.request():
+            if received.target != b"/":
+                peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nx")
+                release[int(received.target[1:])].wait(20)
+                peer.send(b"y")
+            else:
+                peer.send(answer())
+
+    with Upstream(script) as upstream:
+        kind.run(use)
+
+
+@native_engine
+def test_the_pool_is_bounded(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than the limit are kept; the rest is closed."""
+    monkeypatch.setattr("proxy.upstream.native.MAX_IDLE", 4)
+
+    async def use(engine: Engine) -> None:
+        outcomes = await asyncio.gather(*(fetch(engine, get(upstream.origin)) for _ in range(12)))
+        assert {one.end for one in outcomes} == {"ok"}
+        assert native(engine).idle <= 4
+        await asyncio.to_thread(upstream.wait, lambda: upstream.connected <= 4)
+
+    with Upstream(answer()) as upstream:
+        kind.run(use)
+
+
+@native_engine
+def test_idle_connections_are_closed_without_being_asked_for(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool empties itself when nothing comes any more."""
+    monkeypatch.setattr("proxy.upstream.native.IDLE_SECONDS", 0.2)
+
+    async def use(engine: Engine) -> None:
+        await asyncio.gather(*(fetch(engine, get(upstream.origin)) for _ in range(3)))
+        await asyncio.to_thread(upstream.wait, lambda: upstream.connected == 0)
+        async with asyncio.timeout(10):
+            while native(engine).live:
+                await asyncio.sleep(0.01)
+        assert native(engine).idle == 0
+
+    with Upstream(answer()) as upstream:
+        kind.run(use)
+
+
+@native_engine
+def test_closing_the_engine_ends_what_is_under_way(kind: Kind) -> None:
+    """Requests and bodies under way fail with ``closed``; nothing stays open."""
+
+    async def use(engine: Engine) -> None:
+        head = asyncio.ensure_future(fetch(engine, get(upstream.origin, b"/head")))
+        body = asyncio.ensure_future(fetch(engine, get(upstream.origin, b"/body")))
+        await asyncio.to_thread(upstream.wait, lambda: len(upstream.requests) == 2)
+        await asyncio.sleep(0.05)
+        await engine.aclose()
+        assert ((await head).end, (await body).end) in {
+            ("refused closed", "broken closed"),
+            ("refused closed", "refused closed"),
+        }
+        assert native(engine).live == 0
+
+    with Upstream(stalling) as upstream:
+        kind.run(use)
+
+
+@native_engine
+def test_sockets_have_their_options(kind: Kind) -> None:
+    """No delay, and on Linux a limit of 20 s on bytes that nobody acknowledges."""
+
+    async def use(engine: Engine) -> None:
+        await fetch(engine, get(upstream.origin))
+        (connection,) = native(engine)._live
+        assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+
+    with Upstream(answer()) as upstream:
+        kind.run(use)
+
+
+# Outbound proxies and HTTP/2: the httpx engine alone.
+
+
+def tunnel(inner: Certificate, seen: list[bytes]) -> Script:
+    """An outbound proxy that plays the target itself behind its CONNECT."""
+
+    def script(peer: Peer) -> None:
+        received = peer.head()
+        assert received is not None
+        seen.append(received.raw)
+        if received.method == b"CONNECT":
+            peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            peer.sock = inner.server.wrap_socket(peer.sock, server_side=True)
+            peer.seen = peer._unread = b""
+            received = peer.request()
+            assert received is not None
+            seen.append(received.raw)
+        peer.send(answer(body=b"through"))
+
+    return script
+
+
+@httpx_engine
+def test_an_outbound_proxy_is_used(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CONNECT for https with the proxy's own credentials and none of ours, an absolute target for http.
+
+    "env" follows HTTPS_PROXY for https alone and obeys NO_PROXY; loopback is never asked of a proxy.
+    """
+    made = certificate(tmp_path, "api.test")
+    seen: list[bytes] = []
+
+    async def use(engine: Engine) -> None:
+        outcome = await fetch(engine, get(Origin("https", "api.test", 443), b"/a//b"))
+        assert outcome.body == b"through"
+
+    async def plain(engine: Engine) -> None:
+        assert (await fetch(engine, get(Origin("http", "plain.test", 80), b"/a//b"))).body == b"through"
+        assert (await fetch(engine, get(direct.origin))).body == b"direct"
+
+    with Upstream(tunnel(made, seen)) as outbound, Upstream(answer(body=b"direct")) as direct:
+        proxy = f"http://user:word@127.0.0.1:{outbound.port}"
+        kind.run(use, proxy=proxy, ca_file=made.ca_file)
+        assert seen[0].startswith(b"CONNECT api.test:443 HTTP/1.1\r\n")
+        assert b"dXNlcjp3b3Jk" in seen[0]
+        assert b"Bearer t" not in seen[0]
+        assert seen[1].startswith(b"GET /a//b HTTP/1.1\r\n")
+        assert b"dXNlcjp3b3Jk" not in seen[1]
+        kind.run(plain, proxy=proxy)
+        assert seen[2].startswith(b"GET http://plain.test/a//b HTTP/1.1\r\n")
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        kind.run(use, proxy="env", ca_file=made.ca_file)
+        assert len(seen) == 5
+        monkeypatch.setenv("NO_PROXY", "api.test")
+        with pytest.raises(AssertionError):
+            kind.run(use, proxy="env", ca_file=made.ca_file, connect=2.0)
+        assert len(seen) == 5
+
+
+@httpx_engine
+@pytest.mark.parametrize("reply", [b"HTTP/1.1 407 Who are you\r\ncontent-length: 0\r\n\r\n", b"220 ESMTP\r\n", b""])
+def test_an_outbound_proxy_that_refuses_is_unreachable(kind: Kind, reply: bytes) -> None:
+    """``unreachable``: of the request itself nothing was sent."""
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.send(reply)
+
+    with Upstream(script) as outbound:
+        outcome = kind.run(
+            lambda engine: fetch(engine, get(Origin("https", "api.test", 443))), proxy=outbound.url
+        )
+    assert (outcome.end, outcome.sent) == ("refused unreachable", False)
+
+
+def h2_server(peer: Peer) -> None:
+    """One connection of HTTP/2: answers every request with its target, ``/cut`` with half an answer."""
+    from h2.config import H2Configuration
+    from h2.connection import H2Connection
+    from h2.events import RequestReceived, StreamEnded
+
+    connection = H2Connection(H2Configuration(client_side=False, header_encoding=None))
+    connection.initiate_connection()
+    peer.sock.sendall(connection.data_to_send())
+    targets: dict[int, bytes] = {}
+    while data := peer.sock.recv(65_536):
+        for event in connection.receive_data(data):
+            if isinstance(event, RequestReceived):
+                assert event.stream_id is not None
+                targets[event.stream_id] = dict(event.headers or [])[b":path"]
+            elif isinstance(event, StreamEnded):
+                assert event.stream_id is not None
+                target = targets[event.stream_id]
+                connection.send_headers(event.stream_id, [(":status", "200"), ("x-v", "2")])
+                connection.send_data(event.stream_id, target, end_stream=target != b"/cut")
+                if target == b"/cut":
+                    connection.reset_stream(event.stream_id)
+        peer.sock.sendall(connection.data_to_send())
+
+
+@httpx_engine
+def test_http2_is_spoken_where_it_is_wanted(kind: Kind, tmp_path: Path) -> None:
+    """With ``http2`` a server that offers h2 gets it; targets and bodies are as exact, a reset is an error."""
+    made = certificate(tmp_path, alpn=["h2"])
+
+    async def use(engine: Engine) -> None:
+        first, second = await asyncio.gather(
+            fetch(engine, get(upstream.origin, b"/a/../b?x=%2f", b"POST", body=b"{}")),
+            fetch(engine, get(upstream.origin, b"/c", b"POST", body=pieces(b"a", b"b"))),
+        )
+        assert (first.end, first.framing, first.body) == ("ok", "chunked", b"/a/../b?x=%2f")
+        assert (second.end, second.body) == ("ok", b"/c")
+        assert (await fetch(engine, get(upstream.origin, b"/cut"))).end.startswith("broken")
+
+    with Upstream(h2_server, tls=made.server) as upstream:
+        kind.run(use, ca_file=made.ca_file, http2=True)
+
+
+# Which engine it is.
+
+
+@pytest.mark.parametrize(
+    ("settings", "native_one"),
+    [
+        ({}, True),
+        ({"http2": True}, False),
+        ({"proxy": "http://127.0.0.1:1"}, False),
+        ({"proxy": "env"}, False),
+    ],
+)
+def test_the_settings_choose_the_engine(settings: dict[str, Any], native_one: bool) -> None:
+    """httpx for an outbound proxy and HTTP/2, native for everything else."""
+    engine = create_engine(Settings(**settings))
+    assert (type(engine).__name__ == "NativeEngine") is native_one
+
+
+@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1", "ftp://x", "127.0.0.1:3128"])
+def test_an_outbound_proxy_of_another_kind_is_refused(url: str) -> None:
+    """Said at the start, not at the first request."""
+    with pytest.raises(ValueError, match="outbound proxy"):
+        create_engine(Settings(proxy=url))
+
+
+def test_errors_quote_nobody() -> None:
+    """``detail`` holds no byte that the upstream sent: it might echo a token."""
+    with Upstream(b"HTTP/1.1 200 OK\r\nbad header sesame\r\n\r\n") as upstream:
+
+        async def use(engine: Engine) -> None:
+            with pytest.raises(UpstreamError) as caught:
+                await engine.open(get(upstream.origin))
+            assert "sesame" not in str(caught.value) + repr(caught.value)
+
+        for kind in (HTTPX, *NATIVE):
+            kind.run(use)

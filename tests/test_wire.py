@@ -1,0 +1,731 @@
+"""Real sockets on both sides of a real daemon: what arrives, when it arrives, and what happens when a side breaks."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from rawclient import RawClient, Response, ask, post
+from upstream import Peer, Upstream, answer, chunked, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from daemons import Daemon, StartDaemon
+
+KEY = "aks_live_" + "w" * 24
+CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]}
+SSE = [(b"Content-Type", b"text/event-stream")]
+DELTA = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def config(upstream: Upstream, more: str = "") -> str:
+    """A daemon whose Lava is the scripted upstream."""
+    return f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n{more}'
+
+
+@pytest.fixture
+def start(daemon: StartDaemon) -> Callable[..., Daemon]:
+    """Start a daemon in front of an upstream; ``more`` is further TOML."""
+
+    def run(upstream: Upstream, more: str = "") -> Daemon:
+        return daemon(config(upstream, more), env={"KEY": KEY}, secrets=[KEY])
+
+    return run
+
+
+def sse_head(framing: str) -> bytes:
+    """The head of an event stream: chunked, with a length that is never reached, or delimited by the close."""
+    pairs = {"chunked": b"transfer-encoding: chunked\r\n", "length": b"content-length: 100000\r\n", "close": b""}
+    return b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n" + pairs[framing] + b"\r\n"
+
+
+def event(data: bytes, framing: str) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data) if framing == "chunked" else data
+
+
+# --- bytes and their time --------------------------------------------------------------------------------------------
+
+
+def test_each_event_leaves_before_the_next_one_is_made(start: Callable[..., Daemon]) -> None:
+    """A stream is not buffered: the upstream makes an event only after the client has the one before."""
+    seen = threading.Semaphore(0)
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(sse_head("chunked"))
+        for _ in range(20):
+            peer.send(event(DELTA, "chunked"))
+            assert seen.acquire(timeout=10)
+        peer.send(event(DONE, "chunked"), b"0\r\n\r\n")
+
+    with Upstream(script) as upstream, RawClient(start(upstream).port) as client:
+        client.post_json("/v1/chat/completions", {**CHAT, "stream": True})
+        assert client.head().status == 200
+        for _ in range(20):
+            assert client.chunk() == DELTA
+            seen.release()
+        assert client.chunk() == DONE
+        assert client.line() == b"0"
+
+
+def test_the_head_leaves_before_the_body_comes(start: Callable[..., Daemon]) -> None:
+    """The answer's head is sent on as soon as it is there: clients measure their first byte by it."""
+    go = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(sse_head("chunked"))
+        assert go.wait(10)
+        peer.send(event(DONE, "chunked"), b"0\r\n\r\n")
+
+    with Upstream(script) as upstream, RawClient(start(upstream).port) as client:
+        client.post_json("/v1/chat/completions", {**CHAT, "stream": True})
+        assert client.head().status == 200
+        go.set()
+        assert client.chunk() == DONE
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+@pytest.mark.parametrize("encoding", [None, "gzip", "br", "zstd"])
+def test_answers_travel_byte_for_byte(start: Callable[..., Daemon], framing: str, encoding: str | None) -> None:
+    """Whatever the framing and the content coding: the same bytes with the same Content-Encoding come out."""
+    content = os.urandom(300_000) if encoding is None else gzip.compress(os.urandom(200_000))
+    pairs = [(b"Content-Type", b"application/octet-stream")]
+    if encoding is not None:
+        pairs.append((b"Content-Encoding", encoding.encode()))
+    if framing == "chunked":
+        pieces = [content[start : start + 7000] for start in range(0, len(content), 7000)]
+        raw = answer(200, b"", [*pairs, (b"Transfer-Encoding", b"chunked")], length=False) + chunked(*pieces)
+    else:
+        raw = answer(200, content, pairs, length=framing == "length")
+
+    def script(peer: Peer) -> None:
+        while peer.request() is not None:
+            peer.send(raw)
+            if framing == "close":
+                return
+
+    with Upstream(script) as upstream:
+        came = ask(start(upstream).port, "GET", "/elevenlabs/v1/audio", headers={"Accept-Encoding": "br"})
+        assert came.complete
+        assert came.header("content-encoding") == encoding
+        assert hashlib.sha256(came.body).digest() == hashlib.sha256(content).digest()
+        assert upstream.requests[0].header(b"accept-encoding") == b"br"
+
+
+def test_an_upload_is_streamed_and_arrives_whole(start: Callable[..., Daemon]) -> None:
+    """On an address that names its provider, the upstream gets the first half before the client has sent the second."""
+    half = os.urandom(200_000)
+    got_half = threading.Event()
+
+    def script(peer: Peer) -> None:
+        received = peer.head()
+        assert received is not None
+        while len(peer.seen) < len(half):
+            assert peer._fill()
+        got_half.set()
+        peer.body(received)
+        peer.send(answer(body=b"ok"))
+        peer.gone()
+
+    with Upstream(script) as upstream, RawClient(start(upstream).port) as client:
+        client.send(
+            b"POST /openai/v1/files HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: %d\r\n\r\n" % (client.port, 2 * len(half))
+        )
+        client.send(half)
+        assert got_half.wait(10)
+        client.send(half)
+        assert client.response().body == b"ok"
+        assert upstream.requests[0].body == half + half
+        assert upstream.requests[0].header(b"content-length") == b"%d" % (2 * len(half))
+
+
+def test_a_chunked_upload_stays_chunked_and_loses_its_trailers(start: Callable[..., Daemon]) -> None:
+    """A body without a length goes on without one; extensions and trailers end here."""
+    with Upstream(answer(body=b"ok")) as upstream, RawClient(start(upstream).port) as client:
+        client.send(
+            b"POST /openai/v1/files HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"5;a=b\r\nhello\r\n6\r\n world\r\n0\r\nAuthorization: Bearer evil\r\nX-Late: 1\r\n\r\n" % client.port
+        )
+        assert client.response().status == 200
+        received = upstream.requests[0]
+        assert received.body == b"hello world"
+        assert received.header(b"x-late") is None
+        assert received.header(b"authorization") not in (None, b"Bearer evil")
+
+
+def test_an_early_answer_reaches_a_client_that_is_still_sending(start: Callable[..., Daemon]) -> None:
+    """An upstream that refuses in the middle of an upload is heard at once."""
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.send(answer(413, b'{"error":{"message":"too big","type":"x","param":null}}'))
+        peer.gone()
+
+    with Upstream(script) as upstream, RawClient(start(upstream).port) as client:
+        client.send(
+            b"POST /openai/v1/files HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: 1000000\r\n\r\n" % client.port
+        )
+        client.send(b"x" * 100_000)
+        response = client.response()
+        assert response.status == 413
+        assert b"too big" in response.body
+
+
+def test_head_204_and_304_have_no_body(start: Callable[..., Daemon]) -> None:
+    """Answers that have no body by their nature end with their head, also when the upstream sends one."""
+
+    def script(peer: Peer) -> None:
+        received = peer.request()
+        assert received is not None
+        status = {b"HEAD": 200, b"DELETE": 204}.get(received.method, 304)
+        peer.send(answer(status, b"" if status == 304 else b"body that must not be", length=status == 200))
+
+    with Upstream(script) as upstream:
+        port = start(upstream).port
+        assert ask(port, "HEAD", "/openai/v1/files").status == 200
+        assert ask(port, "DELETE", "/openai/v1/files/x").status == 204
+        assert ask(port, "GET", "/openai/v1/files/x", headers={"If-None-Match": "a"}).status == 304
+
+
+# --- a client that leaves --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["fin", "reset"])
+@pytest.mark.parametrize("moment", ["before the head", "after the head", "in mid-stream"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_leaving_cancels_the_request_upstream(start: Callable[..., Daemon], how: str, moment: str, stream: bool) -> None:
+    """When the client leaves, the upstream's connection is closed within a second (measured from its own side)."""
+    asked, gone = threading.Event(), threading.Event()
+    left = [0.0]
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        if moment != "before the head":
+            peer.send(sse_head("chunked") if stream else answer(200, b"", [(b"Transfer-Encoding", b"chunked")], length=False))
+        if moment == "in mid-stream":
+            peer.send(event(DELTA, "chunked"))
+        asked.set()
+        if peer.gone():
+            left[0] = time.monotonic()
+            gone.set()
+
+    with Upstream(script) as upstream:
+        client = RawClient(start(upstream).port)
+        client.post_json("/v1/chat/completions", {**CHAT, "stream": stream})
+        assert asked.wait(10)
+        if moment != "before the head":
+            client.head()
+        if moment == "in mid-stream":
+            client.chunk()
+        begun = time.monotonic()
+        client.close() if how == "fin" else client.reset()
+        assert gone.wait(10)
+        assert left[0] - begun < 1.0
+        assert len(upstream.requests) == 1
+
+
+def test_leaving_in_the_middle_of_an_upload_never_completes_it(start: Callable[..., Daemon]) -> None:
+    """A body shorter than its length reaches the upstream as a broken request, never as a whole one."""
+    ended = threading.Event()
+
+    def script(peer: Peer) -> None:
+        received = peer.head()
+        try:
+            peer.body(received)  # type: ignore[arg-type]  # the head came, or the test fails below
+        except ConnectionError:
+            ended.set()
+
+    with Upstream(script) as upstream:
+        with RawClient(start(upstream).port) as client:
+            client.send(
+                b"POST /openai/v1/files HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: 1000\r\n\r\nhalf" % client.port
+            )
+            upstream.wait(lambda: len(upstream.requests) == 1)
+        assert ended.wait(10)
+
+
+def test_a_client_that_stops_reading_is_cut_off(start: Callable[..., Daemon]) -> None:
+    """Past the write-stall limit both sides are closed; until then the upstream is held back, not buffered."""
+    cut = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(answer(200, b"", [(b"Transfer-Encoding", b"chunked")], length=False))
+        try:
+            for _ in range(3000):
+                peer.send(chunked(b"x" * 65_536, end=False))
+        except OSError:
+            cut.set()
+
+    with Upstream(script) as upstream:
+        running = start(upstream, "[upstream]\nwrite_stall = 1.0\n")
+        before = psutil.Process(running.process.pid).memory_info().rss
+        with RawClient(running.port, receive_buffer=8192) as client:
+            client.request("GET", "/openai/v1/files/x/content")
+            assert client.head().status == 200
+            assert cut.wait(15)
+            assert psutil.Process(running.process.pid).memory_info().rss - before < 24 << 20
+
+
+# --- an upstream that breaks -----------------------------------------------------------------------------------------
+
+ANTHROPIC_DELTA = b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"x"}}\n\n'
+GOOGLE_DELTA = b'data: {"candidates":[{"content":{"parts":[{"text":"x"}]}}]}\r\n\r\n'
+DIALECTS: dict[str, tuple[str, bytes]] = {
+    "openai": ("/v1/chat/completions", DELTA),
+    "responses": ("/v1/responses", b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta"}\n\n'),
+    "anthropic": ("/v1/messages", ANTHROPIC_DELTA),
+    "google": ("/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse", GOOGLE_DELTA),
+}
+
+
+def broken_stream(upstream: Upstream, running: Daemon, path: str) -> Response:
+    with RawClient(running.port) as client:
+        client.post_json(path, {**CHAT, "stream": True})
+        response = client.response()
+        assert len(upstream.requests) == 1
+        return response
+
+
+@pytest.mark.parametrize("ending", ["reset", "close"])
+@pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+@pytest.mark.parametrize("dialect", list(DIALECTS))
+def test_a_stream_cut_between_events_ends_with_an_error_event_and_a_break(
+    start: Callable[..., Daemon], dialect: str, framing: str, ending: str
+) -> None:
+    """At an event boundary the client is told, in its dialect; then the connection breaks: never a clean end."""
+    path, delta = DIALECTS[dialect]
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(sse_head(framing), event(delta, framing))
+        time.sleep(0.2)  # a reset would overtake what was sent just before it
+        peer.rst() if ending == "reset" else None
+
+    with Upstream(script) as upstream:
+        response = broken_stream(upstream, start(upstream), path)
+    assert response.body.startswith(delta)
+    said = response.body[len(delta) :]
+    if dialect in ("anthropic", "responses"):
+        assert said.startswith(b"event: error\n")
+    assert said.endswith(b"\n\n")
+    document = json.loads(said.partition(b"data: ")[2])
+    assert document["error"]["lava_proxy"]["code"] == "upstream_closed"
+    if dialect == "google":
+        assert said.startswith(b'data: {"error":')
+    assert not response.complete
+
+
+@pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+def test_a_stream_cut_inside_an_event_only_breaks(start: Callable[..., Daemon], framing: str) -> None:
+    """After half an event nothing is said: SDKs would fail to parse it instead of reporting."""
+    half = b'data: {"choices":[{"ind'
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(sse_head(framing), event(DELTA + half, framing))
+
+    with Upstream(script) as upstream:
+        response = broken_stream(upstream, start(upstream), "/v1/chat/completions")
+    assert response.body == DELTA + half
+    assert not response.complete
+
+
+def test_a_compressed_stream_that_breaks_only_breaks(start: Callable[..., Daemon]) -> None:
+    """Nothing readable can be put into a compressed stream."""
+    squeezed = gzip.compress(DELTA)
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-encoding: gzip\r\n"
+            b"transfer-encoding: chunked\r\n\r\n",
+            event(squeezed, "chunked"),
+        )
+
+    with Upstream(script) as upstream:
+        response = broken_stream(upstream, start(upstream), "/v1/chat/completions")
+    assert response.body == squeezed
+    assert not response.complete
+
+
+def test_a_proper_end_without_the_end_marker_is_passed_and_recorded(start: Callable[..., Daemon]) -> None:
+    """A chunked stream that ends well but never said [DONE] is passed as it is and counts as incomplete."""
+    raw = sse_head("chunked") + event(DELTA, "chunked") + b"0\r\n\r\n"
+    with Upstream(raw) as upstream:
+        running = start(upstream)
+        response = broken_stream(upstream, running, "/v1/chat/completions")
+        assert response.complete
+        assert response.body == DELTA
+        wait_for(lambda: '"incomplete"' in running.output())
+
+
+def test_an_answer_shorter_than_its_length_is_never_complete(start: Callable[..., Daemon]) -> None:
+    """A JSON answer cut off short of its Content-Length reaches the client as cut off."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{}")
+
+    with Upstream(script) as upstream:
+        running = start(upstream)
+        response = broken_stream(upstream, running, "/v1/chat/completions")
+        assert not response.complete
+        wait_for(lambda: '"truncated"' in running.output())
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def script_of(*actions: Callable[[Peer], object]) -> Callable[[Peer], None]:
+    def script(peer: Peer) -> None:
+        for action in actions:
+            action(peer)
+
+    return script
+
+
+BAD_ANSWERS: dict[str, tuple[Callable[[Peer], None], str, str]] = {
+    "closes before a head": (script_of(Peer.request), "upstream_closed", "false"),
+    "closes inside the head": (
+        script_of(Peer.request, lambda peer: peer.send(b"HTTP/1.1 200 OK\r\nCont")),
+        "upstream_closed",
+        "false",
+    ),
+    "resets before a head": (script_of(Peer.request, Peer.rst), "upstream_closed", "false"),
+    "is not HTTP": (
+        script_of(Peer.request, lambda peer: peer.send(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")),
+        "upstream_protocol",
+        "false",
+    ),
+    "has two lengths": (
+        serve(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc"),
+        "upstream_protocol",
+        "false",
+    ),
+    "switches protocols": (
+        serve(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n"),
+        "upstream_protocol",
+        "false",
+    ),
+    "redirects": (serve(answer(302, b"", [(b"Location", b"https://evil.example/")])), "upstream_redirect", "false"),
+    "redirects to http": (serve(answer(307, b"", [(b"Location", b"http://127.0.0.1:1/")])), "upstream_redirect", "false"),
+    "sends a huge head": (
+        serve(b"HTTP/1.1 200 OK\r\nx: " + b"a" * 200_000 + b"\r\ncontent-length: 0\r\n\r\n"),
+        "upstream_protocol",
+        "false",
+    ),
+    "never stops informing": (serve(b"HTTP/1.1 102 Processing\r\n\r\n" * 100 + answer()), "upstream_protocol", "false"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_ANSWERS))
+def test_a_broken_answer_is_a_502_and_never_asked_again(start: Callable[..., Daemon], name: str) -> None:
+    """No sound head: 502 with its code, x-should-retry false, and exactly one request upstream."""
+    script, code, retry = BAD_ANSWERS[name]
+    with Upstream(script) as upstream:
+        response = post(start(upstream).port, "/v1/chat/completions", CHAT)
+        assert (response.status, response.code) == (502, code)
+        assert response.header("x-should-retry") == retry
+        assert len(upstream.requests) == 1
+
+
+def test_nobody_listens(start: Callable[..., Daemon], free_port: int) -> None:
+    """A refused connection is 502 upstream_unreachable, and an SDK may try again: nothing was sent."""
+    with Upstream(answer()) as upstream:
+        running = start(upstream)
+    response = post(running.port, "/v1/chat/completions", CHAT)
+    assert (response.status, response.code) == (502, "upstream_unreachable")
+    assert response.header("x-should-retry") == "true"
+    assert response.header("retry-after") is None
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_silence_before_the_head_is_504(start: Callable[..., Daemon]) -> None:
+    """No head within first_byte: 504, not to be retried, and the upstream is let go."""
+    gone = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        if peer.gone():
+            gone.set()
+
+    with Upstream(script) as upstream:
+        response = post(start(upstream, "[upstream]\nfirst_byte = 0.3\n").port, "/v1/chat/completions", CHAT)
+        assert (response.status, response.code) == (504, "upstream_timeout")
+        assert response.header("x-should-retry") == "false"
+        assert gone.wait(5)
+
+
+@pytest.mark.parametrize(("limit", "outcome"), [("idle", "stalled"), ("total", "timeout")])
+def test_a_stream_that_stalls_or_lasts_too_long_ends_in_band(
+    start: Callable[..., Daemon], limit: str, outcome: str
+) -> None:
+    """Past the limit the client gets one error event and a break."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(sse_head("chunked"), event(DELTA, "chunked"))
+        peer.gone()
+
+    with Upstream(script) as upstream:
+        running = start(upstream, f"[upstream]\n{limit} = 0.5\n")
+        response = broken_stream(upstream, running, "/v1/chat/completions")
+        document = json.loads(response.body[len(DELTA) :].removeprefix(b"data: "))
+        assert document["error"]["lava_proxy"]["code"] == "upstream_timeout"
+        assert not response.complete
+        wait_for(lambda: f'"{outcome}"' in running.output())
+
+
+def test_a_declared_body_over_the_limit_is_refused_unread(start: Callable[..., Daemon]) -> None:
+    """413 before a byte of the body is read, and nothing goes upstream."""
+    with Upstream(answer()) as upstream, RawClient(start(upstream, "[server]\nmax_body_bytes = 1000\n").port) as client:
+        client.send(
+            b"POST /openai/v1/files HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: 1001\r\n\r\n" % client.port
+        )
+        response = client.response()
+        assert (response.status, response.code) == (413, "body_too_large")
+        assert upstream.accepted == 0
+
+
+@pytest.mark.parametrize("path", ["/openai/v1/files", "/v1/chat/completions"])
+def test_a_chunked_body_over_the_limit_is_refused_and_aborted(start: Callable[..., Daemon], path: str) -> None:
+    """413 once the limit is passed; what went upstream is aborted, never completed."""
+    whole = threading.Event()
+
+    def script(peer: Peer) -> None:
+        if peer.request() is not None:
+            whole.set()
+
+    with Upstream(script) as upstream, RawClient(start(upstream, "[server]\nmax_body_bytes = 100000\n").port) as client:
+        client.send(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        for _ in range(3):
+            client.send(chunked(b"x" * 50_000, end=False))
+        response = client.response()
+        assert (response.status, response.code) == (413, "body_too_large")
+        upstream.wait(lambda: upstream.connected == 0)
+        assert not whole.is_set()
+
+
+def test_above_max_concurrent_it_says_so(start: Callable[..., Daemon]) -> None:
+    """The request above the limit gets 503 with Retry-After at once; the others are not disturbed."""
+    go = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        assert go.wait(20)
+        peer.send(answer(body=b"{}"))
+
+    with Upstream(script) as upstream:
+        port = start(upstream, "[server]\nmax_concurrent = 2\n").port
+        clients = [RawClient(port) for _ in range(2)]
+        for client in clients:
+            client.post_json("/v1/chat/completions", CHAT)
+        upstream.wait(lambda: len(upstream.requests) == 2)
+        refused = post(port, "/v1/chat/completions", CHAT)
+        assert (refused.status, refused.code, refused.header("retry-after")) == (503, "overloaded", "1")
+        assert refused.header("x-should-retry") == "true"
+        go.set()
+        assert [client.response().status for client in clients] == [200, 200]
+        for client in clients:
+            client.close()
+        assert post(port, "/v1/chat/completions", CHAT).status == 200
+
+
+# --- headers ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_travels_to_lava(start: Callable[..., Daemon]) -> None:
+    """One credential; no key, cookie, forwarding or hop-by-hop header of the client's; everything else as it came."""
+    with Upstream(answer(body=b"{}")) as upstream:
+        port = start(upstream).port
+        came = ask(
+            port,
+            "POST",
+            "/anthropic/v1/messages?beta=true&key=AIzaNotForLava",
+            b"{}",
+            [
+                ("Authorization", "Bearer from-the-tool"),
+                ("x-api-key", "also-from-the-tool"),
+                ("Cookie", "a=b"),
+                ("X-Forwarded-For", "1.2.3.4"),
+                ("Forwarded", "for=1.2.3.4"),
+                ("X-Lava-Evil", "1"),
+                ("X_Lava_Metadata", "{}"),
+                ("TE", "trailers"),
+                ("Connection", "close, X-Private, authorization"),
+                ("X-Private", "1"),
+                ("anthropic-beta", "one"),
+                ("anthropic-beta", "two"),
+                ("x-lava-metadata", '{"team": "web"}'),
+                ("User-Agent", "tool/1"),
+            ],
+        )
+        assert came.status == 200
+        received = upstream.requests[0]
+        names = [name.lower() for name, _ in received.headers]
+        assert names.count(b"authorization") == 1
+        assert (received.header(b"authorization") or b"").startswith(b"Bearer ey")
+        for banned in (
+            b"x-api-key",
+            b"cookie",
+            b"x-forwarded-for",
+            b"forwarded",
+            b"x-lava-evil",
+            b"x_lava_metadata",
+            b"te",
+            b"x-private",
+            b"accept-encoding",
+        ):
+            assert banned not in names
+        assert [value for name, value in received.headers if name.lower() == b"anthropic-beta"] == [b"one", b"two"]
+        assert received.header(b"anthropic-version") == b"2023-06-01"
+        assert received.header(b"x-lava-metadata") == b'{"team":"web"}'
+        assert received.header(b"user-agent") == b"tool/1"
+        assert received.header(b"host") == upstream.url.removeprefix("http://").encode()
+        assert received.target == b"/v1/forward?u=https%3A%2F%2Fapi.anthropic.com%2Fv1%2Fmessages%3Fbeta%3Dtrue"
+        assert b"AIzaNotForLava" not in received.raw
+        assert b"from-the-tool" not in received.raw
+
+
+def test_what_travels_to_the_client(start: Callable[..., Daemon]) -> None:
+    """Nothing that speaks to browsers or names the connection passes; Lava's own headers do, once each."""
+    raw = answer(
+        200,
+        b"{}",
+        [
+            (b"Content-Type", b"application/json"),
+            (b"Set-Cookie", b"a=b"),
+            (b"Access-Control-Allow-Origin", b"*"),
+            (b"Clear-Site-Data", b"*"),
+            (b"Strict-Transport-Security", b"max-age=1"),
+            (b"Alt-Svc", b"h3"),
+            (b"Link", b"<x>"),
+            (b"Refresh", b"1"),
+            (b"Connection", b"X-Secret"),
+            (b"X-Secret", b"1"),
+            (b"Date", b"Mon, 01 Jan 2024 00:00:00 GMT"),
+            (b"Server", b"cloud"),
+            (b"x-lava-request-id", b"req_lava"),
+            (b"openai-processing-ms", b"7"),
+        ],
+    )
+    with Upstream(raw) as upstream:
+        came = post(start(upstream).port, "/v1/chat/completions", CHAT)
+    names = [name for name, _ in came.headers]
+    assert not {"set-cookie", "access-control-allow-origin", "clear-site-data", "alt-svc", "link", "refresh"} & set(names)
+    assert not {"strict-transport-security", "x-secret"} & set(names)
+    assert came.header("date") == "Mon, 01 Jan 2024 00:00:00 GMT"
+    assert came.header("server") == "cloud"
+    assert came.header("x-lava-request-id") == "req_lava"
+    assert came.header("openai-processing-ms") == "7"
+    assert came.header("x-lava-proxy-project") == "default"
+    assert came.header("x-lava-proxy-provider") == "openai"
+    assert (came.header("x-lava-proxy-request-id") or "").startswith("req_")
+    assert came.code is None
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+def test_an_error_that_echoes_our_token_has_it_masked(start: Callable[..., Daemon], encoding: str | None) -> None:
+    """Token and key are masked in the body (as many characters) and in headers, also inside a compressed body."""
+
+    def script(peer: Peer) -> None:
+        received = peer.request()
+        assert received is not None
+        token = (received.header(b"authorization") or b"").removeprefix(b"Bearer ")
+        said = {"error": {"message": f"bad {token.decode()} and {KEY}", "type": "invalid_request_error", "param": None}}
+        body = json.dumps(said).encode()
+        pairs = [(b"Content-Type", b"application/json"), (b"X-Echo", token)]
+        if encoding is not None:
+            body = gzip.compress(body)
+            pairs.append((b"Content-Encoding", b"gzip"))
+        peer.send(answer(400, body, pairs))
+
+    with Upstream(script) as upstream:
+        came = post(start(upstream).port, "/v1/chat/completions", CHAT)
+        token = (upstream.requests[0].header(b"authorization") or b"").removeprefix(b"Bearer ")
+    assert came.status == 400
+    assert came.complete
+    message = came.json()["error"]["message"]
+    assert message == f"bad {'*' * len(token)} and {'*' * len(KEY)}"
+    assert came.header("x-echo") == "*" * len(token)
+
+
+# --- the way down ----------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_lets_streams_finish(start: Callable[..., Daemon]) -> None:
+    """Draining: the listener closes at once, a stream in flight gets its end, the exit code is 0."""
+    go = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(sse_head("chunked"), event(DELTA, "chunked"))
+        assert go.wait(20)
+        peer.send(event(DONE, "chunked"), b"0\r\n\r\n")
+
+    with Upstream(script) as upstream:
+        running = start(upstream)
+        with RawClient(running.port) as client:
+            client.post_json("/v1/chat/completions", {**CHAT, "stream": True})
+            client.head()
+            client.chunk()
+            running.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: not listening(running.port))
+            go.set()
+            assert client.chunk() == DONE
+            assert client.line() == b"0"
+        assert running.process.wait(10) == 0
+
+
+def listening(port: int) -> bool:
+    try:
+        RawClient(port).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_at_the_deadline_streams_are_told_and_cut(start: Callable[..., Daemon]) -> None:
+    """Past drain_seconds a stream gets an error event and a break, a waiting request 503; the exit code is still 0."""
+
+    def script(peer: Peer) -> None:
+        received = peer.request()
+        assert received is not None
+        if b'"stream": true' in received.body:
+            peer.send(sse_head("chunked"), event(DELTA, "chunked"))
+        peer.gone()
+
+    with Upstream(script) as upstream:
+        running = start(upstream, "[server]\ndrain_seconds = 0.5\n")
+        with RawClient(running.port) as streaming, RawClient(running.port) as waiting:
+            streaming.post_json("/v1/chat/completions", {**CHAT, "stream": True})
+            waiting.post_json("/v1/chat/completions", CHAT)
+            upstream.wait(lambda: len(upstream.requests) == 2)
+            streaming.head()
+            assert streaming.chunk() == DELTA
+            running.process.send_signal(signal.SIGTERM)
+            told = json.loads(streaming.chunk().removeprefix(b"data: "))
+            assert told["error"]["lava_proxy"]["code"] == "shutting_down"
+            assert streaming.closed(5)
+            refused = waiting.response()
+            assert (refused.status, refused.code) == (503, "shutting_down")
+            assert refused.header("x-should-retry") == "true"
+        assert running.process.wait(5) == 0
