@@ -21,7 +21,9 @@ from proxy.errors import Fault
 from proxy.flights import Flights
 from proxy.forward import Broken, Call, Forwarder, Receive, Scope, Send
 from proxy.generation import Generation
+from proxy.metrics import Metrics
 from proxy.record import Outcome, Record
+from proxy.redaction import Redactor
 from proxy.routing import Kind
 from proxy.upstream import create_engine
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from proxy.metrics import Metrics
     from proxy.settings import Settings
 
 CONTROL = frozenset({b"/", b"/healthz", b"/readyz", b"/metrics"})
@@ -45,6 +46,8 @@ class Log(Protocol):
 
     def request(self, record: Any) -> None: ...
     def error(self, event: str, **fields: Any) -> None: ...
+    def set_redactor(self, redactor: Redactor) -> None: ...
+    def set_level(self, level: str) -> None: ...
 
 
 class Runtime:
@@ -55,22 +58,13 @@ class Runtime:
         self.flights = Flights()
         self.draining = False
         self.log = log
-        self._metrics: Metrics | None = None
+        self.metrics = Metrics()
         self.retired: list[Generation] = []
 
     @property
     def settings(self) -> Settings:
         """The configuration that new requests get."""
         return self.generation.settings
-
-    @property
-    def metrics(self) -> Metrics:
-        """Made when first needed: the library takes a while to load."""
-        if self._metrics is None:
-            from proxy.metrics import Metrics
-
-            self._metrics = Metrics()
-        return self._metrics
 
     @property
     def in_flight(self) -> int:
@@ -92,6 +86,15 @@ class Runtime:
         self.generation = Generation(settings, old.engine if same else create_engine(settings.upstream))
         if not same:
             self.retired.append(old)
+        self.metrics.config_reload(True)
+        if self.log is not None:
+            # The old secrets too: requests that began with them are still being told about.
+            self.log.set_redactor(Redactor([*settings.secrets(), *old.settings.secrets()]))
+            self.log.set_level(settings.log.level)
+
+    def reload_failed(self, fault: Exception) -> None:
+        """A new configuration was not good; the old one stays in use."""
+        self.metrics.config_reload(False)
 
     async def close_retired(self, *, everything: bool = False) -> None:
         """Close the connections of configurations that no request uses any more."""
@@ -125,27 +128,26 @@ class App:
         raw_path: bytes = scope.get("raw_path") or b"/"
         record = Record(errors.new_request_id(), scope["method"], raw_path.decode("ascii", "replace"), monotonic())
         call = Call(scope, receive, send, runtime.generation, headers.read(scope["headers"]), record)
-        control = raw_path in CONTROL
-        if not control:
-            runtime.metrics.started()
+        # Health probes are asked every few seconds: only what went wrong with one is worth a line.
+        recorded = raw_path not in CONTROL
+        runtime.metrics.started()
         try:
-            await self._serve(call, raw_path, control)
+            await self._serve(call, raw_path)
         except Fault as fault:
-            control = False
+            recorded = True
             await self._refuse(call, fault)
         except Broken:
             self._break_off(call)
         except Exception as error:  # noqa: BLE001  (the border: a fault of ours must not look like anybody else's)
-            control = False
+            recorded = True
             await self._fail(call, error)
         finally:
-            if not control:
-                self._record(record)
+            self._record(record) if recorded else runtime.metrics.passed()
             await self._forward.close(call)
             if runtime.retired:
                 await runtime.close_retired()
 
-    async def _serve(self, call: Call, path: bytes, control: bool) -> None:
+    async def _serve(self, call: Call, path: bytes) -> None:
         received, generation = call.received, call.generation
         host = gate.check_host(received, call.scope.get("server"), generation)
         origin = gate.check_origin(received, host, generation)
@@ -158,7 +160,7 @@ class App:
         admission = gate.check_key(received, path, generation)
         admission.cors_origin = origin
         call.admission = admission
-        if control:
+        if path in CONTROL:
             await self._at_control(call, path)
             return
         if self.runtime.draining:

@@ -26,7 +26,8 @@ What is promised about a client that leaves: a FIN counts as leaving, whether th
 or only its sending half (the two look the same here, and an abandoned answer costs money). It is seen at
 once while the connection is being read: always, except when more than 64 KiB of body or of pipelined
 requests wait for the application. In that state Linux still tells by ``TCP_INFO``, which the watch asks at
-every sweep; elsewhere, and on unix sockets, the caller's own limits (write stall, idle) must strike.
+every sweep, unless the client's own socket still holds bytes that do not fit into ours; then, on other
+systems and on unix sockets, the caller's own limits (write stall, idle) must strike.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ _CONTENT_LENGTH_DIGITS = 15  # just under a petabyte; more digits are an attack 
 
 
 def read_head(head: bytes, limits: Limits) -> Head:
-    """Judge one head: request line and fields, each with its CRLF, without the empty line.
+    """Judge one head: request line and fields, each with its CRLF, without the empty line; ``head`` ends in CRLF.
 
     Raises ``Refusal``. The checks go in the order in which a wrong head is told about: syntax of the request
     line, version, method, target, then the fields, then what they say about the body.
@@ -699,12 +700,12 @@ class GuardedProtocol(asyncio.Protocol):
         self._client = get_remote_addr(stream)
         self.deadline = self._loop.time() + self.limits.header_seconds
         self._watch.add(self)
-        surplus = self._watch.surplus()
-        if surplus > _POLITE_SURPLUS:
-            self._closing = True
-            stream.abort()
-        elif surplus > 0:
-            self.refuse(Refusal("overloaded", "Too many connections are open; try again in a moment."))
+        if self._watch.full():
+            if self._watch.may_be_polite():
+                self.refuse(Refusal("overloaded", "Too many connections are open; try again in a moment."))
+            else:
+                self._closing = True
+                stream.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.discard(self)
@@ -963,6 +964,7 @@ class GuardedProtocol(asyncio.Protocol):
         if self._closing:
             return
         self._closing = True
+        self._watch.ending.add(self)
         self._pending = b""
         self._body = None
         unsent = self._unsent = self._transport.get_write_buffer_size()
@@ -1034,7 +1036,7 @@ class GuardedProtocol(asyncio.Protocol):
 
 
 _COPY_BELOW = 16 * 1024  # below this one copy is cheaper than a vector write
-_POLITE_SURPLUS = 32  # so many connections over the limit are answered; more are only closed
+_MOST_ENDING = 32  # while so many connections are being ended, one too many is closed without an answer
 _GONE_STATES = frozenset((7, 8, 9, 11))  # CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING in Linux's include/net/tcp_states.h
 
 
@@ -1085,6 +1087,8 @@ class Watch:
         self.connections: set[GuardedProtocol] = set()
         self.attention: set[GuardedProtocol] = set()
         """Those whose reading is paused or whose writing stalls: looked at in every sweep."""
+        self.ending: set[GuardedProtocol] = set()
+        """Those that only flush or linger."""
         self._on_refusal = on_refusal
         self._timer: asyncio.TimerHandle | None = None
 
@@ -1102,10 +1106,15 @@ class Watch:
     def discard(self, connection: GuardedProtocol) -> None:
         self.connections.discard(connection)
         self.attention.discard(connection)
+        self.ending.discard(connection)
 
-    def surplus(self) -> int:
-        """How many connections there are over the limit."""
-        return len(self.connections) - self.limits.connections if self.limits.connections else 0
+    def full(self) -> bool:
+        """Are there more connections than may be? Those that we are ending do not count: they take no request."""
+        return 0 < self.limits.connections < len(self.connections) - len(self.ending)
+
+    def may_be_polite(self) -> bool:
+        """Are there descriptors to spare for an answer to a connection too many?"""
+        return len(self.ending) < _MOST_ENDING
 
     def refused(self, code: str) -> None:
         _log().info("refused a connection's bytes: %s", code)

@@ -48,6 +48,8 @@ _LONGEST_TRACE = 64 * 1024
 _QUIET = {"httpx2": "warning", "httpcore2": "warning", "uvicorn.access": "critical"}
 _NEVER_DEBUG = ("hpack", "h2")
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would build such an encoder every time
+
 # What could end a line, colour a terminal or turn the order of its letters round.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufff9-\ufffb]"
@@ -237,7 +239,7 @@ class Logs:
                 return self._rendered({name: value for name, value in told.items() if value is not None})
             # The hot path of the writer: strings and numbers only, so one look at the finished line is
             # enough, and nothing is found in nearly all of them.
-            line = json.dumps(told, separators=(",", ":")) + "\n"
+            line = _encode(told) + "\n"
             return line if self._redactor.text(line) is line else self._rendered(told)
         except Exception as error:  # noqa: BLE001 - fields of any kind come in, and a line must come out
             return json.dumps({"level": "error", "event": "unloggable", "reason": type(error).__name__}) + "\n"

@@ -63,6 +63,10 @@ class Metrics:
         if first_byte_s is not None:
             self._observe(self._first_byte, _FIRST_BYTE, where, first_byte_s)
 
+    def passed(self) -> None:
+        """What was `started` is over and is not to be counted: a health probe."""
+        self._in_flight -= 1
+
     def config_reload(self, ok: bool) -> None:
         """The configuration was read again, and taken (`ok`) or not."""
         self._reloads += 1

@@ -230,9 +230,7 @@ def leaks(haystack: bytes | str, values: Iterable[str]) -> list[str]:
         spans = _spans(raw, forms, _probe(forms))
         if spans:
             start, end = spans[0]
-            found.append(
-                f"value {number} ({Secret(value).hint}): {len(spans)} hit(s), first at bytes {start} to {end}"
-            )
+            found.append(f"value {number} ({Secret(value).hint}): {len(spans)} hit(s), first at bytes {start} to {end}")
     return found
 
 
@@ -273,9 +271,7 @@ def _window(raw: bytes, phase: int) -> bytes:
 def _inside(value: str) -> Iterator[str]:
     """The keys held by a value that is a forward token (base64 of a JSON object); else nothing."""
     try:
-        content = json.loads(
-            base64.b64decode(value.replace("-", "+").replace("_", "/") + "==", validate=False)
-        )
+        content = json.loads(base64.b64decode(value.replace("-", "+").replace("_", "/") + "==", validate=False))
     except (ValueError, binascii.Error, RecursionError):
         return
     if isinstance(content, dict):

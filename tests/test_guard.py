@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import sys
 import threading
@@ -637,7 +638,7 @@ def test_pipelined_requests_are_answered_in_order_one_at_a_time(front: Front) ->
     assert eventually(lambda: len(front.app.seen) == 1)
     front.app.release.set()
     received = read_to_end(client)
-    statuses = [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]]
+    statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)]
     assert statuses == [200, 200, 400]
     assert len(front.app.seen) == 2
 
@@ -781,7 +782,7 @@ def test_a_body_cut_by_the_client_is_never_complete(front: Front) -> None:
 def test_a_client_that_leaves_while_its_upload_is_held_back_is_noticed(front: Front) -> None:
     """Reading is paused, so no callback tells; the watch finds out."""
     client = front.connect()
-    client.sendall(b"POST /held HTTP/1.1\r\n" + HOST + b"Content-Length: 9000000\r\n\r\n" + b"x" * 500_000)
+    client.sendall(b"POST /held HTTP/1.1\r\n" + HOST + b"Content-Length: 9000000\r\n\r\n" + b"x" * 100_000)
     assert eventually(lambda: len(front.app.seen) == 1)
     (seen,) = front.app.seen
     client.close()
@@ -964,8 +965,8 @@ def heads(draw: st.DrawFn) -> bytes:
 @hypothesis_settings(max_examples=1500, deadline=None)
 def test_what_is_accepted_httptools_reads_in_the_same_way(head: bytes) -> None:
     """No head passes here that the parser everybody else uses refuses or reads differently."""
-    if b"\r\n\r\n" in head:
-        return  # the protocol would have cut it there
+    if b"\r\n\r\n" in head or not head.endswith(b"\r\n"):
+        return  # the protocol cuts elsewhere
     try:
         accepted = read_head(head, Limits())
     except Refusal:

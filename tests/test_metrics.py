@@ -48,14 +48,14 @@ def test_histograms_hold_every_duration_and_only_known_first_bytes() -> None:
         metrics.started()
         metrics.finished("p", "groq", 200, "ok", first, whole)
     where = {"project": "p", "provider": "groq"}
-    first, whole = "lava_proxy_first_byte_seconds", "lava_proxy_request_duration_seconds"
-    assert _value(metrics, f"{first}_count", **where) == 2
-    assert _value(metrics, f"{first}_bucket", le="0.005", **where) == 1
-    assert _value(metrics, f"{first}_bucket", le="0.25", **where) == 2
-    assert _value(metrics, f"{whole}_count", **where) == 3
-    assert _value(metrics, f"{whole}_bucket", le="1800.0", **where) == 2
-    assert _value(metrics, f"{whole}_bucket", le="+Inf", **where) == 3
-    total = _value(metrics, f"{whole}_sum", **where)
+    early, late = "lava_proxy_first_byte_seconds", "lava_proxy_request_duration_seconds"
+    assert _value(metrics, f"{early}_count", **where) == 2
+    assert _value(metrics, f"{early}_bucket", le="0.005", **where) == 1
+    assert _value(metrics, f"{early}_bucket", le="0.25", **where) == 2
+    assert _value(metrics, f"{late}_count", **where) == 3
+    assert _value(metrics, f"{late}_bucket", le="1800.0", **where) == 2
+    assert _value(metrics, f"{late}_bucket", le="+Inf", **where) == 3
+    total = _value(metrics, f"{late}_sum", **where)
     assert total is not None
     assert abs(total - 10001.05) < 0.001
 

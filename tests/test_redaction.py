@@ -139,9 +139,7 @@ def test_overlapping_secrets_leave_nothing_of_either() -> None:
 
 def test_the_keys_inside_a_ready_token_are_masked_too() -> None:
     """A configured token is hidden as it is, and so are the keys it holds where they stand alone."""
-    token = base64.b64encode(
-        json.dumps({"secret_key": CANARY, "provider_key": "prov-key-123"}).encode()
-    ).decode()
+    token = base64.b64encode(json.dumps({"secret_key": CANARY, "provider_key": "prov-key-123"}).encode()).decode()
     redactor = Redactor([token])
     assert redactor.text(f"Bearer {token}") == "Bearer ***"
     assert redactor.text(f"key {CANARY} or prov-key-123") == "key *** or ***"
@@ -159,9 +157,7 @@ def test_escapes_around_a_secret_stay_as_they_are() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    cuts=st.lists(st.integers(0, 400), max_size=12), kind=st.sampled_from(list(_spellings(random.Random(0))))
-)
+@given(cuts=st.lists(st.integers(0, 400), max_size=12), kind=st.sampled_from(list(_spellings(random.Random(0)))))
 def test_a_stream_is_masked_across_chunks(cuts: list[int], kind: str) -> None:
     """A body in pieces is masked as if it had come in one, however a secret is cut."""
     rng = random.Random(1)

@@ -288,6 +288,7 @@ class Upstream:
 
     def _serve(self, sock: socket.socket, number: int) -> None:
         plain = sock
+        peer: Peer | None = None
         try:
             sock.settimeout(PATIENCE * 2)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -300,13 +301,14 @@ class Upstream:
                 with self._changed:
                     self._live.discard(plain)
                     self._live.add(sock)
+            peer = Peer(self, sock, number)
             with contextlib.suppress(OSError):
-                self.script(Peer(self, sock, number))
+                self.script(peer)
         except BaseException as exc:  # noqa: BLE001 - told to the test's own thread at the end
             self._faults.append(exc)
         finally:
             with contextlib.suppress(OSError):
-                sock.close()
+                (sock if peer is None else peer.sock).close()
             with self._changed:
                 self._live.discard(sock)
                 self._live.discard(plain)

@@ -19,6 +19,7 @@ One thing this engine cannot do: it reads no answer before the whole request is 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import ipaddress
 import re
@@ -64,6 +65,8 @@ class HttpxEngine:
             raise ValueError("an outbound proxy must be an http:// or https:// URL")
         if settings.http2 and importlib.util.find_spec("h2") is None:
             raise ValueError("http2 needs the package h2")
+        # A tenth of a second that no request shall wait for, and only who asks for this engine pays.
+        importlib.import_module("httpcore2")
         self._settings = settings
         self._pools: dict[tuple[str, str], httpcore2.AsyncConnectionPool] = {}
         self._trust: asyncio.Future[ssl.SSLContext] | None = None
@@ -441,7 +444,12 @@ def _backend(httpcore: Any) -> httpcore2.AsyncNetworkBackend:
             await self.inner.aclose()
 
         async def start_tls(self, ssl_context: Any, *args: Any, **kwargs: Any) -> Stream:
-            inner = await self.inner.start_tls(ssl_context, *args, **kwargs)
+            try:
+                inner = await self.inner.start_tls(ssl_context, *args, **kwargs)
+            except BaseException:
+                # httpcore2 2.16.2 closes the socket for an Exception, and leaks it for a cancellation.
+                await self.inner.aclose()
+                raise
             tls = inner.get_extra_info("ssl_object")
             return Stream(inner, checked=tls is None or tls.selected_alpn_protocol() != "h2")
 
