@@ -117,6 +117,7 @@ class App:
         self.runtime = runtime
         self._forward = Forwarder(runtime.flights)
         self._control = _control(runtime)
+        self._ids = errors.RequestIds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -126,7 +127,7 @@ class App:
             return
         runtime = self.runtime
         raw_path: bytes = scope.get("raw_path") or b"/"
-        record = Record(errors.new_request_id(), scope["method"], raw_path.decode("ascii", "replace"), monotonic())
+        record = Record(self._ids.next(), scope["method"], raw_path.decode("ascii", "replace"), monotonic())
         call = Call(scope, receive, send, runtime.generation, headers.read(scope["headers"]), record)
         # Health probes are asked every few seconds: only what went wrong with one is worth a line.
         recorded = raw_path not in CONTROL

@@ -77,17 +77,33 @@ def _raw_model(body: bytes) -> bytes:
     try:
         return bytes(_decoder.decode(body).model)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        pass
+    if _SURROGATE.search(body) is None:
         return b""
+    # Half a surrogate pair (an emoji that a tool cut in two) is sound JSON, but msgspec refuses it.
+    try:
+        return bytes(_decoder.decode(_SURROGATE.sub(rb"\\ufffd", body)).model)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return b""
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_LONGEST_NAME = 1024  # characters; no model is called that, and names go into the log
+
+
+def _name(text: str) -> str | None:
+    return text if 0 < len(text) <= _LONGEST_NAME else None
 
 
 def _text(raw: bytes) -> str | None:
     if raw[:1] != b'"':
         return None
     try:
-        name = json.loads(raw)
+        name = json.loads(raw.decode("utf-8"))
+        name.encode("utf-8")  # half a surrogate pair is no name
     except ValueError:
         return None
-    return name if isinstance(name, str) and name else None
+    return _name(name)
 
 
 def _in_json(body: bytes, decoded: bool) -> Model:
@@ -95,7 +111,7 @@ def _in_json(body: bytes, decoded: bool) -> Model:
     return Model(_text(raw), body, decoded, raw)
 
 
-_MOST_CANDIDATES = 32
+_KEY = rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"[ \t\r\n]*:[ \t\r\n]*'
 
 
 def replace_model(found: Model, name: str) -> bytes:
@@ -109,17 +125,27 @@ def replace_model(found: Model, name: str) -> bytes:
         if found.boundary is not None and _fields(changed, found.boundary)[0] == name:
             return changed
         raise _ambiguous()
-    new = json.dumps(name, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    # msgspec tells the value, not its place. Every place where that member could stand is tried, from the end (the last
-    # duplicate counts), with a value that no client sends; the reader itself says which one it reads.
-    key = rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
-    places = list(re.finditer(key + rb"[ \t\r\n]*:[ \t\r\n]*(" + re.escape(found.raw) + rb")", found.body))
-    for place in places[: -_MOST_CANDIDATES - 1 : -1]:
-        head, tail = found.body[: place.start(1)], found.body[place.end(1) :]
-        probe = b'"\\u0000' + new[1:-1] + b'\\u0000"'
-        if _raw_model(head + probe + tail) == probe:
-            return head + new + tail
-    raise _ambiguous()
+    new = json.dumps(name, ensure_ascii=False).encode("utf-8")
+    # msgspec tells the value, not its place. Every place where that member could stand gets a value that no client sends,
+    # by halves, and the reader itself says in which half the one is that it reads (of duplicates the last).
+    body = found.body
+    places = [match.span(1) for match in re.finditer(_KEY + rb"(" + re.escape(found.raw) + rb")", body)]
+    probe = b'"\\u0000' + new[1:-1] + b'\\u0000"'
+    while len(places) > 1:
+        half = places[: len(places) // 2]
+        places = half if _raw_model(_put(body, half, probe)) == probe else places[len(half) :]
+    if not places or _raw_model(_put(body, places, probe)) != probe:
+        raise _ambiguous()
+    return _put(body, places, new)
+
+
+def _put(body: bytes, places: list[tuple[int, int]], value: bytes) -> bytes:
+    pieces: list[bytes] = []
+    at = 0
+    for start, end in places:
+        pieces += (body[at:start], value)
+        at = end
+    return b"".join((*pieces, body[at:]))
 
 
 def _ambiguous() -> Fault:
@@ -168,7 +194,9 @@ def _fields(body: bytes, boundary: bytes) -> tuple[str | None, tuple[int, int] |
         state.update(header=b"", value=b"")
 
     def part_data(data: bytes, start: int, end: int) -> None:
-        if state["ours"] and data is body:
+        if data is not body:
+            state["ours"] = False  # the parser's own buffer: a value that begins like the boundary has no place to tell
+        elif state["ours"]:
             state["start"] = start if state["start"] is None else state["start"]
             state["end"] = end
 
@@ -195,7 +223,7 @@ def _fields(body: bytes, boundary: bytes) -> tuple[str | None, tuple[int, int] |
         return None, None
     value, start, end = found
     try:
-        return value.decode("utf-8"), (start, end)
+        return _name(value.decode("utf-8")), (start, end)
     except UnicodeDecodeError:
         return None, None
 
@@ -220,10 +248,13 @@ def decode(body: bytes, content_encoding: bytes, limit: int) -> bytes | None:
     return body
 
 
+_GZIP = 31  # zlib's number for «gzip, with the largest window»
+
+
 def _decode_one(body: bytes, name: bytes, limit: int) -> bytes | None:
     try:
         if name in (b"gzip", b"x-gzip"):
-            return _inflate(body, 31, limit)
+            return _inflate(body, _GZIP, limit)
         if name == b"deflate":
             # RFC 9110 means zlib's format; some clients send a bare deflate stream.
             plain = _inflate(body, 15, limit)
@@ -237,13 +268,25 @@ def _decode_one(body: bytes, name: bytes, limit: int) -> bytes | None:
     return None
 
 
+_MOST_MEMBERS = 16  # of one gzip body; each costs a copy of what follows it
+
+
 def _inflate(body: bytes, window: int, limit: int) -> bytes | None:
-    inflater = zlib.decompressobj(window)
-    try:
-        plain = inflater.decompress(body, limit + 1)
-    except zlib.error:
-        return None
-    return plain if inflater.eof and len(plain) <= limit else None
+    plain = b""
+    for _ in range(_MOST_MEMBERS):
+        inflater = zlib.decompressobj(window)
+        try:
+            plain += inflater.decompress(body, limit + 1 - len(plain))
+        except zlib.error:
+            return None
+        if not inflater.eof or len(plain) > limit:
+            return None
+        body = inflater.unused_data
+        if not body:
+            return plain
+        if window != _GZIP:
+            return None  # only gzip may have several members (RFC 1952, 2.2)
+    return None
 
 
 def _unbrotli(body: bytes, limit: int) -> bytes | None:
@@ -263,12 +306,14 @@ def _unbrotli(body: bytes, limit: int) -> bytes | None:
 def _unzstd(body: bytes, limit: int) -> bytes | None:
     import zstandard
 
-    with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(body, read_across_frames=True) as reader:
-        plain = reader.read(limit + 1)
-        # A frame cut short reads as an early end; the next read would tell, and a whole one ends with b"".
-        while len(plain) <= limit:
-            piece = reader.read(limit + 1 - len(plain))
-            if not piece:
-                break
+    # A frame cut short reads as an early end. A frame of our own behind it tells: it comes out only where the body is whole.
+    mark = b"\0whole"
+    most = limit + len(mark)
+    source = body + zstandard.ZstdCompressor().compress(mark)
+    # 8 MiB is the largest window that this content encoding may have (RFC 9659).
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
+    plain = b""
+    with decompressor.stream_reader(source, read_across_frames=True) as reader:
+        while len(plain) <= most and (piece := reader.read(most + 1 - len(plain))):
             plain += piece
-    return plain if len(plain) <= limit else None
+    return plain[: -len(mark)] if len(plain) <= most and plain.endswith(mark) else None

@@ -87,9 +87,11 @@ def _entries(content: bytes) -> list[dict[str, Any]]:
 
 
 def _shape(entries: list[dict[str, Any]], aliases: list[str], dialect: Dialect) -> dict[str, Any]:
-    """OpenAI's list, or Anthropic's page with everything on it; the aliases stand first."""
+    """OpenAI's list, or Anthropic's or Google's page with everything on it; the aliases stand first."""
     own = [{"id": alias, "object": "model", "created": 0, "owned_by": "lava-proxy"} for alias in aliases]
     theirs = [entry for entry in entries if entry["id"] not in aliases]
+    if dialect is Dialect.GOOGLE:
+        return {"models": [{"name": f"models/{entry['id']}", "displayName": entry["id"]} for entry in [*own, *theirs]]}
     if dialect is not Dialect.ANTHROPIC:
         return {"object": "list", "data": [*own, *theirs]}
     data = [

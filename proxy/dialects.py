@@ -7,11 +7,12 @@ is a provider with an interface of its own (speech, search); its clients get err
 from __future__ import annotations
 
 import json
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 class Dialect(StrEnum):
@@ -67,6 +68,25 @@ OPENAI_WORDS = frozenset(
 """First words of the OpenAI endpoints that are also served without ``/v1`` in front."""
 
 
+VERSION = re.compile(rb"v\d+[a-z]*\d*\Z")
+"""A version segment of an address: ``v1``, ``v1beta``, ``v2`` …"""
+
+_BEFORE_ENDPOINTS = frozenset({b"openai", b"inference", b"compatibility"})
+"""Words that stand, beside versions, in the base addresses of OpenAI-compatible interfaces."""
+
+
+def at_provider(dialect: Dialect, words: Sequence[bytes]) -> Dialect:
+    """What a client speaks at a provider of this dialect; ``words`` are the path behind the provider's name."""
+    index = 0
+    while index < len(words) and (VERSION.match(words[index]) or words[index] in _BEFORE_ENDPOINTS):
+        index += 1
+    if words[index : index + 1] == [b"messages"]:
+        return Dialect.ANTHROPIC
+    if dialect is Dialect.GOOGLE and b"openai" in words[:index]:
+        return Dialect.OPENAI  # Google's own OpenAI-compatible face, reached through Google's address
+    return Dialect.OPENAI if dialect is Dialect.OTHER else dialect
+
+
 def of_path(path: bytes, providers: Mapping[bytes, Dialect]) -> Dialect | None:
     """The dialect a client of ``path`` speaks, or ``None`` where the path says nothing.
 
@@ -80,12 +100,7 @@ def of_path(path: bytes, providers: Mapping[bytes, Dialect]) -> Dialect | None:
         return None
     first, rest = words[0], words[1:]
     if first in providers:
-        if b"messages" in rest[:2]:
-            return Dialect.ANTHROPIC
-        dialect = providers[first]
-        if dialect is Dialect.GOOGLE and b"openai" in rest[:2]:
-            return Dialect.OPENAI  # Google's own OpenAI-compatible face, reached through Google's address
-        return Dialect.OPENAI if dialect is Dialect.OTHER else dialect
+        return at_provider(providers[first], rest)
     if first in GOOGLE_VERSIONS or first == b"upload":
         return Dialect.OPENAI if rest[:1] == [b"openai"] else Dialect.GOOGLE
     if first == b"v1":
@@ -95,7 +110,8 @@ def of_path(path: bytes, providers: Mapping[bytes, Dialect]) -> Dialect | None:
             return Dialect.ANTHROPIC
         if rest[:1] == [b"models"]:
             # GET /v1/models is asked in two dialects (the headers decide); a method after a colon is Google's.
-            return Dialect.GOOGLE if any(b":" in word for word in rest[1:]) else None
+            # (Names of OpenAI's fine-tuned models, ft:…, have colons too.)
+            return Dialect.GOOGLE if any(b":" in word and word[:3] != b"ft:" for word in rest[1:]) else None
         return Dialect.OPENAI if rest else None
     if first == b"models" and not rest:
         return None
@@ -112,8 +128,11 @@ def of_headers(headers: Mapping[bytes, object]) -> Dialect:
 
 
 def compact(value: object) -> bytes:
-    """``value`` as compact JSON in UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    """``value`` as compact JSON in UTF-8; escaped where it holds half a surrogate pair, which UTF-8 has no bytes for."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def error_event(dialect: Dialect, ending: Ending, error_body: Mapping[str, Any]) -> bytes:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -105,6 +106,7 @@ _BY_STATUS: Mapping[int, tuple[str, str, str]] = {
     404: _MISSING,
     413: _TOO_LARGE,
     429: ("rate_limit_error", "rate_limit_error", "RESOURCE_EXHAUSTED"),
+    500: ("api_error", "api_error", "INTERNAL"),
     503: _OVERLOADED,
     504: _TIMEOUT,
     529: _OVERLOADED,
@@ -254,6 +256,17 @@ def new_request_id() -> str:
     return "req_" + os.urandom(12).hex()
 
 
+class RequestIds:
+    """The same ids for the hot path, without a system call for each: an id is a name, not a secret."""
+
+    def __init__(self) -> None:
+        self._bits = random.Random(os.urandom(32)).getrandbits  # noqa: S311  (names, see above)
+
+    def next(self) -> str:
+        """A new id."""
+        return f"req_{self._bits(96):024x}"
+
+
 # --- what Lava and the providers answer ------------------------------------------------------------------------------
 
 
@@ -262,7 +275,7 @@ class Payment:
     """Who is asked to pay for a request, in words safe to show: ids and names, and the last four of a key.
 
     ``payer`` is ``merchant``, ``customer``, ``provider_account``, ``spend_key`` or ``None`` where a ready token does not
-    tell. ``key_hint`` is the masked Lava credential, ``byok_hint`` the masked provider key where one was used.
+    tell. ``key_kind`` and ``key_hint`` name the credential that went to Lava, as words and its last four characters.
     """
 
     project: str
@@ -290,11 +303,13 @@ class Payment:
 
 
 UNSUPPORTED = frozenset({"forward_endpoint_not_supported", "forward_model_not_supported", "forward_model_invalid"})
-_MENTIONS_LAVA = re.compile(r"wallet|spend[ _-]?key|service[ _-]?key|meter|connection|customer", re.IGNORECASE)
-_SPEND_LIMIT = re.compile(
-    r"spend(ing)?[ _-]?(limit|cap)|(service|spend)[ _-]?key\b.*\b(limit|exceeded|cap)|budget|request[ _-]?limit",
-    re.IGNORECASE,
+# Whole words: a «parameter» is no meter.
+_MENTIONS_LAVA = re.compile(
+    r"(?<![a-z])(wallet|spend[ _-]?key|service[ _-]?key|meter|connection|customer)s?(?![a-z])", re.IGNORECASE
 )
+_SPEND_KEY = re.compile(r"(?<![a-z])(service|spend)[ _-]?key", re.IGNORECASE)
+_LIMIT = re.compile(r"(?<![a-z])((limit|cap|budget)s?(?![a-z])|exceed)", re.IGNORECASE)
+_RATE = re.compile(r"rate[ _-]?limit|per (second|minute)", re.IGNORECASE)  # over in a moment: no cap
 
 
 @dataclass(slots=True)
@@ -313,25 +328,24 @@ def _read(status: int, body: bytes) -> _Said:
         text = body.decode("utf-8", "replace").strip()
         looks_like_page = text[:1] == "<"
         return _Said("" if looks_like_page else text[:500], "", "none")
+    if isinstance(document, list) and document and isinstance(document[0], dict):
+        document = document[0]  # Google's streams without alt=sse are arrays, also where they hold an error
     if not isinstance(document, dict):
-        return _Said(str(document)[:500] if isinstance(document, str) else "", "", "none")
+        return _Said(document[:500] if isinstance(document, str) else "", "", "none")
+    anthropic = document.get("type") == "error"
     error = document.get("error")
-    if isinstance(error, str):
-        return _Said(error[:2000], "", "none")
     if not isinstance(error, dict):
-        message = document.get("message") or document.get("detail")
-        return _Said(message[:2000] if isinstance(message, str) else "", "", "none")
+        said = next((text for text in (error, document.get("message"), document.get("detail")) if text), "")
+        return _Said(said[:2000] if isinstance(said, str) else "", "", "provider" if anthropic else "none")
     raw_message, raw_code, said_status = error.get("message"), error.get("code"), error.get("status")
     message = raw_message[:2000] if isinstance(raw_message, str) else ""
-    code = raw_code if isinstance(raw_code, str) else ""
-    same_status = isinstance(said_status, int) and not isinstance(said_status, bool) and said_status == status
+    code = raw_code[:200] if isinstance(raw_code, str) else ""
+    same_status = isinstance(said_status, int | float) and not isinstance(said_status, bool) and said_status == status
     if code.startswith("forward_") or same_status:
         return _Said(message, code, "lava")
     openai = "type" in error and "param" in error
     google = isinstance(said_status, str) and said_status.isupper()
-    if openai or google or document.get("type") == "error":
-        return _Said(message, code, "provider")
-    return _Said(message, code, "none")
+    return _Said(message, code, "provider" if openai or google or anthropic else "none")
 
 
 def from_answer(
@@ -372,17 +386,19 @@ def from_answer(
     if code == "lava_error":
         # The details of a rate limit tell an SDK when to come back.
         keep += [(name, value) for name, value in headers if name.lower().startswith(b"x-ratelimit-")]
-    return Fault(code, message, hint, status=status, owner=owner, details=details, headers=keep)
+    # A target that Lava does not serve is always 400; everything else keeps the status it came with.
+    fixed = None if code == "lava_unsupported_target" else status
+    return Fault(code, message, hint, status=fixed, owner=owner, details=details, headers=keep)
 
 
 def _explain(status: int, said: _Said, payment: Payment, from_lava: bool, owner: Owner) -> tuple[str, str, str]:
     """Code, message and hint; claims nothing that the answer and the configuration do not say."""
     text = f"{said.code} {said.message}"
     quoted = f" It said: «{said.message}»" if said.message else ""
-    if from_lava and status in (402, 403, 429) and _SPEND_LIMIT.search(text):
+    if from_lava and status in (402, 403, 429) and _is_spend_limit(text, status, payment):
         return (
             "lava_spend_limit",
-            f"Lava says a limit of {_key(payment)} is reached.{quoted}",
+            f"{_who(owner, 'says')} a limit of {_key(payment)}{_place(payment)} is reached.{quoted}",
             "Raise the limit of that spend key in Lava, wait for its next cycle, or use another key.",
         )
     if status == 401:
@@ -390,12 +406,12 @@ def _explain(status: int, said: _Said, payment: Payment, from_lava: bool, owner:
     if status == 402:
         return _explain_402(payment, from_lava, owner, quoted)
     if status == 403:
-        who = "Lava" if owner == "lava" else "Lava, or a network in front of it,"
         hint = "Check in Lava what this key may do."
         if payment.payer == "spend_key":
             hint = "Check the spend key's request shape (OpenAI or Anthropic), models and providers in Lava."
-        return "lava_forbidden", f"{who} refuses this request made with {_key(payment)}.{quoted}", hint
-    if status == 400 and said.code in UNSUPPORTED:
+        message = f"{_who(owner, 'refuses')} this request made with {_key(payment)}{_place(payment)}.{quoted}"
+        return "lava_forbidden", message, hint
+    if said.code in UNSUPPORTED:
         return (
             "lava_unsupported_target",
             f'Lava does not serve this endpoint or model of provider "{payment.provider}".{quoted}',
@@ -410,12 +426,23 @@ def _explain(status: int, said: _Said, payment: Payment, from_lava: bool, owner:
     return "lava_error", f"Lava answered {status}{name}.{quoted}", hint
 
 
+def _is_spend_limit(text: str, status: int, payment: Payment) -> bool:
+    """Whether a refusal is the cap of a spend key (over until its next cycle), and not a rate limit (over in a moment)."""
+    if not _LIMIT.search(text) or (status == 429 and _RATE.search(text)):
+        return False
+    return payment.payer == "spend_key" or _SPEND_KEY.search(text) is not None
+
+
+def _who(owner: Owner, verb: str) -> str:
+    return f"Lava {verb}" if owner == "lava" else f"Lava, or a network in front of it, {verb}"
+
+
 def _explain_401(payment: Payment, from_lava: bool, owner: Owner, quoted: str) -> tuple[str, str, str]:
     if from_lava:
-        who = "Lava rejects" if owner == "lava" else "Lava, or a network in front of it, rejects"
+        what = "What was checked" if owner == "lava" else "What was sent"
         return (
             "lava_unauthorized",
-            f"{who} {_key(payment)}{_place(payment)}. What was checked: {_checked(payment)}.{quoted}",
+            f"{_who(owner, 'rejects')} {_key(payment)}{_place(payment)}. {what}: {_checked(payment)}.{quoted}",
             "Check that the key is active and of the right environment (live or test)"
             + (", and that the names sent with it exist in Lava." if payment.explicit else "."),
         )
@@ -424,28 +451,43 @@ def _explain_401(payment: Payment, from_lava: bool, owner: Owner, quoted: str) -
             "provider_key_rejected",
             f'Provider "{payment.provider}" says no (401) to the key that Lava itself uses there; your own keys were not '
             f"involved.{quoted}",
-            f"Tell Lava's support, or give the project your own key under [projects.{payment.project}.byok].",
+            f"Tell Lava's support, or {_bring_own_key(payment)}.",
         )
-    own = "the provider key that your tool sent" if payment.byok_from_client else "your own provider key"
-    setting = f"projects.{payment.project}.byok"
+    own, where = _own_key(payment)
     if owner == "unknown":
         return (
             "provider_key_rejected",
             f'The answer was 401 without saying from whom: either provider "{payment.provider}" rejects {own}, or Lava rejects '
             f"{_key(payment)}{_place(payment)}.{quoted}",
-            f"Check the key under {setting} first, then the Lava key.",
+            f"Check the provider key {where} first, then the Lava key.",
         )
     return (
         "provider_key_rejected",
         f'Provider "{payment.provider}" rejects {own} (project "{payment.project}").{quoted}',
-        "Check the key in your tool." if payment.byok_from_client else f"Replace the key under {setting}.",
+        f"Replace the provider key {where}.",
     )
 
 
+def _own_key(payment: Payment) -> tuple[str, str]:
+    """The BYOK key of a request in words, and where it stands."""
+    if payment.byok_from_client:
+        return "the provider key that your tool sent", "in your tool"
+    if payment.key_kind == "forward token":
+        return "the provider key in your forward token", "in the forward token, by making a new one"
+    return "your own provider key", f"under [projects.{payment.project}.byok]"
+
+
+def _bring_own_key(payment: Payment) -> str:
+    """How to pay the provider oneself: a project with a ready credential has no place for another key."""
+    if payment.key_kind == "secret key":
+        return f"give the project your own provider key under [projects.{payment.project}.byok]"
+    return f"use a project with your own provider key in place of the {payment.key_kind}"
+
+
 def _explain_402(payment: Payment, from_lava: bool, owner: Owner, quoted: str) -> tuple[str, str, str]:
-    own_key = f"give the project your own provider key under [projects.{payment.project}.byok]"
+    own_key = _bring_own_key(payment)
     if from_lava:
-        who = "Lava says" if owner == "lava" else "Lava, or a network in front of it, says that"
+        who = _who(owner, "says")
         place = _place(payment)
         if payment.payer == "customer":
             person = payment.connection_id or payment.customer_id or ""
@@ -471,11 +513,7 @@ def _explain_402(payment: Payment, from_lava: bool, owner: Owner, quoted: str) -
             f"wallet was not named.{quoted}",
             f"Tell Lava's support, or {own_key}.",
         )
-    own = (
-        "the account of the provider key that your tool sent"
-        if payment.byok_from_client
-        else "the account of your provider key"
-    )
+    own = f"the account of {_own_key(payment)[0]}"
     if owner == "unknown":
         return (
             "provider_payment_required",
@@ -496,8 +534,11 @@ def _key(payment: Payment) -> str:
 
 def _checked(payment: Payment) -> str:
     """What the credential that went to Lava said, in words."""
-    names = {"connection": payment.connection_id, "customer": payment.customer_id, "meter": payment.meter}
-    sent = [f"{kind} {shorten(names[kind] or '')}" for kind in payment.explicit]
+    people = {"connection": payment.connection_id, "customer": payment.customer_id}
+    sent = [
+        f'meter "{payment.meter}"' if kind == "meter" else f"{kind} {shorten(people[kind] or '')}"
+        for kind in payment.explicit
+    ]
     return ", ".join(("the key", *sent)) if sent else "the key alone"
 
 
@@ -508,4 +549,4 @@ def _place(payment: Payment) -> str:
 
 def shorten(identity: str) -> str:
     """``conn_abc…123``: enough of an id to recognise it, as ids stand in screenshots and bug reports."""
-    return identity if len(identity) <= 12 else f"{identity[:8]}…{identity[-3:]}"
+    return identity if len(identity) < 11 else f"{identity[:8]}…{identity[-3:]}"

@@ -27,6 +27,7 @@ from proxy.usage import Scanner
 if TYPE_CHECKING:
     from proxy.generation import Generation
     from proxy.headers import Received
+    from proxy.redaction import StreamMask
     from proxy.tokens import Credential
 
 Scope = MutableMapping[str, Any]
@@ -107,6 +108,7 @@ class Forwarder:
     def __init__(self, flights: Flights) -> None:
         self.flights = flights
         self.collected = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, call: Call, place: Place) -> None:
         """Forward one located request and answer it. Raises ``Fault`` where we answer ourselves, and ``Broken``."""
@@ -127,7 +129,9 @@ class Forwarder:
             )
         declared = _declared_length(call)
 
-        task = asyncio.current_task()
+        # The loop is passed because finding it costs a system call on Python 3.11.
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None  # noqa: S101  (a coroutine that runs is run by a task)
         flight = call.flight = Flight(task, generation.limits)
         if call.connection is not None:
@@ -451,6 +455,7 @@ class Forwarder:
         if fault is not None:
             raise fault
         record.outcome = Outcome.PROVIDER_ERROR
+        raw = content
         if encoded and masked is not None and masked != readable:
             # The echo stood inside a compressed body: it can only be masked in the open.
             content = masked
@@ -462,18 +467,30 @@ class Forwarder:
         flight.wait(Phase.WRITE)
         await call.send({"type": "http.response.start", "status": answer.status, "headers": head})
         record.bytes_out = len(content)
-        while not whole:
-            await call.send({"type": "http.response.body", "body": content, "more_body": True})
+        if not whole:
+            await self._rest_of_error(call, answer, redactor.stream(), raw)
+            return
+        await call.send({"type": "http.response.body", "body": content, "more_body": False})
+
+    async def _rest_of_error(self, call: Call, answer: Answer, masking: StreamMask, content: bytes) -> None:
+        """An error answer too long to be collected: masked as it passes, also across its chunks."""
+        record, flight = call.record, call.flight
+        assert flight is not None  # noqa: S101  (made before the request was opened)
+        record.bytes_out = 0
+        while content:
+            piece = masking.feed(content)
+            record.bytes_out += len(piece)
+            flight.wait(Phase.WRITE)
+            await call.send({"type": "http.response.body", "body": piece, "more_body": True})
             flight.wait(Phase.READ)
             try:
-                content = redactor.data(await answer.read())
+                content = await answer.read()
             except UpstreamError as error:
                 record.outcome, record.upstream_error = Outcome.TRUNCATED, error.detail
                 raise Broken("the error answer broke off") from error
-            record.bytes_out += len(content)
-            whole = not content
-            flight.wait(Phase.WRITE)
-        await call.send({"type": "http.response.body", "body": content, "more_body": False})
+        piece = masking.flush()
+        record.bytes_out += len(piece)
+        await call.send({"type": "http.response.body", "body": piece, "more_body": False})
 
     async def _send_catalog(self, call: Call, place: Place, project: str) -> None:
         """``GET /v1/models``: Lava's list and the aliases, in the client's shape."""

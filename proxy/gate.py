@@ -7,7 +7,9 @@ over raw header bytes: nothing here waits.
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import socket
 from dataclasses import dataclass
 
 from proxy import dialects
@@ -21,7 +23,7 @@ OPEN_PATHS = frozenset({b"/", b"/healthz", b"/readyz"})
 
 EXPOSED = b"x-lava-proxy-error, x-lava-proxy-request-id, x-lava-proxy-project, x-lava-proxy-provider, x-lava-request-id, x-request-id"
 _PREFLIGHT_SECONDS = b"600"
-_WILDCARDS = frozenset({"0.0.0.0", "::", "[::]", ""})  # noqa: S104  (names that are refused, not bound)
+_AUTHORITY = re.compile(rb"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]{1,5})?\Z")
 
 
 @dataclass(slots=True)
@@ -52,32 +54,45 @@ def check_host(received: Received, server: tuple[str, int | None] | None, genera
     if host in own:
         return host
     lowered = host.lower()
-    name = lowered.rpartition(b":")[0] if re.search(rb":[0-9]{1,5}\Z", lowered) else lowered
+    match = _AUTHORITY.match(lowered)
+    name = match[1] if match is not None else b""
     if lowered in own or lowered in generation.allowed_hosts or name in generation.allowed_hosts:
         return host
     if port is None and name == b"localhost":  # a unix socket: no browser can reach it
         return host
     shown = host.decode("ascii", "replace")[:100]
-    raise Fault(
-        "host_not_allowed",
-        f'This daemon is not called "{shown}".',
-        f'Call it localhost or 127.0.0.1, or add allowed_hosts = ["{shown}"] under [server].'
-        if re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?", shown)
-        else "Call it localhost or 127.0.0.1.",
-    )
+    advice = "Call it localhost or 127.0.0.1, with its port."
+    if re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?", shown):
+        advice = f'Call it localhost or 127.0.0.1, or, if that name is yours, add allowed_hosts = ["{shown}"] under [server].'
+    raise Fault("host_not_allowed", f'This daemon is not called "{shown}". {advice}', advice)
 
 
 def _own_hosts(generation: Generation, port: int | None) -> frozenset[bytes]:
     names = {"localhost", "127.0.0.1", "[::1]"}
     for host in generation.settings.server.host:
-        if host not in _WILDCARDS:
-            names.add(f"[{host}]" if ":" in host and not host.startswith("[") else host.lower())
+        names |= _spellings(host)
     if port is None:
         return frozenset()
     own = {f"{name}:{port}".encode("ascii") for name in names}
     if port == 80:
         own |= {name.encode("ascii") for name in names}
     return frozenset(own)
+
+
+def _spellings(bound: str) -> set[str]:
+    """The names in a ``Host`` for an address that we are bound to: none for a wildcard, which names no machine."""
+    written = bound.strip("[]").partition("%")[0].lower()
+    try:
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(written)
+    except ValueError:
+        try:
+            address = ipaddress.IPv4Address(socket.inet_aton(written))  # 0, 127.1 and 0x7f000001 are addresses, too
+        except OSError:
+            return {written} if written else set()
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    if address.is_unspecified or (mapped is not None and mapped.is_unspecified):
+        return set()
+    return {f"[{name}]" if ":" in name else name for name in (written, str(address))}
 
 
 def check_origin(received: Received, host: bytes, generation: Generation) -> bytes | None:
@@ -99,14 +114,18 @@ def check_origin(received: Received, host: bytes, generation: Generation) -> byt
             return origin
         if lowered != b"http://" + host.lower() or b"origin" in received.repeated:
             shown = origin.decode("ascii", "replace")[:100]
-            raise _foreign(f'A page of "{shown}" may not call this daemon.', f'add allowed_origins = ["{shown}"]')
+            advice = f'add allowed_origins = ["{shown}"]'
+            if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._:\[\]-]+", shown) is None:
+                advice = "give it an origin of its own and add that to allowed_origins"
+            raise _foreign(f'A page of "{shown}" may not call this daemon.', advice)
     if site is not None and site.lower() not in (b"none", b"same-origin"):
         raise _foreign("A page of another site may not call this daemon.", "add the page's origin to allowed_origins")
     return None
 
 
 def _foreign(message: str, advice: str) -> Fault:
-    return Fault("origin_not_allowed", message, f"If that page is yours, {advice} under [server].")
+    hint = f"If that page is yours, {advice} under [server]."
+    return Fault("origin_not_allowed", f"{message} {hint}", hint)
 
 
 def preflight(received: Received, origin: bytes) -> Pairs:
@@ -141,13 +160,12 @@ def key_of(
 ) -> tuple[bytes, bytes] | None:
     """The credential that a tool sent: the header's name and the key in it, or ``None``.
 
-    The header of the route's own dialect comes first, then the others in their order; ``but`` is left out. Raises ``Fault``
-    ``bad_request`` where the same header stands twice or holds two values.
+    The header of the route's own dialect comes first, then the others in their order. ``but`` is the header that carried
+    the local key: it is left out, and so is every other that holds a local key. Raises ``Fault`` ``bad_request`` where the
+    same header stands twice or holds two values.
     """
     noted = received.noted
-    for name in received.repeated:
-        if name in CREDENTIALS or name == PROXY_KEY:
-            raise _two_values(name)
+    _refuse_repeated(received)
     present = [name for name in CREDENTIALS if name in noted and name != but]
     if not present:
         return None
@@ -155,17 +173,30 @@ def key_of(
         dialect = dialects.of_path(path, generation.table.dialects) or dialects.of_headers(noted)
         own = _OWN_HEADER.get(dialect, b"authorization")
         present.sort(key=lambda name: name != own)  # stable: the others keep their order
-    keys = [(name, _key_in(name, noted[name])) for name in present]
-    return next((pair for pair in keys if pair[1]), keys[0])
+    keys = [(name, _key_in(name, noted[name], generation)) for name in present]
+    if but is not None:
+        keys = [pair for pair in keys if digest(pair[1]) not in generation.keys]
+    return next((pair for pair in keys if pair[1]), keys[0] if keys else None)
 
 
-def _key_in(name: bytes, value: bytes) -> bytes:
-    value = value.strip()
-    if b"," in value and all(piece.strip() for piece in value.split(b",")):
+def _refuse_repeated(received: Received) -> None:
+    for name in received.repeated:
+        if name in CREDENTIALS or name == PROXY_KEY:
+            raise _two_values(name)
+
+
+def _key_in(name: bytes, value: bytes, generation: Generation) -> bytes:
+    """The key in the value of a credential header."""
+    key = value.strip()
+    if name == b"authorization":
+        scheme, _, rest = key.partition(b" ")
+        if scheme.lower() == b"bearer":
+            key = rest.strip()
+        elif rest:
+            return key  # another scheme: its parameters may have commas, and it is no key of ours
+    if b"," in key and all(piece.strip() for piece in key.split(b",")) and digest(key) not in generation.keys:
         raise _two_values(name)
-    if name == b"authorization" and value[:7].lower() == b"bearer ":
-        return value[7:].strip()
-    return b"" if value.lower() == b"bearer" else value
+    return key
 
 
 def _two_values(name: bytes) -> Fault:
@@ -181,9 +212,10 @@ def check_key(received: Received, path: bytes, generation: Generation) -> Admiss
 
     Raises ``Fault`` ``local_key_required``, ``local_key_invalid`` or ``bad_request``.
     """
+    _refuse_repeated(received)
     own = received.noted.get(PROXY_KEY)
-    if own is not None and PROXY_KEY not in received.repeated:
-        found: tuple[bytes, bytes] | None = (PROXY_KEY, own.strip())
+    if own is not None:
+        found: tuple[bytes, bytes] | None = (PROXY_KEY, _key_in(PROXY_KEY, own, generation))
     else:
         found = key_of(received, path, generation)
     if PROXY_PROJECT in received.repeated:

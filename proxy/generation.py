@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from proxy.tokens import Credential
 
 _MOST_ROUTES = 4096
+_LONGEST_ROUTE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,9 @@ class Generation:
         return found
 
     def remember(self, key: tuple[object, ...], route: Route) -> None:
-        """Keep a route: tools ask for the same few over and over."""
+        """Keep a route: tools ask for the same few over and over. (Not the long ones: a client could fill the memory.)"""
+        if len(route.target) > _LONGEST_ROUTE or len(route.model or "") > _LONGEST_ROUTE:
+            return
         if len(self.routes) >= _MOST_ROUTES:
             self.routes.clear()
         self.routes[key] = route

@@ -403,6 +403,7 @@ class Exchange:
         "_chunked",
         "_chunks",
         "_end_given",
+        "_head",
         "_http10",
         "_left",
         "_method",
@@ -434,6 +435,7 @@ class Exchange:
         self._callbacks: list[Callable[[], object]] | None = None
         self._chunked = False
         self._bodiless = False
+        self._head: bytes | None = None  # of the response, not yet written
         self._left: int | None = None  # bytes still owed of a declared Content-Length
 
     # what the forwarder watches
@@ -468,6 +470,7 @@ class Exchange:
         """
         if self.complete:
             return
+        self._send_head()
         self._silence()
         self._protocol.break_off(reset=self.ends_by_close)
 
@@ -486,6 +489,7 @@ class Exchange:
 
     def _silence(self) -> None:
         self.gone = True
+        self._head = None
         self._callbacks = None
         self._chunks.clear()
         self._wake()
@@ -622,24 +626,36 @@ class Exchange:
             self._left = 0
         self.started = True
         self._awaiting_continue = False
-        self._protocol.write(head)
+        # Held until the loop turns: what the application sends without waiting leaves in one piece with it.
+        self._head = head
+        self._protocol.soon(self._send_head)
+
+    def _send_head(self) -> None:
+        if self._head is not None and not self.gone:
+            self._protocol.write(self._take_head())
+
+    def _take_head(self) -> bytes:
+        head, self._head = self._head, None
+        return head or b""
 
     def _continue(self, body: bytes, more: bool) -> None:
         protocol = self._protocol
+        if self._bodiless:
+            body = b""
         if self._chunked:
             if body:
-                protocol.write_chunk(body, last=not more)
+                tail = b"\r\n" if more else b"\r\n0\r\n\r\n"
+                protocol.write(self._take_head() + b"%x\r\n" % len(body), body, tail)
             elif not more:
-                protocol.write(b"0\r\n\r\n")
-        elif self._left is None:
-            if body:
-                protocol.write(body)
-        elif body and not self._bodiless:
-            if len(body) > self._left:
-                self.abort()
-                raise RuntimeError("the body is longer than its Content-Length")
-            self._left -= len(body)
-            protocol.write(body)
+                protocol.write(self._take_head() + b"0\r\n\r\n")
+        else:
+            if self._left is not None:
+                if len(body) > self._left:
+                    self.abort()
+                    raise RuntimeError("the body is longer than its Content-Length")
+                self._left -= len(body)
+            if body or not more:
+                protocol.write(self._take_head(), body)
         if more:
             return
         if self._left:
@@ -863,18 +879,16 @@ class GuardedProtocol(asyncio.Protocol):
 
     # writing
 
-    def write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
-
-    def write_chunk(self, body: bytes, last: bool) -> None:
+    def write(self, *pieces: bytes) -> None:
         if self._transport.is_closing():
             return
-        tail = b"\r\n0\r\n\r\n" if last else b"\r\n"
-        if len(body) < _COPY_BELOW:
-            self._transport.write(b"%x\r\n%b%b" % (len(body), body, tail))
+        if sum(map(len, pieces)) < _COPY_BELOW:
+            self._transport.write(b"".join(pieces))
         else:
-            self._transport.writelines((b"%x\r\n" % len(body), body, tail))
+            self._transport.writelines(pieces)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        self._loop.call_soon(callback)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer bytes that will not become a (whole) request, and close."""

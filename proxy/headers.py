@@ -86,7 +86,9 @@ _NOTED |= frozenset(
     {b"accept", b"anthropic-version", b"access-control-request-method", b"access-control-request-headers"}
 )
 _NOTED |= frozenset({PROXY_KEY, PROXY_PROJECT, METADATA, *CREDENTIALS})
-_SINGLE = frozenset({b"host", b"origin", b"content-length", PROXY_KEY, PROXY_PROJECT, METADATA, *CREDENTIALS})
+_SINGLE = frozenset({b"host", b"origin", b"content-length", PROXY_KEY, PROXY_PROJECT, *CREDENTIALS})
+# Lists by nature, or judged as a whole: what came in several lines is read as one value (RFC 9110, 5.3).
+_JOINED = frozenset({b"connection", b"content-encoding", b"sec-fetch-site", METADATA})
 _STOPPED = _HOP_BY_HOP | _KEPT_FROM_LAVA | frozenset(CREDENTIALS)
 
 
@@ -117,7 +119,7 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Received:
             if name in noted:
                 if name in _SINGLE:
                     repeated += (name,)
-                elif name == b"connection":
+                elif name in _JOINED:
                     noted[name] += b"," + pair[1]
             else:
                 noted[name] = pair[1]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_plus
 
 from proxy import providers
-from proxy.dialects import GOOGLE_VERSIONS, OPENAI_WORDS, Dialect, Ending, ending_of
+from proxy.dialects import GOOGLE_VERSIONS, OPENAI_WORDS, VERSION, Dialect, Ending, at_provider, ending_of, of_headers
 from proxy.errors import Fault
 from proxy.providers import Provider
 from proxy.settings import Project, Settings
@@ -31,7 +31,7 @@ _URI_COMPONENT = "!~*'()-_."
 
 _BAD_BYTE = re.compile(rb"[\x00-\x20\x7f-\xff\\#]|%(?![0-9A-Fa-f]{2})|%[01][0-9A-Fa-f]|%7[Ff]|%5[Cc]")
 _DOT_SEGMENT = re.compile(rb"(?:^|/)(?:\.|%2[eE]){1,2}(?=/|$)")
-_VERSION = re.compile(rb"v\d+[a-z]*\d*\Z")
+_BAD_QUERY_BYTE = re.compile(rb"[\x00-\x20\x7f]")
 
 _BUILT_IN_MODELS: tuple[tuple[str, str], ...] = (
     ("claude-", "anthropic"),
@@ -77,8 +77,7 @@ class Table:
         patterns: list[tuple[re.Pattern[str], str]] = []
         for name, targets in settings.models.items():
             if "*" in name:
-                pattern = ".*".join(re.escape(piece) for piece in name.split("*"))
-                patterns.append((re.compile(pattern + r"\Z", re.DOTALL), targets[0]))
+                patterns.append((_glob(name), targets[0]))
             else:
                 aliases[name] = targets[0]
         return cls(
@@ -94,6 +93,15 @@ class Table:
     def provider(self, name: str) -> Provider | None:
         """The provider of this name, or ``None``."""
         return self.providers.get(name.encode("utf-8", "surrogatepass"))
+
+
+def _glob(name: str) -> re.Pattern[str]:
+    """A pattern of ``[models]``. Each piece is taken where it first fits, once (an atomic group): a star never gives back
+    what it took, so that no model name can make the search long."""
+    first, *pieces = map(re.escape, name.split("*"))
+    last = pieces.pop()
+    middle = "".join(f"(?>.*?{piece})" for piece in pieces if piece)
+    return re.compile(rf"{first}{middle}.*{last}\Z", re.DOTALL)
 
 
 class Kind(Enum):
@@ -139,7 +147,9 @@ class Route:
     @property
     def wants_anthropic_version(self) -> bool:
         """Anthropic refuses requests without ``anthropic-version``; Lava passes what it gets."""
-        return self.provider.dialect is Dialect.ANTHROPIC
+        if self.target.startswith((b"forward?", b"rewrite/")):
+            return self.provider.dialect is Dialect.ANTHROPIC
+        return self.dialect is Dialect.ANTHROPIC  # Lava's own endpoint: what it speaks is the client's dialect
 
 
 def check_target(path: bytes) -> None:
@@ -189,13 +199,18 @@ def locate(method: str, path: bytes, headers: Mapping[bytes, bytes], table: Tabl
     words = [word for word in rest.split(b"/") if word]
     if first == b"v1":
         return _under_v1(method, path, project, words, headers)
-    if first in GOOGLE_VERSIONS or (first == b"upload" and words and _VERSION.match(words[0])):
+    if first in GOOGLE_VERSIONS or (first == b"upload" and words and VERSION.match(words[0])):
         if first != b"upload" and not words:
             return _info(method, path, project)
         return _at_google(project, b"/".join([first, *words]), table)
-    if first in OPENAI_WORDS and (words or first not in (b"chat", b"images", b"audio")):
+    if first in OPENAI_WORDS and (
+        words[:1] == [b"completions"] if first == b"chat" else words or first not in _FOLDERS
+    ):
         return _by_model(method, project, [first, *words], headers)
     raise _unknown(path, first, words, table)
+
+
+_FOLDERS = frozenset({b"images", b"audio"})  # no endpoints themselves
 
 
 def _word(path: bytes) -> tuple[bytes, bytes]:
@@ -211,22 +226,41 @@ def _info(method: str, path: bytes, project: str | None, provider: Provider | No
 
 
 def _at_provider(method: str, path: bytes, project: str | None, provider: Provider, rest: bytes) -> Place:
-    rest = rest.lstrip(b"/")
+    words = [word for word in rest.split(b"/") if word]
+    below = _below_base(provider, rest.lstrip(b"/"))
+    squeezed = _below_base(provider, b"/".join(words))
+    if squeezed in _ENDPOINTS or squeezed.partition(b"/")[2] in _ENDPOINTS:
+        below = squeezed  # a well-known endpoint: doubled and trailing slashes there are a slip
+    if not squeezed or (provider.dialect is not Dialect.OPENAI and VERSION.match(squeezed)):
+        return _info(method, path, project, provider)
+    return Place(Kind.PROVIDER, at_provider(provider.dialect, words), below, project, provider)
+
+
+_ENDPOINTS = frozenset(
+    {
+        *(b"chat/completions", b"completions", b"responses", b"embeddings", b"models", b"moderations", b"files"),
+        *(b"batches", b"images/generations", b"images/edits", b"images/variations", b"audio/speech"),
+        *(b"audio/transcriptions", b"audio/translations", b"messages", b"messages/count_tokens", b"messages/batches"),
+    }
+)
+
+
+def _below_base(provider: Provider, rest: bytes) -> bytes:
+    """``rest`` without what the base address (or a tool, for the second time) has already."""
     if provider.dialect is Dialect.OPENAI:
         own = _path_of(provider.base_url)
         if own and (rest == own or rest.startswith(own + b"/")):
             rest = rest[len(own) :].lstrip(b"/")
-        elif rest == b"v1" or rest.startswith(b"v1/"):
+        # More than one where the base URL has /v1 and the tool adds its own.
+        while rest == b"v1" or rest.startswith(b"v1/"):
             rest = rest[2:].lstrip(b"/")
-    if not rest:
-        return _info(method, path, project, provider)
-    if b"messages" in rest.split(b"/")[:2]:
-        dialect = Dialect.ANTHROPIC
-    elif provider.dialect is Dialect.GOOGLE and b"openai" in rest.split(b"/")[:2]:
-        dialect = Dialect.OPENAI
-    else:
-        dialect = Dialect.OPENAI if provider.dialect is Dialect.OTHER else provider.dialect
-    return Place(Kind.PROVIDER, dialect, rest, project, provider)
+        return rest
+    while True:
+        version, _, tail = rest.partition(b"/")
+        tail = tail.lstrip(b"/")
+        if not (VERSION.match(version) and VERSION.match(tail.partition(b"/")[0])):
+            return rest
+        rest = tail  # the tool's own version counts, not the base URL's
 
 
 def _under_v1(
@@ -246,9 +280,11 @@ def _by_model(method: str, project: str | None, words: list[bytes], headers: Map
     if words[0] == b"models":
         if len(words) > 1 and method == "POST" and b":" in words[-1]:
             return _at_google(project, b"v1/" + rest, None)
-        dialect = Dialect.ANTHROPIC if b"anthropic-version" in headers else Dialect.OPENAI
+        dialect = of_headers(headers)
         if len(words) == 1 and method in ("GET", "HEAD"):
             return Place(Kind.CATALOG, dialect, rest, project)
+        if dialect is Dialect.GOOGLE:
+            return _at_google(project, b"v1/" + rest, None)
         if len(words) > 1:
             named = unquote(rest.partition(b"/")[2].decode("ascii"))
             return Place(Kind.MODEL, dialect, rest, project, model=named)
@@ -279,7 +315,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _no_path(path: bytes, hint: str) -> Fault:
-    return Fault("path_not_found", f"Nothing is served at {path.decode('ascii', 'replace')[:200]}.", hint)
+    return Fault("path_not_found", f"Nothing is served at {path.decode('ascii', 'replace')[:200]}. {hint}", hint)
 
 
 def _unknown(path: bytes, first: bytes, words: list[bytes], table: Table) -> Fault:
@@ -288,7 +324,7 @@ def _unknown(path: bytes, first: bytes, words: list[bytes], table: Table) -> Fau
         return _no_path(path, "Anthropic's endpoint is /v1/messages; give the tool the base URL without /v1.")
     if first in OPENAI_WORDS:
         return _no_path(path, f"OpenAI's endpoints begin with /v1, as in /v1/{name}/…")
-    if _VERSION.match(first) or first == b"upload":
+    if VERSION.match(first) or first == b"upload":
         return _no_path(
             path,
             "Use /v1 for OpenAI's and Anthropic's interface, /v1beta for Google's, or put a provider in front.",
@@ -296,14 +332,11 @@ def _unknown(path: bytes, first: bytes, words: list[bytes], table: Table) -> Fau
     close = nearest(name, table.names)
     if not words and close is None:
         return _no_path(path, "Use /v1 as the base URL, or /<provider>/v1 for one provider.")
-    meant = f' Did you mean "{close}"?' if close else ""
-    return Fault(
-        "provider_not_found",
-        f'There is no provider "{name}".{meant}',
-        f"Use /{close or 'openai'}/v1, or add [providers.{name}] to the configuration."
-        if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name)
-        else f"Use /{close or 'openai'}/v1 as the base URL.",
-    )
+    meant = f'Did you mean "{close}"? ' if close else ""
+    advice = f"Use /{close or 'openai'}/v1 as the base URL."
+    if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
+        advice = f"Use /{close or 'openai'}/v1 as the base URL, or add [providers.{name}] to the configuration."
+    return Fault("provider_not_found", f'There is no provider "{name}". {meant}{advice}', advice)
 
 
 def choose_project(bound: str | None, in_path: str | None, in_header: bytes | None, table: Table) -> str:
@@ -327,7 +360,8 @@ def choose_project(bound: str | None, in_path: str | None, in_header: bytes | No
         close = nearest(asked, table.projects)
         raise Fault(
             "project_not_found",
-            f'There is no project "{asked[:100]}".' + (f' Did you mean "{close}"?' if close else ""),
+            f'There is no project "{asked[:100]}". '
+            + (f'Did you mean "{close}"?' if close else f"Configured projects: {_listed(table.projects)}."),
             f"Configured projects: {_listed(table.projects)}.",
         )
     if table.default_project is not None:
@@ -350,8 +384,15 @@ def _listed(names: Iterable[str]) -> str:
 def route(method: str, place: Place, query: bytes, project_name: str, model: str | None, table: Table) -> Route:
     """The route of a located request; ``model`` is what its body says (``None``: nothing readable).
 
-    ``query`` is raw, without ``?``. Raises ``Fault`` ``crossing_unsupported``.
+    ``query`` is raw, without ``?``. Raises ``Fault`` ``crossing_unsupported``, or ``bad_target`` for a query with control
+    bytes.
     """
+    if _BAD_QUERY_BYTE.search(query) is not None:
+        raise Fault(
+            "bad_target",
+            "The address has a control character or a space in its query.",
+            "Send the plain address, with such characters percent-encoded.",
+        )
     if place.provider is not None:
         url = _target_url(place.provider, place.rest, query)
         ending = ending_of(place.rest)
@@ -370,7 +411,7 @@ def route(method: str, place: Place, query: bytes, project_name: str, model: str
 
     replace = name if name != model else None
     if place.model is not None and replace is not None:
-        rest, replace = b"models/" + quote(replace, safe=_URI_COMPONENT + "/").encode("ascii"), None
+        rest, replace = b"models/" + _raw_name(rest.partition(b"/")[2], replace), None
     if provider.name == "google" and place.dialect is not Dialect.GOOGLE:
         provider = table.providers[b"googleOpenaiCompatible"]
     if provider.dialect is place.dialect:
@@ -388,6 +429,15 @@ def route(method: str, place: Place, query: bytes, project_name: str, model: str
         b"rewrite/" + place.dialect.value.encode("ascii") + b"/" + provider.base_url.encode("ascii") + b"/" + crossing
     )
     return Route(project_name, provider, place.dialect, ending, target, model, replace)
+
+
+def _raw_name(raw: bytes, name: str) -> bytes:
+    """``name`` in a path: as it came where only a prefix went (``raw`` is the client's spelling), else encoded."""
+    for slash in (b"/", b"%2F", b"%2f"):
+        _, found, tail = raw.partition(slash)
+        if found and unquote(tail.decode("ascii")) == name:
+            return tail
+    return quote(name, safe=_URI_COMPONENT + "/").encode("ascii")
 
 
 _CROSSINGS: Mapping[tuple[str, Dialect, bytes, Dialect], bytes] = {
@@ -429,7 +479,7 @@ def _target_url(provider: Provider, rest: bytes, query: bytes) -> bytes:
     base = provider.base_url.encode("ascii")
     if provider.dialect is not Dialect.OPENAI:
         words = rest.split(b"/", 2)
-        versioned = _VERSION.match(words[0]) or (words[0] == b"upload" and len(words) > 1 and _VERSION.match(words[1]))
+        versioned = VERSION.match(words[0]) or (words[0] == b"upload" and len(words) > 1 and VERSION.match(words[1]))
         if versioned:
             scheme, _, host = base.partition(b"://")
             base = scheme + b"://" + host.partition(b"/")[0]

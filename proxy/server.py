@@ -715,16 +715,16 @@ def _by(port: int) -> str:
 def find_holder(port: int) -> tuple[int, str] | None:
     """Process id and name of who listens on TCP ``port``, where Linux tells us.
 
-    Our own daemons hide their descriptors even from their user (see ``forbid_core_dumps``), so a process of the
-    socket's user whose command line is ours is taken as the second best answer.
+    Our own daemons hide their descriptors even from their user (see ``forbid_core_dumps``), so a process
+    whose command line is ours is taken as the second best answer.
     """
-    inodes: dict[str, int] = {}
+    inodes: set[str] = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(table).read_text("ascii").splitlines()[1:]:
                 fields = line.split()
                 if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    inodes[f"socket:[{fields[9]}]"] = int(fields[7])
+                    inodes.add(f"socket:[{fields[9]}]")
     if not inodes:
         return None
     ours: int | None = None
@@ -732,8 +732,9 @@ def find_holder(port: int) -> tuple[int, str] | None:
         if not process.name.isdigit():
             continue
         try:
-            if any(os.readlink(each) in inodes for each in os.scandir(process / "fd")):
-                return int(process.name), _name_of(process)
+            with os.scandir(process / "fd") as descriptors:
+                if any(os.readlink(each) in inodes for each in descriptors):
+                    return int(process.name), _name_of(process)
         except OSError:
             if _is_lava_proxy(process) and int(process.name) != os.getpid():
                 ours = int(process.name)
