@@ -15,16 +15,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
+from proxy.documents import raw_model
 from proxy.errors import Fault
-
-
-class _Envelope(msgspec.Struct):
-    model: msgspec.Raw = msgspec.Raw(b"")
-
-
-_decoder = msgspec.json.Decoder(_Envelope)
 
 
 @dataclass(slots=True)
@@ -74,17 +66,11 @@ def find_model(body: bytes, content_type: bytes | None, content_encoding: bytes 
 
 
 def _raw_model(body: bytes) -> bytes:
-    try:
-        return bytes(_decoder.decode(body).model)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        pass
-    if _SURROGATE.search(body) is None:
-        return b""
+    found = raw_model(body)
+    if found or _SURROGATE.search(body) is None:
+        return found
     # Half a surrogate pair (an emoji that a tool cut in two) is sound JSON, but msgspec refuses it.
-    try:
-        return bytes(_decoder.decode(_SURROGATE.sub(rb"\\ufffd", body)).model)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return b""
+    return raw_model(_SURROGATE.sub(rb"\\u0000", body))
 
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
@@ -92,18 +78,16 @@ _LONGEST_NAME = 1024  # characters; no model is called that, and names go into t
 
 
 def _name(text: str) -> str | None:
-    return text if 0 < len(text) <= _LONGEST_NAME else None
+    return text if 0 < len(text) <= _LONGEST_NAME and "\0" not in text else None
 
 
 def _text(raw: bytes) -> str | None:
     if raw[:1] != b'"':
         return None
     try:
-        name = json.loads(raw.decode("utf-8"))
-        name.encode("utf-8")  # half a surrogate pair is no name
+        return _name(json.loads(raw.decode("utf-8")))
     except ValueError:
         return None
-    return _name(name)
 
 
 def _in_json(body: bytes, decoded: bool) -> Model:
@@ -268,7 +252,7 @@ def _decode_one(body: bytes, name: bytes, limit: int) -> bytes | None:
     return None
 
 
-_MOST_MEMBERS = 16  # of one gzip body; each costs a copy of what follows it
+_MOST_MEMBERS = 16  # pieces of one gzip or zstd body; each costs a copy of what follows it
 
 
 def _inflate(body: bytes, window: int, limit: int) -> bytes | None:
@@ -306,14 +290,22 @@ def _unbrotli(body: bytes, limit: int) -> bytes | None:
 def _unzstd(body: bytes, limit: int) -> bytes | None:
     import zstandard
 
-    # A frame cut short reads as an early end. A frame of our own behind it tells: it comes out only where the body is whole.
-    mark = b"\0whole"
-    most = limit + len(mark)
-    source = body + zstandard.ZstdCompressor().compress(mark)
     # 8 MiB is the largest window that this content encoding may have (RFC 9659).
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
     plain = b""
-    with decompressor.stream_reader(source, read_across_frames=True) as reader:
-        while len(plain) <= most and (piece := reader.read(most + 1 - len(plain))):
+    with decompressor.stream_reader(body, read_across_frames=True) as reader:
+        while len(plain) <= limit and (piece := reader.read(limit + 1 - len(plain))):
             plain += piece
-    return plain[: -len(mark)] if len(plain) <= most and plain.endswith(mark) else None
+    if len(plain) > limit:
+        return None
+    # The reader takes a frame cut short for an early end. Now that the size is known to be harmless, each frame is asked
+    # for its end.
+    for _ in range(_MOST_MEMBERS):
+        frame = decompressor.decompressobj()
+        frame.decompress(body)
+        if not frame.eof:
+            return None
+        body = frame.unused_data
+        if not body:
+            return plain
+    return None

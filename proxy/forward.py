@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from email.utils import formatdate
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,10 +24,9 @@ from proxy.upstream import Answer, Outgoing, UpstreamError
 from proxy.usage import Scanner
 
 if TYPE_CHECKING:
-    from proxy.generation import Generation
+    from proxy.generation import Generation, Plan
     from proxy.headers import Received
     from proxy.redaction import StreamMask
-    from proxy.tokens import Credential
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -60,10 +58,10 @@ class Call:
         "generation",
         "opened",
         "path",
+        "plan",
         "receive",
         "received",
         "record",
-        "route",
         "scope",
         "send",
     )
@@ -87,7 +85,7 @@ class Call:
         self.admission = Admission()
         self.dialect: Dialect | None = None
         self.flight: Flight | None = None
-        self.route: Route | None = None
+        self.plan: Plan | None = None
         self.opened: Answer | None = None
         self.answering = False
         extensions = scope.get("extensions") or {}
@@ -145,20 +143,17 @@ class Forwarder:
             content: bytes | AsyncIterator[bytes] | None
             length: int | None = None
             if place.reads_body and (method in _HAS_BODY or declared):
-                route, content = self._route_by_body(call, place, project, await self._collect(call))
+                plan, content = self._plan_by_body(call, place, project, await self._collect(call))
             else:
-                route = self._route(call, place, project, None)
+                plan = self._plan(call, place, project, None)
                 content, length = await self._stream(call, declared), declared
-            call.route, record.provider, record.model = route, route.provider.name, route.model
-
-            credential = self._credential(call, route)
-            out = self._outgoing(call, route, credential, content, length)
+            out = self._outgoing(call, plan, content, length)
             if content is None or isinstance(content, bytes):
                 flight.wait(Phase.HEAD)
             answer = call.opened = await generation.engine.open(out)
             flight.answered = True
             record.status = answer.status
-            await self._answer(call, route, credential, answer)
+            await self._answer(call, plan, answer)
         except asyncio.CancelledError:
             if flight.reason is None:
                 raise
@@ -183,17 +178,22 @@ class Forwarder:
 
     # --- the request -------------------------------------------------------------------------------------------------
 
-    def _route(self, call: Call, place: Place, project: str, model: str | None) -> Route:
-        generation, query = call.generation, call.scope.get("query_string", b"")
-        key = (call.record.method, call.path, query, project, model, place.dialect)
-        found = generation.routes.get(key)
-        if found is None:
-            found = routing.route(call.record.method, place, query, project, model, generation.table)
-            generation.remember(key, found)
-        return found
+    def _plan(self, call: Call, place: Place, project: str, model: str | None) -> Plan:
+        """Where the request goes and with which credential: worked out once for the same request of the same project."""
+        generation, record = call.generation, call.record
+        query = call.scope.get("query_string", b"")
+        key = (record.method, call.path, query, project, model, place.dialect)
+        plan = generation.plans.get(key)
+        if plan is None:
+            route = routing.route(record.method, place, query, project, model, generation.table)
+            record.provider, record.model = route.provider.name, route.model
+            plan = generation.plan(route, self._client_key(call, route))
+            generation.remember(key, plan)
+        call.plan, record.provider, record.model = plan, plan.route.provider.name, plan.route.model
+        return plan
 
-    def _route_by_body(self, call: Call, place: Place, project: str, whole: bytes) -> tuple[Route, bytes]:
-        """The route that ``model`` decides, and the body to send: as it came unless the name must be replaced."""
+    def _plan_by_body(self, call: Call, place: Place, project: str, whole: bytes) -> tuple[Plan, bytes]:
+        """The plan that ``model`` decides, and the body to send: as it came unless the name must be replaced."""
         noted = call.received.noted
         found = bodies.find_model(
             whole,
@@ -201,13 +201,13 @@ class Forwarder:
             noted.get(b"content-encoding"),
             call.generation.settings.server.max_body_bytes,
         )
-        route = self._route(call, place, project, found.name)
-        if route.replace is None:
-            return route, whole
-        changed = bodies.replace_model(found, route.replace)
+        plan = self._plan(call, place, project, found.name)
+        if plan.route.replace is None:
+            return plan, whole
+        changed = bodies.replace_model(found, plan.route.replace)
         if found.decoded:
             call.received.onward = headers.without(call.received.onward, b"content-encoding")
-        return route, changed
+        return plan, changed
 
     async def _collect(self, call: Call) -> bytes:
         """The whole body, within ``max_body_bytes`` and the budget of all requests together."""
@@ -278,62 +278,44 @@ class Forwarder:
         if not flight.answered:
             flight.wait(Phase.HEAD)
 
-    def _credential(self, call: Call, route: Route) -> Credential:
+    def _client_key(self, call: Call, route: Route) -> str | None:
+        """The provider key that the tool itself sent, where the project says that it is to be used."""
         generation = call.generation
-        client_key: str | None = None
-        if tokens.needs_client_key(generation.project(route.project), route.provider.name):
-            sent = key_of(call.received, call.path, generation, but=call.admission.key_header)
-            client_key = sent[1].decode("utf-8", "surrogateescape") if sent is not None else None
-            if client_key is not None and not (client_key.isascii() and client_key.isprintable()):
-                raise Fault(
-                    "bad_request",
-                    "The provider key of this request has characters that no key has.",
-                    "Check the key.",
-                )
-        return generation.credential(route.project, route.provider.name, client_key)
+        if not tokens.needs_client_key(generation.project(route.project), route.provider.name):
+            return None
+        sent = key_of(call.received, call.path, generation, but=call.admission.key_header)
+        if sent is None:
+            return None
+        key = sent[1].decode("utf-8", "replace")
+        if not (key.isascii() and key.isprintable()):
+            raise Fault(
+                "bad_request", "The provider key of this request has characters that no key has.", "Check the key."
+            )
+        return key
 
     def _outgoing(
-        self,
-        call: Call,
-        route: Route,
-        credential: Credential,
-        content: bytes | AsyncIterator[bytes] | None,
-        length: int | None,
+        self, call: Call, plan: Plan, content: bytes | AsyncIterator[bytes] | None, length: int | None
     ) -> Outgoing:
-        """A new request beside the received one."""
-        generation, received = call.generation, call.received
-        lava = generation.lava(route.project)
-        extra: headers.Pairs = []
-        metadata = headers.merge_metadata(received.get(headers.METADATA), generation.project(route.project).metadata)
-        if metadata is not None:
-            extra.append((headers.METADATA, metadata))
-        if route.wants_anthropic_version and b"anthropic-version" not in received.noted:
-            extra.append((b"anthropic-version", b"2023-06-01"))
+        """A new request beside the received one: our headers first, then what may travel of the client's."""
+        received = call.received
+        pairs = plan.head + received.onward
+        asked = received.noted.get(headers.METADATA)
+        if asked is not None or plan.metadata:
+            metadata = headers.merge_metadata(asked, plan.metadata)
+            if metadata is not None:
+                pairs.append((headers.METADATA, metadata))
+        if plan.route.wants_anthropic_version and b"anthropic-version" not in received.noted:
+            pairs.append((b"anthropic-version", b"2023-06-01"))
+        streamed = content is not None and not isinstance(content, bytes)
         return Outgoing(
-            call.record.method.encode("ascii"),
-            lava.origin,
-            lava.base_path + b"/" + route.target,
-            headers.to_lava(received, lava.host, credential.authorization, extra),
-            content,
-            length if isinstance(content, AsyncIterator) else None,
+            call.record.method.encode("ascii"), plan.origin, plan.target, pairs, content, length if streamed else None
         )
 
     # --- the answer --------------------------------------------------------------------------------------------------
 
-    async def _answer(self, call: Call, route: Route, credential: Credential, answer: Answer) -> None:
+    async def _answer(self, call: Call, plan: Plan, answer: Answer) -> None:
         record, status = call.record, answer.status
         record.first_byte_s = monotonic() - record.started
-        encoded = sse = False
-        dated = False
-        for name, value in answer.headers:
-            if name == b"content-type":
-                sse = value[:17].lower() == b"text/event-stream"
-            elif name == b"content-encoding":
-                encoded = value.strip().lower() not in (b"", b"identity")
-            elif name == b"x-lava-request-id":
-                record.lava_request_id = value.decode("ascii", "replace")[:200]
-            elif name == b"date":
-                dated = True
         if 300 <= status < 400 and status != 304:
             raise Fault(
                 "upstream_redirect",
@@ -341,37 +323,30 @@ class Forwarder:
                 "Check lava.base_url; Lava itself does not redirect.",
                 details={"upstream_status": status},
             )
-        head = headers.to_client(answer.headers, keep_length=answer.framing == "length" or call.record.method == "HEAD")
-        head += self._ours(call, route, dated)
+        answered = headers.to_client(answer.headers, keep_length=answer.framing == "length" or record.method == "HEAD")
+        if answered.lava_request_id is not None:
+            record.lava_request_id = answered.lava_request_id.decode("ascii", "replace")[:200]
+        answered.onward += plan.ours
+        answered.onward.append((b"x-lava-proxy-request-id", record.request_id.encode("ascii")))
         if status >= 400:
-            await self._error_answer(call, credential, answer, head, encoded)
+            await self._error_answer(call, plan, answer, answered)
             return
 
-        scanner = record.scanner = Scanner(route.ending, sse, encoded)
-        await self._relay(call, route, answer, head, scanner, sse and not encoded)
+        scanner = record.scanner = Scanner(plan.route.ending, answered.event_stream, answered.encoding is not None)
+        await self._relay(call, plan.route, answer, answered, scanner)
         if record.outcome is Outcome.OK and scanner.error is not None:
             record.outcome, record.upstream_error = Outcome.PROVIDER_ERROR, scanner.error
 
-    def _ours(self, call: Call, route: Route, dated: bool) -> headers.Pairs:
-        ours: headers.Pairs = [
-            (b"x-lava-proxy-request-id", call.record.request_id.encode("ascii")),
-            (b"x-lava-proxy-project", route.project.encode("ascii")),
-            (b"x-lava-proxy-provider", route.provider.name.encode("ascii")),
-        ]
-        if not dated:
-            ours.append((b"date", formatdate(usegmt=True).encode("ascii")))
-        return ours
-
     async def _relay(
-        self, call: Call, route: Route, answer: Answer, head: headers.Pairs, scanner: Scanner, sse: bool
+        self, call: Call, route: Route, answer: Answer, answered: headers.Answered, scanner: Scanner
     ) -> None:
         """Bytes out as they come in. One chunk is held at a time."""
         record, flight, send = call.record, call.flight, call.send
         assert flight is not None  # noqa: S101  (made before the request was opened)
-        total = _total(answer) if answer.framing == "length" else None
+        total = answered.length if answer.framing == "length" else None
         call.answering = True
         flight.wait(Phase.WRITE)
-        await send({"type": "http.response.start", "status": answer.status, "headers": head})
+        await send({"type": "http.response.start", "status": answer.status, "headers": answered.onward})
         done = 0
         try:
             while True:
@@ -399,7 +374,8 @@ class Forwarder:
                 "Lava's connection broke in the middle of the answer.",
             )
         scanner.finish()
-        if sse and route.ending is not Ending.UNKNOWN and not scanner.ended and scanner.error is None:
+        readable = answered.event_stream and answered.encoding is None
+        if readable and route.ending is not Ending.UNKNOWN and not scanner.ended and scanner.error is None:
             if answer.framing == "close":
                 record.outcome = Outcome.TRUNCATED
                 await self._break(
@@ -428,9 +404,7 @@ class Forwarder:
             await call.send({"type": "http.response.body", "body": event, "more_body": True})
         raise Broken(message)
 
-    async def _error_answer(
-        self, call: Call, credential: Credential, answer: Answer, head: headers.Pairs, encoded: bool
-    ) -> None:
+    async def _error_answer(self, call: Call, plan: Plan, answer: Answer, answered: headers.Answered) -> None:
         """An answer that is an error: read, masked, and either explained or passed on."""
         record, flight = call.record, call.flight
         assert flight is not None  # noqa: S101  (made before the request was opened)
@@ -442,27 +416,26 @@ class Forwarder:
                 whole = True
                 break
             content += chunk
-        redactor = call.generation.redactor(credential)
+        redactor = call.generation.redactor(plan.credential)
         readable: bytes | None = content
-        if encoded:
-            encoding = b",".join(value for name, value in answer.headers if name == b"content-encoding")
-            readable = bodies.decode(content, encoding, 4 * _ERROR_BODY) if whole else None
+        if answered.encoding is not None:
+            readable = bodies.decode(content, answered.encoding, 4 * _ERROR_BODY) if whole else None
         masked = redactor.data(readable) if readable is not None else None
-        head = [(name, redactor.data(value)) for name, value in head]
+        head = [(name, redactor.data(value)) for name, value in answered.onward]
         fault = errors.from_answer(
-            answer.status, head, masked or b"", credential.payment, lava_request_id=record.lava_request_id
+            answer.status, head, masked or b"", plan.credential.payment, lava_request_id=record.lava_request_id
         )
         if fault is not None:
             raise fault
         record.outcome = Outcome.PROVIDER_ERROR
         raw = content
-        if encoded and masked is not None and masked != readable:
+        if answered.encoding is None:
+            content = masked or b""
+        elif masked is not None and masked != readable:
             # The echo stood inside a compressed body: it can only be masked in the open.
             content = masked
             head = [pair for pair in head if pair[0] not in (b"content-encoding", b"content-length")]
             head.append((b"content-length", b"%d" % len(content)))
-        elif not encoded and masked is not None:
-            content = masked
         call.answering = True
         flight.wait(Phase.WRITE)
         await call.send({"type": "http.response.start", "status": answer.status, "headers": head})
@@ -523,8 +496,8 @@ class Forwarder:
             raise fault
         record.error_code = fault.code
         scanner = record.scanner
-        if scanner is not None and scanner.at_boundary and call.route is not None:
-            route = call.route
+        if scanner is not None and scanner.at_boundary and call.plan is not None:
+            route = call.plan.route
             error = errors.body_of(
                 fault, route.dialect, record.request_id, project=route.project, provider=record.provider
             )
@@ -569,13 +542,6 @@ def _too_large(limit: int) -> Fault:
 
 def _is_chunked(call: Call) -> bool:
     return any(name == b"transfer-encoding" for name, _ in call.scope["headers"])
-
-
-def _total(answer: Answer) -> int | None:
-    for name, value in answer.headers:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else None
-    return None
 
 
 def _upstream_fault(error: UpstreamError, call: Call) -> Fault:

@@ -192,7 +192,7 @@ def _key_in(name: bytes, value: bytes, generation: Generation) -> bytes:
         scheme, _, rest = key.partition(b" ")
         if scheme.lower() == b"bearer":
             key = rest.strip()
-        elif rest:
+        elif rest and b"," not in scheme:
             return key  # another scheme: its parameters may have commas, and it is no key of ours
     if b"," in key and all(piece.strip() for piece in key.split(b",")) and digest(key) not in generation.keys:
         raise _two_values(name)

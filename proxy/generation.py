@@ -18,6 +18,9 @@ from proxy.routing import Route, Table
 from proxy.upstream import Engine, Origin
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from proxy.headers import Pairs
     from proxy.settings import Project, Settings
     from proxy.tokens import Credential
 
@@ -32,6 +35,22 @@ class Lava:
     origin: Origin
     host: bytes
     base_path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A route made ready: where it goes, with which credential, and the headers that are always the same.
+
+    ``head`` begins the request to Lava, ``ours`` is added to every answer, ``metadata`` are the project's own pairs.
+    """
+
+    route: Route
+    credential: Credential
+    origin: Origin
+    target: bytes
+    head: Pairs
+    metadata: Mapping[str, str]
+    ours: Pairs
 
 
 class Generation:
@@ -64,7 +83,7 @@ class Generation:
         self.account_key: Secret | None = settings.lava.secret_key
         self.in_flight = 0
         self.retired = False
-        self.routes: dict[tuple[object, ...], Route] = {}
+        self.plans: dict[tuple[object, ...], Plan] = {}
         self._lava: dict[str, Lava] = {}
         self._credentials: dict[tuple[str, str], Credential] = {}
         self._redactors: dict[tuple[str, str], Redactor] = {}
@@ -112,13 +131,34 @@ class Generation:
             found = self._redactors[key] = Redactor(credential.secrets)
         return found
 
-    def remember(self, key: tuple[object, ...], route: Route) -> None:
-        """Keep a route: tools ask for the same few over and over. (Not the long ones: a client could fill the memory.)"""
-        if len(route.target) > _LONGEST_ROUTE or len(route.model or "") > _LONGEST_ROUTE:
+    def plan(self, route: Route, client_key: str | None) -> Plan:
+        """Everything about a route that does not change from request to request; see ``credential`` for the faults."""
+        made = self.credential(route.project, route.provider.name, client_key)
+        lava = self.lava(route.project)
+        return Plan(
+            route,
+            made,
+            lava.origin,
+            lava.base_path + b"/" + route.target,
+            [(b"host", lava.host), (b"authorization", made.authorization)],
+            self.project(route.project).metadata,
+            [
+                (b"x-lava-proxy-project", route.project.encode("ascii")),
+                (b"x-lava-proxy-provider", route.provider.name.encode("ascii")),
+            ],
+        )
+
+    def remember(self, key: tuple[object, ...], plan: Plan) -> None:
+        """Keep a plan: tools ask for the same few over and over.
+
+        Not one with the tool's own key, which is not ours to keep, and not the long ones: a client could fill the memory.
+        """
+        route = plan.route
+        if plan.credential.payment.byok_from_client or len(route.target) + len(route.model or "") > _LONGEST_ROUTE:
             return
-        if len(self.routes) >= _MOST_ROUTES:
-            self.routes.clear()
-        self.routes[key] = route
+        if len(self.plans) >= _MOST_ROUTES:
+            self.plans.clear()
+        self.plans[key] = plan
 
     def usable(self) -> str | None:
         """Why requests of the default project could not be served, or ``None`` where they could."""

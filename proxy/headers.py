@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 from proxy.errors import Fault
@@ -142,59 +143,74 @@ def _tokens(value: bytes) -> set[bytes]:
     return {token.strip().lower() for token in value.split(b",")}
 
 
-def to_lava(received: Received, host: bytes, authorization: bytes | None, extra: Pairs) -> Pairs:
-    """The headers of the outgoing request: ours first, then what may travel of the client's.
-
-    ``authorization`` is the whole value (``Bearer …``); ``extra`` are further headers of ours. Framing headers are the
-    engine's.
-    """
-    out: Pairs = [(b"host", host)]
-    if authorization is not None:
-        out.append((b"authorization", authorization))
-    out += extra
-    out += received.onward
-    return out
-
-
 def without(pairs: Pairs, name: bytes) -> Pairs:
     """``pairs`` without one name."""
     return [pair for pair in pairs if pair[0] != name]
 
 
-def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> Pairs:
-    """What may travel of an upstream's response headers, names in lower case.
+class Answered:
+    """The headers of an answer, sorted: ``onward`` may travel to the client, the rest is what the forwarder asks for."""
+
+    __slots__ = ("encoding", "event_stream", "lava_request_id", "length", "onward")
+
+    def __init__(self) -> None:
+        self.onward: Pairs = []
+        self.event_stream = False
+        self.encoding: bytes | None = None
+        """``Content-Encoding``, unless it is empty or ``identity``."""
+        self.length: int | None = None
+        self.lava_request_id: bytes | None = None
+
+
+def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> Answered:
+    """Sort the headers of an upstream's answer (names in lower case); a ``date`` is added where there is none.
 
     ``keep_length`` says whether ``content-length`` frames the body that is sent on; equal duplicates of it become one.
     """
-    onward: Pairs = []
-    nominated: set[bytes] = set()
-    length_seen = not keep_length
+    answered = Answered()
+    onward = answered.onward
+    nominated: set[bytes] | None = None
     date_seen = server_seen = False
-    for raw, value in headers:
-        name = raw.lower()
-        if name in _HOP_BY_HOP:
-            if name == b"connection":
-                nominated |= _tokens(value)
+    for pair in headers:
+        name, value = pair
+        if name in _ASKED:
+            if name == b"content-length":
+                if not keep_length or answered.length is not None:
+                    continue
+                answered.length = int(value) if value.isdigit() else None
+            elif name == b"content-type":
+                answered.event_stream = value[:17].lower() == b"text/event-stream"
+            elif name == b"date":
+                if date_seen:
+                    continue
+                date_seen = True
+            elif name == b"server":
+                if server_seen:
+                    continue
+                server_seen = True
+            elif name == b"x-lava-request-id":
+                answered.lava_request_id = value
+            elif value.strip().lower() not in (b"", b"identity"):
+                answered.encoding = value if answered.encoding is None else answered.encoding + b"," + value
+        elif name in _DROPPED:
+            if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+                nominated = (nominated or set()) | _tokens(value)
             continue
-        if name in _KEPT_FROM_CLIENT or name.startswith((b"access-control-", b"x-lava-proxy-")):
+        elif name.startswith((b"access-control-", b"x-lava-proxy-")):
             continue
-        if name == b"content-length":
-            if length_seen:
-                continue
-            length_seen = True
-        elif name == b"date":
-            if date_seen:
-                continue
-            date_seen = True
-        elif name == b"server":
-            if server_seen:
-                continue
-            server_seen = True
-        onward.append((name, value))
-    nominated -= {b"keep-alive", b"close", b"content-length", b"content-type", b"content-encoding", b""}
+        onward.append(pair)
+    if not date_seen:
+        onward.append((b"date", formatdate(usegmt=True).encode("ascii")))
     if nominated:
-        onward = [pair for pair in onward if pair[0] not in nominated]
-    return onward
+        nominated -= _FRAMING
+        answered.onward = [pair for pair in onward if pair[0] not in nominated]
+    return answered
+
+
+_ASKED = frozenset({b"content-length", b"content-type", b"content-encoding", b"date", b"server", b"x-lava-request-id"})
+_DROPPED = _HOP_BY_HOP | _KEPT_FROM_CLIENT
+# What an upstream cannot take away by naming it in Connection: the body could not be read without it.
+_FRAMING = frozenset({b"keep-alive", b"close", b"content-length", b"content-type", b"content-encoding", b"date", b""})
 
 
 # --- x-lava-metadata -------------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ from collections import deque
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from proxy import documents
+
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
 
@@ -47,8 +49,6 @@ _LONGEST_TRACE = 64 * 1024
 # Libraries that at INFO tell every URL with its query; hpack and h2 tell every header at DEBUG.
 _QUIET = {"httpx2": "warning", "httpcore2": "warning", "uvicorn.access": "critical"}
 _NEVER_DEBUG = ("hpack", "h2")
-
-_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would build such an encoder every time
 
 # What could end a line, colour a terminal or turn the order of its letters round.
 _UNPRINTABLE = re.compile(
@@ -239,8 +239,12 @@ class Logs:
                 return self._rendered({name: value for name, value in told.items() if value is not None})
             # The hot path of the writer: strings and numbers only, so one look at the finished line is
             # enough, and nothing is found in nearly all of them.
-            line = _encode(told) + "\n"
-            return line if self._redactor.text(line) is line else self._rendered(told)
+            line = documents.write(told)
+            if line.isascii() and self._redactor.data(line) is line:
+                return line.decode("ascii") + "\n"
+            return self._rendered(told)
+        except UnicodeEncodeError:  # half a surrogate pair, which only the general way writes
+            return self._rendered(_of_request(event, self._stamp(when)))
         except Exception as error:  # noqa: BLE001 - fields of any kind come in, and a line must come out
             return json.dumps({"level": "error", "event": "unloggable", "reason": type(error).__name__}) + "\n"
 

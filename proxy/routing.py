@@ -189,7 +189,7 @@ def locate(method: str, path: bytes, headers: Mapping[bytes, bytes], table: Tabl
         named, rest = _word(rest)
         if not named:
             raise _no_path(path, "Put the project's name after /p/, as in /p/website/v1.")
-        project = unquote(named.decode("ascii")) if b"%" not in named else named.decode("ascii")
+        project = named.decode("ascii")
         first, rest = _word(rest)
     if not first:
         return _info(method, path, project)
@@ -226,14 +226,15 @@ def _info(method: str, path: bytes, project: str | None, provider: Provider | No
 
 
 def _at_provider(method: str, path: bytes, project: str | None, provider: Provider, rest: bytes) -> Place:
-    words = [word for word in rest.split(b"/") if word]
     below = _below_base(provider, rest.lstrip(b"/"))
-    squeezed = _below_base(provider, b"/".join(words))
-    if squeezed in _ENDPOINTS or squeezed.partition(b"/")[2] in _ENDPOINTS:
+    squeezed = _below_base(provider, b"/".join(word for word in rest.split(b"/") if word))
+    version, _, endpoint = squeezed.partition(b"/")
+    if squeezed in _ENDPOINTS or (VERSION.match(version) and endpoint in _ENDPOINTS):
         below = squeezed  # a well-known endpoint: doubled and trailing slashes there are a slip
     if not squeezed or (provider.dialect is not Dialect.OPENAI and VERSION.match(squeezed)):
         return _info(method, path, project, provider)
-    return Place(Kind.PROVIDER, at_provider(provider.dialect, words), below, project, provider)
+    dialect = at_provider(provider.dialect, [word for word in below.split(b"/") if word])
+    return Place(Kind.PROVIDER, dialect, below, project, provider)
 
 
 _ENDPOINTS = frozenset(

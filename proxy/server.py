@@ -26,6 +26,7 @@ import functools
 import inspect
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
@@ -209,6 +210,7 @@ class Daemon:
         """Serve until stopped; returns the exit code."""
         loop = self._loop = asyncio.get_running_loop()
         self._catch_signals(loop)
+        loop.set_exception_handler(_Reporter())
         try:
             return await self._run(loop)
         finally:
@@ -415,6 +417,21 @@ class Daemon:
             settings = settings.model_copy(update={"server": server})
         limits = self._limits
         return settings, limits if limits.connections else replace(limits, connections=most_connections)
+
+
+class _Reporter:
+    """The loop's exception handler: asyncio's own loop reports a lack of descriptors thousands of times a second."""
+
+    def __init__(self) -> None:
+        self._said = -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        fault = context.get("exception")
+        if not isinstance(fault, OSError) or fault.errno not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+        elif time.monotonic() - self._said > 10:
+            self._said = time.monotonic()
+            _log().error("out of file descriptors: new connections wait until others end")
 
 
 _STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGBREAK")

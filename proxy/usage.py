@@ -19,6 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from proxy import documents
 from proxy.dialects import Ending
 
 _EVENT_LIMIT = 64 * 1024
@@ -342,7 +343,7 @@ def _fields(event: bytes) -> tuple[str, str]:
 def _loaded(text: str | bytes) -> Any:
     """The JSON value, or None where it is none (or nested beyond reason)."""
     try:
-        return json.loads(text)
+        return documents.read(text) if isinstance(text, bytes) else json.loads(text)
     except (ValueError, RecursionError):
         return None
 

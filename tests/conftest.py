@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: The oldest Node that the SDKs under test/node run on (openai's "engines").
 _OLDEST_NODE = 22
 
+#: Seconds for ``npm ci``; a few are usual.
+_INSTALL_LIMIT = 240
+
 
 def _skips_fail() -> bool:
     return bool(os.environ.get("TESTS_NO_SKIP"))
@@ -31,6 +34,14 @@ def _skips_fail() -> bool:
 def _reason(longrepr: object) -> str:
     reason = longrepr[2] if isinstance(longrepr, tuple) else longrepr
     return f"a skip counts as a failure here (TESTS_NO_SKIP is set): {reason}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever uses the Node SDKs is marked so, and gets the time that installing them may take."""
+    for item in items:
+        if "node_sdk" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.node)
+            item.add_marker(pytest.mark.timeout(_INSTALL_LIMIT + 60))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -162,7 +173,7 @@ def node_sdk(tmp_path_factory: pytest.TempPathFactory) -> NodeSDK:
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=_INSTALL_LIMIT,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -317,17 +317,20 @@ class Sidecar:
         self.process().send_signal(signal.SIGTERM)
         return self.outer.wait(20)
 
-    def chat(self, *, key: str | None, stream: bool = False) -> http.client.HTTPResponse:
+    @contextlib.contextmanager
+    def chat(self, *, key: str | None, stream: bool = False) -> Iterator[http.client.HTTPResponse]:
         """The answer to a chat completion, its body not yet read."""
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        question = {
-            "model": "gpt-4o-mini",
-            "stream": stream,
-            "messages": [{"role": "user", "content": "hello " * 20}],
-        }
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        connection.request("POST", "/v1/chat/completions", json.dumps(question), headers)
-        return connection.getresponse()
+        question = {"model": "gpt-4o-mini", "stream": stream, "messages": [{"role": "user", "content": "hello " * 20}]}
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
+            connection.request("POST", "/v1/chat/completions", json.dumps(question), headers)
+            yield connection.getresponse()
+
+    def check_chat(self) -> None:
+        """A chat completion with the local key works."""
+        with self.chat(key=self.local_key) as answer:
+            assert answer.status == 200
+            assert json.load(answer)["choices"][0]["message"]["content"]
 
 
 @pytest.mark.container
@@ -362,19 +365,18 @@ def test_it_serves_a_request_and_drains(image: Image, emulator: Emulator, tmp_pa
         health = image.run_command(container, sidecar.volumes, "lava-proxy", "health")
         with sidecar.running(image.run_command(container, sidecar.volumes, *image.command)):
             assert set(sidecar.process().uids()) == {UID}
-            assert sidecar.chat(key=None).status == 401
-            answer = sidecar.chat(key=sidecar.local_key)
-            assert answer.status == 200
-            assert json.load(answer)["choices"][0]["message"]["content"]
+            with sidecar.chat(key=None) as refused:
+                assert refused.status == 401
+            sidecar.check_chat()
             arrived = emulator.world.received[-1]
             assert arrived.token == {"secret_key": emulator.world.secret_key}
             _run(*health)
 
             emulator.world.pace = 0.1
-            stream = sidecar.chat(key=sidecar.local_key, stream=True)
-            first = stream.readline()
-            sidecar.process().send_signal(signal.SIGTERM)
-            rest = stream.read()
+            with sidecar.chat(key=sidecar.local_key, stream=True) as stream:
+                first = stream.readline()
+                sidecar.process().send_signal(signal.SIGTERM)
+                rest = stream.read()
             assert first.startswith(b"data: {")
             assert rest.rstrip().endswith(b"data: [DONE]")
             assert sidecar.outer.wait(20) == 0
@@ -394,9 +396,7 @@ def test_it_runs_as_process_1_on_a_read_only_root(image: Image, emulator: Emulat
             assert _run(*c).split() == ["1", str(UID)]
         with image.read_only(container, sidecar.volumes, *image.command) as command, sidecar.running(command):
             assert set(sidecar.process().uids()) == {UID}
-            answer = sidecar.chat(key=sidecar.local_key)
-            assert answer.status == 200
-            assert json.load(answer)["choices"][0]["message"]["content"]
+            sidecar.check_chat()
             assert sidecar.stop() == 0
 
 

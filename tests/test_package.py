@@ -144,22 +144,26 @@ def test_the_npm_lock_holds_no_address() -> None:
     assert all(entry["integrity"].startswith("sha512-") for place, entry in packages.items() if place)
 
 
-def _python(version: str) -> str | None:
-    """A working interpreter of this version: a launcher on the PATH may stand for one that is not there."""
-    found = shutil.which(f"python{version}")
-    if found is None:
-        return None
-    said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=30, check=False)
-    return found if said.returncode == 0 and said.stdout.startswith(f"Python {version}.") else None
+def _python(version: str) -> Path | None:
+    """A working interpreter of this version, from the PATH or from pyenv (whose launcher on the PATH may be empty)."""
+    candidates = [shutil.which(f"python{version}")]
+    if pyenv := shutil.which("pyenv"):
+        listed = subprocess.run([pyenv, "prefix", version], capture_output=True, text=True, timeout=30, check=False)
+        candidates.append(shutil.which("python", path=f"{listed.stdout.strip()}/bin"))
+    for found in filter(None, candidates):
+        said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=30, check=False)
+        if said.returncode == 0 and said.stdout.startswith(f"Python {version}."):
+            return Path(found)
+    return None
 
 
 def test_every_python_here_compiles_the_package(tmp_path: Path) -> None:
     """Each supported Python that this machine has accepts every source file, without a warning."""
     pythons = {version: found for version in PYTHONS if (found := _python(version))}
-    pythons[f"{sys.version_info[0]}.{sys.version_info[1]}"] = sys.executable
+    pythons[f"{sys.version_info[0]}.{sys.version_info[1]}"] = Path(sys.executable)
     for version, python in pythons.items():
         prefix = f"pycache_prefix={tmp_path / version}"
-        command = [python, "-W", "error", "-X", prefix, "-m", "compileall", "-q", "-f", str(ROOT / "proxy")]
+        command = [str(python), "-W", "error", "-X", prefix, "-m", "compileall", "-q", "-f", str(ROOT / "proxy")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
         assert done.returncode == 0, f"Python {version}: {done.stdout}{done.stderr}"
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from upstream import Certificate, Peer, Script, Upstream, answer, certificate, chunked
 
-from proxy.upstream import Answer, Engine, Origin, Outgoing, UpstreamError, create_engine
-from upstream import Certificate, Peer, Script, Upstream, answer, certificate, chunked, serve
+from proxy.upstream import Engine, Origin, Outgoing, UpstreamError, create_engine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,7 +98,7 @@ httpx_engine = pytest.mark.parametrize("kind", [HTTPX, Kind("httpx", "uvloop")],
 async def settled() -> None:
     """Wait until no other task runs."""
     async with asyncio.timeout(10):
-        while len(asyncio.all_tasks()) > 1:
+        while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - nothing tells when a task ends
             await asyncio.sleep(0.001)
 
 
@@ -225,7 +225,12 @@ def test_a_request_that_would_become_another_is_not_sent(kind: Kind, broken: dic
     """A line end or NUL in method, target or header is a ValueError, and the upstream sees nothing of it."""
 
     async def use(engine: Engine) -> None:
-        fields = {"method": b"GET", "origin": upstream.origin, "target": b"/", "headers": HEADERS} | broken
+        fields: dict[str, Any] = {
+            "method": b"GET",
+            "origin": upstream.origin,
+            "target": b"/",
+            "headers": HEADERS,
+        } | broken
         with pytest.raises(ValueError, match="cannot be written"):
             await engine.open(Outgoing(**fields))
 
@@ -292,7 +297,7 @@ def test_a_fault_of_the_callers_iterator_passes_unchanged(kind: Kind, length: in
         raise fault
 
     def script(peer: Peer) -> None:
-        with pytest.raises(OSError, match="inside a request|reset"):
+        with pytest.raises(OSError, match=r"inside a request|reset"):
             peer.request()
         ended.set()
 
@@ -347,7 +352,12 @@ def test_an_upload_goes_no_faster_than_the_upstream_reads(kind: Kind) -> None:
         assert task.cancelled()
 
     hold = threading.Event()
-    with Upstream(lambda peer: bool(peer.head() and hold.wait(30)) and None) as upstream:
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        hold.wait(30)
+
+    with Upstream(script) as upstream:
         try:
             kind.run(use)
         finally:
@@ -634,7 +644,12 @@ def test_http_1_0_and_close_delimited_answers_work(kind: Kind) -> None:
     """An old server's answer, with a length or ended by the close, arrives."""
     wire = b"HTTP/1.0 200 OK\r\ncontent-length: 3\r\n\r\nabc"
     assert fetch_one(kind, wire).body == b"abc"
-    outcome = fetch_one(kind, lambda peer: bool(peer.request()) and peer.send(b"HTTP/1.0 200 OK\r\n\r\nabc"))
+
+    def closes(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.0 200 OK\r\n\r\nabc")
+
+    outcome = fetch_one(kind, closes)
     assert (outcome.end, outcome.framing, outcome.body) == ("ok", "close", b"abc")
 
 
@@ -823,9 +838,7 @@ def test_a_name_that_does_not_resolve_is_unreachable(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", [HTTPX, *NATIVE], ids=named)
-def test_a_hanging_name_lookup_ends_with_the_connect_timeout(
-    kind: Kind, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hanging_name_lookup_ends_with_the_connect_timeout(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """``connect_timeout``, and the loop runs on meanwhile (UPS-02)."""
     release = threading.Event()
     real = socket.getaddrinfo
@@ -876,7 +889,11 @@ def test_an_upstream_that_never_accepts_ends_with_the_connect_timeout(kind: Kind
 @every_engine
 def test_a_silent_tls_handshake_ends_with_the_connect_timeout(kind: Kind) -> None:
     """The deadline covers TLS too, and the connection is closed."""
-    with Upstream(lambda peer: peer.gone() and None) as upstream:
+
+    def silent(peer: Peer) -> None:
+        peer.gone()
+
+    with Upstream(silent) as upstream:
         origin = Origin("https", "127.0.0.1", upstream.port)
         outcome = kind.run(lambda engine: fetch(engine, get(origin)), connect=0.3)
         assert (outcome.end, outcome.sent) == ("refused connect_timeout", False)
@@ -1280,7 +1297,7 @@ def test_idle_connections_are_closed_without_being_asked_for(kind: Kind, monkeyp
         await asyncio.gather(*(fetch(engine, get(upstream.origin)) for _ in range(3)))
         await asyncio.to_thread(upstream.wait, lambda: upstream.connected == 0)
         async with asyncio.timeout(10):
-            while native(engine).live:
+            while native(engine).live:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.01)
         assert native(engine).idle == 0
 
@@ -1315,9 +1332,10 @@ def test_sockets_have_their_options(kind: Kind) -> None:
     async def use(engine: Engine) -> None:
         await fetch(engine, get(upstream.origin))
         (connection,) = native(engine)._live
-        assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        sock = connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
 
     with Upstream(answer()) as upstream:
         kind.run(use)
@@ -1391,9 +1409,7 @@ def test_an_outbound_proxy_that_refuses_is_unreachable(kind: Kind, reply: bytes)
         peer.send(reply)
 
     with Upstream(script) as outbound:
-        outcome = kind.run(
-            lambda engine: fetch(engine, get(Origin("https", "api.test", 443))), proxy=outbound.url
-        )
+        outcome = kind.run(lambda engine: fetch(engine, get(Origin("https", "api.test", 443))), proxy=outbound.url)
     assert (outcome.end, outcome.sent) == ("refused unreachable", False)
 
 

@@ -196,9 +196,7 @@ class Peer:
 class Upstream:
     """Listens on loopback while the ``with`` block runs. ``tls``: a server's context, see ``certificate``."""
 
-    def __init__(
-        self, script: Script | bytes, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
-    ) -> None:
+    def __init__(self, script: Script | bytes, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
         self.script: Script = serve(script) if isinstance(script, bytes) else script
         self.requests: list[Received] = []
         self.accepted = 0

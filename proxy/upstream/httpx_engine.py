@@ -357,7 +357,7 @@ class _HeadCheck:
         if FOLD_OR_CONTROL.search(head):
             raise _refused("malformed response header")
         lengths = LENGTH.findall(head)
-        if len(lengths) > 1 or not all(value.isdigit() for value in lengths):
+        if len(lengths) > 1 or not all(value.isdigit() and len(value) <= 18 for value in lengths):
             raise _refused("more than one content-length, or one that is no number")
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import select
 import socket
 import ssl
 import threading
@@ -37,7 +38,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from httptools import HttpParserError, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from proxy.upstream import (
     MAX_HEAD_BYTES,
@@ -55,7 +56,7 @@ from proxy.upstream import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    Address = tuple[socket.AddressFamily, tuple[Any, ...]]
+    Address = tuple[str, int]
 
 MAX_IDLE: Final = 512
 """Connections kept for later, all origins together."""
@@ -80,6 +81,9 @@ SLICE: Final = 262_144
 
 EYEBALLS_SECONDS: Final = 0.25
 """Head start of one address over the next (RFC 8305, section 8)."""
+
+TLS_TURNS: Final = 8
+"""Turns of the loop that an idle TLS connection gets to read what waits on it before it is given up."""
 
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
 BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -126,24 +130,22 @@ class NativeEngine:
         connection = self._take(out.origin)
         while connection is not None:
             state = connection.peek()
-            if state is None:
-                # TLS has something to read: a session ticket, or its farewell. One turn of the loop tells.
+            turns = 0
+            while state is None and turns < TLS_TURNS:
+                # A session ticket, or the farewell of TLS: some turns of the loop tell.
+                turns += 1
                 try:
                     await asyncio.sleep(0)
                 except BaseException:
                     connection.kill()
                     raise
-                state = connection.usable
+                state = connection.peek()
             if state:
                 break
             connection.kill()
             connection = self._take(out.origin)
         if connection is None:
             connection = await self._connect(out.origin)
-            if connection.spoke_first:
-                raise UpstreamError("protocol", False, "the upstream spoke before it was asked")
-            if not connection.usable:
-                raise UpstreamError("unreachable", False, "the upstream closed the connection at once")
         return await connection.exchange(head, source, length, out.method == b"HEAD")
 
     async def aclose(self) -> None:
@@ -240,33 +242,32 @@ class NativeEngine:
     async def _connect(self, origin: Origin) -> _Connection:
         loop = asyncio.get_running_loop()
         seconds = self._settings.connect
-        tls: dict[str, Any] = {}
+        connection: _Connection | None = None
         try:
             # One deadline for name lookup, TCP and TLS.
             async with asyncio.timeout(seconds):
-                if origin.scheme == "https":
-                    context = await self._context(loop)
-                    tls = {
-                        "ssl": context,
-                        "server_hostname": origin.host,
-                        "ssl_handshake_timeout": seconds + 1,
-                    }
-                sock = await self._dial(loop, origin)
-                try:
-                    _, connection = await loop.create_connection(
-                        lambda: _Connection(self, origin, loop, sock), sock=sock, **tls
-                    )
-                except BaseException:
-                    sock.close()
-                    raise
-        except TimeoutError as exc:
-            raise UpstreamError("connect_timeout", False, f"no connection within {seconds:g} s") from exc
-        except ssl.SSLError as exc:
-            detail = getattr(exc, "verify_message", "") or (exc.reason or "TLS failed").lower().replace("_", " ")
-            raise UpstreamError("tls", False, detail) from exc
-        except OSError as exc:
-            raise UpstreamError("unreachable", False, exc.strerror or "no connection") from exc
-        return connection
+                context = await self._context(loop) if origin.scheme == "https" else None
+                connection = await self._dial(loop, origin)
+                if context is not None and connection.usable:
+                    await connection.secure(context, seconds)
+        except BaseException as exc:
+            if connection is not None:
+                connection.kill()
+                self.lost(connection)
+            if isinstance(exc, TimeoutError):
+                raise UpstreamError("connect_timeout", False, f"no connection within {seconds:g} s") from exc
+            if isinstance(exc, ssl.SSLError):
+                reason = getattr(exc, "verify_message", "") or (exc.reason or "TLS failed").lower().replace("_", " ")
+                raise UpstreamError("tls", False, reason) from exc
+            if isinstance(exc, OSError):
+                raise UpstreamError("unreachable", False, exc.strerror or "no connection") from exc
+            raise
+        if connection.usable:
+            return connection
+        connection.kill()
+        if connection.spoke_first:
+            raise UpstreamError("protocol", False, "the upstream spoke before it was asked")
+        raise UpstreamError("unreachable", False, "the upstream closed the connection at once")
 
     async def _context(self, loop: asyncio.AbstractEventLoop) -> ssl.SSLContext:
         if self._trust is None:
@@ -282,11 +283,41 @@ class NativeEngine:
         context.set_alpn_protocols(["http/1.1"])
         return context
 
-    async def _dial(self, loop: asyncio.AbstractEventLoop, origin: Origin) -> socket.socket:
+    async def _dial(self, loop: asyncio.AbstractEventLoop, origin: Origin) -> _Connection:
         addresses = _literal(origin) or await self._resolve(loop, origin)
         if len(addresses) == 1:
-            return await _attempt(loop, addresses[0])
-        return await _race(loop, addresses)
+            return await self._attempt(loop, origin, addresses[0])
+        # The first connection that stands, each address starting a little after the one before (RFC 8305).
+        waiting = deque(addresses)
+        running: set[asyncio.Task[_Connection]] = set()
+        fault: BaseException | None = None
+        try:
+            while waiting or running:
+                if waiting:
+                    running.add(loop.create_task(self._attempt(loop, origin, waiting.popleft())))
+                delay = EYEBALLS_SECONDS if waiting else None
+                done, _ = await asyncio.wait(running, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    fault = task.exception()
+                    if fault is None:
+                        running.discard(task)
+                        return task.result()
+                running -= done
+        finally:
+            for task in running:
+                task.add_done_callback(_discard)
+                task.cancel()
+        raise fault or OSError(0, "the name has no address")
+
+    async def _attempt(self, loop: asyncio.AbstractEventLoop, origin: Origin, address: Address) -> _Connection:
+        connection = _Connection(self, origin, loop)
+        try:
+            await loop.create_connection(lambda: connection, *address)
+        except BaseException:
+            # uvloop tells a cancelled connection that it was made, and never that it is lost.
+            self.lost(connection)
+            raise
+        return connection
 
     async def _resolve(self, loop: asyncio.AbstractEventLoop, origin: Origin) -> list[Address]:
         # One lookup per name at a time, in a thread of its own that nobody waits for at the end: neither a
@@ -396,6 +427,7 @@ class _Connection(asyncio.Protocol):
         "_phase",
         "_pieces",
         "_raw",
+        "_readable",
         "_reusable",
         "_sender",
         "_sent",
@@ -408,17 +440,14 @@ class _Connection(asyncio.Protocol):
         "loop",
         "origin",
         "pooled",
-        "sock",
         "spoke_first",
     )
 
-    def __init__(
-        self, engine: NativeEngine, origin: Origin, loop: asyncio.AbstractEventLoop, sock: socket.socket
-    ) -> None:
+    def __init__(self, engine: NativeEngine, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
         self.engine = engine
         self.origin = origin
         self.loop = loop
-        self.sock = sock
+        self._transport: asyncio.Transport
         self.idle_since = 0.0
         self.pooled = False
         self.spoke_first = False
@@ -443,13 +472,24 @@ class _Connection(asyncio.Protocol):
         """Whether an idle connection may be used: True, False, or None where TLS has bytes to read first."""
         if not self.usable:
             return False
-        try:
-            waiting = self.sock.recv(1, socket.MSG_PEEK)
-        except (BlockingIOError, InterruptedError):
+        if not self._readable():
             return True
-        except OSError:
-            return False
-        return None if waiting and self.origin.scheme == "https" else False
+        # Plain, that is the farewell, a reset, or an answer that nobody asked for.
+        return None if self.origin.scheme == "https" else False
+
+    async def secure(self, context: ssl.SSLContext, seconds: float) -> None:
+        """Put TLS between this protocol and its transport."""
+        transport = await self.loop.start_tls(
+            self._transport,
+            self,
+            context,
+            server_hostname=self.origin.host,
+            # The deadline is the caller's; the loop's own shall not strike before it.
+            ssl_handshake_timeout=seconds + 1,
+        )
+        if transport is None:
+            raise ConnectionError(0, "the connection ended during the TLS handshake")
+        self._transport = transport
 
     def kill(self) -> None:
         """Close now, with whatever is on its way. The exchange, if there is one, is told nothing."""
@@ -567,6 +607,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        sock = transport.get_extra_info("socket")
+        self._readable = _readable(sock.fileno())
+        _configure(sock)
         self.engine.made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -615,7 +658,7 @@ class _Connection(asyncio.Protocol):
             new = head[len(raw) - len(data) :] if len(data) < len(raw) else head
             try:
                 cast("HttpResponseParser", self._parser).feed_data(new)
-            except HttpParserError:
+            except (HttpParserError, HttpParserUpgrade):
                 return self._fail("protocol", "malformed response head")
             if end < 4:
                 self._raw = raw
@@ -786,12 +829,31 @@ async def _slices(body: bytes) -> AsyncIterator[bytes]:
         yield cast("bytes", view[start : start + SLICE])
 
 
+def _readable(number: int) -> Callable[[], object]:
+    """A question to the system: truthy when the socket has bytes, an end or an error to be read."""
+    if not hasattr(select, "poll"):  # Windows
+        return lambda: select.select([number], [], [], 0)[0]
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    return lambda: poll.poll(0)
+
+
+def _configure(sock: Any) -> None:
+    # What a transport gives as its socket has these methods on either loop, and no common type.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("USER_TIMEOUT", USER_TIMEOUT_MS), ("KEEPIDLE", 45), ("KEEPINTVL", 15)):
+        option = getattr(socket, f"TCP_{name}", None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def _literal(origin: Origin) -> list[Address]:
     """The address that the host already is, else nothing."""
     for family in (socket.AF_INET, socket.AF_INET6):
         with contextlib.suppress(OSError, ValueError):
             socket.inet_pton(family, origin.host)
-            return [(family, (origin.host, origin.port))]
+            return [(origin.host, origin.port)]
     return []
 
 
@@ -802,8 +864,8 @@ def _look_up(loop: asyncio.AbstractEventLoop, lookup: asyncio.Future[list[Addres
     addresses: list[Address] = []
     try:
         found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
-        first = [(info[0], info[4]) for info in found if info[0] == found[0][0]]
-        other = [(info[0], info[4]) for info in found if info[0] != found[0][0]]
+        first = [_address(info[4]) for info in found if info[0] == found[0][0]]
+        other = [_address(info[4]) for info in found if info[0] != found[0][0]]
         longest = max(len(first), len(other))
         turns = zip(first + [None] * longest, other + [None] * longest, strict=False)
         addresses = [address for turn in turns for address in turn if address is not None]
@@ -822,48 +884,11 @@ def _look_up(loop: asyncio.AbstractEventLoop, lookup: asyncio.Future[list[Addres
         loop.call_soon_threadsafe(tell)
 
 
-async def _attempt(loop: asyncio.AbstractEventLoop, address: Address) -> socket.socket:
-    family, where = address
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (("USER_TIMEOUT", USER_TIMEOUT_MS), ("KEEPIDLE", 45), ("KEEPINTVL", 15)):
-            option = getattr(socket, f"TCP_{name}", None)
-            if option is not None:
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        await loop.sock_connect(sock, where)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+def _address(found: tuple[Any, ...]) -> Address:
+    scope = f"%{found[3]}" if len(found) == 4 and found[3] else ""
+    return str(found[0]) + scope, int(found[1])
 
 
-async def _race(loop: asyncio.AbstractEventLoop, addresses: list[Address]) -> socket.socket:
-    """The first connection that stands, each address starting a little after the one before."""
-    waiting = deque(addresses)
-    running: set[asyncio.Task[socket.socket]] = set()
-    fault: BaseException | None = None
-    try:
-        while waiting or running:
-            if waiting:
-                running.add(loop.create_task(_attempt(loop, waiting.popleft())))
-            delay = EYEBALLS_SECONDS if waiting else None
-            done, _ = await asyncio.wait(running, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                fault = task.exception()
-                if fault is None:
-                    running.discard(task)
-                    return task.result()
-            running -= done
-    finally:
-        for task in running:
-            task.add_done_callback(_discard)
-            task.cancel()
-    raise fault or OSError(0, "the name has no address")
-
-
-def _discard(task: asyncio.Task[socket.socket]) -> None:
+def _discard(task: asyncio.Task[_Connection]) -> None:
     if not task.cancelled() and task.exception() is None:
-        task.result().close()
+        task.result().kill()

@@ -1,0 +1,90 @@
+"""The command ``lava-proxy``: the only place that prints or exits.
+
+- ``commands.py``   the commands and their options, for people; loads nothing that one of them alone needs
+- ``terminal.py``   how things are shown: a terminal, a pipe, JSON
+- ``loading.py``    the configuration, or its faults and exit code 78
+- ``addresses.py``  where the configured daemon is reached; ``payers.py`` who pays for what
+- one module for each command: ``serve``, ``demo`` (with ``calls.py``), ``init``, ``check``, ``token``, ``health``,
+  ``emulator``
+
+``main`` is the border to the operating system: whatever happens inside, it ends in an exit code and never in a traceback,
+because the message of a foreign exception may quote what must not be shown.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+FAILED = 1
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0, 1, 2 (wrong usage), 75 (already running) or 78 (configuration)."""
+    _open_standard_streams()
+    code = _run(sys.argv[1:])
+    raise SystemExit(code if _flushed() else code or FAILED)
+
+
+def _run(words: list[str]) -> int:
+    try:
+        from proxy.cli.commands import application
+
+        application()(words, prog_name="lava-proxy")
+    except SystemExit as end:
+        # The command line library says 130 for Ctrl-C; our exit codes (1: other) know no such number.
+        return FAILED if end.code == 130 else end.code if isinstance(end.code, int) else FAILED if end.code else 0
+    except (KeyboardInterrupt, BrokenPipeError):
+        return FAILED
+    except Exception as error:  # noqa: BLE001 - the border: see above
+        _tell(error)
+        return FAILED
+    return 0
+
+
+def _tell(error: Exception) -> None:
+    """What failed and where in our code, without the exception's message."""
+    import traceback
+
+    why = type(error).__name__
+    if isinstance(error, OSError) and error.errno is not None:
+        why += f", {os.strerror(error.errno)}"
+    places = [
+        f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    text = "\n".join([f"lava-proxy failed ({why}). Please report it with these lines:", *places[-8:]])
+    try:
+        print(text, file=sys.stderr)
+    except OSError:
+        return  # nobody to tell
+
+
+def _open_standard_streams() -> None:
+    """A closed descriptor 0 to 2 would be given to the next file or socket, and prints would go there."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    # Python has decided at its start that these do not exist.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a locale that cannot spell a letter must not end the program
+
+
+def _flushed() -> bool:
+    """Write out what is buffered; False when the reader has gone (``| head -1``) or the disk is full."""
+    whole = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            whole = False
+            # Python flushes again at its end, and would complain.
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            except (OSError, ValueError):
+                continue
+    return whole

@@ -1,0 +1,113 @@
+"""``lava-proxy check``: is the configuration good, who pays, and what to give to a tool."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from proxy.cli import addresses, loading, payers
+from proxy.cli.terminal import Exit, Screen, put_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from proxy.cli.payers import Account, Share
+    from proxy.settings import Settings
+
+_TOOLS = {"openai": "OpenAI tools", "anthropic": "Anthropic tools", "google": "Google tools"}
+
+
+def run(config: Path | None, *, as_json: bool) -> int:
+    """Tell about the configuration; returns the exit code (0; exits with 78 where it cannot be used)."""
+    settings = loading.settings(config, as_json=as_json)
+    report = describe(settings)
+    if as_json:
+        put_json(report)
+        return Exit.OK
+    screen = Screen()
+    screen.write("The configuration is good", "good")
+    screen.line(f": {report['config']}" if report["config"] else " (no file; environment and defaults only).")
+    screen.line()
+    screen.pairs(
+        [
+            ("listens on", ", ".join(report["listen"])),
+            ("not ready" if report["not_ready"] else "ready", report["not_ready"] or "yes"),
+        ]
+    )
+    for account in payers.accounts(settings):
+        _show(screen, settings, account)
+    aliases = [row for row in report["models"] if row["later"]]
+    if aliases:
+        screen.title("Models with several choices: for now only the first is used (fallbacks come later)")
+        screen.pairs([(row["name"], f"{row['used']}   (not yet: {', '.join(row['later'])})") for row in aliases])
+    if report["warnings"]:
+        screen.title("Warnings")
+        for warning in report["warnings"]:
+            screen.line(f"- {warning}", indent=2)
+    return Exit.OK
+
+
+def _show(screen: Screen, settings: Settings, account: Account) -> None:
+    screen.title(f'Project "{account.name}"' + (" (the default)" if account.is_default else ""))
+    ways = payers.ways(account, addresses.base(settings.server))
+    screen.pairs(
+        [
+            ("pays", "\n".join(_sentence(share, alone=len(account.shares) == 1) for share in account.shares)),
+            ("Lava", f"{account.lava} ({account.credential})"),
+            *((_TOOLS[tool], url) for tool, url in ways.items()),
+            ("API key", account.local_key),
+            ("metadata", ", ".join(f"{name}={value}" for name, value in account.metadata.items())),
+        ]
+    )
+
+
+def _sentence(share: Share, *, alone: bool) -> str:
+    if alone:
+        return share.words
+    return f"{', '.join(share.providers) or 'other providers'}: {share.words}"
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """The whole report, as ``--json`` prints it. No secret is in it."""
+    base = addresses.base(settings.server)
+    found = list(payers.accounts(settings))
+    warnings = list(settings.warnings)
+    warnings += [
+        f'no local key is good for project "{account.name}", so no request reaches it: '
+        f"add keys under [projects.{account.name}] or [server]"
+        for account in found
+        if not account.reachable
+    ]
+    generation = payers.prepared(settings)
+    return {
+        "ok": True,
+        "config": str(settings.path) if settings.path else None,
+        "not_ready": generation.usable(),
+        "listen": addresses.listening(settings.server),
+        "default_project": generation.table.default_project,
+        "projects": [_project(account, base) for account in found],
+        "models": [
+            {"name": name, "used": targets[0], "later": list(targets[1:])} for name, targets in settings.models.items()
+        ],
+        "warnings": warnings,
+    }
+
+
+def _project(account: Account, base: str) -> dict[str, Any]:
+    return {
+        "name": account.name,
+        "default": account.is_default,
+        "pays": [
+            {
+                "providers": list(share.providers) or ["*"],
+                "payer": share.payment.payer if share.payment else None,
+                "words": share.words,
+                **(share.payment.details() if share.payment else {}),
+            }
+            for share in account.shares
+        ],
+        "lava": account.lava,
+        "credential": account.credential,
+        "base_urls": payers.ways(account, base),
+        "api_key": account.local_key,
+        "metadata": account.metadata,
+    }

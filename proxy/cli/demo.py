@@ -1,0 +1,430 @@
+"""``lava-proxy demo``: the offline Lava and the real daemon in this process, real requests through both.
+
+Nothing here is acted: the daemon is the one that ``serve`` runs (sockets, gate, tokens, upstream connections), only in a
+thread; the requests are sent by an HTTP client of their own; the token shown is the one that arrived at the emulator, and
+the balances are the emulator's. Every step says what it expects, and one that gets something else makes the exit code 1.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import secrets
+import signal
+import threading
+import tomllib
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from proxy.cli import addresses, payers
+from proxy.cli.calls import Answer, Call
+from proxy.cli.terminal import Exit, Screen, put_json, say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from decimal import Decimal
+
+    from proxy.emulator import Emulator, World
+    from proxy.logs import Logs
+    from proxy.server import Daemon
+    from proxy.settings import Settings
+
+PORT = 5282
+PACE_S = 0.06
+"""Between two pieces of a streamed answer: slow enough to watch."""
+
+# The same at every start, so that a command copied from one run works in the next. They open a daemon that holds play
+# money only.
+WEBSITE_KEY, EMPTY_KEY, WRONG_KEY = "demo-website-key", "demo-empty-wallet-key", "demo-wrong-lava-key"
+
+CONFIGURATION = """\
+default_project = "website"
+
+[server]
+host = "127.0.0.1"
+port = {port}
+
+[lava]
+secret_key = "{secret_key}"
+base_url = "{base_url}"
+
+[projects.website]
+connection_id = "conn_demo"
+meter = "website-chat"
+keys = ["{website}"]
+
+[projects.empty-wallet]
+connection_id = "conn_empty"
+meter = "website-chat"
+keys = ["{empty}"]
+
+[projects.wrong-lava-key]
+secret_key = "{unknown_key}"
+keys = ["{wrong}"]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One request of the demo. ``wrong`` says what is not as it should be, or gives an empty string."""
+
+    name: str
+    title: str
+    why: str
+    call: Call
+    status: int
+    wrong: Callable[[Answer], str]
+    shows_token: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a step went."""
+
+    step: Step
+    answer: Answer | None
+    fault: str
+    token: dict[str, object] | None
+    payer: str | None
+    charged: Decimal
+
+    @property
+    def ok(self) -> bool:
+        return not self.fault
+
+
+def run(*, keep: bool, port: int | None, as_json: bool, world: World | None = None) -> int:
+    """Show it; returns the exit code: 0 only where every step went as expected. Ctrl-C ends ``keep``."""
+    from proxy.emulator import Emulator, World
+
+    world = world or World.demo()
+    world.pace = PACE_S
+    unknown_key = "aks_live_" + secrets.token_hex(12)
+    screen = None if as_json else Screen()
+    with ExitStack() as stack:
+        stack.enter_context(_stopping_by_interrupt())
+        emulator = stack.enter_context(Emulator(world))
+        log = stack.enter_context(_log([*world.key_values(), unknown_key]))
+        daemon = _started(stack, emulator, unknown_key, port, log)
+        if isinstance(daemon, int):
+            return daemon
+        base = daemon.addresses[0]
+        before = _balances(world)
+        if screen is not None:
+            _introduce(screen, base, emulator.base_url)
+        outcomes = [_perform(step, number, screen, world) for number, step in enumerate(steps(base), 1)]
+        after = _balances(world)
+        code = Exit.OK if all(outcome.ok for outcome in outcomes) else Exit.FAILED
+        if screen is None:
+            put_json(_document(outcomes, before, after, base, emulator.base_url))
+        else:
+            _conclude(screen, outcomes, before, after, base, keep=keep)
+        if keep:
+            log.set_level("info")  # from here on, one line for each request that somebody else sends
+            _wait_for_interrupt()
+    return code
+
+
+def _wait_for_interrupt() -> None:
+    never = threading.Event()
+    try:
+        while not never.wait(1.0):  # Windows does not interrupt a wait that has no end
+            pass
+    except KeyboardInterrupt:
+        return
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _stopping_by_interrupt() -> Iterator[None]:
+    """SIGTERM ends like Ctrl-C, so that everything is closed in order."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def _log(keys: Iterable[str]) -> Iterator[Logs]:
+    """Warnings only, while the demo speaks itself."""
+    from proxy.logs import configure
+    from proxy.redaction import Redactor
+    from proxy.settings import Log
+
+    log = configure(Log(level="warning"), Redactor(keys))
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def _started(stack: ExitStack, emulator: Emulator, unknown_key: str, port: int | None, log: Logs) -> Daemon | int:
+    """The running daemon on ``port`` (without one: 5282, else any that is free), or an exit code."""
+    from proxy.app import create_app
+    from proxy.server import CannotListen, background
+
+    wanted = [PORT, 0] if port is None else [port]
+    for number in wanted:
+        settings = configured(emulator, unknown_key, number)
+        try:
+            return stack.enter_context(background(settings, create_app=lambda given: create_app(given, log=log)))
+        except CannotListen as fault:
+            if number == wanted[-1]:
+                say(f"lava-proxy: {fault}")
+                return fault.exit_code
+    raise AssertionError("unreachable")
+
+
+def configured(emulator: Emulator, unknown_key: str, port: int) -> Settings:
+    """The demo's own configuration. It is no file, and nothing of the user's environment is in it."""
+    from proxy.settings import Settings
+
+    text = CONFIGURATION.format(
+        port=port,
+        secret_key=emulator.world.secret_key,
+        base_url=emulator.base_url.rstrip("/"),
+        unknown_key=unknown_key,
+        website=WEBSITE_KEY,
+        empty=EMPTY_KEY,
+        wrong=WRONG_KEY,
+    )
+    return Settings.model_validate(tomllib.loads(text))
+
+
+# --- the story -------------------------------------------------------------------------------------------------------
+
+
+def steps(base: str) -> list[Step]:
+    """The requests, in the order in which they are shown; ``base`` is the daemon's address."""
+
+    def chat(key: str, text: str, **more: Any) -> Call:
+        body = {"model": "gpt-5", **more, "messages": [{"role": "user", "content": text}]}
+        return Call(f"{base}/v1/chat/completions", {"authorization": f"Bearer {key}"}, body)
+
+    claude = Call(
+        base + "/v1/messages",
+        {"x-api-key": WEBSITE_KEY, "anthropic-version": "2023-06-01"},
+        {
+            "model": "claude-opus-4-6",
+            "max_tokens": 100,
+            "messages": [{"role": "user", "content": "The same address speaks Anthropic."}],
+        },
+    )
+    return [
+        Step(
+            "plain",
+            "A plain request",
+            'The local key chooses the project "website": a customer\'s connection and a meter.',
+            chat(WEBSITE_KEY, "Hello, Lava!"),
+            200,
+            _without_text,
+            shows_token=True,
+        ),
+        Step(
+            "stream",
+            "A streamed answer",
+            "Each piece is passed on as it arrives.",
+            chat(WEBSITE_KEY, "Every word of this sentence comes back as an event of its own.", stream=True),
+            200,
+            _not_streamed,
+        ),
+        Step(
+            "anthropic",
+            "An Anthropic client",
+            "Anthropic's and Google's SDKs use the same daemon, by its address without /v1.",
+            claude,
+            200,
+            _without_text,
+        ),
+        Step(
+            "unauthorized",
+            "A clear 401",
+            'The project "wrong-lava-key" has a secret key that Lava does not know.',
+            chat(WRONG_KEY, "Hello?"),
+            401,
+            _without_code("lava_unauthorized"),
+        ),
+        Step(
+            "payment-required",
+            "A clear 402",
+            'The wallet behind the connection of project "empty-wallet" is empty.',
+            chat(EMPTY_KEY, "Hello?"),
+            402,
+            _without_code("lava_insufficient_balance"),
+        ),
+    ]
+
+
+def _without_text(answer: Answer) -> str:
+    return "" if answer.words else "the answer has no text"
+
+
+def _not_streamed(answer: Answer) -> str:
+    if not answer.ended:
+        return "the stream did not end with [DONE]"
+    if answer.pieces < 2 or answer.seconds - answer.first_s < PACE_S:
+        return "the answer did not come in pieces"
+    return ""
+
+
+def _without_code(code: str) -> Callable[[Answer], str]:
+    def wrong(answer: Answer) -> str:
+        said = answer.headers.get("x-lava-proxy-error")
+        return "" if said == code and answer.error.get("message") else f"the error is not {code} but {said}"
+
+    return wrong
+
+
+def _perform(step: Step, number: int, screen: Screen | None, world: World) -> Outcome:
+    if screen is not None:
+        screen.title(f"{number}  {step.title}")
+        screen.line(step.why, "note", indent=3)
+        screen.line(step.call.curl(), "code", indent=3)
+        if step.call.streams:
+            screen.write("   → ", "good")
+    before = len(world.received)
+    answer: Answer | None = None
+    try:
+        answer = step.call.send(screen.write if screen is not None else None)
+    except (OSError, http.client.HTTPException) as error:
+        fault = f"no whole answer came ({type(error).__name__})"
+    else:
+        fault = step.wrong(answer) if answer.status == step.status else f"expected {step.status}, got {answer.status}"
+    arrived = world.received[before:]
+    if not fault and len(arrived) != 1:
+        fault = f"Lava received {len(arrived)} requests instead of 1"
+    last = arrived[-1] if arrived else None
+    if not fault and step.status == 200 and last is not None and last.charged <= 0:
+        fault = "nobody was charged"
+    token = payers.masked_fields(last.token) if last is not None and last.token is not None else None
+    charged = sum((each.charged for each in arrived), start=_nothing())
+    outcome = Outcome(step, answer, fault, token, last.payer if last is not None else None, charged)
+    if screen is not None:
+        _show(screen, outcome)
+    return outcome
+
+
+def _nothing() -> Decimal:
+    from decimal import Decimal
+
+    return Decimal(0)
+
+
+# --- how it is shown -------------------------------------------------------------------------------------------------
+
+
+def _introduce(screen: Screen, base: str, lava: str) -> None:
+    screen.line("lava-proxy demo", "title")
+    screen.line(
+        "The real daemon and an offline Lava, both on this machine. No account, no network, play money.", "note"
+    )
+    screen.line()
+    screen.line(f"your tool  →  lava-proxy {base}  →  Lava, emulated {lava.rstrip('/')}", indent=3)
+
+
+def _show(screen: Screen, outcome: Outcome) -> None:
+    step, answer = outcome.step, outcome.answer
+    if step.call.streams:
+        screen.line()
+    if answer is not None:
+        if answer.words and not step.call.streams:
+            screen.write("   → ", "good")
+            screen.line(answer.words)
+        if answer.error:
+            message = str(answer.error.get("message"))
+            screen.prose(message, "good" if outcome.ok else "bad", lead=f"→ {answer.status}  ", indent=3)
+            hint = str((answer.error.get("lava_proxy") or {}).get("hint") or "")
+            if hint not in message:
+                screen.prose(hint, indent=10)
+    if not outcome.ok:
+        screen.line(f"FAILED: {outcome.fault}", "bad", indent=3)
+        return
+    if answer is not None and step.status == 200:
+        times = f", first piece after {answer.first_s * 1000:.0f} ms" if step.call.streams else ""
+        screen.line(
+            f"{answer.status} in {answer.seconds * 1000:.0f} ms{times}; charged ${outcome.charged:f} "
+            f"to the {outcome.payer}",
+            "note",
+            indent=3,
+        )
+    if step.shows_token and outcome.token is not None:
+        screen.line("The forward token that arrived at Lava, decoded, its key masked:", "note", indent=3)
+        screen.line(json.dumps(outcome.token, indent=2, ensure_ascii=False), "code", indent=3)
+
+
+def _balances(world: World) -> dict[str, Decimal]:
+    wallets = {f"connection {name}": each.balance for name, each in world.connections.items()}
+    return {**wallets, "merchant wallet": world.wallet_balance}
+
+
+def _conclude(
+    screen: Screen,
+    outcomes: list[Outcome],
+    before: dict[str, Decimal],
+    after: dict[str, Decimal],
+    base: str,
+    *,
+    keep: bool,
+) -> None:
+    screen.title("What Lava charged, in dollars")
+    rows = [[name, f"{before[name]:.6f}", f"{before[name] - left:.6f}", f"{left:.6f}"] for name, left in after.items()]
+    screen.table(["wallet", "before", "charged", "left"], rows, indent=3)
+    failed = [outcome.step.title for outcome in outcomes if not outcome.ok]
+    if failed:
+        screen.line()
+        screen.line(f"The demo FAILED at: {', '.join(failed)}.", "bad")
+    screen.title("Point your own tool here")
+    screen.line(f"export OPENAI_BASE_URL={base}/v1\nexport OPENAI_API_KEY={WEBSITE_KEY}", "code", indent=3)
+    screen.line()
+    if keep:
+        screen.line("Daemon and emulator are running; the commands above work. Ctrl-C ends them.", "good")
+    else:
+        port = "" if base == addresses.url("127.0.0.1", PORT) else f" --port {base.rpartition(':')[2]}"
+        screen.line(f"The demo is over. These lines and commands work while this runs: lava-proxy demo --keep{port}")
+        screen.line("With an account of your own: lava-proxy init")
+
+
+def _document(
+    outcomes: list[Outcome], before: dict[str, Decimal], after: dict[str, Decimal], base: str, lava: str
+) -> dict[str, Any]:
+    return {
+        "ok": all(outcome.ok for outcome in outcomes),
+        "base_url": base,
+        "lava": lava.rstrip("/"),
+        "openai_base_url": f"{base}/v1",
+        "local_key": WEBSITE_KEY,
+        "steps": [_step_document(outcome) for outcome in outcomes],
+        "balances": {
+            name: {"before": f"{before[name]:f}", "charged": f"{before[name] - left:f}", "left": f"{left:f}"}
+            for name, left in after.items()
+        },
+    }
+
+
+def _step_document(outcome: Outcome) -> dict[str, Any]:
+    step, answer = outcome.step, outcome.answer
+    return {
+        "name": step.name,
+        "ok": outcome.ok,
+        "fault": outcome.fault or None,
+        "command": step.call.curl(),
+        "expected_status": step.status,
+        "status": answer.status if answer is not None else None,
+        "text": (answer.words or None) if answer is not None else None,
+        "pieces": answer.pieces if answer is not None and step.call.streams else None,
+        "error": (answer.error or None) if answer is not None else None,
+        "token": outcome.token,
+        "payer": outcome.payer,
+        "charged": f"{outcome.charged:f}",
+    }

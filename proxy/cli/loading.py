@@ -1,0 +1,36 @@
+"""The configuration for a command, or all its faults on standard error and exit code 78."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.cli.terminal import Exit, put_json, say
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from proxy.settings import ConfigError, Settings
+
+
+def settings(config: Path | None, flags: Mapping[str, object] | None = None, *, as_json: bool = False) -> Settings:
+    """The settings of ``config`` (else of the known places). Exits with 78 where they cannot be used."""
+    from proxy.settings import ConfigError, load
+
+    try:
+        return load(config, flags=flags)
+    except ConfigError as error:
+        # Reported out here: nothing that hangs on the exception is needed any more.
+        faults = error
+    report(faults, as_json=as_json)
+    raise SystemExit(Exit.CONFIGURATION)
+
+
+def report(faults: ConfigError, *, as_json: bool = False) -> None:
+    """Tell what is wrong; for scripts on standard output as well."""
+    count = len(faults.faults)
+    say(f"lava-proxy: the configuration cannot be used ({count} {'fault' if count == 1 else 'faults'}):")
+    for fault in faults.faults:
+        say(f"  {fault}")
+    if as_json:
+        put_json({"ok": False, "faults": list(faults.faults)})

@@ -1,0 +1,194 @@
+"""Who pays for what, in words: the same minting and routing tables as the daemon's, without a connection to anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn
+
+from proxy.errors import Fault
+from proxy.generation import Generation
+from proxy.providers import BUILTIN
+from proxy.redaction import Secret
+from proxy.tokens import needs_client_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.errors import Payment
+    from proxy.settings import Project, Settings
+    from proxy.upstream import Answer, Outgoing
+
+TOOLS_KEY = "the-key-of-the-tool"
+"""Stands in for a provider key that only the tool's own request will bring (``byok = "client"``)."""
+
+_PREFIXES = ("aks_live_", "aks_test_", "lava_sk_", "lava_wk_", "sk-")
+
+
+class _NoWay:
+    """The engine of a configuration that is only looked at."""
+
+    async def open(self, out: Outgoing) -> Answer:
+        self._refuse()
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+    def _refuse(self) -> NoReturn:
+        raise RuntimeError("this command sends nothing")
+
+
+def prepared(settings: Settings) -> Generation:
+    """The configuration as the daemon would use it."""
+    return Generation(settings, _NoWay())
+
+
+def masked(secret: str) -> str:
+    """The kind of key, as its prefix tells it, and its last four characters."""
+    prefix = next((prefix for prefix in _PREFIXES if secret.startswith(prefix)), "")
+    return prefix + Secret(secret[len(prefix) :]).hint
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What is paid by one account. ``providers`` is empty where it is every provider (that no other share names)."""
+
+    providers: tuple[str, ...]
+    payment: Payment | None
+    problem: str | None = None
+    """Why requests will be refused, instead of a payment."""
+    key: str = ""
+    """The provider key, masked, where the configuration holds one."""
+
+    @property
+    def words(self) -> str:
+        """Who pays, as the end of the sentence «… pays»."""
+        if self.payment is None:
+            return self.problem or "nobody"
+        return in_words(self.payment) + (f", key {self.key}" if self.key else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One project: who pays, at which Lava, and what a tool is given."""
+
+    name: str
+    is_default: bool
+    shares: tuple[Share, ...]
+    lava: str
+    credential: str
+    path: str
+    """What stands between the daemon's address and ``/v1`` (``/p/website``, or nothing)."""
+    local_key: str
+    reachable: bool
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def accounts(settings: Settings) -> Iterator[Account]:
+    """Every project, in the order of the file; the implicit one where there is none."""
+    generation = prepared(settings)
+    table = generation.table
+    any_keys = bool(generation.keys)
+    for name, project in table.projects.items():
+        is_default = name == table.default_project
+        lava = generation.lava(name)
+        key, reachable = _local_key(project, settings, any_keys)
+        from_tool = [provider for provider, value in project.byok.items() if value == "client"]
+        if from_tool:
+            whose = "every provider" if "*" in from_tool else ", ".join(from_tool)
+            key = (f"{key}; " if any_keys else "") + f"for {whose} the tool's own provider key"
+            key += " (then the local key goes into the header x-lava-proxy-key)" if any_keys else ""
+        yield Account(
+            name,
+            is_default,
+            tuple(_shares(generation, name, project)),
+            f"{lava.origin.scheme}://{lava.host.decode()}{lava.base_path.decode()}",
+            _credential(project, settings),
+            # A project's own key already chooses it.
+            "" if is_default or project.keys else f"/p/{name}",
+            key,
+            reachable,
+            dict(project.metadata),
+        )
+
+
+def _shares(generation: Generation, name: str, project: Project) -> Iterator[Share]:
+    for provider in project.byok:
+        if provider != "*":
+            yield _share(generation, name, project, provider, (provider,))
+    other = next(provider for provider in BUILTIN if provider not in project.byok)
+    yield _share(generation, name, project, other, ())
+
+
+def _share(generation: Generation, name: str, project: Project, provider: str, providers: tuple[str, ...]) -> Share:
+    try:
+        made = generation.credential(name, provider, TOOLS_KEY if needs_client_key(project, provider) else None)
+    except Fault as fault:
+        if fault.code == "byok_key_missing":
+            return Share(providers, None, "nobody (refused: the project has only the provider keys above)")
+        return Share(providers, None, f"nobody ({fault.message.rstrip('.')})")
+    own = project.byok.get(provider)
+    return Share(providers, made.payment, key=masked(own.reveal()) if isinstance(own, Secret) else "")
+
+
+def in_words(payment: Payment) -> str:
+    """Who pays, as a noun."""
+    customer = f"connection {payment.connection_id}" if payment.connection_id else ""
+    customer = customer or (f"customer {payment.customer_id}" if payment.customer_id else "")
+    metered = f", metered as {payment.meter}" if payment.meter else ""
+    if payment.payer == "provider_account":
+        if payment.byok_from_client:
+            return f"your account at the provider, by the key that the tool sends{metered}"
+        return f"your own account at the provider{metered}"
+    if payment.payer == "spend_key":
+        return "the account behind the spend key"
+    if payment.payer == "customer":
+        return f"the wallet behind {customer}{metered}"
+    if payment.payer == "merchant":
+        return f"the merchant wallet{metered}" + (f" to {customer}, who is not charged" if customer else "")
+    return f"whoever the ready forward token names{metered}"
+
+
+def _credential(project: Project, settings: Settings) -> str:
+    for kind, secret in (
+        ("forward token", project.forward_token),
+        ("spend key", project.spend_key),
+        ("its own secret key", project.secret_key),
+        ("secret key", settings.lava.secret_key),
+    ):
+        if secret is not None:
+            # A token is base64 to its end: the last four say nothing about the key in it, and name the token.
+            return f"{kind} {masked(secret.reveal())}"
+    return "no key"
+
+
+def _local_key(project: Project, settings: Settings, any_keys: bool) -> tuple[str, bool]:
+    """Which local key a tool needs, and whether there is one."""
+    if project.keys:
+        return f"this project's local key {masked(project.keys[0].reveal())}", True
+    if settings.server.keys:
+        return f"the local key {masked(settings.server.keys[0].reveal())}", True
+    if any_keys:
+        return "none is good for this project", False
+    return "any value (no local key is configured)", True
+
+
+def ways(account: Account, base: str) -> dict[str, str]:
+    """Base URLs for each kind of tool; ``base`` is the daemon's address."""
+    root = base + account.path
+    return {"openai": f"{root}/v1", "anthropic": root, "google": root}
+
+
+_PUBLIC = frozenset({"connection_id", "customer_id", "meter_slug", "disable_billing"})
+
+
+def masked_fields(token: dict[str, object]) -> dict[str, object]:
+    """A decoded token, its order kept, with every value masked that is not known to be public."""
+    shown: dict[str, object] = {}
+    for name, value in token.items():
+        if value is None or isinstance(value, bool) or name in _PUBLIC:
+            shown[name] = value
+        elif value == TOOLS_KEY:
+            shown[name] = "(the key that the tool sends)"
+        else:
+            shown[name] = masked(value) if isinstance(value, str) else "…"
+    return shown

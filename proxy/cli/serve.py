@@ -1,0 +1,78 @@
+"""``lava-proxy serve``: the daemon, with its log around it and a way to load its configuration again."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from proxy.cli import loading, payers
+from proxy.cli.terminal import Exit, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from proxy.logs import Logs
+    from proxy.settings import Settings
+
+_MOST_PROJECTS_TOLD = 20
+_GENERATIONS_MASKED = 8
+"""Requests in flight keep what they began with, so the secrets of former configurations stay masked."""
+
+
+def run(config: Path | None, hosts: Sequence[str], port: int | None) -> int:
+    """Run the daemon until it is told to stop; returns the exit code."""
+    flags = {"server.host": list(hosts) or None, "server.port": port}
+    settings = loading.settings(config, flags)
+
+    from proxy import logs, server
+    from proxy.app import create_app
+    from proxy.redaction import Redactor
+
+    masked = [tuple(settings.secrets())]
+    try:
+        log = logs.configure(settings.log, Redactor(masked[0]))
+    except OSError as error:
+        say(f"lava-proxy: log.file: {settings.log.file} cannot be written: {os.strerror(error.errno or 0)}")
+        return Exit.CONFIGURATION
+
+    def reload() -> Settings:
+        from proxy.settings import load
+
+        loaded = load(config, flags=flags)
+        masked.append(tuple(loaded.secrets()))
+        del masked[:-_GENERATIONS_MASKED]
+        log.set_redactor(Redactor({secret for secrets in masked for secret in secrets}))
+        log.set_level(loaded.log.level)
+        log.reopen()
+        for key in ("format", "file"):
+            if getattr(loaded.log, key) != getattr(settings.log, key):
+                log.warning(f"log.{key} has changed: that needs a restart")
+        _introduce(log, loaded)
+        return loaded
+
+    try:
+        from proxy import __version__
+
+        log.info(f"lava-proxy {__version__}, configuration: {settings.path or 'no file, environment and defaults'}")
+        _introduce(log, settings)
+        return server.serve(settings, create_app=lambda given: create_app(given, log=log), reload=reload)
+    finally:
+        log.close()
+
+
+def _introduce(log: Logs, settings: Settings) -> None:
+    """Which projects there are and who pays, and every warning."""
+    accounts = list(payers.accounts(settings))
+    for account in accounts[:_MOST_PROJECTS_TOLD]:
+        who = "; ".join(
+            (f"{', '.join(share.providers)}: " if share.providers else "") + share.words for share in account.shares
+        )
+        log.info(f'project "{account.name}"{" (default)" if account.is_default else ""}, paid by {who}')
+    if len(accounts) > _MOST_PROJECTS_TOLD:
+        log.info(f"and {len(accounts) - _MOST_PROJECTS_TOLD} more projects: `lava-proxy check` shows them all")
+    for warning in settings.warnings:
+        log.warning(warning)
+    reason = payers.prepared(settings).usable()
+    if reason is not None:
+        log.warning(f"not ready: {reason}")

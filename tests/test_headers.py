@@ -1,0 +1,342 @@
+"""Header policy in both directions, and ``x-lava-metadata``."""
+
+from __future__ import annotations
+
+import json
+from email.utils import parsedate_to_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.errors import Fault
+from proxy.headers import CREDENTIALS, Pairs, merge_metadata, read, to_client, without
+
+HOP_BY_HOP = [
+    b"connection",
+    b"keep-alive",
+    b"proxy-connection",
+    b"proxy-authorization",
+    b"proxy-authenticate",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+]
+NOT_TO_LAVA = [
+    *CREDENTIALS,
+    b"x-lava-metadata",
+    b"x-lava-fallbacks",
+    b"x-lava-proxy-key",
+    b"x-lava-proxy-project",
+    b"x-lava-anything",
+    b"cookie",
+    b"host",
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-anything",
+    b"x-original-url",
+    b"x-rewrite-url",
+    b"x_lava_metadata",
+    b"content_type",
+    b"a_b",
+    # Framing is the engine's.
+    b"content-length",
+    b"expect",
+]
+NOT_TO_CLIENT = [
+    b"set-cookie",
+    b"access-control-allow-origin",
+    b"access-control-anything",
+    b"alt-svc",
+    b"clear-site-data",
+    b"strict-transport-security",
+    b"refresh",
+    b"link",
+    # Ours to say.
+    b"x-lava-proxy-error",
+]
+TO_LAVA = [
+    b"accept",
+    b"accept-encoding",
+    b"anthropic-beta",
+    b"anthropic-version",
+    b"content-encoding",
+    b"content-type",
+    b"idempotency-key",
+    b"openai-organization",
+    b"user-agent",
+    b"x-claude-code-session-id",
+    b"x-goog-api-client",
+    b"x-stainless-lang",
+    b"x-custom",
+]
+TO_CLIENT = [
+    b"content-encoding",
+    b"content-type",
+    b"etag",
+    b"openai-processing-ms",
+    b"request-id",
+    b"retry-after",
+    b"vary",
+    b"www-authenticate",
+    b"x-lava-request-id",
+    b"x-ratelimit-remaining",
+    b"x-request-id",
+    b"x_odd",
+]
+
+#: An answer that has a date gets none of ours.
+DATE = (b"date", b"Thu, 01 Jan 2026 00:00:00 GMT")
+
+
+def relayed(pairs: Pairs, *, keep_length: bool = True) -> Pairs:
+    """What the client gets of these headers."""
+    assert (answered := to_client([*pairs, DATE], keep_length=keep_length).onward)[-1] == DATE
+    return answered[:-1]
+
+
+@pytest.mark.parametrize("name", HOP_BY_HOP + NOT_TO_LAVA)
+def test_what_never_goes_to_lava(name: bytes) -> None:
+    """Hop-by-hop headers, credentials, Lava's own, cookies, addresses, and names with an underscore."""
+    assert read([(name, b"x"), (b"accept", b"y")]).onward == [(b"accept", b"y")]
+
+
+@pytest.mark.parametrize("name", TO_LAVA)
+def test_everything_else_goes_to_lava(name: bytes) -> None:
+    """A deny-list: beta and vendor headers pass."""
+    assert read([(name, b"x")]).onward == [(name, b"x")]
+
+
+@pytest.mark.parametrize("name", HOP_BY_HOP + NOT_TO_CLIENT)
+def test_what_never_goes_to_the_client(name: bytes) -> None:
+    """Hop-by-hop headers, cookies, permissions of other sites, and what would bind a browser."""
+    assert relayed([(name, b"x"), (b"etag", b"y")]) == [(b"etag", b"y")]
+
+
+@pytest.mark.parametrize("name", TO_CLIENT)
+def test_everything_else_goes_to_the_client(name: bytes) -> None:
+    """With its value untouched."""
+    assert relayed([(name, b" X ")], keep_length=False) == [(name, b" X ")]
+
+
+def test_order_and_duplicates_are_kept() -> None:
+    """In both directions, with nothing joined."""
+    pairs = [(b"b", b"1"), (b"a", b"2"), (b"b", b"1"), (b"accept", b"x"), (b"c", b""), (b"accept", b"y")]
+    assert read(pairs).onward == pairs
+    assert relayed(pairs) == pairs
+
+
+def test_what_came_in_is_not_changed() -> None:
+    """A new list, whatever is dropped."""
+    pairs = [(b"host", b"h"), (b"connection", b"x-a"), (b"x-a", b"1"), (b"authorization", b"k")]
+    before = list(pairs)
+    read(pairs)
+    to_client(pairs, keep_length=True)
+    assert pairs == before
+
+
+@pytest.mark.parametrize(
+    "nominations",
+    [
+        [b"X-Custom"],
+        [b"close, x-custom"],
+        [b"keep-alive,\tX-CUSTOM , foo"],
+        [b"keep-alive", b"x-custom"],
+        [b",,x-custom,"],
+    ],
+)
+def test_headers_named_by_connection_are_dropped(nominations: list[bytes]) -> None:
+    """In one line or several, in any case, in both directions."""
+    pairs = [(b"connection", line) for line in nominations] + [(b"x-custom", b"1"), (b"x-other", b"2")]
+    assert read(pairs).onward == [(b"x-other", b"2")]
+    assert relayed(pairs) == [(b"x-other", b"2")]
+
+
+def test_a_client_cannot_nominate_our_headers_away() -> None:
+    """Ours are set after the nominated ones are gone; the gate still sees what it judges by."""
+    received = read(
+        [
+            (b"host", b"localhost:5282"),
+            (b"origin", b"https://evil.example"),
+            (b"connection", b"authorization, host, origin, content-type, x-lava-metadata, anthropic-version"),
+            (b"authorization", b"Bearer local"),
+            (b"content-type", b"application/json"),
+            (b"x-lava-metadata", b"{}"),
+            (b"anthropic-version", b"2099-01-01"),
+        ]
+    )
+    assert received.onward == []
+    assert received.get(b"x-lava-metadata") is None
+    assert received.get(b"anthropic-version") is None
+    assert received.get(b"origin") == b"https://evil.example"
+    assert received.get(b"host") == b"localhost:5282"
+
+
+def test_an_upstream_cannot_nominate_the_bodys_description_away() -> None:
+    """Without its type or encoding a body would be read wrongly."""
+    pairs = [(b"connection", b"content-type, content-encoding, content-length"), (b"content-type", b"x")]
+    pairs += [(b"content-encoding", b"gzip"), (b"content-length", b"3")]
+    assert relayed(pairs) == pairs[1:]
+
+
+@pytest.mark.parametrize("name", [b"host", b"origin", b"content-length", b"x-lava-proxy-key", *CREDENTIALS])
+def test_a_header_that_may_stand_once_is_noticed_twice(name: bytes) -> None:
+    """The first value is kept for reading, and the repetition for refusing."""
+    received = read([(name, b"1"), (b"accept", b"x"), (name, b"2")])
+    assert received.repeated == (name,)
+    assert received.get(name) == b"1"
+    assert read([(name, b"1")]).repeated == ()
+
+
+@pytest.mark.parametrize("name", [b"content-encoding", b"sec-fetch-site", b"x-lava-metadata", b"connection"])
+def test_a_list_in_several_lines_is_one_value(name: bytes) -> None:
+    """Judged as a whole, so that no second line slips through unread."""
+    assert read([(name, b"a"), (name, b"b")]).get(name) == b"a,b"
+
+
+def test_the_length_travels_only_where_it_frames() -> None:
+    """And once; ``server`` once too."""
+    pairs = [(b"content-length", b"5"), (b"server", b"s"), (b"content-length", b"5"), (b"server", b"t")]
+    assert relayed(pairs) == pairs[:2]
+    assert relayed(pairs, keep_length=False) == pairs[1:2]
+    assert to_client(pairs, keep_length=True).length == 5
+    assert to_client(pairs, keep_length=False).length is None
+
+
+def test_there_is_exactly_one_date() -> None:
+    """The upstream's (its first), else ours: the server in front of us adds none."""
+    assert to_client([DATE, (b"date", b"x")], keep_length=True).onward == [DATE]
+    ((name, value),) = to_client([], keep_length=True).onward
+    assert name == b"date"
+    assert parsedate_to_datetime(value.decode()).year >= 2025
+    assert len(to_client([(b"connection", b"date"), (b"a", b"b")], keep_length=True).onward) == 2
+
+
+@pytest.mark.parametrize(
+    ("pairs", "stream", "encoding"),
+    [
+        ([], False, None),
+        ([(b"content-type", b"text/event-stream")], True, None),
+        ([(b"content-type", b"Text/Event-Stream; charset=utf-8")], True, None),
+        ([(b"content-type", b"application/json")], False, None),
+        ([(b"content-encoding", b"identity"), (b"content-encoding", b" ")], False, None),
+        ([(b"content-encoding", b"gzip")], False, b"gzip"),
+        ([(b"content-encoding", b"gzip"), (b"content-encoding", b"br")], False, b"gzip,br"),
+    ],
+)
+def test_what_the_forwarder_asks_of_an_answer(pairs: Pairs, stream: bool, encoding: bytes | None) -> None:
+    """Whether it is an event stream, whether it is encoded, and Lava's request id; all of it travels on as well."""
+    answered = to_client([*pairs, (b"x-lava-request-id", b"req_1"), DATE], keep_length=True)
+    assert (answered.event_stream, answered.encoding, answered.lava_request_id) == (stream, encoding, b"req_1")
+    assert answered.onward == [*pairs, (b"x-lava-request-id", b"req_1"), DATE]
+
+
+def test_without_leaves_the_rest() -> None:
+    """One name gone, all its lines, in a new list."""
+    pairs = [(b"a", b"1"), (b"b", b"2"), (b"a", b"3")]
+    assert without(pairs, b"a") == [(b"b", b"2")]
+    assert len(pairs) == 3
+
+
+NAMES = st.sampled_from([*HOP_BY_HOP, *NOT_TO_LAVA, *TO_LAVA, *TO_CLIENT, *NOT_TO_CLIENT])
+VALUES = st.sampled_from([b"", b"x", b"close", b"x-custom, accept", b"authorization", b"gzip"])
+
+
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=12))
+def test_policy_is_a_filter(pairs: list[tuple[bytes, bytes]]) -> None:
+    """What goes out is a subsequence of what came in, without anything from the deny-lists or named by Connection."""
+    nominated = {token.strip().lower() for name, value in pairs if name == b"connection" for token in value.split(b",")}
+    kept = [pair for pair in pairs if pair[0] in {*TO_LAVA, *TO_CLIENT, *NOT_TO_CLIENT} and pair[0] not in nominated]
+    kept = [pair for pair in kept if b"_" not in pair[0] and not pair[0].startswith(b"x-lava-")]
+    assert read(pairs).onward == kept
+
+
+# --- x-lava-metadata -------------------------------------------------------------------------------------------------
+
+
+def test_the_clients_pairs_and_the_projects() -> None:
+    """Merged, and the project's win."""
+    merged = merge_metadata(b'{"team":"client","user":"u 1"}', {"team": "web", "site": "x"})
+    assert merged is not None
+    assert json.loads(merged) == {"team": "web", "user": "u 1", "site": "x"}
+
+
+def test_no_pairs_no_header() -> None:
+    """Nothing is sent where neither side says something."""
+    assert merge_metadata(None, {}) is None
+    assert merge_metadata(b"{}", {}) is None
+    assert merge_metadata(None, {"team": "web"}) == b'{"team":"web"}'
+
+
+def test_a_header_is_ascii() -> None:
+    """Other characters are escaped on their way out, however they came."""
+    for came in ('{"k":"é鍵🔑"}'.encode(), b'{"k":"\\u00e9\\u9375\\ud83d\\udd11"}'):
+        sent = merge_metadata(came, {"p": "ü"})
+        assert sent is not None
+        assert sent.isascii()
+        assert json.loads(sent) == {"k": "é鍵🔑", "p": "ü"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b" ",
+        b"team=web",
+        b"{",
+        b"[]",
+        b'["a"]',
+        b"null",
+        b'"text"',
+        b"5",
+        b'{"a":1}',
+        b'{"a":null}',
+        b'{"a":true}',
+        b'{"a":["b"]}',
+        b'{"a":{"b":"c"}}',
+        b'{"a":""}',
+        b'{"":"b"}',
+        b'{"a b":"c"}',
+        b'{"a-b":"c"}',
+        '{"é":"c"}'.encode(),
+        b'{"a\\n":"c"}',
+        b'{"' + b"k" * 256 + b'":"v"}',
+        b'{"k":"' + b"v" * 256 + b'"}',
+        json.dumps({f"k{number}": "v" for number in range(101)}).encode(),
+        b'{"a":"\xff"}',
+        b'{"a":"b"},{"c":"d"}',
+        b"[" * 50_000,
+        b"1" * 6000,
+    ],
+    ids=lambda value: repr(value[:24]),
+)
+def test_malformed_metadata_is_refused(value: bytes) -> None:
+    """400 ``bad_request`` that names the header, with or without pairs of the project."""
+    for project in ({}, {"team": "web"}):
+        with pytest.raises(Fault) as caught:
+            merge_metadata(value, project)
+        assert (caught.value.code, caught.value.status) == ("bad_request", 400)
+        assert "x-lava-metadata" in caught.value.message
+
+
+def test_the_limits_themselves_are_allowed() -> None:
+    """100 pairs, 255 characters on either side; together with the project's never more than 100."""
+    pairs = {f"{number:0255d}": "é" * 255 for number in range(100)}
+    value = json.dumps(pairs).encode()
+    assert merge_metadata(value, {}) is not None
+    assert merge_metadata(value, {f"{5:0255d}": "replaced"}) is not None
+    with pytest.raises(Fault, match="100 pairs"):
+        merge_metadata(value, {"one_more": "x"})
+
+
+@given(st.binary(max_size=80), st.booleans())
+def test_metadata_is_refused_or_sound(value: bytes, project: bool) -> None:
+    """Whatever a client sends: 400, or a JSON object of strings in ASCII."""
+    try:
+        sent = merge_metadata(value, {"team": "web"} if project else {})
+    except Fault as fault:
+        assert fault.code == "bad_request"  # noqa: PT017  (either is right)
+    else:
+        assert sent is None or (sent.isascii() and all(isinstance(each, str) for each in json.loads(sent).values()))

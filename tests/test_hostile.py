@@ -1,0 +1,44 @@
+"""Nothing gets in, nothing leaks, nothing lies: every case of hostile-cases.json, against real daemons on real sockets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+GROUPS = ["hostile_parsing", "hostile_targets", "hostile_access"]
+pytest.register_assert_rewrite("hostile_setup", *GROUPS)
+
+import hostile_parsing  # noqa: E402,F401
+import hostile_access  # noqa: E402,F401
+import hostile_targets  # noqa: E402,F401
+from hostile_setup import BEYOND, CASES, Stand  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    made = Stand(tmp_path_factory.mktemp("hostile"))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_case(name: str, stand: Stand) -> None:
+    """x"""
+    try:
+        CASES[name](stand)
+    finally:
+        stand.play = __import__("hostile_setup").echo
+    stand.finish_case()
+
+
+@pytest.mark.parametrize("name", list(BEYOND))
+def test_beyond_the_list(name: str, stand: Stand) -> None:
+    """x"""
+    BEYOND[name](stand)
+    stand.finish_case()
