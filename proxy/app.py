@@ -166,7 +166,7 @@ class App:
             return
         if self.runtime.draining:
             raise _shutting_down()
-        place = routing.locate(call.record.method, path, received.noted, generation.table)
+        place = generation.locate(call.record.method, path, received.noted)
         call.dialect = place.dialect
         if place.kind is Kind.INFO:
             routing.choose_project(

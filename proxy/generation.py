@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from proxy import tokens
+from proxy import routing, tokens
 from proxy.flights import Limits
 from proxy.redaction import Redactor, Secret
-from proxy.routing import Route, Table
+from proxy.routing import Place, Route, Table
 from proxy.upstream import Engine, Origin
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Generation:
         self.account_key: Secret | None = settings.lava.secret_key
         self.in_flight = 0
         self.retired = False
+        self.places: dict[tuple[str, bytes], Place] = {}
         self.plans: dict[tuple[object, ...], Plan] = {}
         self._lava: dict[str, Lava] = {}
         self._credentials: dict[tuple[str, str], Credential] = {}
@@ -130,6 +131,18 @@ class Generation:
         if found is None:
             found = self._redactors[key] = Redactor(credential.secrets)
         return found
+
+    def locate(self, method: str, path: bytes, noted: Mapping[bytes, bytes]) -> Place:
+        """``routing.locate``, remembered for the addresses whose meaning no header decides."""
+        key = (method, path)
+        place = self.places.get(key)
+        if place is None:
+            place = routing.locate(method, path, noted, self.table)
+            if b"models" not in path and len(path) <= _LONGEST_ROUTE:
+                if len(self.places) >= _MOST_ROUTES:
+                    self.places.clear()
+                self.places[key] = place
+        return place
 
     def plan(self, route: Route, client_key: str | None) -> Plan:
         """Everything about a route that does not change from request to request; see ``credential`` for the faults."""

@@ -246,6 +246,8 @@ class Stand:
         self.tape: list[bytes] = []
         self.cut_requests = 0
         """Requests that the upstream saw begin and never end."""
+        self.cut_patiently: list[bytes] = []
+        """The targets of such requests at the upstream of ``patient``."""
         self._daemons: dict[str, Daemon] = {}
         self._numbers = itertools.count(1)
         self._exit = contextlib.ExitStack()
@@ -404,11 +406,15 @@ class Stand:
             self.faults.append(f"{type(fault).__name__}: {fault}")
 
     def _serve_patiently(self, peer: Peer) -> None:
-        with contextlib.suppress(OSError):
+        received: Received | None = None
+        try:
             while (received := peer.head()) is not None:
                 if b"wait-six-seconds" in received.target:
                     time.sleep(6)
                 echo(peer, received)
+        except OSError:
+            if received is not None:
+                self.cut_patiently.append(received.target)
 
 
 def target_url(received: Received) -> str:

@@ -61,7 +61,9 @@ class RawClient:
     def __enter__(self) -> RawClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def send(self, data: bytes) -> None:
@@ -77,7 +79,7 @@ class RawClient:
         host: str | None = None,
     ) -> None:
         """Send one well-formed request."""
-        pairs = list(headers.items()) if hasattr(headers, "items") else list(headers or [])
+        pairs = headers if isinstance(headers, list) else list((headers or {}).items())
         lines = [f"{method} {target} HTTP/1.1", f"Host: {host or f'127.0.0.1:{self.port}'}"]
         lines += [f"{name}: {value}" for name, value in pairs]
         if body is not None:
@@ -85,7 +87,9 @@ class RawClient:
         self.send("\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b""))
 
     def post_json(self, target: str, document: object, headers: Mapping[str, str] | None = None) -> None:
-        self.request("POST", target, json.dumps(document).encode(), {"Content-Type": "application/json", **(headers or {})})
+        self.request(
+            "POST", target, json.dumps(document).encode(), {"Content-Type": "application/json", **(headers or {})}
+        )
 
     def head(self) -> Response:
         """The next response's head (informational ones included)."""
@@ -202,4 +206,6 @@ def ask(
 
 def post(port: int, target: str, document: object, headers: Mapping[str, str] | None = None) -> Response:
     """One JSON request and its response."""
-    return ask(port, "POST", target, json.dumps(document).encode(), {"Content-Type": "application/json", **(headers or {})})
+    return ask(
+        port, "POST", target, json.dumps(document).encode(), {"Content-Type": "application/json", **(headers or {})}
+    )

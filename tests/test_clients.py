@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,6 @@ from rawclient import ask
 from proxy.tokens import mint_token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from conftest import NodeSDK
     from daemons import Daemon, StartDaemon
 
@@ -131,7 +128,7 @@ class Stand:
 
 
 @pytest.fixture
-def stand(emulator: Emulator, daemon: StartDaemon) -> Iterator[Stand]:
+def stand(emulator: Emulator, daemon: StartDaemon) -> Stand:
     """One daemon, every kind of project."""
     world = emulator.world
     revoked = "aks_live_" + "r" * 20
@@ -149,7 +146,7 @@ def stand(emulator: Emulator, daemon: StartDaemon) -> Iterator[Stand]:
         "TOKEN": mint_token(world.secret_key, customer_id="conn_demo", meter_slug="demo-chat"),
     }
     running = daemon(CONFIG.replace("{base_url}", emulator.base_url), env=env, secrets=env.values())
-    yield Stand(emulator, running)
+    return Stand(emulator, running)
 
 
 def say(text: str = "hello") -> list[Any]:
@@ -331,18 +328,28 @@ class Case:
 CASES: dict[str, Case] = {
     "Lava rejects the key": Case("revoked", "gpt-4o", openai.AuthenticationError, 401, "lava_unauthorized", 1),
     "Lava rejects the connection": Case("unknown", "gpt-4o", openai.AuthenticationError, 401, "lava_unauthorized", 1),
-    "Lava rejects, says the table": Case("main", "fault-lava-401", openai.AuthenticationError, 401, "lava_unauthorized", 1),
+    "Lava rejects, says the table": Case(
+        "main", "fault-lava-401", openai.AuthenticationError, 401, "lava_unauthorized", 1
+    ),
     "the wallet is empty": Case("empty", "gpt-4o", openai.APIStatusError, 402, "lava_insufficient_balance", 1),
     "Lava wants money": Case("main", "fault-lava-402", openai.APIStatusError, 402, "lava_insufficient_balance", 1),
     "the own key is rejected": Case("rejected", "gpt-4o", openai.AuthenticationError, 401, "provider_key_rejected", 1),
     "the own account is empty": Case("unfunded", "gpt-4o", openai.APIStatusError, 402, "provider_payment_required", 1),
-    "Lava's key is rejected": Case("main", "fault-provider-401", openai.AuthenticationError, 401, "provider_key_rejected", 1),
-    "Lava's account is empty": Case("main", "fault-provider-402", openai.APIStatusError, 402, "provider_payment_required", 1),
+    "Lava's key is rejected": Case(
+        "main", "fault-provider-401", openai.AuthenticationError, 401, "provider_key_rejected", 1
+    ),
+    "Lava's account is empty": Case(
+        "main", "fault-provider-402", openai.APIStatusError, 402, "provider_payment_required", 1
+    ),
     "the spend key is spent": Case("spent", "gpt-4o", openai.APIStatusError, 402, "lava_spend_limit", 1),
-    "the cap comes as 403": Case("main", "fault-spend-limit-403", openai.PermissionDeniedError, 403, "lava_spend_limit", 1),
+    "the cap comes as 403": Case(
+        "main", "fault-spend-limit-403", openai.PermissionDeniedError, 403, "lava_spend_limit", 1
+    ),
     "the wrong request shape": Case("claude-agent", "gpt-4o", openai.PermissionDeniedError, 403, "lava_forbidden", 1),
     "Lava refuses": Case("main", "fault-lava-403", openai.PermissionDeniedError, 403, "lava_forbidden", 1),
-    "Lava does not serve it": Case("main", "fault-lava-unsupported", openai.BadRequestError, 400, "lava_unsupported_target", 1),
+    "Lava does not serve it": Case(
+        "main", "fault-lava-unsupported", openai.BadRequestError, 400, "lava_unsupported_target", 1
+    ),
     "Lava has no such model": Case("main", "fault-lava-404", openai.NotFoundError, 404, "lava_error", 1),
     "Lava limits the rate": Case("main", "fault-lava-429", openai.RateLimitError, 429, "lava_error", 2),
     "Lava fails": Case("main", "fault-lava-500", openai.InternalServerError, 500, "lava_error", 2),
@@ -389,8 +396,22 @@ ANTHROPIC: dict[str, tuple[str, str, type[anthropic.APIError], int, str | None, 
         "lava_unauthorized",
         "authentication_error",
     ),
-    "the wallet is empty": ("empty", "claude-opus-4-6", anthropic.APIStatusError, 402, "lava_insufficient_balance", "billing_error"),
-    "Lava refuses": ("main", "fault-lava-403", anthropic.PermissionDeniedError, 403, "lava_forbidden", "permission_error"),
+    "the wallet is empty": (
+        "empty",
+        "claude-opus-4-6",
+        anthropic.APIStatusError,
+        402,
+        "lava_insufficient_balance",
+        "billing_error",
+    ),
+    "Lava refuses": (
+        "main",
+        "fault-lava-403",
+        anthropic.PermissionDeniedError,
+        403,
+        "lava_forbidden",
+        "permission_error",
+    ),
     "a provider's 400": ("main", "fault-status-400", anthropic.BadRequestError, 400, None, "invalid_request_error"),
     "no answer": ("main", "fault-no-answer", anthropic.InternalServerError, 502, "upstream_closed", "api_error"),
 }
@@ -488,8 +509,8 @@ def test_broken_streams_raise_in_anthropic_and_google(stand: Stand) -> None:
 # --- Node ------------------------------------------------------------------------------------------------------------
 
 
-def run_node(node_sdk: NodeSDK, script: str, **env: str) -> Any:
-    done: subprocess.CompletedProcess[str] = node_sdk.run(script, **env)
+def run_node(node_sdk: NodeSDK, script: str, *, BASE: str, KEY: str) -> Any:
+    done = node_sdk.run(script, BASE=BASE, KEY=KEY)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])
 

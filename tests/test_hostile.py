@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-GROUPS = ["hostile_parsing", "hostile_targets", "hostile_access"]
+GROUPS = ["hostile_parsing", "hostile_targets", "hostile_access", "hostile_travel", "hostile_upstream"]
 pytest.register_assert_rewrite("hostile_setup", *GROUPS)
 
 import hostile_parsing  # noqa: E402,F401
+import hostile_upstream  # noqa: E402,F401
+import hostile_travel  # noqa: E402,F401
 import hostile_access  # noqa: E402,F401
 import hostile_targets  # noqa: E402,F401
 from hostile_setup import BEYOND, CASES, Stand  # noqa: E402
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     made = Stand(tmp_path_factory.mktemp("hostile"))
+    hostile_travel.begin_slow(made)
     yield made
     made.close()
 

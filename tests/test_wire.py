@@ -140,7 +140,8 @@ def test_an_upload_is_streamed_and_arrives_whole(start: Callable[..., Daemon]) -
 
     with Upstream(script) as upstream, RawClient(start(upstream).port) as client:
         client.send(
-            b"POST /openai/v1/files HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: %d\r\n\r\n" % (client.port, 2 * len(half))
+            b"POST /openai/v1/files HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: %d\r\n\r\n"
+            % (client.port, 2 * len(half))
         )
         client.send(half)
         assert got_half.wait(10)
@@ -204,7 +205,9 @@ def test_head_204_and_304_have_no_body(start: Callable[..., Daemon]) -> None:
 @pytest.mark.parametrize("how", ["fin", "reset"])
 @pytest.mark.parametrize("moment", ["before the head", "after the head", "in mid-stream"])
 @pytest.mark.parametrize("stream", [True, False])
-def test_leaving_cancels_the_request_upstream(start: Callable[..., Daemon], how: str, moment: str, stream: bool) -> None:
+def test_leaving_cancels_the_request_upstream(
+    start: Callable[..., Daemon], how: str, moment: str, stream: bool
+) -> None:
     """When the client leaves, the upstream's connection is closed within a second (measured from its own side)."""
     asked, gone = threading.Event(), threading.Event()
     left = [0.0]
@@ -212,7 +215,9 @@ def test_leaving_cancels_the_request_upstream(start: Callable[..., Daemon], how:
     def script(peer: Peer) -> None:
         peer.request()
         if moment != "before the head":
-            peer.send(sse_head("chunked") if stream else answer(200, b"", [(b"Transfer-Encoding", b"chunked")], length=False))
+            peer.send(
+                sse_head("chunked") if stream else answer(200, b"", [(b"Transfer-Encoding", b"chunked")], length=False)
+            )
         if moment == "in mid-stream":
             peer.send(event(DELTA, "chunked"))
         asked.set()
@@ -249,7 +254,8 @@ def test_leaving_in_the_middle_of_an_upload_never_completes_it(start: Callable[.
     with Upstream(script) as upstream:
         with RawClient(start(upstream).port) as client:
             client.send(
-                b"POST /openai/v1/files HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: 1000\r\n\r\nhalf" % client.port
+                b"POST /openai/v1/files HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: 1000\r\n\r\nhalf"
+                % client.port
             )
             upstream.wait(lambda: len(upstream.requests) == 1)
         assert ended.wait(10)
@@ -284,7 +290,10 @@ ANTHROPIC_DELTA = b'event: content_block_delta\ndata: {"type":"content_block_del
 GOOGLE_DELTA = b'data: {"candidates":[{"content":{"parts":[{"text":"x"}]}}]}\r\n\r\n'
 DIALECTS: dict[str, tuple[str, bytes]] = {
     "openai": ("/v1/chat/completions", DELTA),
-    "responses": ("/v1/responses", b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta"}\n\n'),
+    "responses": (
+        "/v1/responses",
+        b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta"}\n\n',
+    ),
     "anthropic": ("/v1/messages", ANTHROPIC_DELTA),
     "google": ("/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse", GOOGLE_DELTA),
 }
@@ -424,7 +433,11 @@ BAD_ANSWERS: dict[str, tuple[Callable[[Peer], None], str, str]] = {
         "false",
     ),
     "redirects": (serve(answer(302, b"", [(b"Location", b"https://evil.example/")])), "upstream_redirect", "false"),
-    "redirects to http": (serve(answer(307, b"", [(b"Location", b"http://127.0.0.1:1/")])), "upstream_redirect", "false"),
+    "redirects to http": (
+        serve(answer(307, b"", [(b"Location", b"http://127.0.0.1:1/")])),
+        "upstream_redirect",
+        "false",
+    ),
     "sends a huge head": (
         serve(b"HTTP/1.1 200 OK\r\nx: " + b"a" * 200_000 + b"\r\ncontent-length: 0\r\n\r\n"),
         "upstream_protocol",
@@ -515,7 +528,9 @@ def test_a_chunked_body_over_the_limit_is_refused_and_aborted(start: Callable[..
             whole.set()
 
     with Upstream(script) as upstream, RawClient(start(upstream, "[server]\nmax_body_bytes = 100000\n").port) as client:
-        client.send(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        client.send(
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        )
         for _ in range(3):
             client.send(chunked(b"x" * 50_000, end=False))
         response = client.response()
@@ -630,7 +645,9 @@ def test_what_travels_to_the_client(start: Callable[..., Daemon]) -> None:
     with Upstream(raw) as upstream:
         came = post(start(upstream).port, "/v1/chat/completions", CHAT)
     names = [name for name, _ in came.headers]
-    assert not {"set-cookie", "access-control-allow-origin", "clear-site-data", "alt-svc", "link", "refresh"} & set(names)
+    assert not {"set-cookie", "access-control-allow-origin", "clear-site-data", "alt-svc", "link", "refresh"} & set(
+        names
+    )
     assert not {"strict-transport-security", "x-secret"} & set(names)
     assert came.header("date") == "Mon, 01 Jan 2024 00:00:00 GMT"
     assert came.header("server") == "cloud"

@@ -13,11 +13,13 @@ because the message of a foreign exception may quote what must not be shown.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import NoReturn
 
 FAILED = 1
+_CANNOT_WRITE = (errno.ENOSPC, errno.EIO)
 
 
 def main() -> NoReturn:
@@ -37,6 +39,12 @@ def _run(words: list[str]) -> int:
         return FAILED if end.code == 130 else end.code if isinstance(end.code, int) else FAILED if end.code else 0
     except (KeyboardInterrupt, BrokenPipeError):
         return FAILED
+    except OSError as error:
+        if error.errno in _CANNOT_WRITE:
+            _say(f"lava-proxy: the output cannot be written: {os.strerror(error.errno or 0)}")
+        else:
+            _tell(error)
+        return FAILED
     except Exception as error:  # noqa: BLE001 - the border: see above
         _tell(error)
         return FAILED
@@ -53,7 +61,10 @@ def _tell(error: Exception) -> None:
     places = [
         f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
     ]
-    text = "\n".join([f"lava-proxy failed ({why}). Please report it with these lines:", *places[-8:]])
+    _say("\n".join([f"lava-proxy failed ({why}). Please report it with these lines:", *places[-8:]]))
+
+
+def _say(text: str) -> None:
     try:
         print(text, file=sys.stderr)
     except OSError:
@@ -66,9 +77,9 @@ def _open_standard_streams() -> None:
         pass
     os.close(descriptor)
     # Python has decided at its start that these do not exist.
-    for name in ("stdout", "stderr"):
+    for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open as long as the process
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - open as long as the process
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a locale that cannot spell a letter must not end the program

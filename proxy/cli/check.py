@@ -10,7 +10,7 @@ from proxy.cli.terminal import Exit, Screen, put_json
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from proxy.cli.payers import Account, Share
+    from proxy.cli.payers import Account
     from proxy.settings import Settings
 
 _TOOLS = {"openai": "OpenAI tools", "anthropic": "Anthropic tools", "google": "Google tools"}
@@ -51,19 +51,13 @@ def _show(screen: Screen, settings: Settings, account: Account) -> None:
     ways = payers.ways(account, addresses.base(settings.server))
     screen.pairs(
         [
-            ("pays", "\n".join(_sentence(share, alone=len(account.shares) == 1) for share in account.shares)),
+            ("pays", "\n".join(account.sentences())),
             ("Lava", f"{account.lava} ({account.credential})"),
             *((_TOOLS[tool], url) for tool, url in ways.items()),
             ("API key", account.local_key),
             ("metadata", ", ".join(f"{name}={value}" for name, value in account.metadata.items())),
         ]
     )
-
-
-def _sentence(share: Share, *, alone: bool) -> str:
-    if alone:
-        return share.words
-    return f"{', '.join(share.providers) or 'other providers'}: {share.words}"
 
 
 def describe(settings: Settings) -> dict[str, Any]:

@@ -72,8 +72,12 @@ def _ask(connection: http.client.HTTPConnection) -> str:
         status, body = response.status, response.read(_MOST)
     except TimeoutError:
         return f"no answer within {SECONDS:g} seconds"
+    except ConnectionResetError:  # also what http.client calls RemoteDisconnected
+        return "what answers there ends the connection"
+    except socket.gaierror:
+        return f"{_NOBODY}: unknown host"
     except OSError as error:
-        return f"{_NOBODY}: {os.strerror(error.errno) if error.errno and error.errno > 0 else 'unknown host'}"
+        return f"{_NOBODY}: {os.strerror(error.errno or 0)}"
     except http.client.HTTPException:
         return "what answers there does not speak HTTP"
     finally:

@@ -82,6 +82,12 @@ class Account:
     reachable: bool
     metadata: dict[str, str] = field(default_factory=dict)
 
+    def sentences(self) -> list[str]:
+        """Who pays, one line for each share."""
+        if len(self.shares) == 1:
+            return [self.shares[0].words]
+        return [f"{', '.join(share.providers) or 'other providers'}: {share.words}" for share in self.shares]
+
 
 def accounts(settings: Settings) -> Iterator[Account]:
     """Every project, in the order of the file; the implicit one where there is none."""

@@ -65,10 +65,9 @@ def _introduce(log: Logs, settings: Settings) -> None:
     """Which projects there are and who pays, and every warning."""
     accounts = list(payers.accounts(settings))
     for account in accounts[:_MOST_PROJECTS_TOLD]:
-        who = "; ".join(
-            (f"{', '.join(share.providers)}: " if share.providers else "") + share.words for share in account.shares
+        log.info(
+            f'project "{account.name}"{" (default)" if account.is_default else ""}, paid by {"; ".join(account.sentences())}'
         )
-        log.info(f'project "{account.name}"{" (default)" if account.is_default else ""}, paid by {who}')
     if len(accounts) > _MOST_PROJECTS_TOLD:
         log.info(f"and {len(accounts) - _MOST_PROJECTS_TOLD} more projects: `lava-proxy check` shows them all")
     for warning in settings.warnings:

@@ -156,7 +156,10 @@ class NativeEngine:
             connection.cut("the engine was closed")
         if self._live:
             self._emptied = asyncio.get_running_loop().create_future()
-            await self._emptied
+            # The loop closes sockets in its next turn. Should it forget one, that must not hold up the exit.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._emptied
 
     # The pool.
 

@@ -1,0 +1,278 @@
+"""The application as a whole, over real sockets: control addresses, browsers, refusals, reload, what is recorded."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rawclient import RawClient, ask, post
+from upstream import Peer, Upstream, answer, chunked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from daemons import Daemon, StartDaemon
+
+KEY = "aks_live_" + "a" * 24
+LOCAL = "local-" + "l" * 20
+BOUND = "bound-" + "b" * 20
+CHAT = {"model": "gpt-4o", "messages": []}
+
+
+@pytest.fixture
+def keyed(daemon: StartDaemon) -> Callable[..., Daemon]:
+    """A daemon that wants a local key, before an upstream that is Lava."""
+
+    def start(upstream: Upstream, more: str = "") -> Daemon:
+        config = (
+            f'default_project = "main"\n[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n'
+            '[projects.main]\n[projects.web]\nmeter = "m"\nkeys = ["env:BOUND"]\n'
+            f'[server]\nkeys = ["env:LOCAL"]\n{more}'
+        )
+        env = {"KEY": KEY, "LOCAL": LOCAL, "BOUND": BOUND}
+        return daemon(config, env=env, secrets=[KEY, LOCAL, BOUND])
+
+    return start
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+# --- control addresses -----------------------------------------------------------------------------------------------
+
+
+def test_health_needs_no_key_and_metrics_do(keyed: Callable[..., Daemon]) -> None:
+    """/, /healthz and /readyz are open; /metrics wants a key that is good for every project; /dashboard is to come."""
+    with Upstream(answer()) as upstream:
+        port = keyed(upstream).port
+        assert ask(port, "GET", "/healthz").json() == {"status": "ok"}
+        assert ask(port, "GET", "/readyz").json() == {"status": "ok"}
+        assert ask(port, "HEAD", "/").status == 200
+        assert ask(port, "GET", "/metrics").code == "local_key_required"
+        assert ask(port, "GET", "/metrics", headers=bearer(BOUND)).code == "project_not_allowed"
+        metrics = ask(port, "GET", "/metrics", headers=bearer(LOCAL))
+        assert metrics.status == 200
+        assert b"lava_proxy_build_info" in metrics.body
+        assert ask(port, "GET", "/dashboard", headers=bearer(LOCAL)).status == 404
+        assert ask(port, "POST", "/healthz", b"", bearer(LOCAL)).code == "method_not_allowed"
+
+
+@pytest.mark.parametrize("path", ["/", "/p/main", "/p/main/", "/openai", "/groq/v1", "/v1", "/p/main/v1"])
+def test_a_base_address_says_what_this_is(keyed: Callable[..., Daemon], path: str) -> None:
+    """Tools that ask their base URL get an answer, with GET and HEAD; browsers get a page without scripts."""
+    with Upstream(answer()) as upstream:
+        port = keyed(upstream).port
+        assert ask(port, "GET", path, headers=bearer(LOCAL)).json()["name"] == "lava-proxy"
+        assert ask(port, "HEAD", path, headers=bearer(LOCAL)).status == 200
+        page = ask(port, "GET", path, headers={**bearer(LOCAL), "Accept": "text/html"})
+        assert (page.header("content-type") or "").startswith("text/html")
+        assert page.header("content-security-policy") == "default-src 'none'"
+        assert upstream.accepted == 0
+
+
+def test_ready_says_why_not(daemon: StartDaemon) -> None:
+    """Without any Lava key the daemon runs, says why it is not ready, and requests get 401 lava_key_missing."""
+    port = daemon("").port
+    ready = ask(port, "GET", "/readyz")
+    assert ready.status == 503
+    assert "LAVA_SECRET_KEY" in ready.json()["reason"]
+    refused = post(port, "/v1/chat/completions", CHAT)
+    assert (refused.status, refused.code) == (401, "lava_key_missing")
+    assert "LAVA_SECRET_KEY" in refused.json()["error"]["lava_proxy"]["hint"]
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "shape"),
+    [
+        ("/v1/chat/completions", {}, "openai"),
+        ("/v1/messages", {}, "anthropic"),
+        ("/anthropic/v1/complete", {}, "anthropic"),
+        ("/v1beta/models/x:generateContent", {}, "google"),
+        ("/google/v1beta/models", {}, "google"),
+        ("/elevenlabs/v1/voices", {}, "openai"),
+        ("/nothing/at/all", {}, "openai"),
+        ("/nothing/at/all", {"anthropic-version": "2023-06-01"}, "anthropic"),
+        ("/nothing/at/all", {"x-goog-api-key": "wrong"}, "google"),
+    ],
+)
+def test_refusals_speak_the_routes_dialect(
+    keyed: Callable[..., Daemon], path: str, headers: dict[str, str], shape: str
+) -> None:
+    """The same refusal for known and unknown addresses, each in the dialect that its client reads, with ids to quote."""
+    with Upstream(answer()) as upstream:
+        refused = ask(keyed(upstream).port, "POST", path, b"{}", headers)
+        body = refused.json()
+        assert refused.status == 401
+        assert refused.code in ("local_key_required", "local_key_invalid")
+        assert refused.header("www-authenticate") == "Bearer"
+        request_id = refused.header("x-lava-proxy-request-id")
+        assert refused.header("x-request-id") == refused.header("request-id") == request_id
+        if shape == "anthropic":
+            assert body["type"] == "error"
+            assert body["request_id"] == request_id
+        elif shape == "google":
+            assert body["error"]["code"] == 401
+            assert body["error"]["status"] == "UNAUTHENTICATED"
+        else:
+            assert body["error"]["code"] == refused.code
+        assert body["error"]["lava_proxy"]["code"] == refused.code
+        assert upstream.accepted == 0
+
+
+def test_a_page_gets_nothing_and_a_listed_one_gets_cors(keyed: Callable[..., Daemon]) -> None:
+    """A foreign Origin is refused before anything else; a listed one passes, and may read what it gets."""
+    with Upstream(answer(body=b"{}", headers=[(b"Access-Control-Allow-Origin", b"*")])) as upstream:
+        port = keyed(upstream, 'allowed_origins = ["https://good.example", "vscode-webview://*"]\n').port
+        foreign = ask(port, "POST", "/v1/chat/completions", b"{}", {**bearer(LOCAL), "Origin": "https://evil.example"})
+        assert (foreign.status, foreign.code) == (403, "origin_not_allowed")
+        assert foreign.header("access-control-allow-origin") is None
+        assert upstream.accepted == 0
+        for origin in ("https://good.example", "vscode-webview://abc"):
+            came = ask(
+                port,
+                "POST",
+                "/openai/v1/chat/completions",
+                b"{}",
+                {**bearer(LOCAL), "Origin": origin, "Sec-Fetch-Site": "cross-site"},
+            )
+            assert came.status == 200
+            assert came.header("access-control-allow-origin") == origin
+            assert came.header("vary") == "Origin"
+        unkeyed = ask(port, "POST", "/openai/v1/x", b"{}", {"Origin": "https://good.example"})
+        assert unkeyed.code == "local_key_required"
+        assert unkeyed.header("access-control-allow-origin") == "https://good.example"
+
+
+def test_a_preflight_of_a_listed_origin(keyed: Callable[..., Daemon]) -> None:
+    """204 without a key: that exact origin, the asked headers echoed, no credentials; anybody else gets no CORS header."""
+    with Upstream(answer()) as upstream:
+        port = keyed(upstream, 'allowed_origins = ["https://good.example"]\n').port
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, x-y"}
+        good = ask(port, "OPTIONS", "/v1/chat/completions", None, {**asked, "Origin": "https://good.example"})
+        assert good.status == 204
+        assert good.header("access-control-allow-origin") == "https://good.example"
+        assert good.header("access-control-allow-headers") == "authorization, x-y"
+        assert good.header("access-control-allow-credentials") is None
+        assert "POST" in (good.header("access-control-allow-methods") or "")
+        evil = ask(port, "OPTIONS", "/v1/chat/completions", None, {**asked, "Origin": "https://evil.example"})
+        assert evil.status == 403
+        assert not [name for name, _ in evil.headers if name.startswith("access-control-")]
+
+
+def test_expect_continue_is_answered_only_for_those_who_may(keyed: Callable[..., Daemon]) -> None:
+    """A wrong key: 401 at once, no 100, closed. A good one: one 100, then the answer."""
+    with Upstream(answer(body=b"{}")) as upstream:
+        port = keyed(upstream).port
+        head = (
+            b"POST /openai/v1/x HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: 2\r\nExpect: 100-continue\r\n" % port
+        )
+        with RawClient(port) as wrong:
+            wrong.send(head + b"Authorization: Bearer wrong\r\n\r\n")
+            assert wrong.response().code == "local_key_invalid"
+            assert wrong.closed(5)
+        with RawClient(port) as good:
+            good.send(head + b"Authorization: Bearer " + LOCAL.encode() + b"\r\n\r\n")
+            assert good.head().status == 100
+            good.send(b"{}")
+            assert good.response().status == 200
+        assert len(upstream.requests) == 1
+        assert upstream.requests[0].header(b"expect") is None
+
+
+# --- reload ----------------------------------------------------------------------------------------------------------
+
+
+def test_reload_swaps_for_new_requests_and_leaves_streams_alone(keyed: Callable[..., Daemon]) -> None:
+    """SIGHUP: an open stream goes on, a removed key is dead at once, a new one works; a bad file changes nothing."""
+    go = threading.Event()
+
+    def script(peer: Peer) -> None:
+        while True:
+            received = peer.request()
+            if received is None:
+                return
+            if b'"stream"' in received.body:
+                peer.send(
+                    answer(200, b"", [(b"Transfer-Encoding", b"chunked")], length=False), chunked(b"one", end=False)
+                )
+                assert go.wait(20)
+                peer.send(chunked(b"two"))
+            else:
+                peer.send(answer(body=b"{}"))
+
+    with Upstream(script) as upstream:
+        running = keyed(upstream)
+        port, old = running.port, running.config.read_text()
+        with RawClient(port) as streaming:
+            streaming.post_json("/openai/v1/chat/completions", {**CHAT, "stream": True}, bearer(LOCAL))
+            streaming.head()
+            assert streaming.chunk() == b"one"
+
+            running.config.write_text(old.replace('keys = ["env:LOCAL"]', 'keys = ["second-local-key-0123456789"]'))
+            running.process.send_signal(signal.SIGHUP)
+            eventually(lambda: post(port, "/openai/v1/x", {}, bearer(LOCAL)).code == "local_key_invalid")
+            second = bearer("second-local-key-0123456789")
+            assert post(port, "/openai/v1/x", {}, second).status == 200
+
+            running.config.write_text(old + "\nnonsense = 1\n")
+            running.process.send_signal(signal.SIGHUP)
+            eventually(lambda: "nonsense" in running.output())
+            assert post(port, "/openai/v1/x", {}, second).status == 200
+            counted = ask(port, "GET", "/metrics", headers=second).body.decode()
+            failures = [
+                line for line in counted.splitlines() if line.startswith("lava_proxy_config_reload_failures_total")
+            ]
+            assert float(failures[0].split()[1]) >= 1
+
+            go.set()
+            assert streaming.chunk() == b"two"
+        running.config.write_text(old)
+
+
+# --- what is recorded ------------------------------------------------------------------------------------------------
+
+
+def test_every_request_is_one_line_and_one_count(keyed: Callable[..., Daemon]) -> None:
+    """Forwarded and refused requests alike: one JSON line with the contract's fields, one count with bounded labels."""
+    said = {"model": "gpt-4o", "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}
+    raw = answer(
+        body=json.dumps(said).encode(),
+        headers=[(b"Content-Type", b"application/json"), (b"x-lava-request-id", b"req_l")],
+    )
+    with Upstream(raw) as upstream:
+        running = keyed(upstream)
+        came = post(running.port, "/p/web/v1/chat/completions?key=secret-in-query", CHAT, bearer(LOCAL))
+        post(running.port, "/v1/chat/completions", CHAT, bearer("wrong-key"))
+        ask(running.port, "GET", "/healthz")
+
+        def lines() -> list[dict[str, Any]]:
+            events = [json.loads(line) for line in running.output().splitlines() if line.startswith("{")]
+            return [event for event in events if event["event"] == "request"]
+
+        eventually(lambda: len(lines()) >= 2)
+        forwarded, refused = lines()
+        assert forwarded["path"] == "/p/web/v1/chat/completions"
+        assert (forwarded["project"], forwarded["provider"], forwarded["model"]) == ("web", "openai", "gpt-4o")
+        assert (forwarded["status"], forwarded["outcome"], forwarded["lava_request_id"]) == (200, "ok", "req_l")
+        assert (forwarded["input_tokens"], forwarded["output_tokens"]) == (3, 4)
+        assert forwarded["request_id"] == came.header("x-lava-proxy-request-id")
+        assert (refused["status"], refused["outcome"], refused["error"]) == (401, "refused", "local_key_invalid")
+        assert "secret-in-query" not in running.output()
+        counted = ask(running.port, "GET", "/metrics", headers=bearer(LOCAL)).body.decode()
+        assert 'lava_proxy_requests_total{outcome="ok",project="web",provider="openai",status="200"} 1.0' in counted
+        assert "lava_proxy_streams_in_flight 1.0" in counted  # the request for the metrics itself

@@ -1,0 +1,168 @@
+"""The README is part of the product: its tables, commands and examples are checked against the program."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from daemons import clean_environment
+from rawclient import ask
+
+from proxy.errors import TABLE
+from proxy.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from daemons import StartDaemon
+
+    from proxy.emulator import Emulator
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BASE = "http://127.0.0.1:5282"
+
+
+def tables() -> Iterator[list[list[str]]]:
+    """Every table as rows of cells, without the line under its head."""
+    for block in re.findall(r"(?:^\|.*\|\n)+", README, re.MULTILINE):
+        rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]
+        yield [rows[0], *rows[2:]]
+
+
+def table(first_cell: str) -> list[list[str]]:
+    """The rows of the one table whose head begins with this cell."""
+    found = [rows[1:] for rows in tables() if rows[0][0] == first_cell]
+    assert len(found) == 1, first_cell
+    return found[0]
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_table_of_errors_is_the_programs() -> None:
+    """Every code stands there once, with its status, and no other."""
+    rows = table("code")
+    told = {row[0].strip("`"): row[1] for row in rows}
+    own = {code: kind for code, kind in TABLE.items() if code != "internal_error"}
+    assert set(told) == set(own)
+    for code, status in told.items():
+        expected = "as Lava's" if code in ("lava_error", "lava_spend_limit") else str(own[code].status)
+        assert status == expected, code
+    assert all(row[2] for row in rows)
+
+
+def test_the_table_of_commands_is_the_programs(tmp_path: Path) -> None:
+    """Every command of the table answers --help, and every command that --help lists stands in the table."""
+    told = {row[0].strip("`").split()[1] for row in table("command")}
+    listed = subprocess.run(
+        [sys.executable, "-m", "proxy", "--help"],
+        capture_output=True,
+        text=True,
+        env=clean_environment(tmp_path, {"COLUMNS": "200"}),
+        timeout=30,
+        check=True,
+    ).stdout
+    for command in told:
+        assert re.search(rf"\b{command}\b", listed), command
+    shown = set(re.findall(r"^\W*([a-z]+)\s{2,}\S", listed, re.MULTILINE))
+    assert shown & {"serve", "demo"}, listed
+    assert shown - {"lava", "version", "help"} <= told | {"options", "commands"}, shown - told
+
+
+def test_every_base_url_of_the_table_works(emulator: Emulator, daemon: StartDaemon) -> None:
+    """Each base URL, with what its SDK appends, reaches Lava."""
+    config = (
+        f'default_project = "website"\n[lava]\nsecret_key = "env:KEY"\nbase_url = "{emulator.base_url}"\n'
+        '[projects.website]\nconnection_id = "conn_demo"\nmeter = "website-chat"\n'
+    )
+    running = daemon(config, env={"KEY": emulator.world.secret_key}, secrets=[emulator.world.secret_key])
+    appended = {
+        "OpenAI SDKs and tools": "/chat/completions",
+        "Anthropic SDKs, Claude Code": "/v1/messages",
+        "Google GenAI SDK": "/v1beta/models/gemini-2.5-flash:generateContent",
+        "one provider, any SDK": "/chat/completions",
+        "a given project": "/chat/completions",
+    }
+    rows = table("client")
+    assert {row[0] for row in rows} == set(appended)
+    for client, base in rows:
+        path = base.strip("`").removeprefix(BASE) + appended[client]
+        body = (
+            b'{"model": "claude-opus-4-6", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}],'
+            b' "contents": [{"parts": [{"text": "hi"}]}]}'
+        )
+        if "/chat/" in path:
+            body = body.replace(b"claude-opus-4-6", b"gpt-4o")
+        came = ask(running.port, "POST", path, body, {"Content-Type": "application/json"})
+        assert came.status == 200, (client, came.body)
+
+
+@pytest.mark.parametrize("block", blocks("toml"))
+def test_every_toml_example_is_sound(block: str, tmp_path: Path) -> None:
+    """Configurations for lava-proxy load as they stand; those for other tools are at least TOML."""
+    document = tomllib.loads(block)
+    if "projects" not in document:
+        return
+    path = tmp_path / "config.toml"
+    path.write_text(block, encoding="utf-8")
+    path.chmod(0o600)
+    environ = {
+        "LAVA_SECRET_KEY": "aks_live_" + "x" * 20,
+        "WEBSITE_PROXY_KEY": "local-key-" + "x" * 20,
+        "OPENAI_API_KEY": "own-key-" + "x" * 20,
+    }
+    settings = load(path, environ)
+    assert set(settings.projects) == {"main", "website", "lab"}
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_every_python_example_runs(block: str, emulator: Emulator, daemon: StartDaemon, tmp_path: Path) -> None:
+    """The examples run as they stand (but for the port), with the official SDKs."""
+    config = f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{emulator.base_url}"\n'
+    running = daemon(config, env={"KEY": emulator.world.secret_key}, secrets=[emulator.world.secret_key])
+    assert BASE in block
+    done = subprocess.run(
+        [sys.executable, "-c", block.replace(BASE, running.url)],
+        capture_output=True,
+        text=True,
+        env=clean_environment(tmp_path, {"PYTHONWARNINGS": "ignore"}),
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "You said: Hello"
+
+
+def test_the_curl_example_runs(emulator: Emulator, daemon: StartDaemon) -> None:
+    """The curl line runs as it stands (but for the port)."""
+    config = f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{emulator.base_url}"\n'
+    running = daemon(config, env={"KEY": emulator.world.secret_key}, secrets=[emulator.world.secret_key])
+    (block,) = [block for block in blocks("sh") if block.startswith("curl")]
+    done = subprocess.run(
+        ["sh", "-c", block.replace(BASE, running.url)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert "You said: Hello" in done.stdout, done.stderr
+
+
+def test_the_two_commands_stand_where_the_gate_looks_for_them() -> None:
+    """One line installs and shows the main job, one installs and runs the tests (.ci/run takes it from here)."""
+    for marker, last in (("demo-command", ".venv/bin/lava-proxy demo"), ("test-command", ".venv/bin/python -m pytest")):
+        block = README.split(f"<!-- {marker} -->\n```sh\n", 1)[1].split("```", 1)[0]
+        assert len(block.splitlines()) == 1
+        assert block.startswith("python3 -m venv .venv && .venv/bin/pip install -q ")
+        assert block.strip().endswith(last)
+
+
+def test_its_links_lead_somewhere() -> None:
+    """Every relative link is a file of this repository, every address is https or our own."""
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if not target.startswith("https://"):
+            assert (ROOT / target).exists(), target
