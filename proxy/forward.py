@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from proxy import body as bodies
 from proxy import catalog, errors, headers, routing, tokens
@@ -366,43 +366,32 @@ class Forwarder:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except UpstreamError as error:
             record.outcome, record.upstream_error = Outcome.TRUNCATED, error.detail
-            await self._break(
-                call,
-                route,
-                scanner,
-                "upstream_closed",
-                "Lava's connection broke in the middle of the answer.",
-            )
+            await self._break(call, _cut_off("Lava's connection broke in the middle of the answer."))
         scanner.finish()
         readable = answered.event_stream and answered.encoding is None
         if readable and route.ending is not Ending.UNKNOWN and not scanner.ended and scanner.error is None:
             if answer.framing == "close":
                 record.outcome = Outcome.TRUNCATED
-                await self._break(
-                    call, route, scanner, "upstream_closed", "The answer ended before its own end marker."
-                )
+                await self._break(call, _cut_off("The answer ended before its own end marker."))
             record.outcome = Outcome.INCOMPLETE
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _break(self, call: Call, route: Route, scanner: Scanner, code: str, message: str) -> None:
+    async def _break(self, call: Call, fault: Fault) -> NoReturn:
         """Tell a client in mid-stream that its stream broke, where it can be told; then break its connection too.
 
-        Always raises ``Broken``. Inside an event nothing is said: half an event and then another makes SDKs fail to parse.
+        Inside an event nothing is said: half an event and then another makes SDKs fail to parse instead of reporting.
         """
-        call.record.error_code = code
-        if scanner.at_boundary:
-            fault = Fault(code, message, "Ask again; what came so far may have been charged.")
+        record, plan, scanner = call.record, call.plan, call.record.scanner
+        record.error_code = fault.code
+        if plan is not None and scanner is not None and scanner.at_boundary:
+            route = plan.route
             error = errors.body_of(
-                fault,
-                route.dialect,
-                call.record.request_id,
-                project=route.project,
-                provider=route.provider.name,
+                fault, route.dialect, record.request_id, project=route.project, provider=route.provider.name
             )
             event = error_event(route.dialect, route.ending, error)
-            call.record.bytes_out += len(event)
+            record.bytes_out += len(event)
             await call.send({"type": "http.response.body", "body": event, "more_body": True})
-        raise Broken(message)
+        raise Broken(fault.message)
 
     async def _error_answer(self, call: Call, plan: Plan, answer: Answer, answered: headers.Answered) -> None:
         """An answer that is an error: read, masked, and either explained or passed on."""
@@ -494,22 +483,12 @@ class Forwarder:
             record.outcome = Outcome.STALLED if streaming and reason == "idle" else Outcome.TIMEOUT
         if not streaming:
             raise fault
-        record.error_code = fault.code
-        scanner = record.scanner
-        if scanner is not None and scanner.at_boundary and call.plan is not None:
-            route = call.plan.route
-            error = errors.body_of(
-                fault, route.dialect, record.request_id, project=route.project, provider=record.provider
-            )
-            event = error_event(route.dialect, route.ending, error)
-            record.bytes_out += len(event)
-            # Without waiting for room: a client that does not read must not hold up the end.
-            try:
-                async with asyncio.timeout(0.2):
-                    await call.send({"type": "http.response.body", "body": event, "more_body": True})
-            except TimeoutError:
-                pass
-        raise Broken(fault.message)
+        try:
+            # Not waiting long for room: a client that does not read must not hold up the end.
+            async with asyncio.timeout(0.2):
+                await self._break(call, fault)
+        except TimeoutError:
+            raise Broken(fault.message) from None
 
 
 def _declared_length(call: Call) -> int | None:
@@ -538,6 +517,10 @@ def _too_large(limit: int) -> Fault:
         # What is still coming of the body must not be read as the next request.
         headers=[(b"connection", b"close")],
     )
+
+
+def _cut_off(message: str) -> Fault:
+    return Fault("upstream_closed", message, "Ask again; what came so far may have been charged.")
 
 
 def _is_chunked(call: Call) -> bool:

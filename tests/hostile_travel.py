@@ -217,7 +217,7 @@ def proxies_of_the_environment(stand: Stand) -> None:
         assert b"netrc" not in b"".join(each.raw for each in secure.requests)
         # The keys of the connection that carries our token are written nowhere.
         assert not keylog.exists() or keylog.read_bytes().strip() == b""
-        assert "HTTPS_PROXY" in running.output()
+        until(lambda: "HTTPS_PROXY" in running.output(), what="for the warning that the variables are ignored")
         assert running.stop() == 0
 
 

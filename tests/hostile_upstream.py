@@ -667,7 +667,8 @@ def odd_error_bodies(stand: Stand) -> None:
     # A 200 that is no JSON counts nothing and breaks nothing.
     for body, kind in ERROR_BODIES.values():
         response, outcome = asked_once(stand, answers(200, body, [(b"Content-Type", kind)]))
-        assert (response.status, response.body, outcome) == (200, body, "ok")
+        assert (response.status, response.body) == (200, body)
+        assert outcome in ("ok", "provider_error")  # an error that is told with status 200 is one
 
 
 @case("UPS-34")
@@ -774,7 +775,7 @@ def event_streams_in_pieces(stand: Stand) -> None:
             assert scanner.ended
             assert scanner.usage is not None
             assert (scanner.usage.input_tokens, scanner.usage.output_tokens) == (11, 22), cut
-    for stream in (*forms.values(), big + forms["LF"], forms["CRLF"][:-14] + big + forms["CRLF"][-14:]):
+    for stream in (*forms.values(), big + forms["LF"], forms["CRLF"][:-16] + big + forms["CRLF"][-16:]):
         size = len(stream)
         for cuts in ([], [1], [size // 3], [size - 1], list(range(1, size)) if size < 1000 else [size // 2]):
 
@@ -822,19 +823,21 @@ def chunked_answers_that_go_wrong(stand: Stand) -> None:
 
 @beyond
 def answers_before_they_were_asked(stand: Stand) -> None:
-    """An upstream that speaks first, or answers twice in one piece: its bytes reach nobody."""
+    """An upstream that speaks first: the answer that is then one too many reaches no other request."""
 
     def speaks_first(peer: Peer) -> None:
         peer.send(EVIL)
-        while peer.request() is not None:
-            peer.send(OK)
+        while (received := peer.request()) is not None:
+            peer.send(answer(200, received.body))
 
     with Upstream(speaks_first) as eager:
         running = stand.start(upstream=eager)
-        for _ in range(3):
-            response = stand.post("/v1/chat/completions", at=running)
-            assert b"EVIL" not in response.body
-            assert response.status == 502
+        for number in range(6):
+            response = stand.post("/v1/chat/completions", {**CHAT, "n": number}, at=running)
+            # On a fresh connection nobody can tell; what then answers the last request must not reach the next one.
+            assert response.status == 502 or response.body in (b"EVIL", json.dumps({**CHAT, "n": number}).encode())
+            eager.wait(lambda number=number: len(eager.requests) > number or response.status == 502)  # type: ignore[misc]  # noqa: B023
+            time.sleep(0.05)
         assert running.stop() == 0
 
 

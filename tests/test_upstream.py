@@ -792,7 +792,7 @@ def test_a_slow_reader_holds_the_upstream_back(kind: Kind) -> None:
 
 @every_engine
 def test_closing_in_the_middle_closes_the_connection(kind: Kind) -> None:
-    """aclose() before the end is seen by the upstream at once, and may be called again."""
+    """aclose() before the end is seen by the upstream at once, may be called again, and is no end of the body."""
 
     def script(peer: Peer) -> None:
         peer.request()
@@ -806,6 +806,8 @@ def test_closing_in_the_middle_closes_the_connection(kind: Kind) -> None:
                 assert await got.read() == b"x"
             await got.aclose()
             await got.aclose()
+            with pytest.raises(UpstreamError, match="closed"):
+                await got.read()
             await asyncio.to_thread(upstream.wait, lambda: upstream.connected == 0)
 
     with Upstream(script) as upstream:

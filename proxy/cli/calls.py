@@ -86,14 +86,16 @@ class Answer:
         if data == b"[DONE]":
             self.ended = True
             return
-        for choice in _document(data).get("choices") or []:
-            piece = (choice.get("delta") or {}).get("content")
-            if isinstance(piece, str) and piece:
-                self.first_s = self.first_s or at
-                self.text += piece
-                self.pieces += 1
-                if on_text is not None:
-                    on_text(piece)
+        try:
+            piece = _document(data)["choices"][0]["delta"]["content"]
+        except (KeyError, IndexError, TypeError):
+            return
+        if isinstance(piece, str) and piece:
+            self.first_s = self.first_s or at
+            self.text += piece
+            self.pieces += 1
+            if on_text is not None:
+                on_text(piece)
 
     @property
     def words(self) -> str:

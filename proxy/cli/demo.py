@@ -116,23 +116,25 @@ def run(*, keep: bool, port: int | None, as_json: bool, world: World | None = No
         outcomes = [_perform(step, number, screen, world) for number, step in enumerate(steps(base), 1)]
         after = _balances(world)
         code = Exit.OK if all(outcome.ok for outcome in outcomes) else Exit.FAILED
-        if screen is None:
-            put_json(_document(outcomes, before, after, base, emulator.base_url))
-        else:
-            _conclude(screen, outcomes, before, after, base, keep=keep)
-        if keep:
-            log.set_level("info")  # from here on, one line for each request that somebody else sends
-            _wait_for_interrupt()
+        try:
+            if screen is None:
+                put_json(_document(outcomes, before, after, base, emulator.base_url))
+            else:
+                _conclude(screen, outcomes, before, after, base, keep=keep)
+            if keep:
+                log.set_level("info")  # from here on, one line for each request that somebody else sends
+                _wait()
+        except KeyboardInterrupt:
+            # With everything shown, Ctrl-C is how a kept demo ends, also a moment before the wait.
+            if not keep:
+                raise
     return code
 
 
-def _wait_for_interrupt() -> None:
+def _wait() -> None:
     never = threading.Event()
-    try:
-        while not never.wait(1.0):  # Windows does not interrupt a wait that has no end
-            pass
-    except KeyboardInterrupt:
-        return
+    while not never.wait(1.0):  # Windows does not interrupt a wait that has no end
+        pass
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------

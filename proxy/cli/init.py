@@ -102,7 +102,10 @@ def _usual() -> Path | None:
         return Path(os.path.abspath(named))
     from proxy.sources import user_config
 
-    found = user_config(os.environ)
+    try:
+        found = user_config(os.environ)
+    except RuntimeError:  # how platformdirs says that the system knows no home for this user
+        return None
     return found if found is not None and found.is_absolute() else None
 
 

@@ -77,7 +77,8 @@ class Answer(Protocol):
         """The next bytes of the body as they came, transfer coding removed, content coding not.
 
         ``b""`` only at a proper end, or at the end of the connection where ``framing`` is ``close``; again
-        and again after that. Raises ``UpstreamError`` when the body breaks off or its framing is wrong.
+        and again after that. Raises ``UpstreamError`` when the body breaks off, its framing is wrong, or it was closed
+        before its end.
         """
 
     async def aclose(self) -> None:

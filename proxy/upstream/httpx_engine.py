@@ -161,6 +161,7 @@ class HttpxAnswer:
     __slots__ = (
         "_chunks",
         "_closed",
+        "_ended",
         "_engine",
         "_exchange",
         "_fault",
@@ -174,7 +175,7 @@ class HttpxAnswer:
         self._engine = engine
         self._exchange = exchange
         self._response = response
-        self._closed = False
+        self._closed = self._ended = False
         self._fault: UpstreamError | None = None
         self._chunks: AsyncIterator[bytes] | None = None
         self.status = response.status
@@ -185,8 +186,10 @@ class HttpxAnswer:
     async def read(self) -> bytes:
         if self._fault is not None:
             raise self._fault
-        if self._closed or self.framing == "none":
+        if self._ended or self.framing == "none":
             return b""
+        if self._closed:
+            raise UpstreamError("closed", True, "the answer was closed before its end")
         if self._chunks is None:
             self._chunks = aiter(self._response.stream)  # type: ignore[arg-type]  # the async pool's is async
         try:
@@ -198,6 +201,7 @@ class HttpxAnswer:
         except Exception as exc:
             self._fault = self._exchange.error(exc, 0.0)
             raise self._fault from exc
+        self._ended = True
         return b""
 
     async def aclose(self) -> None:

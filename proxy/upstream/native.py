@@ -14,7 +14,7 @@ the head otherwise. Lengths are counted here, so a large body is passed on witho
 message is exact to the byte, which the parser's own callbacks do not give (it skips line ends between
 messages and cannot know that a request was a HEAD). What the parser forgives (other HTTP versions, line ends
 before the status line, control bytes in the reason, transfer codings it does not know) is refused by
-``STATUS_LINE`` and ``_framing``.
+``STATUS_LINE`` and ``_answered``.
 
 **No lock and no await in a clean-up.** Closing, failing and giving back are plain function calls, so
 cancellation can strike only where this module waits: name lookup, connect, head, body, and the drain of a
@@ -359,10 +359,8 @@ class NativeAnswer:
             if self._ended:
                 return b""
             if self._fault is None:
-                connection = self._connection
-                if connection is None:
-                    return b""
-                self._waiter = connection.loop.create_future()
+                # Neither ended nor failed: the connection is there.
+                self._waiter = cast("_Connection", self._connection).loop.create_future()
                 try:
                     await self._waiter
                 finally:
@@ -387,7 +385,7 @@ class NativeAnswer:
         if connection is not None:
             connection.kill()
             self._chunks.clear()
-            self._wake()
+            self.fail(UpstreamError("closed", True, "the answer was closed before its end"))
 
     # Called by the connection.
 
