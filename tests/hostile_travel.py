@@ -484,17 +484,17 @@ def body_cut_short(stand: Stand) -> None:
 SLOW_HEADS = int(os.environ.get("HOSTILE_SLOW_HEADS", "150"))
 
 
-def begin_slow(stand: Stand) -> None:
+def begin_slow(stand: Stand, selected: set[str]) -> None:
     """Open the sockets that only time can close, so that the cases find them closed when their turn comes."""
-    port = stand.daemon("patient").port
-    begun: dict[str, Callable[[], Any]] = {
-        "silence": lambda: _watch_silence(port),
-        "slow heads": lambda: _slow_heads(stand, port),
-        "slow body": lambda: _slow_body(stand, port),
-        "first byte": lambda: _slow_first_byte(stand),
+    begun: dict[str, tuple[str, Callable[[int], Any]]] = {
+        "silence": ("BOD-10", _watch_silence),
+        "slow heads": ("BOD-09", _slow_heads),
+        "slow body": ("BOD-08", lambda port: _slow_body(stand, port)),
+        "first byte": ("UPS-12", lambda port: _slow_first_byte(stand)),
     }
-    for name, call in begun.items():
-        stand.slow[name] = stand.pool.submit(call)
+    for name, (wanted, call) in begun.items():
+        if f"test_case[{wanted}]" in selected:
+            stand.slow[name] = stand.pool.submit(call, stand.daemon("patient").port)
 
 
 def _watch_silence(port: int) -> list[tuple[float, bytes]]:
@@ -515,7 +515,7 @@ def _watch_silence(port: int) -> list[tuple[float, bytes]]:
     return found
 
 
-def _slow_heads(stand: Stand, port: int) -> tuple[list[float], int, float]:
+def _slow_heads(port: int) -> tuple[list[float], int, float]:
     """Many connections that send a byte of a header now and then: when each was closed, and how others fared meanwhile."""
     import selectors
 

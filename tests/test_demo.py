@@ -226,7 +226,7 @@ def test_a_lava_that_knows_no_key_fails_with_words(capsys: pytest.CaptureFixture
 def test_nobody_there_is_a_fault_not_a_crash() -> None:
     """A call to a port without a listener raises OSError, which a step tells as its fault."""
     step = demo.steps(f"http://127.0.0.1:{free_port()}")[0]
-    outcome = demo._perform(step, 1, None, World.demo())
+    outcome = demo._perform(step, 1, None, World.demo(), demo._Interrupt())
     assert not outcome.ok
     assert "ConnectionRefusedError" in outcome.fault
 

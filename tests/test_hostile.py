@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-GROUPS = ["hostile_parsing", "hostile_targets", "hostile_access", "hostile_travel", "hostile_upstream"]
+GROUPS = ["hostile_parsing", "hostile_targets", "hostile_access", "hostile_travel", "hostile_upstream", "hostile_clients"]
 pytest.register_assert_rewrite("hostile_setup", *GROUPS)
 
+import hostile_clients  # noqa: E402,F401
 import hostile_parsing  # noqa: E402,F401
 import hostile_upstream  # noqa: E402,F401
 import hostile_travel  # noqa: E402,F401
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+def stand(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     made = Stand(tmp_path_factory.mktemp("hostile"))
-    hostile_travel.begin_slow(made)
+    hostile_travel.begin_slow(made, {item.name for item in request.session.items})
     yield made
     made.close()
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from upstream import Certificate, Peer, Script, Upstream, answer, certificate, chunked
 
+from proxy.settings import Upstream as UpstreamTable
 from proxy.upstream import Engine, Origin, Outgoing, UpstreamError, create_engine
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ class Settings:
     proxy: str = ""
     http2: bool = False
 
+    def proxy_url(self) -> str:
+        """The proxy with its credentials."""
+        return self.proxy
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -54,7 +59,7 @@ class Kind:
     def native(self) -> bool:
         return self.engine == "native"
 
-    def make(self, settings: Settings, **clocks: Any) -> Engine:
+    def make(self, settings: Settings | UpstreamTable, **clocks: Any) -> Engine:
         if self.native:
             from proxy.upstream.native import NativeEngine
 
@@ -67,7 +72,9 @@ class Kind:
         """``await use(engine)`` on a loop of its own, which must be left as it was found."""
 
         async def main() -> T:
-            engine = self.make(Settings(**settings), **(clocks or {}))
+            # With a proxy the real table: it keeps the credentials apart from the address.
+            table = UpstreamTable(**settings) if settings.get("proxy") else Settings(**settings)
+            engine = self.make(table, **(clocks or {}))
             try:
                 async with asyncio.timeout(patience):
                     return await use(engine)

@@ -12,6 +12,7 @@ import json
 import secrets
 import signal
 import threading
+import time
 import tomllib
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def run(*, keep: bool, port: int | None, as_json: bool, world: World | None = No
     unknown_key = "aks_live_" + secrets.token_hex(12)
     screen = None if as_json else Screen()
     with ExitStack() as stack:
-        stack.enter_context(_stopping_by_interrupt())
+        interrupt = stack.enter_context(_interrupt())
         emulator = stack.enter_context(Emulator(world))
         log = stack.enter_context(_log([*world.key_values(), unknown_key]))
         daemon = _started(stack, emulator, unknown_key, port, log)
@@ -113,48 +114,58 @@ def run(*, keep: bool, port: int | None, as_json: bool, world: World | None = No
         before = _balances(world)
         if screen is not None:
             _introduce(screen, base, emulator.base_url)
-        outcomes = [_perform(step, number, screen, world) for number, step in enumerate(steps(base), 1)]
+        outcomes = []
+        for number, step in enumerate(steps(base), 1):
+            interrupt.check()
+            outcomes.append(_perform(step, number, screen, world, interrupt))
+        interrupt.check()
         after = _balances(world)
         code = Exit.OK if all(outcome.ok for outcome in outcomes) else Exit.FAILED
-        try:
-            if screen is None:
-                put_json(_document(outcomes, before, after, base, emulator.base_url))
-            else:
-                _conclude(screen, outcomes, before, after, base, keep=keep)
-            if keep:
-                log.set_level("info")  # from here on, one line for each request that somebody else sends
-                _wait()
-        except KeyboardInterrupt:
-            # With everything shown, Ctrl-C is how a kept demo ends, also a moment before the wait.
-            if not keep:
-                raise
+        if screen is None:
+            put_json(_document(outcomes, before, after, base, emulator.base_url))
+        else:
+            _conclude(screen, outcomes, before, after, base, keep=keep)
+        if keep:
+            log.set_level("info")  # from here on, one line for each request that somebody else sends
+            while not interrupt.asked:
+                time.sleep(0.1)
     return code
-
-
-def _wait() -> None:
-    never = threading.Event()
-    while not never.wait(1.0):  # Windows does not interrupt a wait that has no end
-        pass
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
 
 
+class _Interrupt:
+    """Ctrl-C and SIGTERM, noted first and heeded where it is safe: an exception out of nowhere could leave a lock of the
+    log or of a thread taken, and the end would wait for it. The second time it is that exception."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def note(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def check(self) -> None:
+        """Raises ``KeyboardInterrupt`` when the end was asked for."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+
 @contextmanager
-def _stopping_by_interrupt() -> Iterator[None]:
-    """SIGTERM ends like Ctrl-C, so that everything is closed in order."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.signal(signal.SIGTERM, interrupt)
+def _interrupt() -> Iterator[_Interrupt]:
+    interrupt = _Interrupt()
+    former: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C
+                former[number] = signal.signal(number, interrupt.note)
     try:
-        yield
+        yield interrupt
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -288,7 +299,12 @@ def _without_code(code: str) -> Callable[[Answer], str]:
     return wrong
 
 
-def _perform(step: Step, number: int, screen: Screen | None, world: World) -> Outcome:
+def _perform(step: Step, number: int, screen: Screen | None, world: World, interrupt: _Interrupt) -> Outcome:
+    def on_text(piece: str) -> None:
+        interrupt.check()
+        if screen is not None:
+            screen.write(piece)
+
     if screen is not None:
         screen.title(f"{number}  {step.title}")
         screen.line(step.why, "note", indent=3)
@@ -298,7 +314,7 @@ def _perform(step: Step, number: int, screen: Screen | None, world: World) -> Ou
     before = len(world.received)
     answer: Answer | None = None
     try:
-        answer = step.call.send(screen.write if screen is not None else None)
+        answer = step.call.send(on_text)
     except (OSError, http.client.HTTPException) as error:
         fault = f"no whole answer came ({type(error).__name__})"
     else:

@@ -129,6 +129,8 @@ class UpstreamSettings(Protocol):
     def proxy(self) -> str: ...
     @property
     def http2(self) -> bool: ...
+    def proxy_url(self) -> str:
+        """``proxy`` with its credentials, which are kept apart so that ``proxy`` can be shown."""
 
 
 def create_engine(settings: UpstreamSettings) -> Engine:

@@ -112,7 +112,7 @@ class HttpxEngine:
     async def _pool(self, origin: Origin) -> httpcore2.AsyncConnectionPool:
         import httpcore2
 
-        via = _outbound_proxy(self._settings.proxy, origin)
+        via = _outbound_proxy(self._settings.proxy_url(), origin)
         key = (via, origin.scheme)
         pool = self._pools.get(key)
         if pool is not None:
