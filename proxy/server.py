@@ -540,8 +540,12 @@ def open_listeners(server: Server) -> list[socket.socket]:
         opened: list[socket.socket] = []
         try:
             port = server.port
+            seen: set[tuple[socket.AddressFamily, str]] = set()
             for host in server.host:
                 for family, address in _resolve(host, port):
+                    if (family, address[0]) in seen:
+                        continue  # two names of one address, as localhost beside 127.0.0.1
+                    seen.add((family, address[0]))
                     listener = _open(family, (address[0], port, *address[2:]), host)
                     if listener is not None:
                         opened.append(listener)

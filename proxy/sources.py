@@ -257,7 +257,10 @@ def user_config(environ: Mapping[str, str]) -> Path | None:
     if environ is os.environ:
         import platformdirs
 
-        return platformdirs.user_config_path("lava-proxy", appauthor=False) / "config.toml"
+        try:
+            return platformdirs.user_config_path("lava-proxy", appauthor=False) / "config.toml"
+        except RuntimeError:  # a numeric user of a container, whom no list of users knows and who has no HOME
+            return None
     # platformdirs reads the process's own environment only. Another mapping is a test's or an embedder's, and
     # must not lead to the file of whoever runs it.
     home = environ.get("XDG_CONFIG_HOME") or (environ.get("HOME") and f"{environ['HOME']}/.config")

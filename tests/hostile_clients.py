@@ -10,6 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import psutil
 from hostile_setup import (
     CHAT,
     CLOSE_SSE_HEAD,
@@ -140,7 +141,9 @@ def leaves_while_all_slots_are_taken(stand: Stand) -> None:
         assert len(stand.upstream.requests) == before + 2
         go.set()
         for client in holders:
-            assert client.response().complete
+            assert client.chunk() == DELTA
+            assert client.chunk() == DONE
+            assert client.line() == b"0"
             client.close()
         both = [stand.client(running) for _ in range(2)]
         for client in both:
@@ -238,12 +241,11 @@ def keep_alive_after_errors(stand: Stand) -> None:
         yield client.response()
         client.post_json("/v1/chat/completions", CHAT, {"x-lava-proxy-project": "nobody"})
         yield client.response()
-        with stand.playing(bad):
-            client.post_json("/v1/chat/completions", CHAT)
-            yield client.response()
-        with stand.playing(answers(429, b"{}")):
-            client.post_json("/v1/chat/completions", CHAT)
-            yield client.response()
+        for play in (bad, answers(429, b"{}")):
+            with stand.playing(play):
+                client.post_json("/v1/chat/completions", CHAT)
+                response = client.response()
+            yield response
         client.request("POST", "/openai/v1/files", b"x" * 100_001)
         yield client.response()
 
@@ -406,8 +408,8 @@ def few_descriptors(stand: Stand) -> None:
     env = with_site(stand, "few-descriptors", LOW_LIMIT % 128)
     running = stand.start(env=env)
     until(lambda: "max_concurrent is" in running.output(), what="for the warning")
-    limits = open(f"/proc/{running.process.pid}/limits").read() if os.path.exists("/proc") else "Max open files 256 256"
-    assert next(line for line in limits.splitlines() if line.startswith("Max open files")).split()[3:5] == ["256", "256"]
+    # The soft limit was 128: it was raised to the hard one.
+    assert psutil.Process(running.process.pid).rlimit(psutil.RLIMIT_NOFILE) == (256, 256)
     go = threading.Event()
 
     def play(peer: Peer, received: Received) -> None:
@@ -473,6 +475,7 @@ def soak(stand: Stand) -> None:
         running = stand.start(upstream=upstream)
 
         def work(number: int, count: int) -> int:
+            """Good answers less those that should be good."""
             good = 0
             client = Client(running.port, None)
             for turn in range(count):
@@ -489,7 +492,7 @@ def soak(stand: Stand) -> None:
                     client.request("GET", "/openai/v1/files")
                     good += client.response().status == 200
             client.close()
-            return good
+            return good - sum((number * 7 + turn) % 20 not in (3, 8, 13) for turn in range(count))
 
         def round_of(count: int) -> int:
             calls = [lambda number=number: work(number, count // workers) for number in range(workers)]  # type: ignore[misc]
@@ -506,7 +509,7 @@ def soak(stand: Stand) -> None:
         round_of(min(2_000, total // 2))  # pools, caches and allocators take their size
         until(lambda: _settled(stand, running), 10)
         before, open_before = rss(running), descriptors(running)
-        assert round_of(total) == total // workers * workers * 17 // 20
+        assert round_of(total) == 0
         until(lambda: _settled(stand, running), 10)
         upstream.wait(lambda: upstream.connected <= workers + 1, 20)
         assert descriptors(running) <= open_before * 1.05 + 8, (open_before, descriptors(running))

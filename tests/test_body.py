@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import brotli  # type: ignore[import-untyped]  # it has no stubs
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.body import decode, find_model, replace_model
@@ -163,6 +163,7 @@ def test_a_file_is_not_looked_into(content_type: bytes) -> None:
     assert model_of(b'{"model":"a"}', content_type) is None
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.binary(max_size=200), st.sampled_from([None, JSON_TYPE, b"multipart/form-data; boundary=b", b"\xff;;="]))
 def test_any_bytes_are_looked_at_safely(body: bytes, content_type: bytes | None) -> None:
     """No body and no description of one raises."""
@@ -220,6 +221,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.tuples(st.sampled_from(["messages", "x", "Model", 'mo"del']), VALUES), max_size=4),
     st.integers(0, 4),
@@ -323,6 +325,7 @@ def test_a_form_that_cannot_be_read_has_no_model(body: bytes, content_type: byte
     assert model_of(body, content_type) is None
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.binary(max_size=60), st.binary(max_size=60), st.sampled_from([b"a", b"groq/x", b"--X", b"\r\n", b"\r\n--", b""])
 )

@@ -812,12 +812,7 @@ main()
 @pytest.mark.parametrize(
     ("word", "code", "said"),
     [
-        pytest.param(
-            "check",
-            0,
-            "no file",
-            marks=pytest.mark.xfail(reason="sources.user_config lets platformdirs' RuntimeError out", strict=True),
-        ),
+        ("check", 0, "no file"),
         ("init", 1, "--path"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy import dialects
@@ -70,6 +70,7 @@ def test_the_dialect_of_an_address(path: bytes, dialect: Dialect | None) -> None
     assert of_path(path, PROVIDERS) is dialect
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.binary(max_size=60))
 def test_any_bytes_have_a_dialect_or_none(path: bytes) -> None:
     """The gate asks before anything is known to be well formed: nothing is raised."""
@@ -149,6 +150,7 @@ def test_a_google_client_is_told_by_a_chunk_that_starts_with_error() -> None:
     assert error_event(GOOGLE, Ending.GOOGLE, GOOGLE_BODY).startswith(b'data: {"error":{')
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text(st.characters(exclude_categories=[])))
 def test_whatever_is_said_fits_into_one_event(message: str) -> None:
     """A message with line ends, or with half a surrogate pair, does not end the event early and is sound UTF-8."""

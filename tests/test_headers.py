@@ -6,7 +6,7 @@ import json
 from email.utils import parsedate_to_datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import Fault
@@ -245,6 +245,7 @@ NAMES = st.sampled_from([*HOP_BY_HOP, *NOT_TO_LAVA, *TO_LAVA, *TO_CLIENT, *NOT_T
 VALUES = st.sampled_from([b"", b"x", b"close", b"x-custom, accept", b"authorization", b"gzip"])
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=12))
 def test_policy_is_a_filter(pairs: list[tuple[bytes, bytes]]) -> None:
     """What goes out is a subsequence of what came in, without anything from the deny-lists or named by Connection."""
@@ -332,6 +333,7 @@ def test_the_limits_themselves_are_allowed() -> None:
         merge_metadata(value, {"one_more": "x"})
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.binary(max_size=80), st.booleans())
 def test_metadata_is_refused_or_sound(value: bytes, project: bool) -> None:
     """Whatever a client sends: 400, or a JSON object of strings in ASCII."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from proxy.dialects import Dialect
@@ -641,6 +641,7 @@ MODELS = (
 METHODS = st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "X"])
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(METHODS, PATHS, QUERIES | st.binary(max_size=20), MODELS, st.sampled_from(list(TABLE.projects)))
 def test_every_address_goes_to_its_provider_or_is_a_fault(
     method: str, path: bytes, query: bytes, model: str | None, project: str
@@ -674,6 +675,7 @@ def test_every_address_goes_to_its_provider_or_is_a_fault(
         assert target.partition(b"?")[0] in (b"chat/completions", b"messages")
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.binary(max_size=60))
 def test_the_encoding_is_encodeuricomponent(url: bytes) -> None:
     """For every byte: the same as the definition says, so that decoding once gives the very URL."""

@@ -668,3 +668,15 @@ def test_beside_something_else_it_runs_in_a_thread() -> None:
     assert daemon.exit_code == server.EXIT_OK
     with pytest.raises(OSError, match=os.strerror(errno.ECONNREFUSED)):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_two_names_of_one_address_are_listened_on_once() -> None:
+    """localhost beside 127.0.0.1 is no collision with ourselves."""
+    opened = open_listeners(Server(host=("127.0.0.1", "localhost", "127.0.0.1"), port=0))
+    try:
+        places = [listener.getsockname()[0] for listener in opened]
+        assert sorted(set(places)) == sorted(places)
+        assert "127.0.0.1" in places
+    finally:
+        for listener in opened:
+            listener.close()
