@@ -144,7 +144,8 @@ class App:
             await self._fail(call, error)
         finally:
             self._record(record) if recorded else runtime.metrics.passed()
-            await self._forward.close(call)
+            if call.opened is not None:  # after the record: nobody can end the flight any more
+                await call.opened.aclose()
             if runtime.retired:
                 await runtime.close_retired()
 

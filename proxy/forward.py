@@ -171,11 +171,6 @@ class Forwarder:
             if flight.reason is not None and not flight.told:
                 await _absorb(task)
 
-    async def close(self, call: Call) -> None:
-        """Close what was opened upstream. Comes after the record: nobody can end the flight any more."""
-        if call.opened is not None:
-            await call.opened.aclose()
-
     # --- the request -------------------------------------------------------------------------------------------------
 
     def _plan(self, call: Call, place: Place, project: str, model: str | None) -> Plan:
@@ -334,7 +329,7 @@ class Forwarder:
 
         scanner = record.scanner = Scanner(plan.route.ending, answered.event_stream, answered.encoding is not None)
         await self._relay(call, plan.route, answer, answered, scanner)
-        if record.outcome is Outcome.OK and scanner.error is not None:
+        if answered.event_stream and record.outcome is Outcome.OK and scanner.error is not None:
             record.outcome, record.upstream_error = Outcome.PROVIDER_ERROR, scanner.error
 
     async def _relay(

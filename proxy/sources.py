@@ -64,6 +64,7 @@ def _is_part(annotation: object) -> bool:
 
 
 def leaves(tree: Table, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key of the tree that has no keys below it, as its path."""
     for name, inner in tree.items():
         if inner is None:
             yield (*above, name)
@@ -111,6 +112,7 @@ def _variable(where: tuple[str, ...]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that suggests the known name most like ``name``; empty where none is like it."""
     close = difflib.get_close_matches(name, list(known), 1, 0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -199,6 +201,7 @@ class Faults:
 
 
 def dotted(where: Where) -> str:
+    """A place as a person writes it: ``projects.website.keys[0]``."""
     text = ""
     for part in where:
         if isinstance(part, int):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-GROUPS = ["hostile_parsing", "hostile_targets", "hostile_access", "hostile_travel", "hostile_upstream", "hostile_clients"]
+GROUPS = ["hostile_parsing", "hostile_targets", "hostile_access", "hostile_travel", "hostile_upstream", "hostile_clients", "hostile_lifecycle"]
 pytest.register_assert_rewrite("hostile_setup", *GROUPS)
 
 import hostile_clients  # noqa: E402,F401
+import hostile_lifecycle  # noqa: E402,F401
 import hostile_parsing  # noqa: E402,F401
 import hostile_upstream  # noqa: E402,F401
 import hostile_travel  # noqa: E402,F401

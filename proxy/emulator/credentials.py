@@ -78,12 +78,14 @@ def spend_limit_reached(status: int = 402) -> Reply:
 
 
 def insufficient_balance(connection: Connection | None, balance: Decimal) -> Reply:
+    """402: whose wallet is empty, and what is in it (dollars)."""
     whose = f"Connection {connection.connection_id}" if connection else "The merchant wallet"
     message = f"{whose} has an insufficient balance ({balance:f} USD) for this request."
     return lava_error(402, "insufficient_balance", message)
 
 
 def unauthorized(code: str, message: str) -> Refused:
+    """401, to be raised."""
     return Refused(lava_error(401, code, message))
 
 

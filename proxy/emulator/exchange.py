@@ -74,6 +74,7 @@ def token_cost(input_tokens: int, output_tokens: int) -> Decimal:
 
 
 def compact(value: object) -> bytes:
+    """``value`` as compact JSON in UTF-8."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 

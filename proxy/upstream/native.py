@@ -70,8 +70,13 @@ CLOCK_JUMP_SECONDS: Final = 5.0
 USER_TIMEOUT_MS: Final = 20_000
 """Unacknowledged bytes break a connection after this (Linux), not after a quarter of an hour."""
 
-HIGH_WATER: Final = 262_144
+HIGH_WATER: Final = 32_768
 """Bytes of a body held for a slow reader before the socket is no longer read."""
+
+ONE_READ: Final = 49_152
+"""At most so many bytes come at once; uvloop's own buffer takes 256 KB. A slow reader costs about four of these: one
+held here, one on its way, and what the client's transport has. Below the client's write limit (64 KiB), so that a fast
+reader never waits for it."""
 
 ONE_WRITE: Final = 65_536
 """A request body up to this size leaves in one write with its head."""
@@ -114,6 +119,7 @@ class NativeEngine:
         self._lookups: dict[str, asyncio.Future[list[Address]]] = {}
         self._trust: asyncio.Future[ssl.SSLContext] | None = None
         self._emptied: asyncio.Future[None] | None = None
+        self.buffer = memoryview(bytearray(ONE_READ))
 
     @property
     def idle(self) -> int:
@@ -411,7 +417,7 @@ class NativeAnswer:
             self._waiter.set_result(None)
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(asyncio.BufferedProtocol):
     """One connection; see the head of this module."""
 
     __slots__ = (
@@ -613,7 +619,12 @@ class _Connection(asyncio.Protocol):
         _configure(sock)
         self.engine.made(self)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        # One for all: the loop asks, reads and tells in one go.
+        return self.engine.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(self.engine.buffer[:nbytes])
         if self._phase == _BODY:
             self._body(data)
         elif self._phase == _HEAD:
