@@ -193,7 +193,8 @@ class Wheel:
                     peer.write(_STREAM_END)
                     peer.answered()
         if any(self._slots):
-            self._timer = self._loop.call_later(max(0.0, self._due - self._loop.time()), self._turn)
+            # Never less than the clock's step: a delay that rounds to nothing would spin.
+            self._timer = self._loop.call_later(max(0.001, self._due - self._loop.time()), self._turn)
         else:
             self._timer = None
 

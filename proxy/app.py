@@ -6,6 +6,7 @@ control addresses are ordinary Starlette. Whatever was refused, forwarded or bro
 
 from __future__ import annotations
 
+import asyncio
 import json
 from email.utils import formatdate
 from html import escape
@@ -252,7 +253,10 @@ class App:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
-            message = await receive()
+            try:
+                message = await receive()
+            except asyncio.CancelledError:
+                return  # an end at once; uvicorn would log the cancellation as a fault, with its traceback
             if message["type"] == "lifespan.startup":
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":

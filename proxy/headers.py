@@ -175,9 +175,10 @@ def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> A
         name, value = pair
         if name in _ASKED:
             if name == b"content-length":
-                if not keep_length or answered.length is not None:
+                # One that is no number frames nothing: an answer to HEAD may have it.
+                if not keep_length or answered.length is not None or not value.isdigit():
                     continue
-                answered.length = int(value) if value.isdigit() else None
+                answered.length = int(value)
             elif name == b"content-type":
                 answered.event_stream = value[:17].lower() == b"text/event-stream"
             elif name == b"date":

@@ -247,12 +247,13 @@ class Daemon:
             server.close()
         finished = await self._drain(app, watch, state.tasks)
         watch.stop()
+        if self._forced:
+            return EXIT_FAILED
         try:
-            # Also when forced (a timer runs by then): a lifespan that is cancelled instead shows as a traceback in the log.
             await asyncio.wait_for(lifespan.shutdown(), 5.0 if finished else 0.5)
         except TimeoutError:
             _log().warning("the application did not shut down in time")
-        return EXIT_FAILED if self._forced else EXIT_OK
+        return EXIT_OK
 
     # told from outside
 

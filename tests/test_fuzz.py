@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -22,6 +23,7 @@ import threading
 import traceback
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote_plus, urlsplit
@@ -43,7 +45,6 @@ from proxy.guard import ChunkedBody, Limits, Refusal, read_head
 from proxy.redaction import Secret, leaks
 from proxy.routing import Kind
 from proxy.settings import ConfigError, Settings, known_keys, load
-from proxy.upstream import Answer, Outgoing
 from proxy.usage import Scanner
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from daemons import StartDaemon
 
     from proxy.generation import Plan
+    from proxy.upstream import Answer, Outgoing
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,8 +113,10 @@ TARGETS = st.lists(st.sampled_from(PIECES) | st.binary(max_size=3), max_size=12)
 # Mutated addresses that are certain to lead somewhere.
 KNOWN = st.tuples(
     st.sampled_from(
-        [b"/v1/chat/completions", b"/p/site/v1/messages", b"/groq/v1/chat/completions", b"/p/ready/mine/files"]
-        + [b"/p/agent/v1/chat/completions", b"/v1beta/models/x:generateContent", b"/speech/say", b"/v1/models/fast"]
+        [
+            *(b"/v1/chat/completions", b"/p/site/v1/messages", b"/groq/v1/chat/completions", b"/p/ready/mine/files"),
+            *(b"/p/agent/v1/chat/completions", b"/v1beta/models/x:generateContent", b"/speech/say", b"/v1/models/fast"),
+        ]
     ),
     TARGETS.map(lambda tail: tail[1:]),
 ).map(b"".join)
@@ -348,8 +352,8 @@ def test_the_model_is_what_other_readers_read_and_only_it_is_replaced(
     if not isinstance(expected, str) or not expected or "\0" in expected:
         assert found.name is None
         return
-    if found.name is None and re.search(rb"NaN|Infinity", body):
-        return
+    if found.name is None and (re.search(rb"NaN|Infinity", body) or re.search("[\ud800-\udfff]", expected)):
+        return  # no JSON by its RFC, and no name that any provider has
     assert found.name == expected
     try:
         changed = replace_model(found, "new/näme")
@@ -357,11 +361,10 @@ def test_the_model_is_what_other_readers_read_and_only_it_is_replaced(
         assert fault.code == "bad_request"  # noqa: PT017  (either is right)
         return
     assert read_by_the_standard_library(changed) == document | {"model": "new/näme"}
-    same = next((at for at, (a, b) in enumerate(zip(body, changed, strict=False)) if a != b), 0)
-    tail = len(body) - len(os.path.commonprefix([body[same:][::-1], changed[same:][::-1]]))
-    # The bytes that differ lie inside the one string.
-    assert body[:tail].rfind(b'"model"', 0, same) >= 0 or b"\\u00" in body[:same]
-    assert tail - same <= len(found.raw)
+    # Every byte before and after that one string is as it was.
+    new = json.dumps("new/näme", ensure_ascii=False).encode()
+    places = [at.start() for at in re.finditer(re.escape(found.raw), body)]
+    assert changed in [body[:at] + new + body[at + len(found.raw) :] for at in places]
 
 
 # --- event streams ---------------------------------------------------------------------------------------------------
@@ -417,7 +420,9 @@ def test_a_stream_tells_what_was_put_into_it(
 
 def events_of(stream: bytes) -> list[tuple[str, str]]:
     """(event, data) of a stream, by the rules of the HTML standard, line by line: the plain reader to compare with."""
-    found, name, data = [], "", []
+    found: list[tuple[str, str]] = []
+    name = ""
+    data: list[str] = []
     for line in re.split(r"\r\n|\n|\r", stream.decode("utf-8")):
         if not line:
             if data:
@@ -549,7 +554,7 @@ def test_an_accepted_head_is_the_same_to_h11(
     try:
         ours = read_head(raw, Limits())
     except Refusal as refusal:
-        assert refusal.code in errors.TABLE
+        assert refusal.code in errors.TABLE  # noqa: PT017  (either is right)
         return
     seen = h11_reads(raw + b"\r\n")
     assert (seen.method.decode(), seen.target) == (ours.method, ours.target)
@@ -573,7 +578,7 @@ def h11_reads(raw: bytes) -> h11.Request:
 
 CHUNKS = st.lists(
     st.tuples(
-        st.binary(max_size=20), st.sampled_from([b"", b"", b";a", b";a=b", b' ;q="x;y"', b";a=\xff"]), st.booleans()
+        st.binary(max_size=20), st.sampled_from([b"", b"", b";a", b";a=b", b';q="x y"', b";a=\xff"]), st.booleans()
     ),
     max_size=5,
 )
@@ -586,7 +591,7 @@ NOISE = st.lists(
 
 
 @settings(max_examples=800, deadline=None)
-@given(CHUNKS, st.sampled_from([b"", b"X-T: 1\r\n", b"Content-Length: 9\r\nHost: evil\r\n", b"bad\r\n"]), NOISE)
+@given(CHUNKS, st.sampled_from([b"", b"X-T: 1\r\n", b"Authorization: x\r\nHost: evil\r\n", b"bad\r\n"]), NOISE)
 def test_an_accepted_chunked_body_is_the_same_to_h11_and_httptools(
     chunks: list[tuple[bytes, bytes, bool]], trailers: bytes, noise: list[tuple[int, bytes]]
 ) -> None:
@@ -597,26 +602,35 @@ def test_an_accepted_chunked_body_is_the_same_to_h11_and_httptools(
     try:
         end, ours = reader.feed(raw, 0)
     except Refusal as refusal:
-        assert refusal.code in errors.TABLE
+        assert refusal.code in errors.TABLE  # noqa: PT017  (either is right)
         return
     if not reader.done:
         return
     head = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(head + raw)
-    theirs, over = b"", False
-    while not over:
-        event = connection.next_event()
-        assert not isinstance(event, type(h11.NEED_DATA)), "h11 sees no end"
-        theirs += bytes(event.data) if isinstance(event, h11.Data) else b""
-        over = isinstance(event, h11.EndOfMessage)
-    assert theirs == ours
+    assert whole_body(connection) == ours
     assert connection.trailing_data[0] == raw[end:]
     judge = Collector()
     parser = httptools.HttpRequestParser(judge)
-    parser.feed_data(head + raw[:end])
+    try:
+        parser.feed_data(head + raw[:end])
+    except httptools.HttpParserError as error:
+        if "chunk extensions" in str(error):
+            return  # stricter about what nobody reads and what is not sent on
+        raise
     assert judge.over == 1
     assert judge.body == ours
+
+
+def whole_body(connection: h11.Connection) -> bytes | None:
+    """The body of the request that this connection has received; None where its end has not come."""
+    body = b""
+    while not isinstance(event := connection.next_event(), h11.EndOfMessage):
+        if not isinstance(event, h11.Request | h11.Data):
+            return None
+        body += bytes(event.data) if isinstance(event, h11.Data) else b""
+    return body
 
 
 class Collector:
@@ -700,16 +714,19 @@ def loads_or_tells(folder: Path, text: bytes, environ: dict[str, str]) -> None:
     try:
         settings_made = load(path, environ)
     except ConfigError as error:
-        assert error.faults
         told = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__dict__)
-        assert error.__cause__ is None
-        assert error.__context__ is None
+        refused: ConfigError | None = error
     else:
+        refused = None
         masked = [secret for secret in settings_made.secrets() if CANARY in secret]
         shown = [repr(settings_made), settings_made.model_dump_json()]
         told = (
             "".join(shown) if masked and not any(CANARY in str(value) for value in open_values(settings_made)) else ""
         )
+    if refused is not None:
+        assert refused.faults
+        assert refused.__cause__ is None
+        assert refused.__context__ is None
     # The folder's name has no canary, and what is no secret is not shown in a fault either.
     assert not leaks(told, [CANARY])
 
@@ -808,26 +825,25 @@ def test_any_ready_token_can_be_used_and_shows_nothing(document: Any, key: str, 
 
 LAVA_KEY = made_up("aks_live_", "mutants")
 BEARER = b"Bearer " + tokens.mint_token(LAVA_KEY).encode()
-CONNECTIONS = 5000
+MUTANTS = 10_000
 
+INSIDE = b"GET /openai/v1/inside HTTP/1.1\r\nHost: localhost\r\n\r\n"
 SEEDS: list[Callable[[bytes], bytes]] = [
     lambda mark: b"GET /openai/v1/files/%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % mark,
     lambda mark: (
-        b"POST /openai/v1/%b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 66\r\n\r\n" % mark
-        + b"GET /openai/v1/inside HTTP/1.1\r\nHost: localhost\r\nX: 0123456789abc\r\n"
+        b"POST /openai/v1/%b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (mark, len(INSIDE)) + INSIDE
     ),
     lambda mark: (
         b"POST /groq/%b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" % mark
-        + b"5\r\nhello\r\n2a;a=b\r\nGET /openai/v1/inside HTTP/1.1\r\nHost: h\r\n\r\n\r\n0\r\nX-T: 1\r\n\r\n"
+        + b"5\r\nhello\r\n%x;a=b\r\n%b\r\n0\r\nX-T: 1\r\n\r\n" % (len(INSIDE), INSIDE)
     ),
     lambda mark: (
         b"POST /p/default/anthropic/v1/messages?k=%b HTTP/1.1\r\nHost: localhost\r\nx-api-key: mine\r\n" % mark
-        + b"Authorization: Bearer other\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n"
-        + b'{"model":"x"}'
+        + b'Authorization: Bearer other\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{"model":"x"}'
     ),
     lambda mark: (
-        b'POST /v1/chat/completions?%b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16\r\nConnection: x\r\n\r\n{"model":"gpt"}\n'
-        % mark
+        b"POST /v1/chat/completions?%b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 15\r\n" % mark
+        + b'Connection: x\r\n\r\n{"model":"gpt"}'
     ),
 ]
 SPLICES = [
@@ -884,11 +900,38 @@ def mutant(rng: random.Random, mark: bytes) -> bytes:
     return wire
 
 
+def bodies_h11_reads(raw: bytes) -> list[bytes]:
+    """The bodies of the pipelined requests in these bytes, as far as h11 understands them."""
+    found: list[bytes] = []
+    while raw:
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
+        # One empty line before a request is forgiven (RFC 9112, 2.2), which h11 does not do.
+        connection.receive_data(raw.removeprefix(b"\r\n"))
+        try:
+            body = whole_body(connection)
+        except h11.RemoteProtocolError:
+            break
+        if body is None:
+            break
+        found.append(body)
+        raw = connection.trailing_data[0]
+    return found
+
+
+@dataclass
+class Arrived:
+    """One request at the upstream."""
+
+    target: bytes
+    body: bytes
+    request_id: str | None = None
+
+
 @pytest.mark.timeout(240)
 def test_daemon_and_upstream_agree_on_ten_thousand_mutants(daemon: StartDaemon) -> None:
-    """10,000 requests, half of them damaged, in pairs on 5,000 connections: as many as the daemon says it sent arrived,
-    each with the bytes it counted, our one credential and one framing; what h11 reads of a body is what arrived."""
-    seen: dict[bytes, tuple[bytes, bytes]] = {}
+    """10,000 damaged requests, a sound one behind each: as many as the daemon says it sent arrived, with the bytes that it
+    counted and h11 reads, our one credential and one framing; the answers come in order."""
+    arrived: list[Arrived] = []
     lock = threading.Lock()
     faults: list[str] = []
 
@@ -902,72 +945,62 @@ def test_daemon_and_upstream_agree_on_ten_thousand_mutants(daemon: StartDaemon) 
                 if names[b"content-length"] + names[b"transfer-encoding"] > 1 or received.version != b"HTTP/1.1":
                     faults.append(f"framing: {received.head!r}")
                 with lock:
-                    mark = b"%d" % len(seen)
-                    seen[mark] = (received.target, received.body)
+                    mark = b"%d" % len(arrived)
+                    arrived.append(Arrived(received.target, received.body))
                 peer.send(answer(200, b"ok", [(b"x-mark", mark)]))
         except ConnectionError:
             return  # an upload that the daemon broke off: no request
         except Exception as fault:  # noqa: BLE001  (the daemon sent what is no HTTP)
             faults.append(f"{type(fault).__name__}: {fault}")
 
-    def converse(number: int) -> tuple[int, int]:
-        """(answers that came from the upstream, whether the second request was answered) of one connection."""
+    def converse(number: int) -> bool:
+        """Whether the sound request of this connection was answered."""
         rng = random.Random(number)
-        first, second = (
-            mutant(rng, b"m%d" % number),
-            b"GET /openai/v1/s%d HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % number,
-        )
-        forwarded = 0
+        last = b"GET /openai/v1/s%d HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % number
+        wire = mutant(rng, b"m%d" % number) + last
+        expected = bodies_h11_reads(wire)
         with RawClient(port) as client:
-            try:
-                client.send(first + second)
-                client.sock.shutdown(1) if rng.random() < 0.02 else None
-            except ConnectionError:
-                return 0, 0
-            while True:
-                # A mutant that waits for more of its body is let go.
-                client.sock.settimeout(0.25)
+            client.send(wire)
+            # A mutant that waits for more of its body is let go.
+            client.sock.settimeout(0.25)
+            for body in itertools.chain(expected, itertools.repeat(None)):
                 try:
-                    response = client.response()
+                    while (response := client.response()).status == 100:
+                        pass
                 except (ConnectionError, TimeoutError):
-                    return forwarded, 0
-                mark = response.header("x-mark")
-                if mark is None:
-                    continue
-                forwarded += 1
-                target, body = seen[mark.encode()]
-                request_id = response.header("x-lava-proxy-request-id")
-                assert request_id is not None
-                told[request_id] = (target, body)
-                if b"s%d" % number in target:
-                    return forwarded, 1
+                    return False
+                if response.header("x-mark") is None:
+                    continue  # answered by the daemon itself
+                found = arrived[int(response.header("x-mark") or "")]
+                found.request_id = response.header("x-lava-proxy-request-id")
+                if found.body != body:
+                    faults.append(f"h11 reads another body: {wire!r}")
+                if b"s%d" % number in found.target:
+                    return True
+        raise AssertionError("unreachable")
 
-    told: dict[str, tuple[bytes, bytes]] = {}
     with Upstream(script) as upstream:
-        config = (
-            f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n[server]\nallowed_hosts = ["localhost"]\n'
-        )
-        running = daemon(config, env={"KEY": LAVA_KEY}, secrets=[LAVA_KEY])
+        config = f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n'
+        more = '[server]\nallowed_hosts = ["localhost"]\n'
+        running = daemon(config + more, env={"KEY": LAVA_KEY}, secrets=[LAVA_KEY])
         port = running.port
         with ThreadPoolExecutor(8) as pool:
-            results = list(pool.map(converse, range(CONNECTIONS)))
+            reached = sum(pool.map(converse, range(MUTANTS)))
         assert running.stop() == 0
     assert not faults, faults[:3]
     lines = [json.loads(line) for line in running.output().splitlines() if '"event":"request"' in line]
+    # Number: what the daemon says it sent and got answered arrived, and nothing arrived that it does not know of.
     sent = {line["request_id"]: line for line in lines if line["provider"] is not None}
-    answered = [line for line in sent.values() if line["outcome"] == "ok"]
-    # Number: every request that the daemon says was answered arrived once, and nothing arrived that it does not know of.
-    assert len(answered) <= len(seen) <= len(sent)
-    assert len(told) == sum(forwarded for forwarded, _ in results)
-    for request_id, (target, body) in told.items():
-        line = sent[request_id]
-        # Boundaries: as many bytes as the daemon counted; a request inside a body stayed inside.
-        assert line["bytes_in"] == len(body), line
-        assert line["outcome"] == "ok"
-        assert target.startswith(b"/v1/")
-    # The run is worth something: most mutants are refused or sent, and very many got through.
-    assert len(seen) > CONNECTIONS / 2
-    assert sum(after for _, after in results) > CONNECTIONS / 4
+    assert sum(line["outcome"] == "ok" for line in sent.values()) <= len(arrived) <= len(sent)
+    answered = [each for each in arrived if each.request_id is not None]
+    assert len({each.request_id for each in answered}) == len(answered)
+    for each in answered:
+        line = sent[each.request_id or ""]
+        # Boundaries: as many bytes as the daemon counted.
+        assert (line["outcome"], line["bytes_in"]) == ("ok", len(each.body)), line
+    # The run is worth something: many mutants are refused, and many get through with what follows them.
+    assert len(answered) > MUTANTS / 2
+    assert MUTANTS / 10 < reached < MUTANTS
 
 
 # --- by coverage -----------------------------------------------------------------------------------------------------

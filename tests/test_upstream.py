@@ -389,6 +389,8 @@ def test_an_early_answer_comes_while_the_request_is_still_being_sent(kind: Kind,
 
     def script(peer: Peer) -> None:
         peer.head()
+        # Only a body that has begun can be stopped.
+        peer._until(b"first")
         peer.send(b"HTTP/1.1 413 Too Large\r\ncontent-length: 4\r\n\r\n", b"nope" if complete else b"no")
         peer.gone()
 

@@ -13,12 +13,28 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from proxy.emulator.records import Consumption
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxy.dialects import Dialect
     from proxy.emulator.bodies import Part
     from proxy.emulator.state import Received, World
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The provider's price of an answer in dollars, and what was used for it."""
+
+    amount: Decimal = Decimal(0)
+    used: Consumption = Consumption()
+
+
+FREE = Cost()
+
+FLAT_COST = Cost(Decimal("0.001"))
+"""Of a call that counts nothing (an image)."""
 
 
 @dataclass(slots=True)
@@ -50,7 +66,7 @@ class Reply:
 
     ``chunks`` are the events of a stream, or the single body of a plain answer. ``marker`` are the positions
     in ``chunks`` of the stream's end marker and ``error_event`` is how this dialect reports an error inside a
-    stream: both are what the faults need. ``cost`` is what the payer owes for it.
+    stream: both are what the faults need. ``cost`` is what it costs at the provider.
     """
 
     status: int
@@ -60,17 +76,14 @@ class Reply:
     streamed: bool = False
     marker: frozenset[int] = frozenset()
     error_event: bytes = b""
-    cost: Decimal = Decimal(0)
+    cost: Cost = FREE
     from_edge: bool = False  # made by something in front of Lava, which knows no request id
 
 
-FLAT_COST = Decimal("0.001")
-"""Price of a call that counts no tokens (an image, a second of speech), in dollars."""
-
-
-def token_cost(input_tokens: int, output_tokens: int) -> Decimal:
-    """Price of a call in dollars; one price for every model keeps a demonstration readable."""
-    return Decimal("0.000001") * input_tokens + Decimal("0.000004") * output_tokens
+def token_cost(input_tokens: int, output_tokens: int) -> Cost:
+    """The price of tokens; one price for every model keeps a demonstration readable."""
+    amount = Decimal("0.000001") * input_tokens + Decimal("0.000004") * output_tokens
+    return Cost(amount, Consumption(input_tokens, output_tokens))
 
 
 def compact(value: object) -> bytes:
@@ -78,7 +91,7 @@ def compact(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
-def json_reply(value: object, status: int = 200, cost: Decimal = Decimal(0)) -> Reply:
+def json_reply(value: object, status: int = 200, cost: Cost = FREE) -> Reply:
     """A plain JSON answer."""
     return Reply(status, [compact(value)], "application/json", cost=cost)
 
@@ -93,7 +106,7 @@ def named_event(value: dict[str, Any]) -> bytes:
     return b"event: " + str(value["type"]).encode() + b"\ndata: " + compact(value) + b"\n\n"
 
 
-def event_stream(events: Iterable[bytes], *, marker: int, error_event: bytes, cost: Decimal) -> Reply:
+def event_stream(events: Iterable[bytes], *, marker: int, error_event: bytes, cost: Cost) -> Reply:
     """A streamed answer whose last ``marker`` events are its end marker."""
     chunks = list(events)
     ends = frozenset(range(len(chunks) - marker, len(chunks)))

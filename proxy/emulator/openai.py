@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.emulator.exchange import (
     FLAT_COST,
+    FREE,
     Call,
     Reply,
     compact,
@@ -337,7 +338,8 @@ def sound(text: str, content_type: str) -> Reply:
     """
     noise = bytes(range(256)) * 4
     chunks = [b"ID3" + text.encode("utf-8", "replace")[:256] + noise, noise, noise[::-1]]
-    return Reply(200, chunks, content_type, streamed=True, cost=FLAT_COST)
+    cost = Cost(FLAT_COST.amount, Consumption(input_characters=len(text)))
+    return Reply(200, chunks, content_type, streamed=True, cost=cost)
 
 
 def _transcription(call: Call) -> Reply:
@@ -348,14 +350,15 @@ def _transcription(call: Call) -> Reply:
     if "model" not in fields:
         return error(400, "you must provide a model parameter", "model")
     text = said(f"{len(upload.content)} bytes of {upload.filename}")
+    cost = Cost(FLAT_COST.amount, Consumption(input_seconds=Decimal(1)))
     wanted = fields["response_format"].text if "response_format" in fields else "json"
     if wanted in ("text", "srt", "vtt"):
-        return Reply(200, [text.encode() + b"\n"], "text/plain; charset=utf-8", cost=FLAT_COST)
+        return Reply(200, [text.encode() + b"\n"], "text/plain; charset=utf-8", cost=cost)
     usage = {"type": "duration", "seconds": 1}
     reply: dict[str, Any] = {"text": text, "usage": usage}
     if wanted == "verbose_json":
         reply |= {"task": "transcribe", "language": "english", "duration": 1.0, "segments": [], "words": []}
-    return json_reply(reply, cost=FLAT_COST)
+    return json_reply(reply, cost=cost)
 
 
 _CATEGORIES = ("harassment", "hate", "illicit", "self-harm", "sexual", "violence")
@@ -521,5 +524,5 @@ def echo(call: Call) -> Reply:
         200,
         [compact(told)],
         "application/json",
-        cost=FLAT_COST if call.method == "POST" else token_cost(0, 0),
+        cost=FLAT_COST if call.method == "POST" else FREE,
     )

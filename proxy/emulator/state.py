@@ -15,34 +15,29 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
+from proxy.emulator.records import (
+    Bundle,
+    CheckoutSession,
+    Connection,
+    Delivery,
+    Entry,
+    IssuedKey,
+    LoginCode,
+    Meters,
+    Plan,
+    SpendKey,
+    Subscription,
+    Webhook,
+    new_id,
+)
 from proxy.providers import BUILTIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-Shape = Literal["openai", "anthropic"]
+    from proxy.emulator.exchange import Reply
 
-
-@dataclass(slots=True)
-class Connection:
-    """A customer with a wallet of their own; Lava's SDK calls it a connection up to 8.x and a customer from
-    9.0.
-    """
-
-    connection_id: str
-    balance: Decimal
-
-
-@dataclass(slots=True)
-class SpendKey:
-    """A key for Lava's own endpoints, tied to one request shape; ``spend_limit`` of ``None`` means no cap."""
-
-    name: str
-    key: str
-    shape: Shape
-    spend_limit: Decimal | None = None
-    spent: Decimal = Decimal(0)
-    allowed_providers: frozenset[str] | None = None
+__all__ = ["Connection", "Received", "SpendKey", "StoredFile", "World"]
 
 
 @dataclass(slots=True)
@@ -115,15 +110,21 @@ class World:
     """One merchant at Lava. Attributes may be changed while an emulator runs: the next request sees the
     change.
 
-    ``keep`` bounds ``received`` (the oldest go first). ``pace`` is the pause between two events of a stream,
-    in seconds. ``extra_hosts`` are targets that Lava would know beside the providers of the table.
+    ``keep`` bounds ``received``, ``ledger`` and ``deliveries`` (the oldest go first). ``pace`` is the pause between two
+    events of a stream, in seconds. ``extra_hosts`` are targets that Lava would know beside the providers of the table.
+
+    Of the account API: ``sandbox`` is the world that test keys see (``None``: both kinds of key see this one).
+    ``generation`` is the SDK generation whose names, shapes and key rules hold (``None``: all at once, as a service must
+    that old clients still call). ``rest_limit`` is the number of account calls per key and minute (``None``: no limit).
+    ``account_faults`` are names of the fault table, each spoiling one account call, in order. ``null_cursor`` ends a list
+    with ``"next_cursor": null`` instead of leaving it out. ``webhook_scheme`` is the era of the webhooks' signature.
     """
 
     secret_key: str
     test_key: str
     wallet_balance: Decimal
     connections: dict[str, Connection] = field(default_factory=dict)
-    meters: set[str] = field(default_factory=set)
+    meters: Meters = field(default_factory=Meters)
     spend_key_records: list[SpendKey] = field(default_factory=list)
     revoked_keys: set[str] = field(default_factory=set)
     rejected_provider_keys: set[str] = field(default_factory=set)
@@ -136,35 +137,77 @@ class World:
     keep: int = 10_000
     pace: float = 0.0
     max_body_bytes: int = 128 * 1024 * 1024
+    # The account ---
+    merchant_id: str = "mer_demo"
+    account_id: str = "acc_demo"
+    sandbox: World | None = None
+    generation: Literal[8, 9, 10, 11] | None = None
+    clock: Callable[[], float] = time.time
+    rest_limit: int | None = 1000
+    account_faults: list[str] = field(default_factory=list)
+    null_cursor: bool = False
+    webhook_scheme: Literal["current", "2025", "flex"] = "current"
+    plans: dict[str, Plan] = field(default_factory=dict)
+    subscriptions: dict[str, Subscription] = field(default_factory=dict)
+    checkouts: dict[str, CheckoutSession] = field(default_factory=dict)
+    webhooks: dict[str, Webhook] = field(default_factory=dict)
+    secret_key_records: list[IssuedKey] = field(default_factory=list)
+    wallet_key_records: list[IssuedKey] = field(default_factory=list)
+    fallbacks: list[dict[str, Any]] | None = None
+    ledger: list[Entry] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
+    login_codes: dict[str, LoginCode] = field(default_factory=dict)
+    rest_windows: dict[str, tuple[float, int]] = field(default_factory=dict)
+    answered: dict[tuple[str, str], tuple[str, Reply]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
         self._numbers = 0
+        self._born = self.clock()
+        if not isinstance(self.meters, Meters):
+            self.meters = Meters.of(self.meters, self._born)
 
     @classmethod
     def demo(cls, *, secret_key: str | None = None, test_key: str | None = None) -> World:
-        """A small merchant with one of everything. Keys are new each time unless given."""
+        """A small merchant with one of everything, and the same merchant's sandbox. Keys are new each time unless given."""
+        live = cls._merchant(secret_key or _fresh("aks_live_"), test_key or _fresh("aks_test_"), "wal_demo")
+        live.sandbox = cls._merchant(live.test_key, live.test_key, "wal_sandbox")
+        # One merchant has one set of these, whichever key calls.
+        live.sandbox.revoked_keys = live.revoked_keys
+        live.sandbox.rejected_provider_keys = live.rejected_provider_keys
+        live.sandbox.unfunded_provider_keys = live.unfunded_provider_keys
+        live.sandbox.extra_hosts = live.extra_hosts
+        return live
 
-        def fresh(prefix: str) -> str:
-            return prefix + secrets.token_hex(12)
-
+    @classmethod
+    def _merchant(cls, secret_key: str, test_key: str, wallet_id: str) -> World:
+        now = time.time()
+        demo = Connection("conn_demo", Decimal("5.00"), "user-1", "+15550100", "ada@example.com", "Ada", "Demo", None, now)
+        empty = Connection("conn_empty", Decimal("0.00"), "user-2", "", "nobody@example.com", "No", "Money", None, now)
+        pro = Plan("plan_pro", "Pro", Decimal("20.00"), now, included_credit=Decimal("20.00"))
+        pro.bundles.append(Bundle("bundle_extra", "Extra 10", Decimal("10.00"), Decimal("10.00"), now))
+        free = Plan("plan_free", "Free", Decimal("0.00"), now, included_credit=Decimal("1.00"))
         return cls(
-            secret_key=secret_key or fresh("aks_live_"),
-            test_key=test_key or fresh("aks_test_"),
+            secret_key=secret_key,
+            test_key=test_key,
             wallet_balance=Decimal("20.00"),
-            connections={
-                "conn_demo": Connection("conn_demo", Decimal("5.00")),
-                "conn_empty": Connection("conn_empty", Decimal("0.00")),
-            },
-            meters={"demo-chat", "website-chat", "internal"},
+            connections={each.connection_id: each for each in (demo, empty)},
+            meters=Meters.of(("demo-chat", "website-chat", "internal"), now),
             spend_key_records=[
-                SpendKey("openai", fresh("lava_sk_"), "openai"),
-                SpendKey("anthropic", fresh("lava_sk_"), "anthropic"),
-                SpendKey("exhausted", fresh("lava_sk_"), "openai", Decimal("1.00"), Decimal("1.00")),
+                SpendKey("openai", _fresh("lava_sk_"), "openai", created_at=now),
+                SpendKey("anthropic", _fresh("lava_sk_"), "anthropic", created_at=now),
+                SpendKey(
+                    "exhausted", _fresh("lava_sk_"), "openai", Decimal("1.00"), Decimal("1.00"), created_at=now
+                ),
             ],
-            rejected_provider_keys={fresh("provider-rejected-")},
-            unfunded_provider_keys={fresh("provider-unfunded-")},
+            rejected_provider_keys={_fresh("provider-rejected-")},
+            unfunded_provider_keys={_fresh("provider-unfunded-")},
+            wallet_id=wallet_id,
+            plans={plan.plan_id: plan for plan in (free, pro)},
+            wallet_key_records=[IssuedKey(new_id("wk_"), "Default", _fresh("lava_wk_"), now)],
         )
+
+    # Keys ---
 
     @property
     def spend_keys(self) -> dict[str, str]:
@@ -177,18 +220,57 @@ class World:
             return None
         return next((record for record in self.spend_key_records if record.key == key), None)
 
+    def wallet_key(self, key: str) -> IssuedKey | None:
+        """The record of a wallet key value, unless there is none or it was revoked."""
+        if key in self.revoked_keys:
+            return None
+        return next((record for record in self.wallet_key_records if record.key == key), None)
+
+    def secret_keys(self) -> list[IssuedKey]:
+        """The merchant's own keys that are still good: the first ones of this world, then those made since."""
+        first = [IssuedKey("key_default", "Default", self.secret_key, self._born)]
+        if self.sandbox is None and self.test_key != self.secret_key:
+            first.append(IssuedKey("key_sandbox", "Sandbox", self.test_key, self._born))
+        return [each for each in (*first, *self.secret_key_records) if each.key not in self.revoked_keys]
+
     def is_secret_key(self, key: str) -> bool:
         """Whether ``key`` is one of the merchant's own keys, production or sandbox, and still good."""
-        return key in (self.secret_key, self.test_key) and key not in self.revoked_keys
+        return any(each.key == key for each in self.secret_keys())
 
     def key_values(self) -> Iterable[str]:
         """Every key of this merchant: what must appear in nobody's log."""
-        return [self.secret_key, self.test_key, *self.spend_keys.values()]
+        issued = (*self.secret_key_records, *self.wallet_key_records)
+        found = [self.secret_key, self.test_key, *self.spend_keys.values(), *(each.key for each in issued)]
+        return found if self.sandbox is None else [*found, *self.sandbox.key_values()]
+
+    def of_key(self, key: str | None) -> World:
+        """The world that the bearer of ``key`` sees: this one, or the sandbox."""
+        return self.sandbox if self.sandbox is not None and key in set(self.sandbox.key_values()) else self
 
     def hosts(self) -> set[str]:
         """Host names a target may have: the provider table's and ``extra_hosts``."""
         # A provider's base address has the form https://host/path.
         return {provider.base_url.split("/")[2] for provider in BUILTIN.values()} | self.extra_hosts
+
+    # The account ---
+
+    def subscription_of(self, customer_id: str) -> Subscription | None:
+        """The customer's active subscription, its due cycles begun; ``None`` without one."""
+        now = self.clock()
+        for each in self.subscriptions.values():
+            if each.customer_id == customer_id and each.active(now):
+                each.renew(now)
+                return each
+        return None
+
+    def write(self, entry: Entry) -> None:
+        """Add a line to the ledger."""
+        self.ledger.append(entry)
+        del self.ledger[: -self.keep]
+
+    def entry(self, request_id: str) -> Entry | None:
+        """The line of the ledger with this id."""
+        return next((entry for entry in reversed(self.ledger) if entry.request_id == request_id), None)
 
     # Requests ---
 
@@ -226,3 +308,7 @@ class World:
                 # Woken at every change of a record; the short wait covers conditions over anything else.
                 self._changed.wait(min(left, 0.05))
         return True
+
+
+def _fresh(prefix: str) -> str:
+    return prefix + secrets.token_hex(12)

@@ -9,12 +9,11 @@ and only a ``_finish`` without the slightest doubt puts the connection back into
 connection, bytes beyond the end of a message, a body where none may be, a request not sent to its end: each
 drops the connection, so that no byte of one answer can reach another request.
 
-**Who knows the framing.** httptools parses the head and the chunked coding; it is never shown a byte beyond
-the head otherwise. Lengths are counted here, so a large body is passed on without a copy, and the end of a
-message is exact to the byte, which the parser's own callbacks do not give (it skips line ends between
-messages and cannot know that a request was a HEAD). What the parser forgives (other HTTP versions, line ends
-before the status line, control bytes in the reason, transfer codings it does not know) is refused by
-``STATUS_LINE`` and ``_answered``.
+**Who knows the framing.** Two expressions read the head: ``STATUS_LINE`` and ``FIELD``, and every byte stands in
+a match of one of them, or the head is refused; what it says about the body is judged in ``_answered``. (Handing
+each header to a callback, as parsers do, costs more than reading them all at once.) Lengths are counted here, so
+a large body is passed on without a copy, and the end of a message is exact to the byte. httptools takes the
+chunked coding apart, and sees nothing else.
 
 **No lock and no await in a clean-up.** Closing, failing and giving back are plain function calls, so
 cancellation can strike only where this module waits: name lookup, connect, head, body, and the drain of a
@@ -38,7 +37,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from httptools import HttpParserError, HttpResponseParser
 
 from proxy.upstream import (
     MAX_HEAD_BYTES,
@@ -91,9 +90,14 @@ TLS_TURNS: Final = 8
 """Turns of the loop that an idle TLS connection gets to read what waits on it before it is given up."""
 
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
-BARE_LF = re.compile(rb"(?<!\r)\n")
-START_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e]+")
-FRAMING_HEADERS = frozenset((b"content-length", b"transfer-encoding", b"connection"))
+FIELD = re.compile(rb"(?<=\n)([!#$%&'*+\-.^_`|~0-9A-Za-z]++):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n")
+"""One header line, whole. White space after the value is the caller's to cut."""
+
+LINE_BYTES = bytes(byte for byte in range(256) if byte == 9 or (byte >= 32 and byte != 127))
+METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+TARGET_BYTES = bytes(range(0x21, 0x7F))
+CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+"""What the parser is told before it sees a chunked body."""
 
 _IDLE, _HEAD, _BODY, _DEAD = range(4)
 
@@ -112,7 +116,10 @@ class NativeEngine:
         self._wall = wall
         self._monotonic = monotonic
         self._drift = wall() - monotonic()
+        # A stack stays for good: the configuration bounds their number, and connections hold theirs.
         self._stacks: dict[Origin, list[_Connection]] = {}
+        self._stack: list[_Connection] = []
+        self._origin: Origin | None = None
         self._idle = 0
         self._live: set[_Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -134,6 +141,17 @@ class NativeEngine:
     async def open(self, out: Outgoing) -> NativeAnswer:
         head, source, length = _encode(out)
         connection = self._take(out.origin)
+        if connection is None or not connection.peek():
+            connection = await self._sound(out.origin, connection)
+        waiter = connection.ask(head, source, length, out.method == b"HEAD")
+        try:
+            return await waiter
+        except BaseException:
+            connection.abandon(waiter)
+            raise
+
+    async def _sound(self, origin: Origin, connection: _Connection | None) -> _Connection:
+        """A connection to be used at once, ``connection`` if that is one."""
         while connection is not None:
             state = connection.peek()
             turns = 0
@@ -147,12 +165,10 @@ class NativeEngine:
                     raise
                 state = connection.peek()
             if state:
-                break
+                return connection
             connection.kill()
-            connection = self._take(out.origin)
-        if connection is None:
-            connection = await self._connect(out.origin)
-        return await connection.exchange(head, source, length, out.method == b"HEAD")
+            connection = self._take(origin)
+        return await self._connect(origin)
 
     async def aclose(self) -> None:
         if self._sweeper is not None:
@@ -170,7 +186,11 @@ class NativeEngine:
     # The pool.
 
     def _take(self, origin: Origin) -> _Connection | None:
-        stack = self._stacks.get(origin)
+        stack = self._stack
+        if origin is not self._origin:
+            # Nearly every request goes where the last one went, and an origin takes long to hash.
+            self._origin = origin
+            stack = self._stack = self._stacks.setdefault(origin, [])
         if not stack:
             return None
         now = self._monotonic()
@@ -195,10 +215,7 @@ class NativeEngine:
             connection.kill()
             return
         connection.idle_since = self._monotonic()
-        stack = self._stacks.get(connection.origin)
-        if stack is None:
-            stack = self._stacks[connection.origin] = []
-        stack.append(connection)
+        connection.stack.append(connection)
         connection.pooled = True
         self._idle += 1
         if self._sweeper is None:
@@ -210,20 +227,18 @@ class NativeEngine:
     def lost(self, connection: _Connection) -> None:
         """Forget a connection that is closed."""
         self._live.discard(connection)
-        if connection.pooled:
-            stack = self._stacks.get(connection.origin, [])
-            if connection in stack:
-                stack.remove(connection)
-                self._idle -= 1
+        if connection.pooled and connection in connection.stack:
+            connection.stack.remove(connection)
+            self._idle -= 1
         if not self._live and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
 
     def _drop_all(self) -> None:
         self._drift = self._wall() - self._monotonic()
-        stacks, self._stacks, self._idle = self._stacks, {}, 0
-        for stack in stacks.values():
-            for connection in stack:
-                connection.kill()
+        self._idle = 0
+        for stack in self._stacks.values():
+            while stack:
+                stack.pop().kill()
 
     def _sweep(self) -> None:
         self._sweeper = None
@@ -231,15 +246,12 @@ class NativeEngine:
         if abs(self._wall() - now - self._drift) > CLOCK_JUMP_SECONDS:
             self._drop_all()
         oldest = now
-        for origin, stack in list(self._stacks.items()):
-            fresh = [one for one in stack if now - one.idle_since < IDLE_SECONDS]
+        for stack in self._stacks.values():
             expired = [one for one in stack if now - one.idle_since >= IDLE_SECONDS]
+            stack[:] = [one for one in stack if now - one.idle_since < IDLE_SECONDS]
             self._idle -= len(expired)
-            if fresh:
-                self._stacks[origin] = fresh
-                oldest = min(oldest, fresh[0].idle_since)
-            else:
-                del self._stacks[origin]
+            if stack:
+                oldest = min(oldest, stack[0].idle_since)
             for connection in expired:
                 connection.kill()
         if self._idle:
@@ -319,7 +331,7 @@ class NativeEngine:
         raise fault or OSError(0, "the name has no address")
 
     async def _attempt(self, loop: asyncio.AbstractEventLoop, origin: Origin, address: Address) -> _Connection:
-        connection = _Connection(self, origin, loop)
+        connection = _Connection(self, origin, loop, self._stacks.setdefault(origin, []))
         try:
             await loop.create_connection(lambda: connection, *address)
         except BaseException:
@@ -375,8 +387,11 @@ class NativeAnswer:
                 if self._fault is not None:
                     raise self._fault
                 return b""
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
+        if len(chunks) == 1:
+            data = chunks.pop()
+        else:
+            data = b"".join(chunks)
+            chunks.clear()
         if self._size > HIGH_WATER and self._connection is not None:
             self._connection.resume()
         self._size = 0
@@ -399,7 +414,8 @@ class NativeAnswer:
         """Take ``data``; False when enough is held."""
         self._chunks.append(data)
         self._size += len(data)
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
         return self._size <= HIGH_WATER
 
     def end(self) -> None:
@@ -422,12 +438,13 @@ class _Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_answer",
+        "_buffer",
         "_drained",
         "_framing",
         "_head_only",
-        "_headers",
         "_held",
         "_informational",
+        "_judged",
         "_left",
         "_parser",
         "_paused",
@@ -448,12 +465,17 @@ class _Connection(asyncio.BufferedProtocol):
         "origin",
         "pooled",
         "spoke_first",
+        "stack",
     )
 
-    def __init__(self, engine: NativeEngine, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, engine: NativeEngine, origin: Origin, loop: asyncio.AbstractEventLoop, stack: list[_Connection]
+    ) -> None:
         self.engine = engine
         self.origin = origin
         self.loop = loop
+        self.stack = stack
+        self._buffer = engine.buffer
         self._transport: asyncio.Transport
         self.idle_since = 0.0
         self.pooled = False
@@ -467,7 +489,9 @@ class _Connection(asyncio.BufferedProtocol):
         self._parser: HttpResponseParser | None = None
         self._paused = self._held = False
         self._pieces: list[bytes] = []
-        self._tail = b""
+        self._raw = self._tail = b""
+        self._judged = self._informational = 0
+        self._whole = False
 
     # Before and after an exchange.
 
@@ -477,7 +501,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def peek(self) -> bool | None:
         """Whether an idle connection may be used: True, False, or None where TLS has bytes to read first."""
-        if not self.usable:
+        if self._phase != _IDLE or self._transport.is_closing():
             return False
         if not self._readable():
             return True
@@ -524,32 +548,26 @@ class _Connection(asyncio.BufferedProtocol):
 
     # One exchange.
 
-    async def exchange(
-        self, head: bytes, source: AsyncIterator[bytes] | None, length: int | None, head_only: bool
-    ) -> NativeAnswer:
-        """Write the request, return at the final head of its response."""
+    def ask(
+        self, first: bytes, source: AsyncIterator[bytes] | None, length: int | None, head_only: bool
+    ) -> asyncio.Future[NativeAnswer]:
+        """Write the request: ``first``, then ``source``. The future gets the answer at its final head."""
         self._phase = _HEAD
         self._sent = True
         self._head_only = head_only
-        self._informational = 0
-        self._raw = b""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._whole = False
-        self._parser = HttpResponseParser(self)
         self._waiter = waiter = self.loop.create_future()
-        self._transport.write(head)
+        self._transport.write(first)
         if source is not None:
             self._sender = self.loop.create_task(self._send(source, length))
-        try:
-            answer: NativeAnswer = await waiter
-        except BaseException:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                # Cancelled in the very turn in which the head came; the connection may be another's by now.
-                waiter.result().drop()
-            else:
-                self.kill()
-            raise
-        return answer
+        return waiter
+
+    def abandon(self, waiter: asyncio.Future[NativeAnswer]) -> None:
+        """Nobody waits for ``waiter`` any more."""
+        if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+            # Cancelled in the very turn in which the head came; the connection may be another's by now.
+            waiter.result().drop()
+        else:
+            self.kill()
 
     async def _send(self, source: AsyncIterator[bytes], length: int | None) -> None:
         """Send a request body piece by piece, as fast as the upstream takes it."""
@@ -593,8 +611,8 @@ class _Connection(asyncio.BufferedProtocol):
         answer.end()
         if clean and self._sender is None and not self._transport.is_closing():
             self._phase = _IDLE
-            self._raw = b""
-            self.resume()
+            if self._held:
+                self.resume()
             self.engine.release(self)
         else:
             self.kill()
@@ -621,10 +639,10 @@ class _Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         # One for all: the loop asks, reads and tells in one go.
-        return self.engine.buffer
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(self.engine.buffer[:nbytes])
+        data = bytes(self._buffer[:nbytes])
         if self._phase == _BODY:
             self._body(data)
         elif self._phase == _HEAD:
@@ -659,81 +677,113 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _head(self, data: bytes) -> None:
         """Take head bytes until the final head is whole; give what follows to ``_body``."""
-        raw = self._raw + data if self._raw else data
-        start = max(0, len(raw) - len(data) - 3)
+        seen = 0
+        if self._raw:
+            seen = len(self._raw)
+            data = self._raw + data
         while True:
-            end = raw.find(b"\r\n\r\n", start) + 4
-            head = raw if end < 4 else raw[:end]
-            if len(head) > MAX_HEAD_BYTES:
+            end = data.find(b"\r\n\r\n", max(0, seen - 3)) + 2
+            if end < 2:
+                return self._partial(data, seen)
+            if end + 2 > MAX_HEAD_BYTES:
                 return self._fail("protocol", "the response head is too large")
-            # The parser takes what of this head it has not seen.
-            new = head[len(raw) - len(data) :] if len(data) < len(raw) else head
-            try:
-                cast("HttpResponseParser", self._parser).feed_data(new)
-            except (HttpParserError, HttpParserUpgrade):
-                return self._fail("protocol", "malformed response head")
-            if end < 4:
-                self._raw = raw
-                if not b"HTTP/1.".startswith(raw[:7]):
-                    self._fail("protocol", "the answer is not HTTP/1")
-                return None
-            line = STATUS_LINE.match(head)
-            if line is None or not self._whole:
+            line = STATUS_LINE.match(data, 0, end)
+            if line is None:
                 return self._fail("protocol", "malformed status line")
-            status = int(line[2])
+            start = line.end()
+            fields = FIELD.findall(data, start, end)
+            # Every match is one whole line with one LF: equal numbers mean that no byte stands outside a match.
+            if len(fields) != data.count(b"\n", start, end):
+                return self._fail("protocol", "malformed response head")
+            minor, code = line.groups()
+            status = int(code)
             if status >= 200:
-                return self._answered(head, line[1] == b"1", status, raw[end:] if end < len(raw) else b"")
+                if data.find(b" \r\n", start, end) < 0 and data.find(b"\t\r\n", start, end) < 0:
+                    headers = [(name.lower(), value) for name, value in fields]
+                else:
+                    headers = [(name.lower(), value.rstrip(b" \t")) for name, value in fields]
+                return self._answered(minor == b"1", status, headers, data[end + 2 :])
             self._informational += 1
             if status == 101:
                 return self._fail("protocol", "the upstream switched protocols")
             if self._informational > MAX_INFORMATIONAL:
                 return self._fail("protocol", "too many informational responses")
-            self._whole = False
-            self._headers = []
-            data = raw = raw[end:]
-            start = 0
-            if not raw:
+            data = data[end + 2 :]
+            seen = self._judged = 0
+            if not data:
                 self._raw = b""
                 return None
 
-    def _answered(self, head: bytes, http11: bool, status: int, rest: bytes) -> None:
-        headers = self._headers
-        if b" \r\n" in head or b"\t\r\n" in head:
-            headers = [(name, value.rstrip(b" \t")) for name, value in headers]
-        length: int | None = None
-        coding: bytes | None = None
-        clean = http11
-        for name, value in headers:
-            if name in FRAMING_HEADERS:
-                if name == b"connection":
-                    clean = clean and b"close" not in value.lower()
-                elif name == b"content-length":
-                    if length is not None or not value.isdigit() or len(value) > 18:
-                        return self._fail("protocol", "more than one content-length, or one that is no number")
-                    length = int(value)
-                elif coding is not None or value.lower() != b"chunked":
-                    return self._fail("protocol", "a transfer coding other than chunked")
-                else:
-                    coding = value
-        if coding is not None and (length is not None or not http11):
-            return self._fail("protocol", "transfer-encoding beside content-length, or in HTTP/1.0")
-        if len(headers) > MAX_HEADERS:
+    def _partial(self, data: bytes, seen: int) -> None:
+        """Keep the beginning of a head, of which ``seen`` bytes are not new, unless no proper one can come of it."""
+        if len(data) > MAX_HEAD_BYTES:
+            return self._fail("protocol", "the response head is too large")
+        if not b"HTTP/1.".startswith(data[:7]):
+            return self._fail("protocol", "the answer is not HTTP/1")
+        start = self._judged
+        end = data.rfind(b"\n", max(start, seen)) + 1
+        if end:
+            if not start:
+                line = STATUS_LINE.match(data, 0, end)
+                if line is None:
+                    return self._fail("protocol", "malformed status line")
+                start = line.end()
+            if len(FIELD.findall(data, start, end)) != data.count(b"\n", start, end):
+                return self._fail("protocol", "malformed response head")
+            start = self._judged = end
+        # Of a line that is still coming, the new bytes, and the one before them, which may be a CR.
+        if data[max(start, seen - 1) :].removesuffix(b"\r").translate(None, LINE_BYTES):
+            return self._fail("protocol", "malformed response head")
+        self._raw = data
+        return None
+
+    def _answered(self, http11: bool, status: int, headers: list[tuple[bytes, bytes]], rest: bytes) -> None:
+        said = dict(headers)
+        announced = said.get(b"content-length")
+        coding = said.get(b"transfer-encoding")
+        connection = said.get(b"connection")
+        if len(said) != len(headers):
+            names = [name for name, _ in headers]
+            if names.count(b"content-length") > 1 or names.count(b"transfer-encoding") > 1:
+                return self._fail("protocol", "more than one content-length or transfer-encoding")
+            if len(names) > MAX_HEADERS:
+                return self._fail("protocol", "too many response headers")
+            connection = b",".join([value for name, value in headers if name == b"connection"])
+        elif len(said) > MAX_HEADERS:
             return self._fail("protocol", "too many response headers")
+        length = 0
+        if announced is not None:
+            if not announced.isdigit() or len(announced) > 18:
+                return self._fail("protocol", "a content-length that is no number")
+            length = int(announced)
+        if coding is not None:
+            if coding.lower() != b"chunked":
+                return self._fail("protocol", "a transfer coding other than chunked")
+            if announced is not None or not http11:
+                return self._fail("protocol", "transfer-encoding beside content-length, or in HTTP/1.0")
+        clean = http11 and (connection is None or b"close" not in connection.lower())
         framing: Framing
-        if self._head_only or status in {204, 304}:
+        if self._head_only or status == 204 or status == 304:
             framing = "none"
             # Whoever announces a body may send it after all, late.
             clean = clean and not length and coding is None
-        elif length is not None:
+        elif announced is not None:
             framing = "length"
             self._left = length
+        elif coding is None:
+            framing = "close"
         else:
-            framing = "close" if coding is None else "chunked"
+            framing = "chunked"
+            self._whole = False
+            self._tail = b""
+            self._parser = HttpResponseParser(self)
+            self._parser.feed_data(CHUNKED_HEAD)
         self._framing = framing
         self._reusable = clean
         self._phase = _BODY
-        self._whole = False
-        self._raw = self._tail = b""
+        if self._raw or self._informational:
+            self._raw = b""
+            self._judged = self._informational = 0
         self._answer = answer = NativeAnswer(self, status, headers, framing)
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
@@ -782,15 +832,7 @@ class _Connection(asyncio.BufferedProtocol):
         elif broken:
             self._fail("protocol", "malformed chunked body")
 
-    # What the parser tells.
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        # Trailers come here too, in BODY, and are dropped.
-        if self._phase == _HEAD:
-            self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        self._whole = True
+    # What the parser tells of a chunked body. It is not asked for extensions and trailers.
 
     def on_body(self, body: bytes) -> None:
         self._pieces.append(body)
@@ -811,8 +853,7 @@ def _encode(out: Outgoing) -> tuple[bytes, AsyncIterator[bytes] | None, int | No
     body = out.body
     length = out.content_length
     source: AsyncIterator[bytes] | None = None
-    start = b"%b %b" % (out.method, out.target)
-    lines = [start + b" HTTP/1.1", *[b": ".join(pair) for pair in out.headers]]
+    framing = b""
     if isinstance(body, bytes):
         length = len(body)
         if length > ONE_WRITE:
@@ -822,15 +863,27 @@ def _encode(out: Outgoing) -> tuple[bytes, AsyncIterator[bytes] | None, int | No
         source = body
         body = b""
         if length is None:
-            lines.append(b"transfer-encoding: chunked")
+            framing = b"transfer-encoding: chunked\r\n"
     else:
         body = b""
     if length is not None:
-        lines.append(b"content-length: %d" % length)
-    count = len(lines) + 1
-    lines.append(b"\r\n")
-    head = b"\r\n".join(lines)
-    if head.count(b"\n") != count or head.count(b"\r") != count or b"\0" in head or START_LINE.fullmatch(start) is None:
+        framing = b"content-length: %d\r\n" % length
+    pairs = out.headers
+    head = b"%b %b HTTP/1.1\r\n%b\r\n%b\r\n" % (
+        out.method,
+        out.target,
+        b"\r\n".join([b": ".join(pair) for pair in pairs]),
+        framing,
+    )
+    lines = len(pairs) + (3 if framing else 2)
+    if (
+        head.count(b"\n") != lines
+        or head.count(b"\r") != lines
+        or b"\0" in head
+        or METHOD.fullmatch(out.method) is None
+        or not out.target
+        or out.target.translate(None, TARGET_BYTES)
+    ):
         raise ValueError("the request cannot be written as HTTP")
     return head + body if body else head, source, length
 
