@@ -366,6 +366,7 @@ async def paced(options: Options) -> dict[str, Any]:
     refused: Counter[str] = Counter()
     open_now = 0
     all_over: asyncio.Future[None] = loop.create_future()
+    all_begun = asyncio.Event()
     left = options.connections
     length = int(options.rate * (options.seconds + options.ramp + 2))
 
@@ -384,16 +385,22 @@ async def paced(options: Options) -> dict[str, Any]:
             refusals.append((time.perf_counter() - client.started) * 1000)
         else:
             wrong[_what(client, whole)] += 1
+        begun()
         if left == 0 and not all_over.done():
             all_over.set_result(None)
 
     counted: set[Client] = set()
+
+    def begun() -> None:
+        if len(counted) + refused.total() + wrong.total() >= options.connections:
+            all_begun.set()
 
     def came(client: Client, data: bytes) -> None:
         nonlocal open_now
         if client not in counted and client.status == 200:
             counted.add(client)
             open_now += 1
+            begun()
         delays.take(client, data)
 
     data = request(options, f"paced {options.rate:g} {length}")
@@ -411,9 +418,8 @@ async def paced(options: Options) -> dict[str, Any]:
             continue
         clients.append(client)
         client.send(data)
-    deadline = loop.time() + _PATIENCE
-    while len(counted) + sum(refused.values()) + sum(wrong.values()) < options.connections and loop.time() < deadline:
-        await asyncio.sleep(0.02)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(all_begun.wait(), _PATIENCE)
     delays.recording = True
     say({"phase": "steady", "open": open_now})
     await asyncio.sleep(options.seconds)

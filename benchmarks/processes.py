@@ -7,6 +7,7 @@ Where the machine has one core, or no pinning, everything shares what there is, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import platform
@@ -55,8 +56,9 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+@functools.cache
 def cores() -> tuple[int | None, int | None]:
-    """(core of what is measured, core of the load); ``None``: not pinned."""
+    """(core of what is measured, core of the load); ``None``: not pinned. As it was when first asked."""
     if not hasattr(os, "sched_getaffinity"):
         return None, None
     usable = sorted(os.sched_getaffinity(0))
@@ -71,6 +73,13 @@ def measured_core() -> int | None:
 def load_core() -> int | None:
     """The core of the load and the upstream."""
     return cores()[1]
+
+
+def stay_off_the_measured_core() -> None:
+    """This program itself belongs to the load."""
+    core = load_core()
+    if core is not None:
+        os.sched_setaffinity(0, {core})
 
 
 def pinned(core: int | None) -> Callable[[], None] | None:
@@ -205,7 +214,13 @@ def version_of(command: Sequence[str]) -> str:
     """The first line of what a program says of its version."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=30, check=False, env=environment(), stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: Key-shaped text is put together here, so that no file of this repository looks as if it held a key.
 LAVA_KEY = "aks_live_" + "b3nchm4rk" * 3
 LOCAL_KEY = "local-key-of-the-benchmark"
+SERVER_KEY = "server-key-of-the-benchmark"
 TOKEN = "fixed-token-of-the-c-proxies-" + "x" * 120
 DESCRIPTORS = 65_536
 
@@ -58,8 +59,9 @@ def configuration(features: Features, upstream: str, folder: Path, ca_file: str 
     """The TOML of one daemon. ``upstream`` is the URL that plays Lava, without a path."""
     lines = ['default_project = "bench"'] if features.project else []
     lines += ["[server]", 'host = "127.0.0.1"']
-    if features.keys and not features.project:
-        lines += [f'keys = ["{LOCAL_KEY}"]']
+    if features.keys:
+        # Good for /metrics, which a project's own key is not.
+        lines += [f'keys = ["{SERVER_KEY}"]' if features.project else f'keys = ["{SERVER_KEY}", "{LOCAL_KEY}"]']
     lines += ["[lava]", f'secret_key = "{LAVA_KEY}"', f'base_url = "{upstream}/v1"']
     lines += ["[log]", f'level = "{"info" if features.logging else "error"}"', f'file = "{folder / "requests.log"}"']
     if ca_file:
@@ -96,9 +98,10 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     if openssl is None:
         raise Unavailable("openssl is not installed: no certificate for the TLS row")
     chain, key = folder / "certificate.pem", folder / "key.pem"
+    what = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    whom = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     done = subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        + ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(chain)],
+        [openssl, "req", *what, *whom, "-keyout", str(key), "-out", str(chain)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -294,9 +297,7 @@ class Stage:
 
     def _nginx_proxy(self, name: str, folder: Path, upstream: int, more: str, scheme: str = "http") -> Target:
         port = free_port()
-        content = _NGINX_PROXY.format(
-            name="mock", upstream=upstream, port=port, scheme=scheme, token=TOKEN, more=more
-        )
+        content = _NGINX_PROXY.format(name="mock", upstream=upstream, port=port, scheme=scheme, token=TOKEN, more=more)
         return Target(name, port, {}, process=_nginx(name, folder, content, processes.measured_core(), port))
 
     def _haproxy(self, name: str, folder: Path, upstream: int) -> Target:
@@ -318,7 +319,12 @@ class Stage:
 
 def versions() -> dict[str, str]:
     """Of what takes part, as the programs say them."""
-    asked = {"nginx": ["nginx", "-v"], "HAProxy": ["haproxy", "-v"], "wrk": ["wrk", "-v"], "node": ["node", "--version"]}
+    asked = {
+        "nginx": ["nginx", "-v"],
+        "HAProxy": ["haproxy", "-v"],
+        "wrk": ["wrk", "-v"],
+        "node": ["node", "--version"],
+    }
     found = {}
     for name, (program, flag) in asked.items():
         path = find(program)

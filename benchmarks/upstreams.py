@@ -78,14 +78,13 @@ def _head(length: int, content_type: bytes = b"application/json") -> bytes:
 
 
 _JSON = _head(len(ANSWER)) + ANSWER
-_STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
-)
+_STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
 _DONE = b"data: [DONE]\n\n"
 _STREAM_END = b"%x\r\n%b\r\n0\r\n\r\n" % (len(_DONE), _DONE)
 _ERROR = b'{"error":{"message":"The server had an error.","type":"server_error","param":null,"code":null}}'
 _FAULTS = {
-    b"error500": b"HTTP/1.1 500 Oops\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(_ERROR) + _ERROR,
+    b"error500": b"HTTP/1.1 500 Oops\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(_ERROR)
+    + _ERROR,
     b"cut-head": b"HTTP/1.1 200 OK\r\ncontent-ty",
     b"cut-body": _head(len(ANSWER)) + ANSWER[: len(ANSWER) // 2],
     b"garbage": b"220 mail.example.com ESMTP ready\r\n",

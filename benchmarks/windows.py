@@ -69,7 +69,9 @@ def with_load(
     return _run(command, target, on_phase, limit)
 
 
-def with_wrk(target: Target, folder: Path, *, connections: int, seconds: float, upload: int = 0, size: int = 0) -> Window:
+def with_wrk(
+    target: Target, folder: Path, *, connections: int, seconds: float, upload: int = 0, size: int = 0
+) -> Window:
     """A window of plain requests by wrk. ``size`` asks for an answer of that many bytes."""
     wrk = processes.find("wrk")
     assert wrk is not None
@@ -88,16 +90,16 @@ def with_wrk(target: Target, folder: Path, *, connections: int, seconds: float, 
     return _run([*command, "-s", str(script), url], target, None, seconds + 60)
 
 
-def requests(target: Target, folder: Path, *, connections: int, seconds: float, upload: int = 0, size: int = 0) -> Window:
+def requests(
+    target: Target, folder: Path, *, connections: int, seconds: float, upload: int = 0, size: int = 0
+) -> Window:
     """A window of plain requests: by wrk where there is one and the window is one of whole seconds, else by our own."""
     if processes.find("wrk") is None or seconds < 1:
         return with_load("requests", target, connections=connections, seconds=seconds, upload=upload, size=size)
     return with_wrk(target, folder, connections=connections, seconds=seconds, upload=upload, size=size)
 
 
-def _run(
-    command: list[str], target: Target, on_phase: Callable[[dict[str, Any]], None] | None, limit: float
-) -> Window:
+def _run(command: list[str], target: Target, on_phase: Callable[[dict[str, Any]], None] | None, limit: float) -> Window:
     before = target.process.cpu_seconds() if target.process is not None else 0.0
     child = subprocess.Popen(
         command,

@@ -73,7 +73,9 @@ def _raw_model(body: bytes) -> bytes:
     return raw_model(_SURROGATE.sub(rb"\\u0000", body))
 
 
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+# Not a whole pair: that may be a part of the very name.
+_SURROGATE = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
 _LONGEST_NAME = 1024  # characters; no model is called that, and names go into the log
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from proxy import routing, tokens
 from proxy.flights import Limits
-from proxy.redaction import Redactor, Secret
+from proxy.redaction import Redactor, Secret, Unshown
 from proxy.routing import Place, Route, Table
 from proxy.upstream import Engine, Origin
 
@@ -37,20 +37,31 @@ class Lava:
     base_path: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Unshown):
     """A route made ready: where it goes, with which credential, and the headers that are always the same.
 
     ``head`` begins the request to Lava, ``ours`` is added to every answer, ``metadata`` are the project's own pairs.
     """
 
-    route: Route
-    credential: Credential
-    origin: Origin
-    target: bytes
-    head: Pairs
-    metadata: Mapping[str, str]
-    ours: Pairs
+    __slots__ = ("credential", "head", "metadata", "origin", "ours", "route", "target")
+
+    def __init__(
+        self,
+        route: Route,
+        credential: Credential,
+        origin: Origin,
+        target: bytes,
+        head: Pairs,
+        metadata: Mapping[str, str],
+        ours: Pairs,
+    ) -> None:
+        self.route = route
+        self.credential = credential
+        self.origin = origin
+        self.target = target
+        self.head = head
+        self.metadata = metadata
+        self.ours = ours
 
 
 class Generation:

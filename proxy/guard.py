@@ -546,9 +546,13 @@ class Exchange:
             return
         self.started = self.complete = True
         self._callbacks = None
-        self._protocol.answer_and_close(
-            Refusal("internal_error", "The proxy failed on this request; its log says why.")
-        )
+        try:
+            self._protocol.answer_and_close(
+                Refusal("internal_error", "The proxy failed on this request; its log says why.")
+            )
+        except Exception:  # noqa: BLE001 -- what fails may be the making of error bodies: then no body, but no hanging client
+            _log().exception("the answer to a failure failed as well")
+            self._protocol.break_off(reset=True)
 
     async def receive(self) -> Message:
         """Body, its end, then, when the client leaves or the response is complete, ``http.disconnect``.

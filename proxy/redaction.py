@@ -124,7 +124,22 @@ class Secret:
         )
 
 
-class Redactor:
+class Unshown:
+    """A base for what must hold secrets in the open, because it is used for every request.
+
+    It shows only its name. It has no ``__dict__``, is no dataclass that ``asdict`` could take apart, and is not pickled.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} is not pickled")
+
+
+class Redactor(Unshown):
     """Masks the given values in every spelling in text, bytes and log events. Immutable.
 
     Of a value that is itself a forward token (base64 of a JSON object) the keys inside are masked as well.
@@ -198,7 +213,7 @@ class Redactor:
             return f"<{type(value).__name__}>"
 
 
-class StreamMask:
+class StreamMask(Unshown):
     """Masks a body in pieces: holds back as many bytes as the longest hit can have, until `flush`."""
 
     __slots__ = ("_held", "_reach", "_redactor")

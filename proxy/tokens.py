@@ -11,11 +11,11 @@ import base64
 import binascii
 import json
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from proxy.errors import Fault, Payment
+from proxy.redaction import Unshown
 
 if TYPE_CHECKING:
     from proxy.redaction import Secret
@@ -90,16 +90,18 @@ def base_url_for(credential: str | None) -> str:
     return SANDBOX if isinstance(key, str) and key.startswith("aks_test_") else PRODUCTION
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(Unshown):
     """What goes to Lava for one project and provider: the whole ``Authorization`` value, and who pays.
 
     ``secrets`` are the values that must be masked where an answer echoes them. Never shown by ``repr``.
     """
 
-    authorization: bytes
-    payment: Payment
-    secrets: tuple[str, ...]
+    __slots__ = ("authorization", "payment", "secrets")
+
+    def __init__(self, authorization: bytes, payment: Payment, secrets: tuple[str, ...]) -> None:
+        self.authorization = authorization
+        self.payment = payment
+        self.secrets = secrets
 
     def __repr__(self) -> str:
         return f"Credential({self.payment!r})"

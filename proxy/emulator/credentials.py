@@ -12,14 +12,15 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from proxy.emulator.exchange import Reply, lava_error
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
-    from proxy.emulator.state import Connection, Received, SpendKey, World
+    from proxy.emulator.exchange import Cost
+    from proxy.emulator.records import Connection, Meter, SpendKey, Subscription
+    from proxy.emulator.state import Received, World
 
 PLACES = ("authorization", "x-api-key", "x-goog-api-key", "xi-api-key")
 
@@ -44,32 +45,67 @@ class Caller:
     connection: Connection | None = None
     spend_key: SpendKey | None = None
     provider_key: str | None = None
+    meter: Meter | None = None
+
+    def owed(self, cost: Cost) -> Decimal:
+        """What the meter charges the customer, in dollars; 0 where no customer pays. A free call stays free."""
+        if self.payer != "customer" or self.meter is None or cost.amount == 0:
+            return Decimal(0)
+        return self.meter.price(cost.amount, cost.used)
 
     def balance(self, world: World) -> Decimal | None:
         """What the payer has left, in dollars; ``None`` where Lava's money is not touched."""
         if self.payer == "customer" and self.connection is not None:
-            return self.connection.balance
+            credit = self._credit(world)
+            return self.connection.balance + (credit.credits if credit else 0)
         return None if self.payer == "provider_account" else world.wallet_balance
 
-    def charge(self, world: World, cost: Decimal) -> None:
-        """Take ``cost`` from the payer; raises ``Refused`` (402) when it is not there."""
-        if cost == 0:
-            return
-        if self.spend_key is not None:
-            limit = self.spend_key.spend_limit
-            if limit is not None and self.spend_key.spent + cost > limit:
+    def charge(self, world: World, cost: Cost) -> Decimal:
+        """Take what a call costs from the payer; the amount that left. Raises ``Refused`` (402) when it is not there."""
+        amount = self.owed(cost) if self.payer == "customer" else cost.amount
+        key = self.spend_key
+        if key is not None:
+            if cost.amount and key.spend_limit is not None and key.spent + amount > key.spend_limit:
                 raise Refused(spend_limit_reached())
+            key.requests.current += 1
         balance = self.balance(world)
-        if balance is None:
-            return
-        if balance < cost:
-            raise Refused(insufficient_balance(self.connection if self.payer == "customer" else None, balance))
+        if balance is None or amount == 0:
+            return Decimal(0)
         if self.payer == "customer" and self.connection is not None:
-            self.connection.balance -= cost
+            take(world, self.connection, self.meter, amount)
+        elif balance < amount:
+            raise Refused(insufficient_balance(None, balance))
         else:
-            world.wallet_balance -= cost
-        if self.spend_key is not None:
-            self.spend_key.spent += cost
+            world.wallet_balance -= amount
+        if key is not None:
+            key.spent += amount
+        return amount
+
+    def _credit(self, world: World) -> Subscription | None:
+        return None if self.connection is None else _credit(world, self.connection, self.meter)
+
+
+def _credit(world: World, connection: Connection, meter: Meter | None) -> Subscription | None:
+    found = world.subscription_of(connection.connection_id)
+    return found if found is not None and found.covers(meter) else None
+
+
+def take(world: World, connection: Connection, meter: Meter | None, amount: Decimal) -> None:
+    """Let a customer pay for a request on ``meter``: first with the plan's credit, then from the wallet.
+
+    Raises ``Refused`` (402) when both together are too little; nothing is taken then.
+    """
+    credit = _credit(world, connection, meter)
+    if credit is None:
+        if connection.balance < amount:
+            raise Refused(insufficient_balance(connection, connection.balance))
+        connection.balance -= amount
+        return
+    tops_up = credit.plan.bundle(credit.auto_top_up_bundle_id)
+    reach = credit.credits + connection.balance + (tops_up.credit_amount if tops_up else 0)
+    if reach < amount:
+        raise Refused(insufficient_balance(connection, credit.credits + connection.balance))
+    connection.balance -= credit.draw(amount)
 
 
 def spend_limit_reached(status: int = 402) -> Reply:
@@ -89,8 +125,8 @@ def unauthorized(code: str, message: str) -> Refused:
     return Refused(lava_error(401, code, message))
 
 
-def present(received: Received, query: dict[str, str]) -> None:
-    """Note the credential Lava would read, and where it stood, in ``received``."""
+def read(received: Received, query: dict[str, str]) -> tuple[str, str] | None:
+    """The credential Lava would read, and where it stands; ``None`` without one."""
     for place in PLACES:
         value = received.header(place)
         if value is None:
@@ -98,10 +134,29 @@ def present(received: Received, query: dict[str, str]) -> None:
         if place == "authorization":
             scheme, _, rest = value.strip().partition(" ")
             value = rest.strip() if scheme.lower() == "bearer" else value
-        received.credential, received.credential_place = value.strip(), place
-        return
-    if "key" in query:
-        received.credential, received.credential_place = query["key"], "key"
+        return value.strip(), place
+    return (query["key"], "key") if "key" in query else None
+
+
+def present(received: Received, query: dict[str, str]) -> None:
+    """Note the credential Lava would read, and where it stood, in ``received``."""
+    found = read(received, query)
+    if found is not None:
+        received.credential, received.credential_place = found
+
+
+def environment(world: World, received: Received, query: dict[str, str]) -> World:
+    """The world that the request's credential belongs to: ``world``, or its sandbox."""
+    found = read(received, query)
+    if found is None or world.sandbox is None:
+        return world
+    value = found[0]
+    if not value.startswith(("aks_", "lava_")):
+        try:
+            value = str(_token(value).get("secret_key"))
+        except Refused:
+            return world
+    return world.of_key(value)
 
 
 def check(world: World, received: Received) -> Caller:
@@ -113,6 +168,7 @@ def check(world: World, received: Received) -> Caller:
         record = world.spend_key(value)
         if record is None:
             raise unauthorized("invalid_spend_key", "The spend key is unknown or was revoked.")
+        _usable(record, world.clock())
         return Caller("spend_key", spend_key=record)
     if value.startswith("aks_"):
         _known_secret(world, value)
@@ -121,11 +177,34 @@ def check(world: World, received: Received) -> Caller:
     return _caller_of_token(world, received.token)
 
 
-def secret_key_only(world: World, received: Received) -> None:
-    """For the account API: the raw merchant secret key and nothing else; raises ``Refused``."""
-    if not received.credential:
-        raise unauthorized("missing_credentials", "No credential was sent. Send a secret key.")
-    _known_secret(world, received.credential)
+def _usable(key: SpendKey, now: float) -> None:
+    """Raises ``Refused`` for a spend key that takes nothing at the moment. Lava's codes for this are not known."""
+    key.roll(now)
+    if key.status == "paused":
+        raise Refused(lava_error(403, "spend_key_paused", "The spend key is paused."))
+    if key.expires_at is not None and now >= key.expires_at:
+        raise unauthorized("spend_key_expired", "The spend key has expired.")
+    if key.request_limit is not None and key.requests.current >= key.request_limit.amount:
+        raise Refused(lava_error(403, "request_limit_exceeded", "Service key request limit exceeded."))
+    wait = key.wait(now)
+    if wait:
+        reply = lava_error(429, "rate_limit_exceeded", "Service key rate limit exceeded. Try again later.")
+        reply.headers.append(("retry-after", str(max(1, -int(-wait // 1)))))
+        raise Refused(reply)
+    key.last_used_at = now
+
+
+def within_allowance(key: SpendKey | None, model: str | None, provider: str) -> None:
+    """Raises ``Refused`` (403) when a spend key may not use this model or provider. Names count with and without the
+    provider before them.
+    """
+    if key is None:
+        return
+    if key.allowed_providers is not None and provider not in key.allowed_providers:
+        raise Refused(lava_error(403, "provider_not_allowed", f"This spend key may not use the provider {provider}."))
+    names = {model, (model or "").rpartition("/")[2], f"{provider}/{model}"}
+    if key.allowed_models is not None and not names & key.allowed_models:
+        raise Refused(lava_error(403, "model_not_allowed", f"This spend key may not use the model {model}."))
 
 
 def _known_secret(world: World, key: str) -> None:
@@ -173,9 +252,10 @@ def _caller_of_token(world: World, token: dict[str, Any]) -> Caller:
             raise Refused(lava_error(400, "meter_required", message))
     if meter and meter not in world.meters:
         raise unauthorized("meter_not_found", f"Meter {meter} does not exist.")
+    known = world.meters.get(meter) if meter else None
     provider_key = token.get("provider_key")
     if provider_key:
-        return Caller("provider_account", connection, provider_key=provider_key)
+        return Caller("provider_account", connection, provider_key=provider_key, meter=known)
     if connection is not None and not token.get("disable_billing"):
-        return Caller("customer", connection)
-    return Caller("merchant", connection)
+        return Caller("customer", connection, meter=known)
+    return Caller("merchant", connection, meter=known)

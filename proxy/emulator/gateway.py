@@ -1,4 +1,4 @@
-"""Lava's gateway: forward, rewrite, the native endpoints, the model list and the wallet, as ASGI routes."""
+"""Lava's gateway: forward, rewrite, the native endpoints and the model list, as ASGI routes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from urllib.parse import parse_qsl, unquote, unquote_plus
 from starlette.routing import Route
 
 from proxy.dialects import Dialect
-from proxy.emulator import anthropic, bodies, credentials, faults, google, openai, players, rewriting
+from proxy.emulator import anthropic, bodies, credentials, faults, google, openai, outbox, players, rewriting
 from proxy.emulator.credentials import Caller, Refused
 from proxy.emulator.delivery import CONNECTION, Connection, deliver, read_body
 from proxy.emulator.exchange import Call, Reply, json_reply, lava_error
 from proxy.emulator.faults import Chosen, Plan
+from proxy.emulator.records import Entry, SpendKey
 from proxy.emulator.state import Received, World
+from proxy.providers import BUILTIN
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -34,7 +36,6 @@ def routes(world: World) -> list[Route]:
         ("/v1/chat/completions", _chat_completions),
         ("/v1/messages", _messages),
         ("/v1/models", _models),
-        ("/v1/wallet", _wallet),
     ]
     return [Route(path, endpoint=Door(world, handler)) for path, handler in table]
 
@@ -63,7 +64,8 @@ class Door:
 
     def _decide(self, received: Received) -> tuple[Reply, Plan]:
         try:
-            return self._handler(self._world, received)
+            query = dict(parse_qsl(received.target.partition("?")[2], keep_blank_values=True))
+            return self._handler(credentials.environment(self._world, received, query), received)
         except Refused as refused:
             return refused.reply, Plan()
         except Exception as fault:  # noqa: BLE001 - a fault of the emulator's own shows in its answer, not in a log
@@ -111,24 +113,45 @@ def _metadata(given: str | None) -> dict[str, str] | None:
 
 
 def _settle(
-    world: World, caller: Caller, call: Call, play: Callable[[Call], Reply], chosen: Chosen
+    world: World, caller: Caller, call: Call, play: Callable[[Call], Reply], chosen: Chosen, provider: str, endpoint: str
 ) -> tuple[Reply, Plan]:
-    """The provider's answer or the fault's, paid for when it is a good one."""
-    call.received.fault = ", ".join(chosen.names) or None
+    """The provider's answer or the fault's, paid for when it is a good one, and written into the ledger."""
+    received = call.received
+    received.fault = ", ".join(chosen.names) or None
+    entry = Entry(received.request_id, "error", provider, f"{call.method} {endpoint}", world.clock())
+    entry.customer_id = caller.connection.connection_id if caller.connection else None
+    entry.meter, entry.model, entry.metadata = caller.meter, received.model, received.metadata or {}
+    entry.provider_key_type = "unmanaged" if caller.provider_key else "managed"
+    # Written first: a client that has read its answer finds the line.
+    world.write(entry)
+    reply = _answer(world, caller, call, play, chosen)
+    if reply.status < 400:
+        entry.charge = caller.owed(reply.cost)
+        # Charged before the first byte, so that a client that has read its answer finds the balance changed.
+        received.charged = entry.paid = caller.charge(world, reply.cost)
+        entry.status, entry.used = "completed", reply.cost.used
+        entry.cost = reply.cost.amount
+        entry.response_id = _response_id(reply)
+        if received.charged and caller.payer == "customer" and caller.connection is not None:
+            outbox.announce(world, "wallet.balance.updated", caller.connection)
+    return reply, chosen.plan
+
+
+def _answer(world: World, caller: Caller, call: Call, play: Callable[[Call], Reply], chosen: Chosen) -> Reply:
     if chosen.reply is not None:
-        return chosen.reply(call), chosen.plan
+        return chosen.reply(call)
     own = caller.provider_key
     if own in world.rejected_provider_keys:
-        return players.ERRORS[call.dialect](401, "The provider key is not valid."), chosen.plan
+        return players.ERRORS[call.dialect](401, "The provider key is not valid.")
     if own in world.unfunded_provider_keys:
-        return players.ERRORS[call.dialect](402, "The provider account has no credit left."), chosen.plan
-    reply = play(call)
-    if reply.status < 400:
-        # Charged before the first byte, so that a client that has read its answer finds the balance changed.
-        caller.charge(world, reply.cost)
-        if caller.payer != "provider_account":
-            call.received.charged = reply.cost
-    return reply, chosen.plan
+        return players.ERRORS[call.dialect](402, "The provider account has no credit left.")
+    return play(call)
+
+
+def _response_id(reply: Reply) -> str | None:
+    """The provider's own id for its answer, if the beginning of it tells one."""
+    named = re.search(rb'"(?:id|responseId)":"([^"]{1,200})"', b"".join(reply.chunks[:2])[:65536])
+    return named[1].decode("utf-8", "replace") if named else None
 
 
 def _call(world: World, received: Received, rest: str, query: str, dialect: Dialect) -> tuple[Call, Chosen]:
@@ -181,7 +204,8 @@ def _forward(world: World, received: Received) -> tuple[Reply, Plan]:
     if target is None:
         raise _unsupported(url)
     call, chosen = _call(world, received, target.rest, target.query, target.dialect)
-    return _settle(world, caller, call, target.player, chosen)
+    credentials.within_allowance(caller.spend_key, received.model, target.provider)
+    return _settle(world, caller, call, target.player, chosen, target.provider, url)
 
 
 def _rewrite(world: World, received: Received) -> tuple[Reply, Plan]:
@@ -202,7 +226,9 @@ def _rewrite(world: World, received: Received) -> tuple[Reply, Plan]:
     if target is None or target.rest not in _CROSSING:
         raise _unsupported(url)
     call, chosen = _call(world, received, target.rest, "", client)
-    return _settle(world, caller, call, _translated(client, _CROSSING[target.rest]), chosen)
+    play = _translated(client, _CROSSING[target.rest])
+    credentials.within_allowance(caller.spend_key, received.model, target.provider)
+    return _settle(world, caller, call, play, chosen, target.provider, url)
 
 
 _CROSSING = {"chat/completions": Dialect.OPENAI, "messages": Dialect.ANTHROPIC}
@@ -259,7 +285,17 @@ def _native(
         message = f"This spend key takes requests of the shape {key.shape}, not {dialect.value}."
         raise Refused(lava_error(403, "request_shape_not_allowed", message))
     call, chosen = _call(world, received, rest, "", dialect)
-    return _settle(world, caller, call, play, chosen)
+    provider = _owner(received.model, dialect.value)
+    credentials.within_allowance(key, received.model, provider)
+    return _settle(world, caller, call, play, chosen, provider, f"{BUILTIN[provider].base_url}/{rest}")
+
+
+def _owner(model: str | None, otherwise: str) -> str:
+    """The provider that a model's name leads to."""
+    first, _, name = (model or "").rpartition("/")
+    if first in BUILTIN:
+        return first
+    return next((owner for owner, names in _OWNERS.items() if name in names and owner in BUILTIN), otherwise)
 
 
 _OWNERS: Mapping[str, tuple[str, ...]] = {
@@ -280,26 +316,20 @@ def _models(world: World, received: Received) -> tuple[Reply, Plan]:
     query = dict(parse_qsl(received.target.partition("?")[2], keep_blank_values=True))
     credentials.present(received, query)
     record = world.spend_key(received.credential or "")
-    allowed = record.allowed_providers if record else None
     data: list[dict[str, Any]] = [
         {"id": name, "object": "model", "created": 1_767_225_600, "owned_by": owner}
         for owner, names in _OWNERS.items()
         for name in names
-        if allowed is None or owner in allowed
+        if _listed(record, name, owner)
     ]
-    return _free_of_charge(world, received, json_reply({"object": "list", "data": data}))
-
-
-def _wallet(world: World, received: Received) -> tuple[Reply, Plan]:
-    credentials.present(received, {})
-    credentials.secret_key_only(world, received)
-    if received.method not in ("GET", "HEAD"):
-        raise Refused(lava_error(405, "method_not_allowed", f"{received.method} is not served here."))
-    balance = {"wallet_id": world.wallet_id, "balance": f"{world.wallet_balance:f}"}
-    return _free_of_charge(world, received, json_reply(balance))
-
-
-def _free_of_charge(world: World, received: Received, reply: Reply) -> tuple[Reply, Plan]:
-    """The same faults as everywhere, in OpenAI's shape."""
     call, chosen = _call(world, received, "", "", Dialect.OPENAI)
-    return _settle(world, Caller("merchant"), call, lambda _: reply, chosen)
+    received.fault = ", ".join(chosen.names) or None
+    return chosen.reply(call) if chosen.reply else json_reply({"object": "list", "data": data}), chosen.plan
+
+
+def _listed(key: SpendKey | None, name: str, owner: str) -> bool:
+    try:
+        credentials.within_allowance(key, name, owner)
+    except Refused:
+        return False
+    return True

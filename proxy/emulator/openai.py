@@ -6,12 +6,14 @@ import base64
 import re
 import struct
 import time
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from proxy.emulator.exchange import (
     FLAT_COST,
     FREE,
     Call,
+    Cost,
     Reply,
     compact,
     count_tokens,
@@ -25,6 +27,7 @@ from proxy.emulator.exchange import (
     said,
     token_cost,
 )
+from proxy.emulator.records import Consumption
 from proxy.emulator.state import StoredFile
 
 if TYPE_CHECKING:

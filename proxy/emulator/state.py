@@ -33,6 +33,7 @@ from proxy.emulator.records import (
 from proxy.providers import BUILTIN
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable
 
     from proxy.emulator.exchange import Reply
@@ -159,6 +160,7 @@ class World:
     login_codes: dict[str, LoginCode] = field(default_factory=dict)
     rest_windows: dict[str, tuple[float, int]] = field(default_factory=dict)
     answered: dict[tuple[str, str], tuple[str, Reply]] = field(default_factory=dict)
+    mail: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()

@@ -11,7 +11,7 @@ variable that the configuration did not name, or sends a request twice once a by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Origin:
     port: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # the headers hold the credential
 class Outgoing:
     """One request, exactly as it shall stand on the wire.
 
@@ -57,8 +57,9 @@ class Outgoing:
     method: bytes
     origin: Origin
     target: bytes
-    headers: list[tuple[bytes, bytes]]
-    body: bytes | AsyncIterator[bytes] | None = None
+    # Not for anybody's message: the credential and the prompt.
+    headers: list[tuple[bytes, bytes]] = field(repr=False)
+    body: bytes | AsyncIterator[bytes] | None = field(default=None, repr=False)
     content_length: int | None = None
 
 

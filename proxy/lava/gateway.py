@@ -1,0 +1,145 @@
+"""A call through Lava's gateway: where it goes and with which token, as ``gateway()`` of SDK 11.2 does it, and the stream
+that the SDK does not have."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+from proxy.lava.wire import UNSET, body_of, component
+from proxy.tokens import mint_token
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    from proxy.lava.transport import Answer
+
+Format = Literal["openai", "anthropic", "google", "bedrock"]
+"""What the client speaks, where it is not what the provider speaks: Lava translates."""
+
+_FORMATS = ("openai", "anthropic", "google", "bedrock")
+
+
+def target_of(url: str, format: str | None) -> str:
+    """Where a call to the provider's ``url`` goes, under the base address.
+
+    Plain: ``forward?u=`` and the whole address percent-encoded. With a ``format``: ``rewrite/FORMAT/`` and the address as it
+    is, only what may not stand in a request line encoded. Raises ``ValueError``.
+    """
+    if not re.match(r"https?://[^/?#\s]", url):
+        raise ValueError("the provider's address must begin with https://")
+    if format is None:
+        return f"forward?u={component(url)}"
+    if format not in _FORMATS:
+        raise ValueError(f"format is one of {', '.join(_FORMATS)}, not {format!r}")
+    whole = url.partition("#")[0]
+    if re.search(r"(?:^|[/\\])(?:\.|%2e){1,2}(?:[/\\?]|$)", whole.partition("?")[0], re.IGNORECASE):
+        raise ValueError("the provider's address must not hold . and .. segments")
+    return f"rewrite/{format}/{quote(whole, safe="!$%&'()*+,-./:;=?@_~[]|^`{}")}"
+
+
+def token_of(
+    secret_key: str,
+    *,
+    customer_id: str | None,
+    connection_id: str | None,
+    meter_slug: str | None,
+    provider_key: str | None,
+    disable_billing: bool | None,
+) -> str:
+    """The forward token of a call, with the fields and nulls of the SDK's ``gateway()``.
+
+    Raises ``ValueError`` for a customer or connection without a meter, and for both of them.
+    """
+    key = UNSET if provider_key is None else provider_key
+    if customer_id is not None and connection_id is not None:
+        raise ValueError("customer_id and connection_id are two names of one thing: give one")
+    if (customer_id is not None or connection_id is not None) and meter_slug is None:
+        raise ValueError("a customer or connection needs meter_slug too; without both the merchant pays")
+    if connection_id is not None:
+        return mint_token(secret_key, connection_id=connection_id, meter_slug=meter_slug, provider_key=key)
+    if customer_id is not None:
+        billing = UNSET if disable_billing is None else disable_billing
+        return mint_token(
+            secret_key, customer_id=customer_id, meter_slug=meter_slug, provider_key=key, disable_billing=billing
+        )
+    if meter_slug is not None:
+        return mint_token(secret_key, customer_id=None, meter_slug=meter_slug, provider_key=key)
+    return mint_token(secret_key, provider_key=key)
+
+
+def outgoing(headers: Mapping[str, str] | None, body: Any, token: str) -> tuple[dict[str, str], bytes | None]:
+    """Headers and body to send. A caller's ``Authorization`` is dropped; ``Content-Type: application/json`` is added for a
+    body that becomes JSON (a dict or a list); a text or bytes go as they are."""
+    sent = {name: value for name, value in (headers or {}).items() if name.lower() != "authorization"}
+    sent["Authorization"] = f"Bearer {token}"
+    if body is None or isinstance(body, bytes):
+        return sent, body
+    if isinstance(body, (bytearray, memoryview)):
+        return sent, bytes(body)
+    if isinstance(body, str):
+        return sent, body.encode("utf-8")
+    if not any(name.lower() == "content-type" for name in sent):
+        sent["Content-Type"] = "application/json"
+    return sent, body_of(body)
+
+
+class Stream:
+    """An answer of the gateway while it arrives.
+
+    ``async for chunk in stream`` gives the bytes as they come, ``stream.lines()`` the lines of text or SSE; one of the two,
+    once. Use it in ``async with``, or close it: until then the provider may go on generating.
+    ``request_id`` is Lava's; ``headers`` have lower-case names. A broken answer raises ``Interrupted``: the end of the
+    iteration is always the end of the answer.
+    """
+
+    def __init__(self, answer: Answer, held: AbstractAsyncContextManager[Answer]) -> None:
+        self.status = answer.status
+        self.headers = answer.headers
+        self.request_id = answer.headers.get("x-lava-request-id")
+        self._answer = answer
+        self._held: AbstractAsyncContextManager[Answer] | None = held
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.status} {self.request_id or '-'}>"
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._answer.raw()
+
+    async def lines(self) -> AsyncIterator[str]:
+        """The lines, without their ends (LF, CRLF or CR, as in SSE); a ``Content-Encoding`` is undone. Empty lines come
+        too: in SSE they end an event."""
+        held = b""
+        async for chunk in self._answer.plain():
+            *whole, held = _LINE_END.split(held + chunk)
+            # A CR at the very end may be the first half of a CRLF.
+            if held == b"" and chunk.endswith(b"\r"):
+                held = whole.pop() + b"\r"
+            for line in whole:
+                yield line.decode("utf-8", "replace")
+        if held:
+            yield held.removesuffix(b"\r").decode("utf-8", "replace")
+
+    async def read(self) -> bytes:
+        """The rest as a whole, a ``Content-Encoding`` undone: speech, a picture."""
+        return await self._answer.read()
+
+    async def aclose(self) -> None:
+        """Leave: the connection is closed unless everything was read."""
+        held, self._held = self._held, None
+        if held is not None:
+            await held.__aexit__(None, None, None)
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")

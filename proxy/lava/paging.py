@@ -1,0 +1,106 @@
+"""Lists, page by page, and what the typed resources stand on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from proxy.lava.errors import UnexpectedAnswer
+from proxy.lava.records import Page, Record
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator, Mapping
+    from typing import Protocol
+
+    class Caller(Protocol):
+        """What a resource needs of the client."""
+
+        async def record(
+            self,
+            kind: type[T],
+            action: Any,
+            ids: tuple[str, ...],
+            fields: Mapping[str, Any],
+            extra: Mapping[str, Any] | None = None,
+            idempotency_key: str | None = None,
+        ) -> T: ...
+
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T", bound=Record)
+
+PAGE_SIZE = 100
+"""Lava's largest page. Its default differs between its own documents, so one is always asked for."""
+
+
+class Pages(Generic[R]):
+    """A list, not asked for yet.
+
+    ``async for record in pages`` gives every record of all pages; ``await pages`` the first page alone, with its
+    ``next_cursor``; ``pages.by_page()`` page after page. Each of them asks anew.
+    """
+
+    def __init__(
+        self, lava: Caller, kind: type[R], action: Any, fields: Mapping[str, Any], limited: Callable[[], bool]
+    ) -> None:
+        self._lava = lava
+        self._kind = kind
+        self._action = action
+        self._fields = dict(fields)
+        self._limited = limited
+
+    def __await__(self) -> Generator[Any, None, Page[R]]:
+        return self._page(None).__await__()
+
+    async def __aiter__(self) -> AsyncIterator[R]:
+        async for page in self.by_page():
+            for record in page.data:
+                yield record
+
+    async def by_page(self) -> AsyncIterator[Page[R]]:
+        """Page after page. Raises ``UnexpectedAnswer`` where Lava's cursors lead nowhere or in a circle: records would be
+        missing, or come for ever."""
+        cursor: str | None = None
+        seen = {self._fields.get("cursor")}
+        while True:
+            page = await self._page(cursor)
+            yield page
+            # null, absent and empty are one; a list that says nothing of pages has one.
+            cursor = page.next_cursor or None
+            if page.has_more is False or (cursor is None and not page.has_more):
+                return
+            if cursor is None:
+                raise UnexpectedAnswer("Lava says that there are more records, but not where they begin")
+            if cursor in seen:
+                raise UnexpectedAnswer("Lava's cursors go in a circle; the list would never end")
+            seen.add(cursor)
+
+    async def _page(self, cursor: str | None) -> Page[R]:
+        fields = dict(self._fields)
+        if self._limited() and fields.get("limit") is None:
+            fields["limit"] = PAGE_SIZE
+        if cursor is not None:
+            fields["cursor"] = cursor
+        return await self._lava.record(Page[self._kind], self._action, (), fields)  # type: ignore[name-defined]  # a class made while running
+
+
+class Resource:
+    """What the typed resources of ``methods`` have in common: they name an action of the table and its fields."""
+
+    def __init__(self, lava: Any) -> None:
+        self._lava = lava
+
+    def _pages(self, kind: type[R], action: str, fields: Mapping[str, Any]) -> Pages[R]:
+        pages: Pages[R] = self._lava.pages_of(kind, action, fields)
+        return pages
+
+    async def _one(
+        self,
+        kind: type[T],
+        action: str,
+        *ids: str,
+        fields: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> T:
+        found: T = await self._lava.record(kind, action, ids, fields or {}, extra, idempotency_key)
+        return found

@@ -1,0 +1,508 @@
+"""What Lava answers, as pydantic models that are liberal in what they take and keep what they do not know.
+
+Only the id of a thing is required: Lava's pages and SDKs disagree about the rest, and a field that is not there is
+``None``, never 0. Money is ``Decimal``, read from decimal strings (or from JSON numbers without a float between); times are
+aware datetimes. Secrets are ``Secret``: they show themselves in no ``repr``, dump or log, only by ``reveal()``. Unknown
+fields stay as they came, reachable as attributes and in ``model_extra``.
+
+Source: the type declarations of ``@lavapayments/nodejs`` 8.1.0, 9.0.0, 10.1.0 and 11.2.0.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from proxy.redaction import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# A field that a later version of Lava adds may hold a key; its name is all there is to tell by.
+_SECRET_NAME = re.compile(r"(?:^|_)(?:secret|token|password|key)$")
+
+
+def _exact(value: object) -> object:
+    if isinstance(value, (bool, float)):
+        raise ValueError("money is a decimal string, not a float")
+    return value
+
+
+def _whole(value: object) -> object:
+    # The reader makes a Decimal of 3.0 and of 3e2, which are whole numbers for JavaScript.
+    return (
+        int(value) if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value() else value
+    )
+
+
+def _aware(value: datetime) -> datetime:
+    return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+
+
+Money = Annotated[Decimal, BeforeValidator(_exact)]
+"""An amount, exactly; also used for rates and other quantities that may have a fraction."""
+
+Count = Annotated[int, BeforeValidator(_whole)]
+
+Time = Annotated[datetime, AfterValidator(_aware)]
+"""An aware datetime; Lava's times are UTC, so one without an offset is read as UTC."""
+
+
+class Record(BaseModel):
+    """A thing of Lava's, as it was answered. Frozen; unknown fields are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True, defer_build=True)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Masks what is not a ``Secret`` by type but is called like one."""
+        known = type(self).model_fields
+        for name, value in super().__repr_args__():
+            hidden = name is not None and name not in known and isinstance(value, str) and _SECRET_NAME.search(name)
+            yield name, Secret(value) if hidden else value
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Page(Record, Generic[R]):
+    """One page of a list."""
+
+    data: tuple[R, ...]
+    has_more: bool | None = None
+    next_cursor: str | None = None
+
+
+class Done(Record):
+    """What a call answers that has nothing else to say."""
+
+    success: bool | None = None
+
+
+class Deleted(Record):
+    """What is gone."""
+
+    id: str | None = None
+    deleted: bool | None = None
+
+
+class CheckoutSession(Record):
+    """A checkout: ``checkout_session_token`` opens it in the customer's browser."""
+
+    checkout_session_id: str
+    checkout_session_token: Secret | None = None
+    checkout_mode: str | None = None
+    origin_url: str | None = None
+    customer_id: str | None = None
+    connection_id: str | None = None
+    plan_id: str | None = None
+    subscription_config_id: str | None = None
+    credit_bundle_id: str | None = None
+    created_at: Time | None = None
+    completed_at: Time | None = None
+
+
+class Contact(Record):
+    """How to reach a customer."""
+
+    phone: str | None = None
+    email: str | None = None
+    first_name: str | None = None
+    last_name: str | None = None
+
+
+class SubscriptionSummary(Record):
+    """A customer's subscription in short."""
+
+    subscription_id: str
+    plan_id: str | None = None
+    subscription_config_id: str | None = None
+    name: str | None = None
+    status: str | None = None
+
+
+class Connection(Record):
+    """A customer under the name of SDK 8."""
+
+    connection_id: str
+    has_lava_credit_balance: bool | None = None
+    customer: Contact | None = None
+    subscription: SubscriptionSummary | None = None
+    # Tokens of 2025 were made of it.
+    connection_secret: Secret | None = None
+    created_at: Time | None = None
+
+
+class Customer(Record):
+    """Somebody whose wallet or plan pays for usage."""
+
+    customer_id: str
+    reference_id: str | None = None
+    contact: Contact | None = None
+    subscription: SubscriptionSummary | None = None
+    metadata: dict[str, Any] | None = None
+    created_at: Time | None = None
+
+
+class SubscribedPlan(Record):
+    """A plan as a subscription has it."""
+
+    name: str | None = None
+    period_amount: Money | None = None
+    included_credit: Money | None = None
+    billing_interval: str | None = None
+    rollover_type: str | None = None
+    bundle_rollover_type: str | None = None
+
+
+class Credits(Record):
+    """What is left of a plan's credit."""
+
+    total_remaining: Money | None = None
+    cycle_remaining: Money | None = None
+    bundle_remaining: Money | None = None
+
+
+class PendingChange(Record):
+    """A cancellation or downgrade that is still to come."""
+
+    type: str | None = None
+    effective_at: Time | None = None
+    plan_id: str | None = None
+    subscription_config_id: str | None = None
+    name: str | None = None
+    period_amount: Money | None = None
+    included_credit: Money | None = None
+
+
+class Subscription(Record):
+    """A customer's plan: its state, its cycle, its credits."""
+
+    subscription_id: str
+    customer_id: str | None = None
+    connection_id: str | None = None
+    plan_id: str | None = None
+    subscription_config_id: str | None = None
+    status: str | None = None
+    auto_top_up_bundle_id: str | None = None
+    started_at: Time | None = None
+    cancelled_at: Time | None = None
+    cycle_start_at: Time | None = None
+    cycle_end_at: Time | None = None
+    plan: SubscribedPlan | None = None
+    credits: Credits | None = None
+    pending_change: PendingChange | None = None
+    customer: Contact | None = None
+
+
+class CurrentSubscription(Record):
+    """A customer's subscription, or ``None`` without one."""
+
+    subscription: Subscription | None = None
+
+
+class Tier(Record):
+    """From ``start`` on, ``rate`` per unit."""
+
+    start: Money | None = None
+    rate: Money | None = None
+    type: str | None = None
+
+
+class ModelUsage(Record):
+    """What a request used, and what the model's provider takes for it."""
+
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    total_tokens: Count | None = None
+    input_characters: Count | None = None
+    output_characters: Count | None = None
+    total_characters: Count | None = None
+    input_seconds: Money | None = None
+    output_seconds: Money | None = None
+    total_seconds: Money | None = None
+    input_cost: Money | None = None
+    output_cost: Money | None = None
+    total_cost: Money | None = None
+    payer: str | None = None
+
+
+class ChargePart(Record):
+    """What one tier adds to a charge."""
+
+    tier: Tier | None = None
+    tokens: Count | None = None
+    characters: Count | None = None
+    seconds: Money | None = None
+    cost: Money | None = None
+
+
+class Charge(Record):
+    """What the customer is charged (SDK 8: the fee)."""
+
+    amount: Money | None = None
+    rate_type: str | None = None
+    token_basis: str | None = None
+    breakdown: tuple[ChargePart, ...] | None = None
+    payer: str | None = None
+
+
+class Request(Record):
+    """One request that went through the gateway or was reported.
+
+    ``cost`` and ``charge`` are names of SDK 9 and later; ``fee``, ``service_charge`` and ``total_…_cost`` of SDK 8.
+    """
+
+    request_id: str
+    status: str | None = None
+    customer_id: str | None = None
+    connection_id: str | None = None
+    meter_id: str | None = None
+    provider: str | None = None
+    provider_key_type: str | None = None
+    model: str | None = None
+    endpoint: str | None = None
+    response_id: str | None = None
+    model_usage: ModelUsage | None = None
+    cost: Money | None = None
+    charge: Charge | None = None
+    fee: Charge | None = None
+    service_charge: Charge | None = None
+    total_request_cost: Money | None = None
+    total_wallet_cost: Money | None = None
+    total_merchant_cost: Money | None = None
+    metadata: dict[str, Any] | None = None
+    timestamp: Time | None = None
+    created_at: Time | None = None
+
+
+class UsageTotals(Record):
+    """Sums over a day or over all of them. Fields after ``total_charge`` are names of SDK 8."""
+
+    total_requests: Count | None = None
+    total_usage_tokens: Count | None = None
+    total_cost: Money | None = None
+    total_charge: Money | None = None
+    total_usage_cost: Money | None = None
+    total_fee_amount: Money | None = None
+    total_service_charge_amount: Money | None = None
+    total_request_cost: Money | None = None
+    total_wallet_cost: Money | None = None
+    total_merchant_cost: Money | None = None
+    total_gross_volume: Money | None = None
+    total_net_volume: Money | None = None
+
+
+class UsageDay(UsageTotals):
+    """One day, in the time zone of the question's ``start``; ``date`` is its name as Lava writes it."""
+
+    date: str | None = None
+    start: Time | None = None
+    end: Time | None = None
+
+
+class Usage(Record):
+    """Usage by day."""
+
+    items: tuple[UsageDay, ...]
+    totals: UsageTotals | None = None
+
+
+class LinkedMeter(Record):
+    """A meter whose usage a plan's credit pays."""
+
+    meter_id: str
+    name: str | None = None
+
+
+class CreditBundle(Record):
+    """Credit that is sold beside a plan."""
+
+    credit_bundle_id: str
+    plan_id: str | None = None
+    subscription_config_id: str | None = None
+    name: str | None = None
+    cost: Money | None = None
+    credit_amount: Money | None = None
+    created_at: Time | None = None
+
+
+class _PlanTerms(Record):
+    merchant_id: str | None = None
+    name: str | None = None
+    period_amount: Money | None = None
+    included_credit: Money | None = None
+    billing_interval: str | None = None
+    rollover_type: str | None = None
+    bundle_rollover_type: str | None = None
+    linked_meters: tuple[LinkedMeter, ...] | None = None
+    credit_bundles: tuple[CreditBundle, ...] | None = None
+    created_at: Time | None = None
+
+
+class SubscriptionConfig(_PlanTerms):
+    """A plan under the name of SDK 8."""
+
+    subscription_config_id: str
+
+
+class Plan(_PlanTerms):
+    """What customers can subscribe to."""
+
+    plan_id: str
+    default_auto_top_up_bundle_id: str | None = None
+
+
+class Meter(Record):
+    """What usage is charged by."""
+
+    meter_id: str
+    meter_slug: str | None = None
+    name: str | None = None
+    rate_type: str | None = None
+    token_basis: str | None = None
+    base_cost_payer: str | None = None
+    service_charge_payer: str | None = None
+    tiers: tuple[Tier, ...] | None = None
+    created_at: Time | None = None
+
+
+class Webhook(Record):
+    """An address that Lava tells of events."""
+
+    webhook_id: str
+    name: str | None = None
+    url: str | None = None
+    created_at: Time | None = None
+
+
+class WebhookCreated(Webhook):
+    """A new webhook, with the secret that its events are signed with: shown this once."""
+
+    webhook_secret: Secret
+
+
+class SecretKey(Record):
+    """A merchant's key; only a hint of it is shown."""
+
+    secret_key_id: str
+    name: str | None = None
+    secret_key_hint: str | None = None
+    created_at: Time | None = None
+
+
+class SecretKeyCreated(SecretKey):
+    """A new secret key: shown this once."""
+
+    secret_key: Secret
+
+
+class SpendLimit(Record):
+    """So much money in a cycle."""
+
+    amount: Money | None = None
+    cycle: str | None = None
+
+
+class RequestLimit(Record):
+    """So many requests in a cycle."""
+
+    count: Count | None = None
+    cycle: str | None = None
+
+
+class RateLimit(Record):
+    """So many requests in a minute."""
+
+    rpm: Count | None = None
+    burst: Count | None = None
+
+
+class SpendKey(Record):
+    """A key for one tool, with limits, and what it has spent."""
+
+    spend_key_id: str
+    key_preview: str | None = None
+    name: str | None = None
+    status: str | None = None
+    request_shape: str | None = None
+    wallet_id: str | None = None
+    allowed_models: tuple[str, ...] | None = None
+    allowed_providers: tuple[str, ...] | None = None
+    spend_limit: SpendLimit | None = None
+    current_spend: Money | None = None
+    total_spend: Money | None = None
+    request_limit: RequestLimit | None = None
+    current_requests: Count | None = None
+    total_requests: Count | None = None
+    rate_limit: RateLimit | None = None
+    expires_at: Time | None = None
+    last_used_at: Time | None = None
+    created_at: Time | None = None
+
+
+class SpendKeyCreated(SpendKey):
+    """A new or rotated spend key: shown this once."""
+
+    key: Secret
+
+
+class WalletKey(Record):
+    """A key that manages a wallet's spend keys; gone in SDK 11."""
+
+    wallet_key_id: str
+    key_preview: str | None = None
+    name: str | None = None
+    wallet_id: str | None = None
+    last_used_at: Time | None = None
+    created_at: Time | None = None
+
+
+class WalletKeyCreated(WalletKey):
+    """A rotated wallet key: shown this once."""
+
+    key: Secret
+
+
+class Model(Record):
+    """A model (or another service) that the gateway knows."""
+
+    id: str
+    object: str | None = None
+    created: Time | None = None
+    owned_by: str | None = None
+
+
+class Wallet(Record):
+    """The wallet behind a key."""
+
+    wallet_id: str
+    balance: Money | None = None
+
+
+class Fallback(Record):
+    """The account's chain of fallbacks. Its shape is documented nowhere that we could read: see ``model_extra``."""
+
+    chain: tuple[dict[str, Any], ...] | None = None
+
+
+class AuthCredentials(Record):
+    """What a login gives. The wallet key is of SDK 9 and 10."""
+
+    secret_key: Secret
+    secret_key_id: str | None = None
+    wallet_id: str | None = None
+    merchant_id: str | None = None
+    account_id: str | None = None
+    wallet_key_id: str | None = None
+    wallet_key: Secret | None = None
+
+
+class WebhookEvent(Record):
+    """One event of a webhook: ``customer.created``, ``customer.deleted``, ``customer.wallet.balance.updated`` …"""
+
+    event: str
+    data: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,160 @@
+"""How an answer is read: a record, or a typed error. Pure; takes whatever a network may put before Lava."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from proxy.lava.errors import LavaError, NotJson, UnexpectedAnswer, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import NoReturn
+
+    from proxy.lava.records import Record
+    from proxy.redaction import Redactor
+
+    R = TypeVar("R", bound=Record)
+
+_LONGEST_MESSAGE = 500
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer. ``headers`` have lower-case names, the last value of each."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def ok(self) -> bool:
+        """2xx."""
+        return 200 <= self.status < 300
+
+    @property
+    def request_id(self) -> str | None:
+        """Lava's id of the request."""
+        return self.headers.get("x-lava-request-id") or None
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def document(body: bytes) -> Any:
+    """The value of a JSON document; numbers with a fraction are ``Decimal``. Raises ``ValueError``."""
+    try:
+        return json.loads(body, parse_float=Decimal, parse_constant=_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read(kind: type[R], reply: Reply, redactor: Redactor, now: float) -> R:
+    """The answer as a record. Raises a ``LavaError``."""
+    if not reply.ok:
+        raise refusal(reply, redactor, now)
+    about: dict[str, Any] = {"status": reply.status, "request_id": reply.request_id}
+    if not reply.body.strip():
+        value: Any = {}  # 204, or a 200 that says nothing more
+    else:
+        try:
+            value = document(reply.body)
+        except ValueError:
+            raise NotJson(f"{_looks(reply)} instead of JSON", **about) from None
+    fields = kind.model_fields
+    if isinstance(value, list) and "data" in fields:
+        value = {"data": value}
+    # The reference of 2025 wraps every answer so; no answer that was seen is.
+    elif (
+        isinstance(value, dict)
+        and value.keys() == {"data"}
+        and "data" not in fields
+        and isinstance(value["data"], dict)
+    ):
+        value = value["data"]
+    try:
+        return kind.model_validate(value)
+    except ValidationError as exc:
+        # Names of fields only: the values may be secrets.
+        where = ", ".join(sorted({".".join(map(str, each["loc"])) or "the whole" for each in exc.errors()})[:5])
+        raise UnexpectedAnswer(f"the answer is no proper {kind.__name__.partition('[')[0]}: {where}", **about) from None
+
+
+def refusal(reply: Reply, redactor: Redactor, now: float) -> LavaError:
+    """The error that an answer other than 2xx stands for. ``now`` is the time, in seconds since 1970."""
+    code, message = _told(reply)
+    message = _clean(redactor.text(message)) if message else ""
+    code = _clean(redactor.text(code)) if code else None
+    kind = kind_of(reply.status, code, message)
+    if 300 <= reply.status < 400:
+        message = "a redirect, which is not followed: is base_url right?"
+    return kind(
+        message or f"{_looks(reply)}, without a reason",
+        status=reply.status,
+        code=code or None,
+        request_id=reply.request_id,
+        retry_after=retry_after(reply, now),
+    )
+
+
+def retry_after(reply: Reply, now: float) -> float | None:
+    """Seconds to wait, as the answer says: by ``Retry-After`` (seconds or a date), for 429 also by
+    ``X-RateLimit-Reset`` (seconds since 1970, as Lava's reference has it)."""
+    told = reply.headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", told):
+        return float(told)
+    if told:
+        try:
+            return max(0.0, parsedate_to_datetime(told).timestamp() - now)
+        except (ValueError, TypeError, OverflowError):
+            return None
+    reset = reply.headers.get("x-ratelimit-reset", "").strip()
+    if reply.status == 429 and re.fullmatch(r"[0-9]{1,12}", reset):
+        return max(0.0, int(reset) - now)
+    return None
+
+
+def _told(reply: Reply) -> tuple[str | None, str | None]:
+    """Code and message of an error body: ``error`` as an object or a text, or both at the top."""
+    try:
+        value = document(reply.body)
+    except ValueError:
+        return None, None if _is_page(reply) else reply.body[: 4 * _LONGEST_MESSAGE].decode("utf-8", "replace").strip()
+    if isinstance(value, str):
+        return None, value
+    if not isinstance(value, dict):
+        return None, None
+    error = value.get("error", value)
+    if isinstance(error, str):
+        return _text(value.get("code")), error if not _text(value.get("message")) else _text(value.get("message"))
+    if not isinstance(error, dict):
+        error = value
+    code = _text(error.get("code")) or _text(error.get("type"))
+    return code, _text(error.get("message")) or _text(error.get("error"))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _is_page(reply: Reply) -> bool:
+    return "html" in reply.headers.get("content-type", "").lower() or reply.body.lstrip()[:1] == b"<"
+
+
+def _looks(reply: Reply) -> str:
+    if not reply.body.strip():
+        return "an empty answer"
+    return "a web page (some network in front of Lava, perhaps)" if _is_page(reply) else "an answer"
+
+
+def _clean(text: str) -> str:
+    text = _CONTROL.sub(" ", text).strip()
+    return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"

@@ -1,0 +1,159 @@
+"""How a call is written: path, query and body, byte for byte as the SDK's (``URL``, ``URLSearchParams``,
+``JSON.stringify``, ``encodeURIComponent``) write them. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from proxy.dialects import compact
+from proxy.lava.resources import Kind, resolve
+
+# The marker of the whole package for "not there at all" (None is an explicit null).
+from proxy.tokens import UNSET
+from proxy.tokens import _Unset as Unset
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from proxy.lava.resources import Action
+
+__all__ = ["UNSET", "Call", "Unset", "body_of", "component", "form", "write"]
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request under the base address. ``target`` begins after its last slash. ``repeatable``: sending it twice does
+    no more than once."""
+
+    method: str
+    target: str
+    body: bytes | None = None
+    repeatable: bool = False
+
+
+def component(text: str) -> str:
+    """As ``encodeURIComponent``; half a surrogate pair, which JavaScript refuses, becomes U+FFFD."""
+    return quote(_LONE_SURROGATE.sub("\ufffd", text), safe="-_.!~*'()")
+
+
+def form(pairs: list[tuple[str, str]]) -> str:
+    """As ``URLSearchParams``: a space is ``+``, and ``~`` is encoded."""
+    return "&".join(f"{_form(name)}={_form(value)}" for name, value in pairs)
+
+
+def _form(text: str) -> str:
+    return quote(_LONE_SURROGATE.sub("\ufffd", text), safe="*-._ ").replace("~", "%7E").replace(" ", "+")
+
+
+def write(key: str | Action, ids: tuple[str, ...], fields: Mapping[str, Any], extra: Mapping[str, Any] | None) -> Call:
+    """The call of this action (``resource.action`` or a row of the table).
+
+    ``fields`` are its parameters by name, in the order in which a body shall have them; ``UNSET`` ones are left out.
+    ``extra`` is added to the body as it is. Raises ``UnknownName``, ``ValueError``, ``TypeError``.
+    """
+    given = {name: value for name, value in fields.items() if value is not UNSET}
+    # An optional parameter that is None was not given; only where it can be null does None say something.
+    row = resolve(key, [name for name in given if given[name] is not None]) if isinstance(key, str) else key
+    known = {param.name: param for param in row.params}
+    given = {
+        name: value for name, value in given.items() if value is not None or (name in known and known[name].nullable)
+    }
+    target = _path(row, ids)
+    query = [
+        (param.name, _item(param.name, param.kind, given[param.name])) for param in row.query if param.name in given
+    ]
+    if query:
+        target += "?" + form(query)
+    if row.body is None:
+        if extra:
+            raise ValueError(f"{row.key} has no body")
+        return Call(row.method, target, None, row.method == "GET")
+    document: dict[str, Any] = {}
+    for name, value in given.items():
+        param = known.get(name)
+        if param is None:
+            resolve(row.key, [name])
+            raise ValueError(f"{name} belongs to another generation of {row.key}")
+        if param.kind is Kind.MONEY and isinstance(value, float):
+            raise TypeError(f"{name} is money: give a Decimal or a string, not a float")
+        document[name] = (
+            _money(value) if param.kind is Kind.MONEY else _time(value) if param.kind is Kind.TIME else value
+        )
+    document |= extra or {}
+    return Call(row.method, target, body_of(document))
+
+
+def body_of(document: object) -> bytes:
+    """``document`` as ``JSON.stringify`` writes it; Decimals as decimal strings, aware datetimes as ISO 8601.
+
+    Raises ``TypeError`` and ``ValueError`` for what JSON has no form for.
+    """
+    return compact(_plain(document))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, Decimal):
+        return _money(value)
+    if isinstance(value, datetime):
+        return _time(value)
+    if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
+        return None  # as JSON.stringify does
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise TypeError(f"JSON has no form for a {type(value).__name__}")
+
+
+def _path(row: Action, ids: tuple[str, ...]) -> str:
+    if len(ids) != len(row.ids):
+        raise ValueError(f"{row.key} needs {' and '.join(row.ids) or 'no id'}, {len(ids)} given")
+    path = row.path
+    for name, value in zip(row.ids, ids, strict=True):
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is a string")
+        # An id that is a path would be another resource.
+        if value in ("", ".", ".."):
+            raise ValueError(f"{name} is {value!r}, which is no id")
+        path = path.replace(f"{{{name}}}", component(value))
+    return path
+
+
+def _item(name: str, kind: Kind, value: Any) -> str:
+    """One query value as text."""
+    if kind is Kind.TIME:
+        return _time(value)
+    if kind is Kind.PAIRS:
+        pairs = [[str(key), each] for key, each in (value.items() if hasattr(value, "items") else value)]
+        return json.dumps(pairs, ensure_ascii=False, separators=(",", ":"))
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        return str(value)
+    raise TypeError(f"{name} is a text or a whole number, not a {type(value).__name__}")
+
+
+def _money(value: object) -> str:
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            raise ValueError("money is a finite number")
+        return format(value, "f")
+    return str(value)
+
+
+def _time(value: object) -> str:
+    if not isinstance(value, datetime):
+        return str(value)
+    if value.tzinfo is None:
+        raise ValueError("a time needs a time zone: datetime(…, tzinfo=UTC)")
+    if value.tzinfo is UTC:
+        return value.isoformat().removesuffix("+00:00") + "Z"
+    return value.isoformat()

@@ -1,0 +1,58 @@
+"""JSON, read and written fast, and never with an exception."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy import documents
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(JSON)
+def test_reads_what_the_standard_library_reads(value: object) -> None:
+    """Whatever JSON says, also where msgspec alone would refuse it (half a surrogate pair, a huge number)."""
+    document = json.dumps(value).encode()
+    assert documents.read(document) == json.loads(document)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=60))
+def test_never_raises(document: bytes) -> None:
+    """Broken bytes are None, or what the standard library makes of them."""
+    try:
+        expected = json.loads(document)
+    except (ValueError, RecursionError):
+        expected = None
+    assert repr(documents.read(document)) == repr(expected)
+    documents.raw_model(document)
+
+
+@pytest.mark.parametrize("document", [b"[" * 100_000, b'{"a":' * 100_000, b"NaN", b"\xff", b""])
+def test_bombs_are_survived(document: bytes) -> None:
+    """Absurd nesting and other encodings end in None or a number, not in a crash."""
+    read = documents.read(document)
+    assert read is None or read != read  # NaN is no JSON, but the standard library's
+    assert documents.raw_model(document) == b""
+
+
+def test_the_last_model_counts_and_only_the_top_level_one() -> None:
+    """As it stands in the document, escapes included."""
+    document = b'{"model":"a","x":{"model":"b"},"model" : "c\\u0064","y":[{"model":"e"}]}'
+    assert documents.raw_model(document) == b'"c\\u0064"'
+    assert documents.raw_model(b'{"model":{"a":1}}') == b'{"a":1}'
+    assert documents.raw_model(b'[{"model":"a"}]') == b""
+
+
+def test_writes_compact_utf8() -> None:
+    """No spaces, nothing escaped that need not be."""
+    assert documents.write({"a": [1, "ä"], "b": None}) == '{"a":[1,"ä"],"b":null}'.encode()
