@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from windows import Target
 
 RATE = 400
+_LOOP = "run_loop "
+_NATIVE = "the event loop's own C code and system calls (uvloop)"
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,18 @@ class Profile:
     modules: list[tuple[str, float]]
 
 
-def profile(target: Target, folder: Path, seconds: float, top: int = 15) -> Profile:
-    """Sample the target's process while 16 connections load it. Raises `processes.Unavailable`."""
+def profile(target: Target, folder: Path, seconds: float, kind: str = "requests", top: int = 15) -> Profile:
+    """Sample the target's process while 16 connections load it: small requests, or unpaced ``events``.
+
+    Raises `processes.Unavailable`.
+    """
     beside = Path(sys.executable).with_name("py-spy")
     program = shutil.which("py-spy") or (str(beside) if beside.exists() else None)
     if program is None:
         raise processes.Unavailable("py-spy is not installed")
     assert target.process is not None
     raw = folder / "profile.txt"
-    load = threading.Thread(target=_load, args=(target, folder, seconds + 2))
+    load = threading.Thread(target=_load, args=(target, folder, seconds + 2, kind))
     load.start()
     try:
         how = ["--nonblocking", "--format", "raw", "--rate", str(RATE), "--duration", str(int(seconds))]
@@ -63,8 +68,11 @@ def profile(target: Target, folder: Path, seconds: float, top: int = 15) -> Prof
     return added_up(raw.read_text(encoding="utf-8"), top)
 
 
-def _load(target: Target, folder: Path, seconds: float) -> None:
-    windows.requests(target, folder, connections=16, seconds=seconds)
+def _load(target: Target, folder: Path, seconds: float, kind: str) -> None:
+    if kind == "requests":
+        windows.requests(target, folder, connections=16, seconds=seconds)
+    else:
+        windows.with_load(kind, target, connections=16, seconds=seconds)
 
 
 def added_up(text: str, top: int) -> Profile:
@@ -76,8 +84,11 @@ def added_up(text: str, top: int) -> Profile:
     for line in text.splitlines():
         stack, _, number = line.rpartition(" ")
         frames = [_function(frame) for frame in stack.split(";") if "(" in frame]
-        if not frames or any("logs.py" in frame and "run" in frame for frame in frames):
-            continue  # the thread that writes the log is not the loop
+        if not frames or any("(threading.py)" in frame or "/threading.py)" in frame for frame in frames):
+            continue  # the thread that writes the log is not the loop's
+        at = next((place for place, frame in enumerate(frames) if frame.startswith(_LOOP)), -1)
+        # What leads to the loop is in every stack and says nothing; the loop's own lines are what the C code below costs.
+        frames = frames[at + 1 :] or [_NATIVE]
         count = int(number)
         total += count
         own[frames[-1]] += count

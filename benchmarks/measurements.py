@@ -46,7 +46,9 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(seconds=1.0, rounds=1, streams=200, stream_seconds=3.0, requests=5_000, cancels=500, starts=2)
+QUICK = Scale(
+    seconds=1.0, rounds=1, streams=200, stream_seconds=3.0, requests=5_000, cancels=500, starts=2, profile_seconds=4.0
+)
 
 
 @dataclass(frozen=True)
@@ -336,7 +338,7 @@ def cancelled(stage: Stage, count: int) -> dict[str, Any]:
 
     Before is: warm, all its libraries loaded, its pool run dry.
     """
-    mock = stage.mock()
+    mock = stage.fresh_mock()  # nobody else's connections in its counts
     target = lava_proxy(stage.folder / "cancelled", f"http://127.0.0.1:{mock.port}")
     assert target.process is not None
     try:

@@ -55,13 +55,17 @@ VARIANTS = {
 """Name -> what is on. Usage counting and metrics have no switch: they are in every row."""
 
 
-def configuration(features: Features, upstream: str, folder: Path, ca_file: str = "") -> str:
+def configuration(
+    features: Features, upstream: str, folder: Path, ca_file: str = "", max_concurrent: int | None = None
+) -> str:
     """The TOML of one daemon. ``upstream`` is the URL that plays Lava, without a path."""
     lines = ['default_project = "bench"'] if features.project else []
     lines += ["[server]", 'host = "127.0.0.1"']
     if features.keys:
         # Good for /metrics, which a project's own key is not.
         lines += [f'keys = ["{SERVER_KEY}"]' if features.project else f'keys = ["{SERVER_KEY}", "{LOCAL_KEY}"]']
+    if max_concurrent is not None:
+        lines += [f"max_concurrent = {max_concurrent}"]
     lines += ["[lava]", f'secret_key = "{LAVA_KEY}"', f'base_url = "{upstream}/v1"']
     lines += ["[log]", f'level = "{"info" if features.logging else "error"}"', f'file = "{folder / "requests.log"}"']
     if ca_file:
@@ -73,13 +77,18 @@ def configuration(features: Features, upstream: str, folder: Path, ca_file: str 
 
 
 def lava_proxy(
-    folder: Path, upstream: str, features: Features = EVERYTHING, ca_file: str = "", name: str = "lava-proxy"
+    folder: Path,
+    upstream: str,
+    features: Features = EVERYTHING,
+    ca_file: str = "",
+    name: str = "lava-proxy",
+    max_concurrent: int | None = None,
 ) -> Target:
     """A running daemon of this checkout, started and ready."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = folder / "config.toml"
     config.touch(mode=0o600)
-    config.write_text(configuration(features, upstream, folder, ca_file), encoding="utf-8")
+    config.write_text(configuration(features, upstream, folder, ca_file, max_concurrent), encoding="utf-8")
     port = free_port()
     command = [sys.executable, "-m", "proxy", "serve", "--config", str(config), "--port", str(port)]
     process = Process(name, command, folder, env={"HOME": str(folder)})
@@ -206,13 +215,17 @@ class Stage:
     def mock(self) -> Target:
         """Our own upstream, for everything that is not the small JSON answer."""
         if self._mock is None:
-            port = free_port()
-            command = [sys.executable, str(processes.HERE / "upstreams.py"), str(port)]
-            process = Process("upstream", command, self.folder / "upstream", processes.load_core())
-            self._keep(process)
-            process.wait_for(port)
-            self._mock = Target("direct", port, {}, process=process)
+            self._mock = self.fresh_mock()
         return self._mock
+
+    def fresh_mock(self) -> Target:
+        """Another one, for whoever counts its connections."""
+        port = free_port()
+        command = [sys.executable, str(processes.HERE / "upstreams.py"), str(port)]
+        process = Process("upstream", command, self.folder / "upstream", processes.load_core())
+        self._keep(process)
+        process.wait_for(port)
+        return Target("direct", port, {}, process=process)
 
     def json(self) -> Target:
         """The upstream of the plain rows: nginx with the answer in its configuration where there is one, else ours."""

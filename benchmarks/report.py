@@ -208,7 +208,7 @@ def document(
     book: Book,
     reference: str,
     about: Mapping[str, str],
-    found: Profile | None,
+    profiles: Mapping[str, Profile],
     command: str,
     former: str,
 ) -> str:
@@ -227,8 +227,9 @@ def document(
         lines += ["", "## Missing or wrong", ""]
         lines += [f"- {name}: {' '.join(why.split())[:300]}" for name, why in missing.items()]
     lines += ["", "## Notes: profile of the hot path and the next thing to cut", ""]
-    if found is not None:
-        lines += [f"py-spy, {found.samples} samples of the busy loop at c=16, everything on.", ""]
-        lines += hot_path(found, markdown=True)
+    for what, found in profiles.items():
+        lines += [f"### {what[0].upper()}{what[1:]}", ""]
+        lines += [f"py-spy, {found.samples} samples of the loop's thread, 16 connections, everything on.", ""]
+        lines += [*hot_path(found, markdown=True), ""]
     kept = former.partition(KEEP)[2].strip("\n")
-    return "\n".join([*lines, "", KEEP, "", kept or "(No notes yet.)", ""])
+    return "\n".join([*lines, KEEP, "", kept or "(No notes yet.)", ""])

@@ -98,6 +98,24 @@ def start_peers(stage: proxies.Stage, folder: Path) -> list[str]:
     return running
 
 
+def profile(stage: proxies.Stage, folder: Path, scale: Scale, book: Book) -> dict[str, hotpath.Profile]:
+    """Where the time goes: small requests, and streams."""
+    found = {}
+    for what, name, kind in (
+        ("small requests", "lava-proxy", "requests"),
+        ("SSE events", "lava-proxy streams", "events"),
+    ):
+        tell(f"profile of {what} …")
+        target = stage.target(name)
+        if target is None:
+            continue
+        try:
+            found[what] = hotpath.profile(target, folder, scale.profile_seconds, kind)
+        except processes.Unavailable as why:
+            book.reasons[f"profile of {what}"] = str(why)
+    return found
+
+
 def main(words: list[str]) -> int:
     """Measure, print, write."""
     options = arguments(words)
@@ -105,7 +123,8 @@ def main(words: list[str]) -> int:
     about = {**processes.machine(), "date": time.strftime("%Y-%m-%d")}
     processes.stay_off_the_measured_core()
     processes.raise_descriptor_limit()
-    book, profile = Book(), None
+    book = Book()
+    profiles: dict[str, hotpath.Profile] = {}
     reference = "nginx" if processes.find("nginx") or not processes.find("haproxy") else "haproxy"
     with tempfile.TemporaryDirectory(prefix="lava-proxy-benchmark-") as name:
         folder = Path(name)
@@ -116,12 +135,7 @@ def main(words: list[str]) -> int:
             measurements.measure(book, stage, planned, scale.rounds, tell)
             measurements.once(book, stage, groups, scale, reference, tell)
             if options.profile or options.write:
-                try:
-                    target = stage.target("lava-proxy")
-                    if target is not None:
-                        profile = hotpath.profile(target, folder, scale.profile_seconds)
-                except processes.Unavailable as why:
-                    book.reasons["profile"] = str(why)
+                profiles = profile(stage, folder, scale, book)
         finally:
             stage.close()
         book.reasons.update(stage.unavailable)
@@ -137,11 +151,11 @@ def main(words: list[str]) -> int:
         "wrk" if processes.find("wrk") and scale.seconds >= 1 else "load.py (no wrk, or windows under 1 s)"
     )
     about["upstream of the small JSON"] = "nginx" if processes.find("nginx") else "upstreams.py"
-    show(book, reference, about, profile)
+    show(book, reference, about, profiles)
     if options.write:
         former = options.write.read_text(encoding="utf-8") if options.write.exists() else ""
         command = " ".join(["python benchmarks/run.py", *words])
-        options.write.write_text(report.document(book, reference, about, profile, command, former), encoding="utf-8")
+        options.write.write_text(report.document(book, reference, about, profiles, command, former), encoding="utf-8")
         tell(f"written: {options.write}")
     if options.json:
         rows = [{"row": row, "column": column, "rounds": rounds} for (row, column), rounds in book.values.items()]
@@ -151,13 +165,13 @@ def main(words: list[str]) -> int:
     return 1 if ours or "lava-proxy" in stage.unavailable else 0
 
 
-def show(book: Book, reference: str, about: dict[str, str], profile: hotpath.Profile | None) -> None:
+def show(book: Book, reference: str, about: dict[str, str], profiles: dict[str, hotpath.Profile]) -> None:
     """The report for a terminal."""
     lines = [f"{name}: {value}" for name, value in about.items()]
     lines += ["", *report.goals(report.figures(book, reference), markdown=False)]
     lines += ["", *report.features(book, markdown=False), "", *report.rows(book, reference, markdown=False)]
-    if profile is not None:
-        lines += ["", *report.hot_path(profile, markdown=False)]
+    for what, found in profiles.items():
+        lines += ["", f"{what}: {found.samples} samples", *report.hot_path(found, markdown=False)]
     lines += ["", *(f"not measured: {name}: {why}" for name, why in book.reasons.items())]
     lines += [f"wrong answers: {name}: {count}" for name, count in book.wrong.items()]
     print("\n".join(lines).rstrip())

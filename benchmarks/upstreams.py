@@ -30,7 +30,7 @@ import uvloop
 EVENT_MARK = b"~"
 """Stands exactly once in each event and nowhere else in an SSE answer, so that events can be counted in any segments."""
 
-TIME_MARK = b'"t":'
+TIME_MARK = b'"t":"'
 TIME_WIDTH = 17
 
 ANSWER = json.dumps(
@@ -95,7 +95,7 @@ def _event() -> bytes:
     """One event of a stream, as one chunk, with the present time (``time.monotonic``, which all processes share)."""
     event = (
         b'data: {"id":"chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG","object":"chat.completion.chunk","created":1741570283,'
-        b'"model":"gpt-4o-mini","choices":[{"index":0,"delta":{"content":" word~"},"finish_reason":null}],"t":%017.6f}\n\n'
+        b'"model":"gpt-4o-mini","choices":[{"index":0,"delta":{"content":" word~"},"finish_reason":null}],"t":"%017.6f"}\n\n'
         % time.monotonic()
     )
     return b"%x\r\n%b\r\n" % (len(event), event)

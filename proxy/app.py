@@ -13,9 +13,8 @@ from html import escape
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from proxy import __version__, dialects, errors, gate, headers, routing
 from proxy.errors import Fault
@@ -207,6 +206,12 @@ class App:
             self._break_off(call)
             return
         dialect = call.dialect or dialects.of_path(call.path, call.generation.table.dialects)
+        # A message may quote the request, and a key may stand in the wrong place of it; tools log our messages.
+        mask = call.generation.redactor_of_all().text
+        fault.message, fault.hint = mask(fault.message), mask(fault.hint)
+        for name, detail in fault.details.items():
+            if isinstance(detail, str):
+                fault.details[name] = mask(detail)
         reply = errors.render(
             fault,
             dialect or dialects.of_headers(call.received.noted),
@@ -374,7 +379,8 @@ def _control(runtime: Runtime) -> Callable[..., Any]:
     async def serve(request: Request) -> Response:
         return {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}[request.scope["path"]](request)
 
-    return Starlette(debug=False, routes=[Route(path, serve) for path in ("/healthz", "/readyz", "/metrics")])
+    # The bare router: a whole Starlette application answers a fault of ours itself, in a form that is nobody's.
+    return Router([Route(path, serve) for path in ("/healthz", "/readyz", "/metrics")])
 
 
 def _json(status: int, document: dict[str, str]) -> Response:

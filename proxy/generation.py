@@ -99,6 +99,7 @@ class Generation:
         self._lava: dict[str, Lava] = {}
         self._credentials: dict[tuple[str, str], Credential] = {}
         self._redactors: dict[tuple[str, str], Redactor] = {}
+        self._of_all: Redactor | None = None
 
     def project(self, name: str) -> Project:
         """The settings of a project that routing has chosen."""
@@ -142,6 +143,12 @@ class Generation:
         if found is None:
             found = self._redactors[key] = Redactor(credential.secrets)
         return found
+
+    def redactor_of_all(self) -> Redactor:
+        """Masks every secret of this configuration: for what we say ourselves."""
+        if self._of_all is None:
+            self._of_all = Redactor(self.settings.secrets())
+        return self._of_all
 
     def locate(self, method: str, path: bytes, noted: Mapping[bytes, bytes]) -> Place:
         """``routing.locate``, remembered for the addresses whose meaning no header decides."""

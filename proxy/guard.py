@@ -120,12 +120,10 @@ class Head(NamedTuple):
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"++) ([\x21-\x7e]++) HTTP/1\.([01])\r\n")
-# One header line, whole, from after one LF to its own CRLF, less the white space around the value.
-# Possessive, so that a line that does not match costs one pass. Bare CR or LF, NUL, folding, a space before
-# the colon: none of them ever matches.
-_FIELD = re.compile(
-    rb"(?<=\n)(" + _TOKEN + rb"++):[ \t]*+((?:[\x21-\x7e\x80-\xff]++(?:[ \t]++[\x21-\x7e\x80-\xff]++)*+)?+)[ \t]*+\r\n"
-)
+# One header line, whole, from after one LF to its own CRLF; white space behind the value is left to be cut.
+# Possessive, so that a line that does not match costs one pass. Bare CR or LF, NUL, folding, a space before the
+# colon: none of them ever matches.
+_FIELD = re.compile(rb"(?<=\n)(" + _TOKEN + rb"++):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n")
 _LOOSE = "Lines must end in CRLF, and no other CR or LF may stand in a head."
 _LOOSE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _VERSION_AT_END = re.compile(rb" HTTP/(\d{1,3})\.(\d{1,3})\Z")
@@ -133,6 +131,7 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})((?:[ \t]*+;[\t\x20-\x7e\x80-\xff
 
 _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 _FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"))
+_DECIDED_HERE = frozenset((b"content-length", b"transfer-encoding", b"keep-alive", b"connection"))
 _REQUEST_LINE_SLACK = 64  # method, version, spaces: what a request line holds beside its target
 _CONTENT_LENGTH_DIGITS = 15  # just under a petabyte; more digits are an attack on somebody's integers
 
@@ -166,7 +165,7 @@ def read_head(head: bytes, limits: Limits) -> Head:
     if len(fields) > limits.header_count:
         raise Refusal("headers_too_large", f"There are more than {limits.header_count} headers.")
 
-    headers = [(name.lower(), value) for name, value in fields]
+    headers = [(name.lower(), value.rstrip()) for name, value in fields]
     version = "1.1" if minor == b"1" else "1.0"
     keep_alive = version == "1.1"
     hosts = 0
@@ -416,7 +415,8 @@ class Exchange:
         "started",
     )
 
-    def __init__(self, protocol: GuardedProtocol, head: Head) -> None:
+    def __init__(self, protocol: GuardedProtocol, head: Head, body: bytes | None) -> None:
+        """``body`` is given where it is there already, whole."""
         self.client_error: str | None = None
         """What the client did wrong, where its own protocol fault is why ``receive`` says disconnect."""
         self.keep_alive = head.keep_alive
@@ -426,16 +426,16 @@ class Exchange:
         self._protocol = protocol
         self._method = head.method
         self._http10 = head.version == "1.0"
-        self._awaiting_continue = head.expects_continue
-        self._chunks: list[bytes] = []
+        self._awaiting_continue = head.expects_continue and body is None
+        self._chunks: list[bytes] = [body] if body else []
         self._waiting = 0  # bytes in _chunks
-        self._body_ended = False
+        self._body_ended = body is not None
         self._end_given = False
         self._changed: asyncio.Event | None = None
         self._callbacks: list[Callable[[], object]] | None = None
         self._chunked = False
         self._bodiless = False
-        self._head: bytes | None = None  # of the response, not yet written
+        self._head = b""  # of the response, not yet written
         self._left: int | None = None  # bytes still owed of a declared Content-Length
 
     # what the forwarder watches
@@ -470,7 +470,7 @@ class Exchange:
         """
         if self.complete:
             return
-        self._send_head()
+        self.send_head()
         self._silence()
         self._protocol.break_off(reset=self.ends_by_close)
 
@@ -489,7 +489,7 @@ class Exchange:
 
     def _silence(self) -> None:
         self.gone = True
-        self._head = None
+        self._head = b""
         self._callbacks = None
         self._chunks.clear()
         self._wake()
@@ -523,9 +523,9 @@ class Exchange:
     # what the application calls
 
     async def run(self, app: Application, scope: Scope) -> None:
-        if self.gone:
-            return  # over before it began: the first body bytes came with the head, and were wrong
         try:
+            if self.gone:
+                return  # over before it began: the first body bytes came with the head, and were wrong
             await app(scope, self.receive, self.send)
         except Exception:  # noqa: BLE001 -- the last border: a fault of ours becomes a 500 or a broken connection
             _log().exception("the application failed")
@@ -537,6 +537,8 @@ class Exchange:
             if not (self.complete or self.gone):
                 _log().error("the application ended without a complete response")
                 self._end_badly()
+        finally:
+            self._protocol.ended()
 
     def _end_badly(self) -> None:
         if self.gone or self.complete:
@@ -568,7 +570,8 @@ class Exchange:
                 self._chunks.clear()
                 self._waiting = 0
                 self._end_given = self._body_ended
-                self._protocol.resume_reading()
+                if self._protocol.flow.read_paused:
+                    self._protocol.resume_reading()
                 return {"type": "http.request", "body": body, "more_body": not self._body_ended}
             if self._changed is None:
                 self._changed = asyncio.Event()
@@ -603,17 +606,16 @@ class Exchange:
         bodiless = self._bodiless = self._method == "HEAD" or status in (204, 304)
         for name, value in headers:
             name = name.lower()
-            if name == b"content-length":
-                if status == 204:
+            if name in _DECIDED_HERE:
+                if name == b"content-length":
+                    if status == 204:
+                        continue
+                    if not bodiless:
+                        self._left = int(value)
+                else:
+                    if name == b"connection" and b"close" in _tokens(value):
+                        self.keep_alive = False
                     continue
-                if not bodiless:
-                    self._left = int(value)
-            elif name in (b"transfer-encoding", b"keep-alive"):
-                continue
-            elif name == b"connection":
-                if b"close" in _tokens(value):
-                    self.keep_alive = False
-                continue
             lines.append(b"%b: %b" % (name, value))
         if self._left is None and not bodiless and not self._http10:
             self._chunked = True
@@ -632,15 +634,13 @@ class Exchange:
         self._awaiting_continue = False
         # Held until the loop turns: what the application sends without waiting leaves in one piece with it.
         self._head = head
-        self._protocol.soon(self._send_head)
+        self._protocol.hold(self)
 
-    def _send_head(self) -> None:
-        if self._head is not None and not self.gone:
-            self._protocol.write(self._take_head())
-
-    def _take_head(self) -> bytes:
-        head, self._head = self._head, None
-        return head or b""
+    def send_head(self) -> None:
+        """Send the head, if the body has not taken it along."""
+        if self._head and not self.gone:
+            head, self._head = self._head, b""
+            self._protocol.write(head)
 
     def _continue(self, body: bytes, more: bool) -> None:
         protocol = self._protocol
@@ -649,9 +649,14 @@ class Exchange:
         if self._chunked:
             if body:
                 tail = b"\r\n" if more else b"\r\n0\r\n\r\n"
-                protocol.write(self._take_head() + b"%x\r\n" % len(body), body, tail)
+                if len(body) < _COPY_BELOW:
+                    protocol.write(b"%b%x\r\n%b%b" % (self._head, len(body), body, tail))
+                else:
+                    protocol.write(b"%b%x\r\n" % (self._head, len(body)), body, tail)
+                self._head = b""
             elif not more:
-                protocol.write(self._take_head() + b"0\r\n\r\n")
+                protocol.write(self._head + b"0\r\n\r\n")
+                self._head = b""
         else:
             if self._left is not None:
                 if len(body) > self._left:
@@ -659,7 +664,11 @@ class Exchange:
                     raise RuntimeError("the body is longer than its Content-Length")
                 self._left -= len(body)
             if body or not more:
-                protocol.write(self._take_head(), body)
+                if len(body) < _COPY_BELOW:
+                    protocol.write(self._head + body)
+                else:
+                    protocol.write(self._head, body)
+                self._head = b""
         if more:
             return
         if self._left:
@@ -795,9 +804,13 @@ class GuardedProtocol(asyncio.Protocol):
                     self.refuse(refusal)
                     return
                 position = end + 4
-                self._begin(head, data, position)
-                if head.length == 0:
+                length = head.length
+                if length is not None and length <= size - position and length <= self.limits.read_ahead_bytes:
+                    # The body came with its head, as small ones do.
+                    self._begin(head, data[position : position + length])
+                    position += length
                     continue
+                self._begin(head, None)
                 if position >= size:
                     self._open_span()
                     return
@@ -812,13 +825,13 @@ class GuardedProtocol(asyncio.Protocol):
         self._pending = partial
         self._judged = len(partial)
 
-    def _begin(self, head: Head, data: bytes, position: int) -> None:
-        """Start the application: the framing is proven."""
+    def _begin(self, head: Head, body: bytes | None) -> None:
+        """Start the application: the framing is proven. ``body`` where it is there, whole."""
         raw_path, _, query = head.target.partition(b"?")
         path = raw_path.decode("ascii")
         if "%" in path:
             path = urllib.parse.unquote(path)
-        exchange = self._exchange = Exchange(self, head)
+        exchange = self._exchange = Exchange(self, head, body)
         scope: Scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -836,13 +849,13 @@ class GuardedProtocol(asyncio.Protocol):
             "extensions": {EXTENSION: exchange},
         }
         self.deadline = _NEVER
-        if head.length == 0:
-            exchange.end_body()
-        else:
+        if body is None:
             self._body = ChunkedBody(self.limits) if head.length is None else LengthBody(head.length)
-        task = self._loop.create_task(exchange.run(self._app, scope))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.add(self._loop.create_task(exchange.run(self._app, scope)))
+
+    def ended(self) -> None:
+        """The application is through. (Told by its task itself: a callback would cost another turn of the loop.)"""
+        self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task(self._loop)))
 
     def _read_body(self, body: LengthBody | ChunkedBody, data: bytes, position: int) -> int:
         start = position
@@ -876,6 +889,7 @@ class GuardedProtocol(asyncio.Protocol):
         self._watch.attention.add(self)
 
     def resume_reading(self) -> None:
+        """Read again, where nothing speaks against it."""
         if self.flow.read_paused and not self._closing and len(self._pending) <= self.limits.read_ahead_bytes:
             self.flow.resume_reading()
             if self._body is not None:
@@ -883,16 +897,17 @@ class GuardedProtocol(asyncio.Protocol):
 
     # writing
 
-    def write(self, *pieces: bytes) -> None:
+    def write(self, data: bytes, *more: bytes) -> None:
         if self._transport.is_closing():
             return
-        if sum(map(len, pieces)) < _COPY_BELOW:
-            self._transport.write(b"".join(pieces))
+        if more:
+            self._transport.writelines((data, *more))
         else:
-            self._transport.writelines(pieces)
+            self._transport.write(data)
 
-    def soon(self, callback: Callable[[], None]) -> None:
-        self._loop.call_soon(callback)
+    def hold(self, exchange: Exchange) -> None:
+        """Let ``exchange`` send its head when the loop turns."""
+        self._watch.hold(exchange, self._loop)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer bytes that will not become a (whole) request, and close."""
@@ -939,7 +954,8 @@ class GuardedProtocol(asyncio.Protocol):
         """Between two requests: serve what is pending, or wait."""
         self.deadline = self._loop.time() + self.limits.keep_alive_seconds
         pending, self._pending = self._pending, b""
-        self.resume_reading()
+        if self.flow.read_paused:
+            self.resume_reading()
         if pending:
             self._advance(pending)
 
@@ -1108,6 +1124,7 @@ class Watch:
         self.ending: set[GuardedProtocol] = set()
         """Those that only flush or linger."""
         self._on_refusal = on_refusal
+        self._holding: list[Exchange] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -1125,6 +1142,20 @@ class Watch:
         self.connections.discard(connection)
         self.attention.discard(connection)
         self.ending.discard(connection)
+
+    def hold(self, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
+        """Call ``exchange.send_head`` when the loop turns. One callback for all: each costs more than a response head."""
+        if not self._holding:
+            loop.call_soon(self._send_heads)
+        self._holding.append(exchange)
+
+    def _send_heads(self) -> None:
+        holding, self._holding = self._holding, []
+        for exchange in holding:
+            try:
+                exchange.send_head()
+            except Exception:  # noqa: BLE001 -- one connection's fault must not keep the others' heads back
+                _log().exception("a response head was not sent")
 
     def full(self) -> bool:
         """Are there more connections than may be? Those that we are ending do not count: they take no request."""

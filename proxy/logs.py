@@ -59,7 +59,9 @@ _CREDENTIAL_NAMES = (
 )
 _CREDENTIALS = re.compile(
     rf"""((?:{_CREDENTIAL_NAMES})["']?\s*[,:=]\s*b?)(?:"[^"\n]*"|'[^'\n]*'|[^'"\n]+)"""
-    r"""|(\bbearer\s+)[A-Za-z0-9+/_=.~-]+""",
+    r"""|(\bbearer\s+)[A-Za-z0-9+/_=.~-]+"""
+    # A tool's own provider key is in no configuration, so no value to look for is known; its beginning is.
+    r"""|\b(sk-|aiza|gsk_|xai-|aks_|lava_[a-z]{2}_)[A-Za-z0-9_-]{16,}""",
     re.IGNORECASE,
 )
 
@@ -421,7 +423,7 @@ def _of_request(record: Record, stamp: str) -> Fields:
 
 
 def _mask(match: re.Match[str]) -> str:
-    return f"{match[1] or match[2]}***"
+    return f"{match[1] or match[2] or match[3]}***"
 
 
 def _cut(text: str | None) -> str | None:

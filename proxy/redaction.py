@@ -135,6 +135,9 @@ class Unshown:
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
 
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} is not pickled")
+
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} is not pickled")
 

@@ -292,10 +292,19 @@ class Daemon:
             loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
 
     def _release_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._owns_process:
-            for name in (*_STOP_SIGNALS, "SIGHUP"):
-                with contextlib.suppress(AttributeError, NotImplementedError, ValueError):
-                    loop.remove_signal_handler(getattr(signal, name))
+        """The process is ending, as it was asked to: from here on a late signal must not make its exit code another one."""
+        if not self._owns_process:
+            return
+        numbers = [getattr(signal, name) for name in (*_STOP_SIGNALS, "SIGHUP") if hasattr(signal, name)]
+        if hasattr(signal, "pthread_sigmask"):
+            # Or one that comes between two of these lines would end it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        for number in numbers:
+            with contextlib.suppress(NotImplementedError, ValueError):
+                loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
     # reload
 

@@ -34,7 +34,16 @@ from proxy.tokens import mint_token
 if TYPE_CHECKING:
     from rawclient import Response
 
-ROUTES = ("/v1/chat/completions", "/openai/v1/files", "/healthz", "/readyz", "/metrics", "/", "/dashboard", "/no/such/path")
+ROUTES = (
+    "/v1/chat/completions",
+    "/openai/v1/files",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/",
+    "/dashboard",
+    "/no/such/path",
+)
 APP = "https://app.example"
 WITH_KEY = {"Authorization": f"Bearer {LOCAL_KEY}"}
 
@@ -66,7 +75,12 @@ def forbidden(stand: Stand, headers: dict[str, str], *, at: str = "plain", metho
 
 @case("BRW-01")
 def simple_post(stand: Stand) -> None:
-    fields = ["Origin: https://evil", "Content-Type: text/plain", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"]
+    fields = [
+        "Origin: https://evil",
+        "Content-Type: text/plain",
+        "Sec-Fetch-Site: cross-site",
+        "Sec-Fetch-Mode: no-cors",
+    ]
     refused_unread(stand, fields, 403, "origin_not_allowed")
     refused_unread(stand, fields, 403, "origin_not_allowed", at="keyed")
     with stand.untouched():
@@ -155,7 +169,13 @@ PREFLIGHT = {
 @case("BRW-08")
 def preflight_of_evil(stand: Stand) -> None:
     for at in ("plain", "keyed"):
-        for origin in ("https://evil", "https://app.example.evil", "http://app.example", "https://app.example:8443", "null"):
+        for origin in (
+            "https://evil",
+            "https://app.example.evil",
+            "http://app.example",
+            "https://app.example:8443",
+            "null",
+        ):
             for path in ROUTES:
                 with stand.untouched(at):
                     response = stand.ask("OPTIONS", path, headers={"Origin": origin, **PREFLIGHT}, at=at)
@@ -174,7 +194,9 @@ def null_origin(stand: Stand) -> None:
 def cookies(stand: Stand) -> None:
     for value in (f"key={LOCAL_KEY}", f"authorization=Bearer {LOCAL_KEY}", LOCAL_KEY):
         with stand.untouched("keyed"):
-            our_error(stand.ask("GET", "/openai/v1/files", headers={"Cookie": value}, at="keyed"), 401, "local_key_required")
+            our_error(
+                stand.ask("GET", "/openai/v1/files", headers={"Cookie": value}, at="keyed"), 401, "local_key_required"
+            )
     with stand.playing(answers(200, b"{}", [(b"Set-Cookie", b"session=1"), (b"Set-Cookie2", b"old=1")])):
         response = stand.ask("GET", "/openai/v1/files", headers={"Cookie": "a=b", "Cookie2": "$Version=1"})
     assert response.status == 200
@@ -190,7 +212,9 @@ def cookies(stand: Stand) -> None:
 def allowed_origin(stand: Stand) -> None:
     with stand.untouched("keyed"):
         site = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}
-        response = stand.ask("OPTIONS", "/v1/chat/completions", headers={"Origin": APP, **site, **PREFLIGHT}, at="keyed")
+        response = stand.ask(
+            "OPTIONS", "/v1/chat/completions", headers={"Origin": APP, **site, **PREFLIGHT}, at="keyed"
+        )
         assert response.status == 204
         assert response.header("access-control-allow-origin") == APP
         assert response.header("vary") == "Origin"
@@ -221,22 +245,18 @@ def anonymous(response: Response) -> str:
 
 @case("AUT-01")
 def no_key(stand: Stand) -> None:
-    dialects = {
-        "/v1/chat/completions": lambda error: (error["error"]["type"], error["error"]["code"]),
-        "/v1/messages": lambda error: (error["error"]["type"], error["type"]),
-        "/v1beta/models/gemini-2.5-flash:generateContent": lambda error: (error["error"]["status"], error["error"]["code"]),
-        "/no/such/path": lambda error: (error["error"]["type"], error["error"]["code"]),
+    members: dict[str, dict[str, object]] = {
+        "/v1/chat/completions": {"type": "authentication_error", "code": "local_key_required"},
+        "/v1/messages": {"type": "authentication_error"},
+        "/v1beta/models/gemini-2.5-flash:generateContent": {"status": "UNAUTHENTICATED", "code": 401},
+        "/no/such/path": {"type": "authentication_error", "code": "local_key_required"},
     }
-    expected = [
-        ("authentication_error", "local_key_required"),
-        ("authentication_error", "error"),
-        ("UNAUTHENTICATED", 401),
-        ("authentication_error", "local_key_required"),
-    ]
-    for (path, shape), wanted in zip(dialects.items(), expected, strict=True):
+    for path, wanted in members.items():
         response = refused_unread(stand, [], 401, "local_key_required", at="keyed", path=path)
         assert response.header("www-authenticate") == "Bearer"
-        assert shape(response.json()) == wanted
+        document = response.json()
+        assert document.get("type") == ("error" if path == "/v1/messages" else None)
+        assert {name: document["error"][name] for name in wanted} == wanted
 
 
 @case("AUT-02")
@@ -251,9 +271,9 @@ def wrong_keys(stand: Stand) -> None:
     with stand.untouched("keyed"), stand.client("keyed") as client:
         client.push(head(client.port, "GET /openai/v1/files HTTP/1.1", "Authorization: Bearer " + "k" * 1_000_000))
         assert client.response().status in (401, 431)
-    for value in (b"\xff\xfe" * 12, "schlüssel-zum-haus".encode(), b"\x80"):
+    for odd in (b"\xff\xfe" * 12, "schlüssel-zum-haus".encode(), b"\x80"):
         with stand.untouched("keyed"), stand.client("keyed") as client:
-            client.push(head(client.port, "GET /openai/v1/files HTTP/1.1", b"Authorization: Bearer " + value))
+            client.push(head(client.port, "GET /openai/v1/files HTTP/1.1", b"Authorization: Bearer " + odd))
             our_error(client.response(), (400, 401))
 
 
@@ -327,7 +347,16 @@ def key_of_another_project(stand: Stand) -> None:
 
 @case("AUT-09")
 def odd_keys(stand: Stand) -> None:
-    for value in ("' OR 1=1--", "%s%s%n", "{0.__class__}", "${jndi:ldap://evil}", "*", "../../etc/passwd", "null", "\t"):
+    for value in (
+        "' OR 1=1--",
+        "%s%s%n",
+        "{0.__class__}",
+        "${jndi:ldap://evil}",
+        "*",
+        "../../etc/passwd",
+        "null",
+        "\t",
+    ):
         refused_unread(stand, [f"Authorization: Bearer {value}"], 401, "local_key_invalid", at="keyed")
         refused_unread(stand, [f"x-lava-proxy-key: {value}"], 401, "local_key_invalid", at="keyed")
 
@@ -491,7 +520,9 @@ def other_origins(stand: Stand) -> None:
     # A page of our own may ask, also by our other names; a foreign site header beside it may not.
     own = {"Origin": f"http://127.0.0.1:{port}"}
     assert stand.post("/v1/chat/completions", headers={**own, **WITH_KEY}, at="keyed").status == 200
-    response = stand.post("/v1/chat/completions", headers={**own, "Sec-Fetch-Site": "cross-site", **WITH_KEY}, at="keyed")
+    response = stand.post(
+        "/v1/chat/completions", headers={**own, "Sec-Fetch-Site": "cross-site", **WITH_KEY}, at="keyed"
+    )
     our_error(response, 403, "origin_not_allowed")
 
 
@@ -520,7 +551,9 @@ def other_places_for_keys(stand: Stand) -> None:
             response = stand.post("/v1/chat/completions", headers=headers, at="keyed")
             our_error(response, 401)
     # On Anthropic's and Google's addresses their own header decides.
-    assert stand.post("/v1/messages", headers={"x-api-key": LOCAL_KEY, "Authorization": wrong}, at="keyed").status == 200
+    assert (
+        stand.post("/v1/messages", headers={"x-api-key": LOCAL_KEY, "Authorization": wrong}, at="keyed").status == 200
+    )
     with stand.untouched("keyed"):
         response = stand.post("/v1/messages", headers={"x-api-key": wrong, "Authorization": LOCAL_KEY}, at="keyed")
         our_error(response, 401)

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
 from hostile_setup import (
     CHAT,
     CLOSE_SSE_HEAD,
@@ -289,15 +290,15 @@ def sdk_retries(stand: Stand) -> None:
         base_url=f"{stand.daemon().url}/v1", api_key="unused", max_retries=2, http_client=httpx2.Client(trust_env=False)
     )
     try:
-        for play, kind in ((closes, openai.InternalServerError), (answers(402, b'{"error":{"message":"wallet","status":402}}'), openai.APIStatusError)):
+        for play, kind in (
+            (closes, openai.InternalServerError),
+            (answers(402, b'{"error":{"message":"wallet","status":402}}'), openai.APIStatusError),
+        ):
             before = len(stand.upstream.requests)
             with stand.playing(play):
-                try:
+                with pytest.raises(kind) as raised:
                     client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "x"}])
-                    raise AssertionError("no error came")
-                except openai.APIStatusError as error:
-                    assert isinstance(error, kind)
-                    assert error.response.headers["x-should-retry"] == "false"
+                assert raised.value.response.headers["x-should-retry"] == "false"
             assert len(stand.upstream.requests) == before + 1, "paid twice"
     finally:
         client.close()
@@ -329,12 +330,15 @@ def read_stream(client: Client) -> tuple[int, bool, list[float]]:
     response = client.head()
     assert response.status == 200, response
     late: list[float] = []
-    while True:
-        chunk = client.chunk()
+    came = b""
+    while not came.endswith(DONE):
+        came += client.chunk()
         now = time.monotonic()
-        if chunk == DONE:
-            return len(late), client.line() == b"0", late
-        late.append(now - json.loads(chunk[6:])["t"])
+        # Events that waited together, on a busy machine, may come as one chunk.
+        *events, rest = came.split(b"\n\n")
+        late += [now - json.loads(each[6:])["t"] for each in events if each + b"\n\n" != DONE]
+        came = DONE if events and events[-1] + b"\n\n" == DONE else rest
+    return len(late), client.line() == b"0", late
 
 
 @case("LOD-01")
@@ -351,7 +355,7 @@ def many_streams(stand: Stand) -> None:
             for _ in range(streams):
                 client = stack.enter_context(Client(running.port, None))
                 client.sock.settimeout(seconds + 60)
-                thread = threading.Thread(target=lambda client=client: results.append(read_stream(client)))  # type: ignore[misc]
+                thread = threading.Thread(target=lambda client=client: results.append(read_stream(client)))
                 thread.start()
                 threads.append(thread)
             while any(thread.is_alive() for thread in threads):
@@ -495,11 +499,11 @@ def soak(stand: Stand) -> None:
             return good - sum((number * 7 + turn) % 20 not in (3, 8, 13) for turn in range(count))
 
         def round_of(count: int) -> int:
-            calls = [lambda number=number: work(number, count // workers) for number in range(workers)]  # type: ignore[misc]
+            calls = [lambda number=number: work(number, count // workers) for number in range(workers)]
             if not FULL:
                 return int(sum(Together(workers).run(calls)))
             found: list[int] = []
-            threads = [threading.Thread(target=lambda call=call: found.append(call())) for call in calls]  # type: ignore[misc]
+            threads = [threading.Thread(target=lambda call=call: found.append(call())) for call in calls]
             for thread in threads:
                 thread.start()
             for thread in threads:

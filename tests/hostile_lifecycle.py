@@ -154,7 +154,11 @@ def slow_body_at_the_end(stand: Stand) -> None:
 @case("LIF-04")
 def second_signal(stand: Stand) -> None:
     never = threading.Event()
-    for first, second in ((signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)):
+    for first, second in (
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGINT),
+    ):
         with held(never) as upstream, contextlib.ExitStack() as stack:
             running = stand.start("[server]\ndrain_seconds = 60.0\n", upstream=upstream)
             (client,) = open_streams(running, 1, stack)
@@ -182,7 +186,11 @@ BAD_CONFIGS = {
 
 def failures(stand: Stand, running: Daemon) -> float:
     text = stand.ask("GET", "/metrics", at=running).body.decode()
-    return float(next(line for line in text.splitlines() if line.startswith("lava_proxy_config_reload_failures_total")).split()[1])
+    return float(
+        next(line for line in text.splitlines() if line.startswith("lava_proxy_config_reload_failures_total")).split()[
+            1
+        ]
+    )
 
 
 @case("LIF-05")
@@ -196,7 +204,11 @@ def bad_reload(stand: Stand) -> None:
             before, failed = len(running.output()), failures(stand, running)
 
             def told(before: int = before, said: str = said) -> list[str]:
-                lines = [json.loads(line) for line in running.output()[before:].splitlines(keepends=True) if line.endswith("\n")]
+                lines = [
+                    json.loads(line)
+                    for line in running.output()[before:].splitlines(keepends=True)
+                    if line.endswith("\n")
+                ]
                 return [line["event"] for line in lines if line["level"] == "error" and said in line["event"]]
 
             running.config.write_text(f"{good}\n{text}" if name != "syntax" else text)
@@ -224,7 +236,9 @@ def good_reload(stand: Stand) -> None:
         clients = open_streams(running, STREAMS, stack)
         for received in upstream.requests:
             sound(received)
-        running.config.write_text(f'{running.config.read_text()}\n[projects.new]\nsecret_key = "{OTHER_LAVA_KEY}"\nmeter = "m"\n')
+        running.config.write_text(
+            f'{running.config.read_text()}\n[projects.new]\nsecret_key = "{OTHER_LAVA_KEY}"\nmeter = "m"\n'
+        )
         running.process.send_signal(signal.SIGHUP)
         until(lambda: "configuration reloaded" in running.output())
         assert stand.post("/v1/chat/completions", at=running).status == 200
@@ -252,7 +266,9 @@ def port_in_use(stand: Stand) -> None:
     assert stand.ask("GET", "/healthz").status == 200
 
 
-def _serve(folder: Path, config: str | None, *, port: int = 0, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def _serve(
+    folder: Path, config: str | None, *, port: int = 0, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run ``serve`` on a configuration with which it must end by itself."""
     if config is not None:
         path = folder / "config.toml"
@@ -312,7 +328,12 @@ def odd_files(stand: Stand) -> None:
     # Secrets from files: one line end goes, all else that is odd is told without the value.
     secret = folder / "secret"
     config.write_text(f'[lava]\nsecret_key = "file:{secret}"\n')
-    for content, what in ((b"", "empty"), (b"\n", "a line end alone"), (b"a\x00b" + LAVA_KEY.encode(), "NUL"), (b"x" * (10 << 20), "10 MB")):
+    for content, what in (
+        (b"", "empty"),
+        (b"\n", "a line end alone"),
+        (b"a\x00b" + LAVA_KEY.encode(), "NUL"),
+        (b"x" * (10 << 20), "10 MB"),
+    ):
         secret.touch(mode=0o600)
         secret.write_bytes(content)
         refused(f"a secret file: {what}", str(secret))
@@ -398,7 +419,7 @@ def other_bad_starts(stand: Stand) -> None:
         ('[server]\nkeys = ["short"]\n', 78),
         ('[server]\nkeys = ["env:LOCAL_KEY", "env:LOCAL_KEY"]\n', 78),
         ('[upstream]\nca_file = "/nonexistent.pem"\n', 78),
-        ('[upstream]\nidle = -1.0\n', 78),
+        ("[upstream]\nidle = -1.0\n", 78),
         ('[server]\nunix_socket = "/nonexistent/folder/sock"\n', 78),
     ):
         got, said = ends(stand, config)

@@ -166,7 +166,9 @@ def chunk_extensions(stand: Stand) -> None:
 
 @case("PAR-23")
 def trailers(stand: Stand) -> None:
-    trailer = b"Authorization: Bearer %b\r\nHost: evil\r\nContent-Length: 7\r\nConnection: content-type\r\nX-Late: 1\r\n\r\n"
+    trailer = (
+        b"Authorization: Bearer %b\r\nHost: evil\r\nContent-Length: 7\r\nConnection: content-type\r\nX-Late: 1\r\n\r\n"
+    )
     trailer %= LOCAL_KEY.encode()
     for body in (b"0\r\n", b"5\r\nhello\r\n0\r\n"):
         with stand.client() as client:
@@ -242,10 +244,9 @@ def odd_hosts(stand: Stand) -> None:
     p = port(stand)
     for value in ("127.0.0.1, evil", "u@127.0.0.1", "", "127.0.0.1/x?", "127.0.0.1#"):
         for suffix in ("", f":{p}") if value else ("",):
-            with stand.untouched():
-                with stand.client() as client:
-                    client.push(head(p, GET, f"Host: {value}{suffix}", host=False))
-                    our_error(client.response(), (400, 421))
+            with stand.untouched(), stand.client() as client:
+                client.push(head(p, GET, f"Host: {value}{suffix}", host=False))
+                our_error(client.response(), (400, 421))
 
 
 @case("PAR-33")
@@ -577,7 +578,9 @@ def smuggling_through_the_answer(stand: Stand) -> None:
             assert client.response().status == 200
             client.send(head(p, POST, CHUNKED) + b"%x\r\n%b\r\n0\r\n\r\n" % (len(inner), inner))
             assert client.response().status == 200
-        client.send(head(p, "GET /openai/v1/files?q=%0d%0aDELETE%20/openai/v1/files/victim%20HTTP/1.1%0d%0a%0d%0a HTTP/1.1"))
+        client.send(
+            head(p, "GET /openai/v1/files?q=%0d%0aDELETE%20/openai/v1/files/victim%20HTTP/1.1%0d%0a%0d%0a HTTP/1.1")
+        )
         assert client.response().status == 200
     assert [each.method for each in since()] == [b"POST"] * 6 + [b"GET"]
     assert [each.body for each in since()[:6]] == [inner] * 6

@@ -12,9 +12,7 @@ import hashlib
 import itertools
 import json
 import os
-import resource
 import socket
-import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable
@@ -31,6 +29,7 @@ from proxy.redaction import leaks
 from proxy.tokens import mint_token
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterable, Iterator
     from concurrent.futures import Future
     from pathlib import Path
@@ -38,7 +37,9 @@ if TYPE_CHECKING:
 
 def made_up(prefix: str, seed: str) -> str:
     """A key that is nobody's, without repeats in it, so that every part of it can be recognised."""
-    return prefix + b64encode(hashlib.sha256(seed.encode()).digest()).decode().translate({43: "x", 47: "y", 61: None})[:28]
+    return (
+        prefix + b64encode(hashlib.sha256(seed.encode()).digest()).decode().translate({43: "x", 47: "y", 61: None})[:28]
+    )
 
 
 LAVA_KEY = made_up("aks_live_", "lava")
@@ -167,12 +168,17 @@ class _Taped(socket.socket):
 class Client(RawClient):
     """A raw client whose every received byte is searched for secrets when the case is over."""
 
-    def __init__(self, port: int, tape: list[bytes] | None, *, receive_buffer: int = 0, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, port: int, tape: list[bytes] | None, *, receive_buffer: int = 0, host: str = "127.0.0.1"
+    ) -> None:
         super().__init__(port, host=host, receive_buffer=receive_buffer)
         taped = _Taped(fileno=self.sock.detach())
         taped.tape = tape
         taped.settimeout(PATIENCE)
         self.sock = taped
+
+    def __enter__(self) -> Client:
+        return self
 
     def rest(self) -> bytes:
         """Everything until the daemon ends the connection, which it must."""
@@ -193,7 +199,9 @@ class Client(RawClient):
         self.sock.shutdown(socket.SHUT_WR)
 
 
-def head(port: int, line: str | bytes = "GET /openai/v1/files HTTP/1.1", *fields: str | bytes, host: bool = True) -> bytes:
+def head(
+    port: int, line: str | bytes = "GET /openai/v1/files HTTP/1.1", *fields: str | bytes, host: bool = True
+) -> bytes:
     """The bytes of a head, its empty line included; ``fields`` as they stand, without their CRLF."""
     lines = [line, *([f"Host: 127.0.0.1:{port}"] if host else []), *fields]
     return b"\r\n".join(each if isinstance(each, bytes) else each.encode("latin-1") for each in [*lines, "", ""])
@@ -458,6 +466,8 @@ def descriptors(daemon: Daemon) -> int:
 
 def room_for(sockets: int) -> None:
     """Let this process open so many sockets."""
+    import resource  # not on Windows
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < sockets and (hard == resource.RLIM_INFINITY or hard >= sockets):
         resource.setrlimit(resource.RLIMIT_NOFILE, (sockets, hard))

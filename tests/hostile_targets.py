@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 OPENAI = "https://api.openai.com/v1"
 
 
-def refuse_path(stand: Stand, path: str | bytes, statuses: int | tuple[int, ...] = 400, code: str | None = "bad_target") -> None:
+def refuse_path(
+    stand: Stand, path: str | bytes, statuses: int | tuple[int, ...] = 400, code: str | None = "bad_target"
+) -> None:
     """This target gets our error and goes nowhere. (The connection may live on: the framing is sound.)"""
     line = b"GET %b HTTP/1.1" % (path.encode("latin-1") if isinstance(path, str) else path)
     with stand.untouched(), stand.client() as client:
@@ -370,7 +372,7 @@ def metadata_is_judged(stand: Stand) -> None:
         '{"a":null}',
         '{"a":{}}',
         '{"a b":"x"}',
-        '{"a":"%b"}' % ("x" * 300) if False else '{"a":"' + "x" * 300 + '"}',
+        '{"a":"' + "x" * 300 + '"}',
         '{"":"x"}',
         "{" + ",".join(f'"k{n}":"v"' for n in range(101)) + "}",
         "[" * 5000,
@@ -378,7 +380,9 @@ def metadata_is_judged(stand: Stand) -> None:
     ):
         with stand.untouched():
             our_error(stand.ask("GET", "/openai/v1/files", headers={"x-lava-metadata": value}), 400, "bad_request")
-    assert stand.ask("GET", "/openai/v1/files", headers={"x-lava-metadata": '{"a":"\\u00e4\\r\\nX-Evil: 1"}'}).status in (200, 400)
+    assert stand.ask(
+        "GET", "/openai/v1/files", headers={"x-lava-metadata": '{"a":"\\u00e4\\r\\nX-Evil: 1"}'}
+    ).status in (200, 400)
     assert stand.last.header(b"x-evil") is None
     with stand.untouched():
         twice = [("x-lava-metadata", '{"a":"1"}'), ("x-lava-metadata", '{"b":"2"}')]

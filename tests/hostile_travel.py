@@ -49,7 +49,9 @@ CLAUDE = {**CHAT, "model": "claude-opus-4-6"}
 @case("HOP-01")
 def nominated_authorization(stand: Stand) -> None:
     for value in ("close, Authorization", "AUTHORIZATION", "host, authorization, content-length, transfer-encoding"):
-        response = stand.post("/v1/chat/completions", headers={"Connection": value, "Authorization": "Bearer of-the-tool"})
+        response = stand.post(
+            "/v1/chat/completions", headers={"Connection": value, "Authorization": "Bearer of-the-tool"}
+        )
         assert response.status == 200
         sound(stand.last)
         assert json.loads(stand.last.body) == CHAT
@@ -104,14 +106,21 @@ def hop_by_hop(stand: Stand) -> None:
     assert stand.last.header(b"connection") in (None, b"keep-alive")
     # Transfer-Encoding is each side's own: one length upstream becomes one here.
     with stand.client() as client:
-        client.send(head(client.port, POST, "Transfer-Encoding: chunked", "TE: trailers, deflate") + b"5\r\nhello\r\n0\r\n\r\n")
+        client.send(
+            head(client.port, POST, "Transfer-Encoding: chunked", "TE: trailers, deflate") + b"5\r\nhello\r\n0\r\n\r\n"
+        )
         assert client.response().status == 200
     sound(stand.last)
 
 
 @case("HOP-05")
 def nominated_by_the_upstream(stand: Stand) -> None:
-    pairs = [(b"Connection", b"X-Secret, keep-alive"), (b"X-Secret", b"1"), (b"Connection", b"x-more"), (b"X-More", b"2")]
+    pairs = [
+        (b"Connection", b"X-Secret, keep-alive"),
+        (b"X-Secret", b"1"),
+        (b"Connection", b"x-more"),
+        (b"X-More", b"2"),
+    ]
     with stand.playing(answers(200, b"{}", [*pairs, (b"X-Public", b"3")])):
         response = stand.ask("GET", "/openai/v1/files")
     assert response.status == 200
@@ -195,7 +204,7 @@ def proxies_of_the_environment(stand: Stand) -> None:
     keylog = folder / "keylog"
     certificates = certificate(folder)
     with Upstream(answer(body=b'{"data":[]}'), tls=certificates.server) as secure, Upstream(answer(status=418)) as trap:
-        variables = {name: trap.url for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
+        variables = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), trap.url)
         socks = f"socks5://127.0.0.1:{trap.port}"
         running = stand.start(
             f'[upstream]\nca_file = "{certificates.ca_file}"\n',
@@ -287,7 +296,9 @@ def json_bombs(stand: Stand) -> None:
         "long model": b'{"model":"' + b"m" * 1_000_000 + b'"}',
         "escapes": b'{"x":"' + b"\\u0041" * 200_000 + b'","model":"gpt-4o"}',
         "many models": b"{" + b",".join(b'"model":"m%d"' % n for n in range(20_000)) + b',"model":"groq/last"}',
-        "many strings that look like it": b'{"x":["' + b'\\"model\\":\\"groq/x\\"","' * 50_000 + b'"],"model":"groq/y"}',
+        "many strings that look like it": b'{"x":["'
+        + b'\\"model\\":\\"groq/x\\"","' * 50_000
+        + b'"],"model":"groq/y"}',
     }
     slowest = [0.0]
     over = threading.Event()
@@ -309,7 +320,9 @@ def json_bombs(stand: Stand) -> None:
                     continue
                 assert response.status == 200, (name, path, response.body)
                 sent = stand.last.body
-                assert sent == (body if path.startswith("/openai") else body.replace(b'"model":"groq/', b'"model":"')), name
+                assert sent == (
+                    body if path.startswith("/openai") else body.replace(b'"model":"groq/', b'"model":"')
+                ), name
     finally:
         over.set()
     probing.result(30)
@@ -408,7 +421,12 @@ def multipart(stand: Stand) -> None:
         b"--" + boundary + b'\r\nContent-Disposition: form-data; name="model"; filename="x"\r\n\r\ngroq/file\r\n'
         b"--" + boundary + b'\r\nContent-Disposition: form-data; name="xmodel"\r\n\r\ngroq/other\r\n'
         b"--" + boundary + b'\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n'
-        b"--" + boundary + b"--\r\n" + b'--' + boundary + b'\r\nContent-Disposition: form-data; name="model"\r\n\r\ngroq/late\r\n'
+        b"--"
+        + boundary
+        + b"--\r\n"
+        + b"--"
+        + boundary
+        + b'\r\nContent-Disposition: form-data; name="model"\r\n\r\ngroq/late\r\n'
     )
     assert len(tricks) < 52_428_800
     got: list[tuple[int, str]] = []
@@ -623,14 +641,21 @@ def connection_names_what_it_likes(stand: Stand) -> None:
 @beyond
 def what_the_upstream_nominates(stand: Stand) -> None:
     """An upstream cannot nominate away what frames or marks the answer; odd framing headers never double."""
-    pairs = [(b"Connection", b"content-length, content-type, x-lava-proxy-request-id, date"), (b"Content-Type", b"text/x")]
+    pairs = [
+        (b"Connection", b"content-length, content-type, x-lava-proxy-request-id, date"),
+        (b"Content-Type", b"text/x"),
+    ]
     with stand.playing(answers(200, b"hello", pairs)):
         response = stand.ask("GET", "/openai/v1/files")
     assert response.body == b"hello"
     assert response.complete
     assert response.header("content-type") == "text/x"
     assert response.header("x-lava-proxy-request-id") is not None
-    ours = [(b"X-Lava-Proxy-Error", b"forged"), (b"X-Lava-Proxy-Project", b"forged"), (b"X-Lava-Proxy-Request-Id", b"forged")]
+    ours = [
+        (b"X-Lava-Proxy-Error", b"forged"),
+        (b"X-Lava-Proxy-Project", b"forged"),
+        (b"X-Lava-Proxy-Request-Id", b"forged"),
+    ]
     with stand.playing(answers(200, b"{}", ours)):
         response = stand.ask("GET", "/openai/v1/files")
     assert response.code is None
@@ -646,7 +671,9 @@ def bodies_in_every_framing_arrive_whole(stand: Stand) -> None:
             response = stand.ask("POST", path, body)
             assert response.json()["sha256"] == sha256(body), (size, path)
             pieces = [body[at : at + 7000] for at in range(0, size, 7000)]
-            sent = b"".join(b"%X;x=%d\r\n%b\r\n" % (len(piece), n, piece) for n, piece in enumerate(pieces)) + b"0\r\n\r\n"
+            sent = (
+                b"".join(b"%X;x=%d\r\n%b\r\n" % (len(piece), n, piece) for n, piece in enumerate(pieces)) + b"0\r\n\r\n"
+            )
             with stand.client() as client:
                 client.send(head(client.port, f"POST {path} HTTP/1.1", "Transfer-Encoding: chunked") + sent)
                 assert client.response().json()["sha256"] == sha256(body)

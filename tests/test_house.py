@@ -40,6 +40,8 @@ ORDER = (
     "routing",
     "body",
     "tokens",
+    # Lava's account, for people and scripts.
+    "lava",
     # The network, and what lives.
     "upstream",
     "flights",
@@ -78,7 +80,8 @@ DOORS: dict[str, set[str]] = {
     "msgspec": {"documents"},
     "platformdirs": {"settings"},
     "prometheus_client": {"metrics"},
-    "pydantic": {"settings"},
+    "httpx2": {"lava"},
+    "pydantic": {"settings", "lava"},
     # redaction has the one type of ours that pydantic reads.
     "pydantic_core": {"settings", "redaction"},
     "pydantic_settings": {"settings"},

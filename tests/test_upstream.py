@@ -583,6 +583,47 @@ def test_an_answer_that_is_not_proper_http_is_refused(kind: Kind, wire: bytes) -
     assert outcome.end == "refused protocol"
 
 
+@native_engine
+@pytest.mark.parametrize("name", [name for name, wire in BROKEN_HEADS.items() if len(wire) < 200])
+def test_a_head_in_single_bytes_is_refused_like_a_whole_one(kind: Kind, name: str) -> None:
+    """Where its bytes are cut makes no difference."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.drip(BROKEN_HEADS[name])
+        assert peer.gone()
+
+    assert fetch_one(kind, script).end == "refused protocol"
+
+
+UNFINISHED = [
+    b"HTTP/1.1 2x",
+    b"HTTP/1.1 200 O\x01",
+    b"HTTP/1.1 200\rX",
+    OK + b"a(b",
+    OK + b"a b",
+    OK + b": b",
+    OK + b"a: b\x01",
+    OK + b"a: b\rc",
+    OK + b"a: b\r\n c",
+    OK + b"a: b\r\n\rc",
+]
+
+
+@native_engine
+@pytest.mark.parametrize("wire", UNFINISHED)
+@pytest.mark.parametrize("size", [1, 200])
+def test_a_line_that_can_only_become_wrong_is_not_waited_for(kind: Kind, wire: bytes, size: int) -> None:
+    """Nobody waits for the rest of what is no proper head already."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.drip(wire, size)
+        assert peer.gone()
+
+    assert fetch_one(kind, script).end == "refused protocol"
+
+
 @every_engine
 def test_an_upstream_that_speaks_first_is_refused(kind: Kind) -> None:
     """A banner before the request is no HTTP either."""

@@ -3,7 +3,11 @@
 ``World`` is its state (keys, customers, money, everything received), ``create_emulator`` the ASGI application
 over a world, ``Emulator`` a running one in a thread, ``serve_forever`` the same as a program. The rooms:
 
-- ``application.py``  the address space; ``gateway.py`` the addresses: forward, rewrite, native endpoints, models, wallet
+- ``application.py``  the address space; ``gateway.py`` forward, rewrite, native endpoints and models
+- ``account.py``  the account API's table and what every call goes through; ``asking.py`` reads a call's fields,
+  ``customers.py``, ``meters.py``, ``plans.py``, ``checkout.py``, ``ledger.py``, ``keys.py``, ``webhooks.py`` answer it,
+  ``records.py`` is what they keep and ``shapes.py`` how that looks as JSON in either generation of names
+- ``login.py``  the login flow; ``pages.py`` its HTML; ``outbox.py`` delivers webhooks
 - ``credentials.py``  forward tokens, secret keys, spend keys: who calls, who pays
 - ``players.py``    which provider a target means; ``openai.py``, ``anthropic.py``, ``google.py``,
   ``elevenlabs.py`` play them

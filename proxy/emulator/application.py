@@ -1,4 +1,4 @@
-"""The emulator's address space: which room answers where. A new room (account API, login pages) adds its routes here."""
+"""The emulator's address space: which room answers where."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from proxy.emulator import gateway
+from proxy.emulator import account, checkout, gateway, login
 
 if TYPE_CHECKING:
     from proxy.emulator.state import World
@@ -18,6 +18,9 @@ def create_emulator(world: World) -> Starlette:
     application = Starlette(
         routes=[
             *gateway.routes(world),
+            *account.routes(world),
+            *login.routes(world),
+            *checkout.routes(world),
             Route("/{rest:path}", endpoint=gateway.Door(world, gateway.not_found)),
         ]
     )

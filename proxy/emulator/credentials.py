@@ -203,7 +203,7 @@ def within_allowance(key: SpendKey | None, model: str | None, provider: str) -> 
     if key.allowed_providers is not None and provider not in key.allowed_providers:
         raise Refused(lava_error(403, "provider_not_allowed", f"This spend key may not use the provider {provider}."))
     names = {model, (model or "").rpartition("/")[2], f"{provider}/{model}"}
-    if key.allowed_models is not None and not names & key.allowed_models:
+    if key.allowed_models is not None and names.isdisjoint(key.allowed_models):
         raise Refused(lava_error(403, "model_not_allowed", f"This spend key may not use the model {model}."))
 
 

@@ -28,7 +28,7 @@ class Cost:
     """The provider's price of an answer in dollars, and what was used for it."""
 
     amount: Decimal = Decimal(0)
-    used: Consumption = Consumption()
+    used: Consumption = field(default_factory=Consumption)
 
 
 FREE = Cost()

@@ -184,6 +184,11 @@ def chosen(received: Received) -> Chosen | Reply:
     model = (received.model or "").rpartition("/")[2]
     if not names and model.startswith(PREFIX):
         names = [model.removeprefix(PREFIX)]
+    return by_names(names)
+
+
+def by_names(names: list[str]) -> Chosen | Reply:
+    """The faults with these names, or the 400 for a name that is not in the table."""
     answer: Callable[[Call], Reply] | None = None
     plan = Plan()
     for name in names:

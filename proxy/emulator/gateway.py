@@ -113,7 +113,13 @@ def _metadata(given: str | None) -> dict[str, str] | None:
 
 
 def _settle(
-    world: World, caller: Caller, call: Call, play: Callable[[Call], Reply], chosen: Chosen, provider: str, endpoint: str
+    world: World,
+    caller: Caller,
+    call: Call,
+    play: Callable[[Call], Reply],
+    chosen: Chosen,
+    provider: str,
+    endpoint: str,
 ) -> tuple[Reply, Plan]:
     """The provider's answer or the fault's, paid for when it is a good one, and written into the ledger."""
     received = call.received

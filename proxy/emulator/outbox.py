@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
@@ -43,7 +44,7 @@ def announce(world: World, what: str, customer: Connection) -> None:
         before = world.mail.get(webhook.webhook_id)
         task = asyncio.get_running_loop().create_task(_deliver(world, delivery, before))
         world.mail[webhook.webhook_id] = task
-        task.add_done_callback(lambda done, name=webhook.webhook_id: _forget(world, name, done))
+        task.add_done_callback(partial(_forget, world, webhook.webhook_id))
     del world.deliveries[: -world.keep]
 
 

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 RateType = Literal["fixed", "percentage"]
 TierType = Literal["tokens_1m", "characters_1m", "minutes", "requests"]
@@ -409,8 +409,8 @@ class SpendKey:
     shape: Shape
     spend_limit: Decimal | None = None
     spent: Decimal = Decimal(0)
-    allowed_providers: frozenset[str] | None = None
-    allowed_models: frozenset[str] | None = None
+    allowed_providers: Collection[str] | None = None
+    allowed_models: Collection[str] | None = None
     spend_cycle: Cycle = "total"
     request_limit: Limit | None = None
     rpm: int | None = None

@@ -131,13 +131,9 @@ class Emulator:
         self._thread.start()
 
     def _run(self, listener: socket.socket) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(serve(self._app, listener, self._stop))
-        finally:
-            listener.close()
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
+        # A Runner also cancels what still runs at the end: a webhook's delivery may.
+        with contextlib.closing(listener), asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(serve(self._app, listener, self._stop))
 
     def close(self) -> None:
         """Stop at once: open connections are dropped. May be called twice."""

@@ -231,9 +231,7 @@ def request(entry: Entry, *, old: bool) -> Json:
     """One line of the ledger."""
     used = entry.used
     # The provider's price by sides is not kept: it falls to what came in and what went out by the tokens' prices.
-    share = (
-        entry.cost * used.input_tokens / (used.input_tokens + 4 * used.output_tokens) if used.tokens else entry.cost
-    )
+    share = entry.cost * used.input_tokens / (used.input_tokens + 4 * used.output_tokens) if used.tokens else entry.cost
     found: Json = {
         "request_id": entry.request_id,
         "status": entry.status,
@@ -262,21 +260,27 @@ def request(entry: Entry, *, old: bool) -> Json:
         "timestamp": instant(entry.created_at) if entry.reported else None,
         "created_at": instant(entry.created_at),
     }
-    charge = _charge(entry)
     if old:
-        payer = "wallet" if entry.customer_id and entry.charge else "merchant"
+        fee, wallet, merchant = _sides(entry)
+        payer = "wallet" if wallet else "merchant"
         found["model_usage"]["payer"] = payer
-        found["fee"] = {**charge, "token_basis": "input+output"}
+        found["fee"] = {**_charge(entry, fee), "token_basis": "input+output"}
         found["service_charge"] = {"amount": "0", "payer": payer}
-        found["total_request_cost"] = money(entry.cost)
-        found["total_wallet_cost"] = money(entry.charge)
-        found["total_merchant_cost"] = money(entry.cost if payer == "merchant" else Decimal(0))
+        found["total_request_cost"] = money(wallet + merchant)
+        found["total_wallet_cost"] = money(wallet)
+        found["total_merchant_cost"] = money(merchant)
     else:
-        found |= {"cost": money(entry.cost), "charge": charge}
+        found |= {"cost": money(entry.cost), "charge": _charge(entry, entry.charge)}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _charge(entry: Entry) -> Json:
+def _sides(entry: Entry) -> tuple[Decimal, Decimal, Decimal]:
+    """SDK 8's view of a request: the merchant's fee on top of the provider's cost, the wallet's and the merchant's part."""
+    fee = max(Decimal(0), entry.charge - entry.cost)
+    return fee, entry.charge, entry.cost + fee - entry.charge
+
+
+def _charge(entry: Entry, amount: Decimal) -> Json:
     breakdown = []
     if entry.meter is not None:
         tier = entry.meter.tier(entry.used)
@@ -290,11 +294,11 @@ def _charge(entry: Entry) -> Json:
                 "tokens": entry.used.tokens,
                 "characters": entry.used.characters,
                 "seconds": _number(entry.used.seconds),
-                "cost": money(entry.charge),
+                "cost": money(amount),
             }
         )
     kind = entry.meter.rate_type if entry.meter else "percentage"
-    return {"amount": money(entry.charge), "rate_type": kind, "breakdown": breakdown}
+    return {"amount": money(amount), "rate_type": kind, "breakdown": breakdown}
 
 
 def totals(entries: Iterable[Entry], *, old: bool) -> Json:
@@ -308,17 +312,17 @@ def totals(entries: Iterable[Entry], *, old: bool) -> Json:
     }
     if not old:
         return {**counted, "total_cost": money(cost), "total_charge": money(charge)}
-    mine = sum((entry.cost for entry in found if not (entry.customer_id and entry.charge)), start=Decimal(0))
+    fees = sum((_sides(entry)[0] for entry in found), start=Decimal(0))
     return {
         **counted,
         "total_usage_cost": money(cost),
-        "total_fee_amount": money(charge),
+        "total_fee_amount": money(fees),
         "total_service_charge_amount": "0",
-        "total_request_cost": money(cost),
+        "total_request_cost": money(cost + fees),
         "total_wallet_cost": money(charge),
-        "total_merchant_cost": money(mine),
+        "total_merchant_cost": money(cost + fees - charge),
         "total_gross_volume": money(charge),
-        "total_net_volume": money(charge - (cost - mine)),
+        "total_net_volume": money(fees),
     }
 
 
@@ -368,8 +372,8 @@ def spend_key(world: World, record: SpendKey) -> Json:
         "status": record.status,
         "request_shape": record.shape,
         "wallet_id": world.wallet_id,
-        "allowed_models": None if record.allowed_models is None else sorted(record.allowed_models),
-        "allowed_providers": None if record.allowed_providers is None else sorted(record.allowed_providers),
+        "allowed_models": None if record.allowed_models is None else list(record.allowed_models),
+        "allowed_providers": None if record.allowed_providers is None else list(record.allowed_providers),
         "spend_limit": None if limit is None else {"amount": money(limit), "cycle": record.spend_cycle},
         "current_spend": money(record.spent),
         "total_spend": money(record.spent_before + record.spent),

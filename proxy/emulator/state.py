@@ -184,7 +184,9 @@ class World:
     @classmethod
     def _merchant(cls, secret_key: str, test_key: str, wallet_id: str) -> World:
         now = time.time()
-        demo = Connection("conn_demo", Decimal("5.00"), "user-1", "+15550100", "ada@example.com", "Ada", "Demo", None, now)
+        demo = Connection(
+            "conn_demo", Decimal("5.00"), "user-1", "+15550100", "ada@example.com", "Ada", "Demo", None, now
+        )
         empty = Connection("conn_empty", Decimal("0.00"), "user-2", "", "nobody@example.com", "No", "Money", None, now)
         pro = Plan("plan_pro", "Pro", Decimal("20.00"), now, included_credit=Decimal("20.00"))
         pro.bundles.append(Bundle("bundle_extra", "Extra 10", Decimal("10.00"), Decimal("10.00"), now))
@@ -198,9 +200,7 @@ class World:
             spend_key_records=[
                 SpendKey("openai", _fresh("lava_sk_"), "openai", created_at=now),
                 SpendKey("anthropic", _fresh("lava_sk_"), "anthropic", created_at=now),
-                SpendKey(
-                    "exhausted", _fresh("lava_sk_"), "openai", Decimal("1.00"), Decimal("1.00"), created_at=now
-                ),
+                SpendKey("exhausted", _fresh("lava_sk_"), "openai", Decimal("1.00"), Decimal("1.00"), created_at=now),
             ],
             rejected_provider_keys={_fresh("provider-rejected-")},
             unfunded_provider_keys={_fresh("provider-unfunded-")},

@@ -4,14 +4,15 @@ that the SDK does not have."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from proxy.lava.wire import UNSET, body_of, component
+from proxy.lava.wire import UNSET, USER_AGENT, body_of, component
 from proxy.tokens import mint_token
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 Format = Literal["openai", "anthropic", "google", "bedrock"]
 """What the client speaks, where it is not what the provider speaks: Lava translates."""
+
+# Every character that may stand in an address; an escape stays the escape it is.
+_URI = "!$%&'()*+,-./:;=?@_~[]"
 
 _FORMATS = ("openai", "anthropic", "google", "bedrock")
 
@@ -38,7 +42,7 @@ def target_of(url: str, format: str | None) -> str:
     whole = url.partition("#")[0]
     if re.search(r"(?:^|[/\\])(?:\.|%2e){1,2}(?:[/\\?]|$)", whole.partition("?")[0], re.IGNORECASE):
         raise ValueError("the provider's address must not hold . and .. segments")
-    return f"rewrite/{format}/{quote(whole, safe="!$%&'()*+,-./:;=?@_~[]|^`{}")}"
+    return f"rewrite/{format}/{quote(whole, safe=_URI)}"
 
 
 def token_of(
@@ -73,16 +77,19 @@ def token_of(
 
 def outgoing(headers: Mapping[str, str] | None, body: Any, token: str) -> tuple[dict[str, str], bytes | None]:
     """Headers and body to send. A caller's ``Authorization`` is dropped; ``Content-Type: application/json`` is added for a
-    body that becomes JSON (a dict or a list); a text or bytes go as they are."""
+    dict or a list, which become JSON; a text or bytes go as they are."""
     sent = {name: value for name, value in (headers or {}).items() if name.lower() != "authorization"}
+    named = {name.lower() for name in sent}
     sent["Authorization"] = f"Bearer {token}"
+    if "user-agent" not in named:
+        sent["User-Agent"] = USER_AGENT
     if body is None or isinstance(body, bytes):
         return sent, body
     if isinstance(body, (bytearray, memoryview)):
         return sent, bytes(body)
     if isinstance(body, str):
         return sent, body.encode("utf-8")
-    if not any(name.lower() == "content-type" for name in sent):
+    if isinstance(body, (Mapping, list, tuple)) and "content-type" not in named:
         sent["Content-Type"] = "application/json"
     return sent, body_of(body)
 
@@ -112,19 +119,22 @@ class Stream:
     async def lines(self) -> AsyncIterator[str]:
         """The lines, without their ends (LF, CRLF or CR, as in SSE); a ``Content-Encoding`` is undone. Empty lines come
         too: in SSE they end an event."""
-        held = b""
+        line: list[bytes] = []
+        after_return = False
         async for chunk in self._answer.plain():
-            *whole, held = _LINE_END.split(held + chunk)
-            # A CR at the very end may be the first half of a CRLF.
-            if held == b"" and chunk.endswith(b"\r"):
-                held = whole.pop() + b"\r"
-            for line in whole:
-                yield line.decode("utf-8", "replace")
-        if held:
-            yield held.removesuffix(b"\r").decode("utf-8", "replace")
+            # The line ended with its CR, perhaps in the chunk before; an LF after it is part of that end.
+            data = chunk[1:] if after_return and chunk.startswith(b"\n") else chunk
+            after_return = data.endswith(b"\r")
+            first, *others = _LINE_END.split(data)
+            line.append(first)
+            for other in others:
+                yield b"".join(line).decode("utf-8", "replace")
+                line = [other]
+        if last := b"".join(line):
+            yield last.decode("utf-8", "replace")
 
     async def read(self) -> bytes:
-        """The rest as a whole, a ``Content-Encoding`` undone: speech, a picture."""
+        """The rest as a whole, a ``Content-Encoding`` undone: speech, a picture. At most 64 MiB; more comes in chunks."""
         return await self._answer.read()
 
     async def aclose(self) -> None:

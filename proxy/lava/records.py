@@ -33,10 +33,10 @@ def _exact(value: object) -> object:
 
 
 def _whole(value: object) -> object:
-    # The reader makes a Decimal of 3.0 and of 3e2, which are whole numbers for JavaScript.
-    return (
-        int(value) if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value() else value
-    )
+    # The reader makes a Decimal of 3.0 and of 3e2, which are whole numbers for JavaScript. Of 1e999999 none shall be made.
+    if isinstance(value, bool) or (isinstance(value, Decimal) and not (value.is_finite() and value.adjusted() < 19)):
+        raise ValueError("not a whole number")
+    return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value
 
 
 def _aware(value: datetime) -> datetime:

@@ -55,6 +55,8 @@ def document(body: bytes) -> Any:
         return json.loads(body, parse_float=Decimal, parse_constant=_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except ArithmeticError:
+        raise ValueError("a number beyond reason") from None
 
 
 def read(kind: type[R], reply: Reply, redactor: Redactor, now: float) -> R:

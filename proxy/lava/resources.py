@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -189,597 +189,249 @@ _SPEND_KEY = (
     Param("expires_at", "when it ends by itself", Kind.TIME, nullable=True),
 )
 
-_MODES = ("onboarding", "topup", "subscription", "credit_bundle")
 _ORIGIN = Param("origin_url", "the page that the checkout opens in", required=True)
 _BUNDLE = Param("credit_bundle_id", "the bundle to buy")
 
 
-def _customers(
-    resource: str, one: str, record: str, since: Version | None, until: Version | None
-) -> tuple[Action, ...]:
-    """The actions that connections and customers have in common."""
-    sdk, place = resource, f"{resource}/{{{one}_id}}"
-    return (
-        Action(
-            resource,
-            "list",
-            "GET",
-            resource,
-            f"List {resource}",
-            record,
-            f"{sdk}.list",
-            _PAGE,
-            paged=True,
-            since=since,
-            until=until,
-        ),
-        Action(resource, "retrieve", "GET", place, f"One {one}", record, f"{sdk}.retrieve", since=since, until=until),
-        Action(
-            resource,
-            "get_subscription",
-            "GET",
-            f"{place}/subscription",
-            f"The {one}'s subscription, with plan and remaining credits",
-            "CurrentSubscription",
-            f"{sdk}.getSubscription",
-            since=since,
-            until=until,
-        ),
-        Action(
-            resource,
-            "delete",
-            "DELETE",
-            place,
-            f"Delete a {one}",
-            "Done",
-            f"{sdk}.delete",
-            destructive=True,
-            since=since,
-            until=until,
-        ),
-    )
+# Which versions of the SDK have an action: the first and the last one.
+_Span = tuple[Version | None, Version | None]
+_ALWAYS: _Span = (None, None)
+_OLD: _Span = (None, GUIDE)
+_NEW: _Span = ((9, 0), None)
+_LATE: _Span = (GUIDE, None)
+_LATEST: _Span = ((11, 2), None)
+_GUIDE_ONLY: _Span = (GUIDE, GUIDE)
+_WALLET_KEYS: _Span = (GUIDE, (10, 1))
 
 
-def _plans(
-    resource: str, one: str, word: str, record: str, since: Version, until: Version | None
-) -> tuple[Action, ...]:
-    """Plans, which SDK 8 called subscription configs. ``word`` is the SDK's."""
-    sdk, place = "subscriptions", f"{resource}/{{{one}_id}}"
-    written = GUIDE if until == GUIDE else since
-    listed = Action(
+def _action(
+    resource: str,
+    name: str,
+    method: str,
+    span: _Span,
+    doc: str,
+    record: str,
+    *,
+    below: str = "",
+    single: bool = True,
+    sdk: str | None = None,
+    **rest: Any,
+) -> Action:
+    """A row by the rules that most of them keep: ``RESOURCE`` or ``RESOURCE/{ID}``, then ``below``; the SDK's names are
+    ours in camel case."""
+    path = f"{resource}/{{{resource.removesuffix('s')}_id}}" if single else resource
+    named = re.sub(r"_(.)", lambda match: match[1].upper(), f"{resource}.{name}")
+    since, until = span
+    return Action(resource, name, method, path + below, doc, record, sdk or named, since=since, until=until, **rest)
+
+
+def _listing(
+    resource: str, span: _Span, doc: str, record: str, query: tuple[Param, ...] = _PAGE, sdk: str | None = None
+) -> Action:
+    return _action(resource, "list", "GET", span, doc, record, single=False, sdk=sdk, query=query, paged=True)
+
+
+def _single(resource: str, span: _Span, doc: str, record: str, sdk: str | None = None) -> Action:
+    return _action(resource, "retrieve", "GET", span, doc, record, sdk=sdk)
+
+
+def _creation(
+    resource: str,
+    span: _Span,
+    doc: str,
+    record: str,
+    body: tuple[Param, ...],
+    *,
+    sdk: str | None = None,
+    once: str | None = None,
+    reveals: tuple[str, ...] = (),
+) -> Action:
+    secrets = (once,) if once else reveals
+    return _action(
         resource,
-        "list",
-        "GET",
-        resource,
-        "List plans",
+        "create",
+        "POST",
+        span,
+        doc,
         record,
-        f"{sdk}.list{word}s",
-        _PAGE,
-        paged=True,
-        since=since,
-        until=until,
-    )
-    return (
-        listed,
-        replace(
-            listed,
-            name="retrieve",
-            path=place,
-            doc="One plan",
-            sdk=f"{sdk}.retrieve{word}",
-            query=(),
-            paged=False,
-        ),
-        Action(
-            resource,
-            "create",
-            "POST",
-            resource,
-            "Create a plan",
-            record,
-            f"{sdk}.create{word}",
-            body=_PLAN_CREATE,
-            since=written,
-            until=until,
-        ),
-        Action(
-            resource,
-            "update",
-            "PATCH",
-            place,
-            "Change a plan",
-            record,
-            f"{sdk}.update{word}",
-            body=_PLAN_UPDATE,
-            since=written,
-            until=until,
-        ),
-        Action(
-            resource,
-            "delete",
-            "DELETE",
-            place,
-            "Delete a plan",
-            "Deleted",
-            f"{sdk}.delete{word}",
-            destructive=True,
-            since=written,
-            until=until,
-        ),
+        single=False,
+        sdk=sdk,
+        body=body,
+        reveals=secrets,
+        once=bool(once),
     )
 
+
+def _change(
+    resource: str,
+    span: _Span,
+    doc: str,
+    record: str,
+    body: tuple[Param, ...],
+    *,
+    method: str = "PATCH",
+    sdk: str | None = None,
+) -> Action:
+    return _action(resource, "update", method, span, doc, record, sdk=sdk, body=body)
+
+
+def _end(
+    resource: str, span: _Span, doc: str, record: str = "Deleted", *, name: str = "delete", sdk: str | None = None
+) -> Action:
+    return _action(resource, name, "DELETE", span, doc, record, sdk=sdk, destructive=True)
+
+
+def _rotation(resource: str, span: _Span, doc: str, record: str) -> Action:
+    return _action(
+        resource, "rotate", "POST", span, doc, record, below="/rotate", destructive=True, reveals=("key",), once=True
+    )
+
+
+def _subscription_of(resource: str, span: _Span) -> Action:
+    one = resource.removesuffix("s")
+    doc = f"The {one}'s subscription, with plan and remaining credits"
+    return _action(resource, "get_subscription", "GET", span, doc, "CurrentSubscription", below="/subscription")
+
+
+def _optional(params: tuple[Param, ...]) -> tuple[Param, ...]:
+    return tuple(replace(param, required=False) for param in params)
+
+
+def _needed(param: Param) -> Param:
+    return replace(param, required=True)
+
+
+_WEBHOOK = (_NAME, _URL)
+_SHAPE = (_NAME, Param("meter_slug", "its slug; without it Lava makes one"), _RATE, _TIER_TYPE, _TIERS)
+_PLAN = Param("plan_id", "the plan (SDK 9 and later)")
+_CONFIG = Param("subscription_config_id", "the plan (SDK 8)")
+_MODE = Param("checkout_mode", "what is sold", required=True, choices=("subscription", "credit_bundle"))
+_OLD_MODE = replace(_MODE, choices=("onboarding", "topup", "subscription", "credit_bundle"))
+_START = Param("start", "first moment; its offset is the time zone of the days", Kind.TIME, required=True)
+_END_TIME = Param("end", "last moment; without it, now", Kind.TIME)
+_TOP_UP = Param("auto_top_up_bundle_id", "the bundle that tops up by itself", nullable=True)
+_CHAIN = Param("chain", "up to five, each with url and model; null clears it", Kind.TABLES, nullable=True)
+_CODE = Param("code", "the code; it lives for 60 seconds", required=True)
 
 ACTIONS: tuple[Action, ...] = (
-    # checkout_sessions
-    Action(
+    _creation(
         "checkout_sessions",
-        "create",
-        "POST",
-        "checkout_sessions",
-        "Create a checkout: a customer buys a plan or a credit bundle",
+        _NEW,
+        "Create a checkout, where a customer subscribes or buys credit",
         "CheckoutSession",
-        "checkoutSessions.create",
-        body=(
-            Param("checkout_mode", "what is sold", required=True, choices=_MODES[2:]),
-            _ORIGIN,
-            _CUSTOMER,
-            Param("plan_id", "the plan to subscribe to"),
-            _BUNDLE,
-        ),
+        (_MODE, _ORIGIN, _CUSTOMER, _PLAN, _BUNDLE),
         reveals=("checkout_session_token",),
-        since=(9, 0),
     ),
-    Action(
+    _creation(
         "checkout_sessions",
-        "create",
-        "POST",
-        "checkout_sessions",
-        "Create a checkout: a connection is made or topped up, or buys a plan or a credit bundle",
+        _OLD,
+        "Create a checkout, where a connection is made, tops up, subscribes or buys credit",
         "CheckoutSession",
-        "checkoutSessions.create",
-        body=(
-            Param("checkout_mode", "what is sold", required=True, choices=_MODES),
-            _ORIGIN,
-            _CONNECTION,
-            Param("subscription_config_id", "the plan to subscribe to (SDK 8)"),
-            _BUNDLE,
-        ),
+        (_OLD_MODE, _ORIGIN, _CONNECTION, _CONFIG, _BUNDLE),
         reveals=("checkout_session_token",),
-        until=GUIDE,
     ),
-    # connections (SDK 8), customers (SDK 9 and later)
-    *_customers("connections", "connection", "Connection", None, GUIDE),
-    *_customers("customers", "customer", "Customer", (9, 0), None),
-    Action(
-        "customers",
-        "create",
-        "POST",
-        "customers",
-        "Create a customer",
-        "Customer",
-        "customers.create",
-        body=tuple(replace(each, nullable=False) for each in _CONTACT),
-        since=(11, 2),
+    _listing("connections", _OLD, "List connections", "Connection"),
+    _single("connections", _OLD, "One connection", "Connection"),
+    _subscription_of("connections", _OLD),
+    _end("connections", _OLD, "Delete a connection", "Done"),
+    _creation(
+        "customers", _LATEST, "Create a customer", "Customer", tuple(replace(p, nullable=False) for p in _CONTACT)
     ),
-    Action(
-        "customers",
-        "update",
-        "PATCH",
-        "customers/{customer_id}",
-        "Change a customer",
-        "Customer",
-        "customers.update",
-        body=_CONTACT,
-        since=(11, 2),
-    ),
-    # requests
-    Action(
+    _listing("customers", _NEW, "List customers", "Customer"),
+    _single("customers", _NEW, "One customer", "Customer"),
+    _change("customers", _LATEST, "Change a customer", "Customer", _CONTACT),
+    _subscription_of("customers", _NEW),
+    _end("customers", _NEW, "Delete a customer", "Done"),
+    _listing("requests", _NEW, "List requests", "Request", (*_PAGE, _CUSTOMER, _METER, _FILTERS)),
+    _listing("requests", _OLD, "List requests", "Request", (*_PAGE, _CONNECTION, _METER, _FILTERS)),
+    _creation(
         "requests",
-        "list",
-        "GET",
-        "requests",
-        "List requests",
-        "Request",
-        "requests.list",
-        (*_PAGE, _CUSTOMER, _METER, _FILTERS),
-        paged=True,
-        since=(9, 0),
-    ),
-    Action(
-        "requests",
-        "list",
-        "GET",
-        "requests",
-        "List requests",
-        "Request",
-        "requests.list",
-        (*_PAGE, _CONNECTION, _METER, _FILTERS),
-        paged=True,
-        until=GUIDE,
-    ),
-    Action(
-        "requests",
-        "create",
-        "POST",
-        "requests",
+        _NEW,
         "Report usage that did not go through the gateway",
         "Request",
-        "requests.create",
-        body=(_REQUEST_ID, replace(_CUSTOMER, required=True), *_REPORTED),
-        since=(9, 0),
+        (_REQUEST_ID, _needed(_CUSTOMER), *_REPORTED),
     ),
-    Action(
+    _creation(
         "requests",
-        "create",
-        "POST",
-        "requests",
+        _OLD,
         "Report usage that did not go through the gateway",
         "Request",
-        "requests.create",
-        body=(_REQUEST_ID, replace(_CONNECTION, required=True), *_REPORTED),
-        until=GUIDE,
+        (_REQUEST_ID, _needed(_CONNECTION), *_REPORTED),
     ),
-    Action("requests", "retrieve", "GET", "requests/{request_id}", "One request", "Request", "requests.retrieve"),
-    # usage
+    _single("requests", _ALWAYS, "One request", "Request"),
     *(
-        Action(
+        _action(
             "usage",
             "retrieve",
             "GET",
-            "usage",
+            span,
             "Usage and costs by day, with totals",
             "Usage",
-            "usage.retrieve",
-            (
-                Param("start", "first moment; its offset is the time zone of the days", Kind.TIME, required=True),
-                Param("end", "last moment; without it, now", Kind.TIME),
-                who,
-                _METER,
-                _FILTERS,
-            ),
-            since=since,
-            until=until,
+            single=False,
+            query=(_START, _END_TIME, who, _METER, _FILTERS),
         )
-        for who, since, until in ((_CUSTOMER, (9, 0), None), (_CONNECTION, None, GUIDE))
+        for who, span in ((_CUSTOMER, _NEW), (_CONNECTION, _OLD))
     ),
-    # subscriptions
-    Action(
+    _listing("subscriptions", _NEW, "List subscriptions", "Subscription", (*_PAGE, _STATUS, _CUSTOMER)),
+    _listing("subscriptions", _OLD, "List subscriptions", "Subscription", (_STATUS, _CONNECTION, *_PAGE)),
+    _creation(
         "subscriptions",
-        "list",
-        "GET",
-        "subscriptions",
-        "List subscriptions",
-        "Subscription",
-        "subscriptions.list",
-        (*_PAGE, _STATUS, _CUSTOMER),
-        paged=True,
-        since=(9, 0),
-    ),
-    Action(
-        "subscriptions",
-        "list",
-        "GET",
-        "subscriptions",
-        "List subscriptions",
-        "Subscription",
-        "subscriptions.list",
-        (_STATUS, _CONNECTION, *_PAGE),
-        paged=True,
-        until=GUIDE,
-    ),
-    Action(
-        "subscriptions",
-        "create",
-        "POST",
-        "subscriptions",
-        "Give a customer a plan; Lava allows this for free plans only, the others need a checkout",
+        _LATEST,
+        "Give a customer a plan (Lava: free plans only, the others need a checkout)",
         "CurrentSubscription",
-        "subscriptions.create",
-        body=(replace(_CUSTOMER, required=True), Param("plan_id", "the plan", required=True)),
-        since=(11, 2),
+        (_needed(_CUSTOMER), _needed(_PLAN)),
     ),
-    Action(
-        "subscriptions",
-        "update",
-        "PATCH",
-        "subscriptions/{subscription_id}",
-        "Change a subscription",
-        "Done",
-        "subscriptions.update",
-        body=(Param("auto_top_up_bundle_id", "the bundle that tops up by itself", nullable=True),),
-        since=(9, 0),
+    _change("subscriptions", _NEW, "Change a subscription", "Done", (_TOP_UP,)),
+    _end("subscriptions", _ALWAYS, "Cancel a subscription", "Done", name="cancel"),
+    *(
+        row
+        for resource, record, word, span, writing in (
+            ("subscription_configs", "SubscriptionConfig", "Config", _OLD, _GUIDE_ONLY),
+            ("plans", "Plan", "Plan", _NEW, _NEW),
+        )
+        for row in (
+            _listing(resource, span, "List plans", record, sdk=f"subscriptions.list{word}s"),
+            _single(resource, span, "One plan", record, sdk=f"subscriptions.retrieve{word}"),
+            _creation(resource, writing, "Create a plan", record, _PLAN_CREATE, sdk=f"subscriptions.create{word}"),
+            _change(resource, writing, "Change a plan", record, _PLAN_UPDATE, sdk=f"subscriptions.update{word}"),
+            _end(resource, writing, "Delete a plan", sdk=f"subscriptions.delete{word}"),
+        )
     ),
-    Action(
-        "subscriptions",
-        "cancel",
-        "DELETE",
-        "subscriptions/{subscription_id}",
-        "Cancel a subscription",
-        "Done",
-        "subscriptions.cancel",
-        destructive=True,
-    ),
-    # subscription_configs (SDK 8), plans (SDK 9 and later)
-    *_plans("subscription_configs", "subscription_config", "Config", "SubscriptionConfig", (8, 0), GUIDE),
-    *_plans("plans", "plan", "Plan", "Plan", (9, 0), None),
-    # meters
-    Action("meters", "list", "GET", "meters", "List meters", "Meter", "meters.list", _PAGE, paged=True),
-    Action("meters", "retrieve", "GET", "meters/{meter_id}", "One meter", "Meter", "meters.retrieve"),
-    Action(
-        "meters",
-        "create",
-        "POST",
-        "meters",
-        "Create a meter",
-        "Meter",
-        "meters.create",
-        body=(_NAME, Param("meter_slug", "its slug; without it Lava makes one"), _RATE, _TIER_TYPE, _TIERS),
-        since=GUIDE,
-    ),
-    Action(
-        "meters",
-        "update",
-        "PATCH",
-        "meters/{meter_id}",
-        "Change a meter",
-        "Meter",
-        "meters.update",
-        body=(replace(_NAME, required=False), replace(_TIERS, required=False)),
-        since=GUIDE,
-    ),
-    Action(
-        "meters",
-        "delete",
-        "DELETE",
-        "meters/{meter_id}",
-        "Delete a meter",
-        "Deleted",
-        "meters.delete",
-        destructive=True,
-        since=GUIDE,
-    ),
-    # credit_bundles
-    Action(
-        "credit_bundles",
-        "list",
-        "GET",
-        "credit_bundles",
-        "List credit bundles",
-        "CreditBundle",
-        "creditBundles.list",
-        (*_PAGE, Param("plan_id", "only of this plan")),
-        paged=True,
-        since=(9, 0),
-    ),
-    Action(
-        "credit_bundles",
-        "list",
-        "GET",
-        "credit_bundles",
-        "List credit bundles",
-        "CreditBundle",
-        "creditBundles.list",
-        (Param("subscription_config_id", "only of this plan (SDK 8)"), *_PAGE),
-        paged=True,
-        until=GUIDE,
-    ),
-    Action(
-        "credit_bundles",
-        "retrieve",
-        "GET",
-        "credit_bundles/{credit_bundle_id}",
-        "One credit bundle",
-        "CreditBundle",
-        "creditBundles.retrieve",
-    ),
-    # webhooks
-    Action(
-        "webhooks",
-        "list",
-        "GET",
-        "webhooks",
-        "List webhooks",
-        "Webhook",
-        "webhooks.list",
-        _PAGE,
-        paged=True,
-        since=GUIDE,
-    ),
-    Action(
-        "webhooks",
-        "retrieve",
-        "GET",
-        "webhooks/{webhook_id}",
-        "One webhook",
-        "Webhook",
-        "webhooks.retrieve",
-        since=GUIDE,
-    ),
-    Action(
-        "webhooks",
-        "create",
-        "POST",
-        "webhooks",
-        "Create a webhook",
-        "WebhookCreated",
-        "webhooks.create",
-        body=(_NAME, _URL),
-        reveals=("webhook_secret",),
-        once=True,
-        since=GUIDE,
-    ),
-    Action(
-        "webhooks",
-        "update",
-        "PATCH",
-        "webhooks/{webhook_id}",
-        "Change a webhook",
-        "Webhook",
-        "webhooks.update",
-        body=(replace(_NAME, required=False), replace(_URL, required=False)),
-        since=GUIDE,
-    ),
-    Action(
-        "webhooks",
-        "delete",
-        "DELETE",
-        "webhooks/{webhook_id}",
-        "Delete a webhook",
-        "Deleted",
-        "webhooks.delete",
-        destructive=True,
-        since=GUIDE,
-    ),
-    # secret_keys
-    Action(
-        "secret_keys",
-        "list",
-        "GET",
-        "secret_keys",
-        "List secret keys, with hints instead of the keys",
-        "SecretKey",
-        "secretKeys.list",
-        _PAGE,
-        paged=True,
-        since=GUIDE,
-    ),
-    Action(
-        "secret_keys",
-        "create",
-        "POST",
-        "secret_keys",
-        "Create a secret key",
-        "SecretKeyCreated",
-        "secretKeys.create",
-        body=(_NAME,),
-        reveals=("secret_key",),
-        once=True,
-        since=GUIDE,
-    ),
-    Action(
-        "secret_keys",
-        "delete",
-        "DELETE",
-        "secret_keys/{secret_key_id}",
-        "Revoke a secret key",
-        "Deleted",
-        "secretKeys.delete",
-        destructive=True,
-        since=GUIDE,
-    ),
-    # spend_keys
-    Action(
+    _listing("meters", _ALWAYS, "List meters", "Meter"),
+    _single("meters", _ALWAYS, "One meter", "Meter"),
+    _creation("meters", _LATE, "Create a meter", "Meter", _SHAPE),
+    _change("meters", _LATE, "Change a meter", "Meter", _optional((_NAME, _TIERS))),
+    _end("meters", _LATE, "Delete a meter"),
+    _listing("credit_bundles", _NEW, "List credit bundles", "CreditBundle", (*_PAGE, _PLAN)),
+    _listing("credit_bundles", _OLD, "List credit bundles", "CreditBundle", (_CONFIG, *_PAGE)),
+    _single("credit_bundles", _ALWAYS, "One credit bundle", "CreditBundle"),
+    _listing("webhooks", _LATE, "List webhooks", "Webhook"),
+    _single("webhooks", _LATE, "One webhook", "Webhook"),
+    _creation("webhooks", _LATE, "Create a webhook", "WebhookCreated", _WEBHOOK, once="webhook_secret"),
+    _change("webhooks", _LATE, "Change a webhook", "Webhook", _optional(_WEBHOOK)),
+    _end("webhooks", _LATE, "Delete a webhook"),
+    _listing("secret_keys", _LATE, "List secret keys, with hints instead of the keys", "SecretKey"),
+    _creation("secret_keys", _LATE, "Create a secret key", "SecretKeyCreated", (_NAME,), once="secret_key"),
+    _end("secret_keys", _LATE, "Revoke a secret key"),
+    _creation(
         "spend_keys",
-        "create",
-        "POST",
-        "spend_keys",
-        "Create a spend key: a key for one tool, with limits",
+        _LATE,
+        "Create a spend key: for one tool, with limits",
         "SpendKeyCreated",
-        "spendKeys.create",
-        body=(_NAME, *_SPEND_KEY),
-        reveals=("key",),
-        once=True,
-        since=GUIDE,
+        (_NAME, *_SPEND_KEY),
+        once="key",
     ),
-    Action(
-        "spend_keys",
-        "list",
-        "GET",
-        "spend_keys",
-        "List spend keys, with what they have spent",
-        "SpendKey",
-        "spendKeys.list",
-        _PAGE,
-        paged=True,
-        since=GUIDE,
+    _listing("spend_keys", _LATE, "List spend keys, with what they have spent", "SpendKey"),
+    _single("spend_keys", _LATE, "One spend key", "SpendKey"),
+    _change("spend_keys", _LATE, "Change a spend key", "SpendKey", _optional((_NAME, *_SPEND_KEY)), method="PUT"),
+    _end("spend_keys", _LATE, "Revoke a spend key", "Done", name="revoke"),
+    _rotation("spend_keys", _LATE, "Give a spend key a new secret; the old one stops working", "SpendKeyCreated"),
+    _listing("wallet_keys", _WALLET_KEYS, "List wallet keys", "WalletKey"),
+    _end("wallet_keys", _WALLET_KEYS, "Revoke a wallet key", "Done", name="revoke"),
+    _rotation(
+        "wallet_keys", _WALLET_KEYS, "Give a wallet key a new secret; the old one stops working", "WalletKeyCreated"
     ),
-    Action(
-        "spend_keys",
-        "retrieve",
-        "GET",
-        "spend_keys/{spend_key_id}",
-        "One spend key",
-        "SpendKey",
-        "spendKeys.retrieve",
-        since=GUIDE,
-    ),
-    Action(
-        "spend_keys",
-        "update",
-        "PUT",
-        "spend_keys/{spend_key_id}",
-        "Change a spend key",
-        "SpendKey",
-        "spendKeys.update",
-        body=(replace(_NAME, required=False), *_SPEND_KEY),
-        since=GUIDE,
-    ),
-    Action(
-        "spend_keys",
-        "revoke",
-        "DELETE",
-        "spend_keys/{spend_key_id}",
-        "Revoke a spend key",
-        "Done",
-        "spendKeys.revoke",
-        destructive=True,
-        since=GUIDE,
-    ),
-    Action(
-        "spend_keys",
-        "rotate",
-        "POST",
-        "spend_keys/{spend_key_id}/rotate",
-        "Give a spend key a new secret; the old one stops working",
-        "SpendKeyCreated",
-        "spendKeys.rotate",
-        destructive=True,
-        reveals=("key",),
-        once=True,
-        since=GUIDE,
-    ),
-    # wallet_keys (gone in SDK 11)
-    Action(
-        "wallet_keys",
-        "list",
-        "GET",
-        "wallet_keys",
-        "List wallet keys",
-        "WalletKey",
-        "walletKeys.list",
-        _PAGE,
-        paged=True,
-        since=GUIDE,
-        until=(10, 1),
-    ),
-    Action(
-        "wallet_keys",
-        "revoke",
-        "DELETE",
-        "wallet_keys/{wallet_key_id}",
-        "Revoke a wallet key",
-        "Done",
-        "walletKeys.revoke",
-        destructive=True,
-        since=GUIDE,
-        until=(10, 1),
-    ),
-    Action(
-        "wallet_keys",
-        "rotate",
-        "POST",
-        "wallet_keys/{wallet_key_id}/rotate",
-        "Give a wallet key a new secret; the old one stops working",
-        "WalletKeyCreated",
-        "walletKeys.rotate",
-        destructive=True,
-        reveals=("key",),
-        once=True,
-        since=GUIDE,
-        until=(10, 1),
-    ),
-    # models
-    Action("models", "list", "GET", "models", "List models", "Model", "models.list", paged=True, since=GUIDE),
+    _listing("models", _LATE, "List models", "Model", ()),
     # In Lava's reference, in no SDK.
     Action("wallet", "retrieve", "GET", "wallet", "The wallet behind this key, with its balance", "Wallet"),
     Action("fallback", "retrieve", "GET", "account/fallback", "The account's chain of fallbacks", "Fallback"),
@@ -790,7 +442,7 @@ ACTIONS: tuple[Action, ...] = (
         "account/fallback",
         "Set the account's chain of fallbacks",
         "Fallback",
-        body=(Param("chain", "up to five, each with url and model; none clears it", Kind.TABLES, nullable=True),),
+        body=(_CHAIN,),
     ),
     # The end of the login flow: the code stands for the credential.
     Action(
@@ -801,7 +453,7 @@ ACTIONS: tuple[Action, ...] = (
         "Exchange the one-time code of a login for credentials",
         "AuthCredentials",
         "exchangeAuthCode",
-        body=(Param("code", "the code; it lives for 60 seconds", required=True),),
+        body=(_CODE,),
         reveals=("secret_key", "wallet_key"),
         once=True,
         keyless=True,

@@ -8,16 +8,18 @@ our own: httpx2's exceptions carry the request, and with it the key.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from proxy.lava.errors import Interrupted, LavaError, TimedOut, UnexpectedAnswer, Unreachable
+from proxy.lava.errors import Interrupted, TimedOut, UnexpectedAnswer, Unreachable
 from proxy.lava.replies import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     import httpx2
 
@@ -41,22 +43,20 @@ class Transport:
         self._proxy = proxy
         self._made: tuple[asyncio.AbstractEventLoop, asyncio.Task[httpx2.AsyncHTTPTransport]] | None = None
 
-    async def send(
-        self, method: str, target: str, headers: dict[str, str], body: bytes | None, timeout: float
-    ) -> Reply:
-        """Send a request and read the whole answer within ``timeout`` seconds, connecting included.
+    async def send(self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float) -> Reply:
+        """Send a request and read the whole answer within ``limit`` seconds, connecting included.
 
         ``target`` stands after the base address's last slash, as it shall be sent. Raises ``Unreachable``.
         """
         sent: list[bool] = []
         try:
             async with (
-                asyncio.timeout(timeout),
+                asyncio.timeout(limit),
                 self.open(method, target, headers, body, silence=None, sent=sent) as answer,
             ):
                 return Reply(answer.status, answer.headers, await answer.read())
         except TimeoutError:
-            raise TimedOut(f"no whole answer within {timeout:g} seconds", sent=bool(sent)) from None
+            raise TimedOut(f"no whole answer within {limit:g} seconds", sent=bool(sent)) from None
 
     @asynccontextmanager
     async def open(
@@ -96,7 +96,7 @@ class Transport:
                 },
             )
             response = await transport.handle_async_request(request)
-        except Exception as exc:
+        except (httpx2.TransportError, httpx2.InvalidURL, OSError, ValueError, TypeError) as exc:
             raise _failure(exc, bool(begun)) from None
         try:
             yield Answer(response)
@@ -115,7 +115,12 @@ class Transport:
         loop = asyncio.get_running_loop()
         if self._made is None or self._made[0] is not loop:
             self._made = (loop, loop.create_task(self._make()))
-        return await asyncio.shield(self._made[1])
+        making = self._made[1]
+        try:
+            return await asyncio.shield(making)
+        except Unreachable:
+            self._made = None
+            raise
 
     async def _make(self) -> httpx2.AsyncHTTPTransport:
         import httpx2
@@ -197,20 +202,16 @@ def _failure(exc: Exception, sent: bool) -> Exception:
     """What a failure before the answer's head means. The texts of httpx2 may quote the request, so none is used."""
     import httpx2
 
-    if isinstance(exc, LavaError):
-        return exc
-    if isinstance(exc, httpx2.LocalProtocolError | UnicodeError | TypeError | ValueError):
+    if isinstance(exc, httpx2.LocalProtocolError | httpx2.InvalidURL | TypeError | ValueError):
         return ValueError("the request cannot be written as HTTP: a header holds characters that none may hold")
     if isinstance(exc, httpx2.TimeoutException):
         return TimedOut("no answer in time" if sent else "no connection in time", sent=sent)
     if isinstance(exc, httpx2.ProxyError) and not sent:
         return Unreachable("the outbound proxy refused the connection")
-    if isinstance(exc, httpx2.TransportError | OSError):
-        if sent:
-            return Unreachable("the connection broke before an answer", sent=True)
-        reason = _reason(exc)
-        return Unreachable(f"no connection: {reason}" if reason else "no connection")
-    return exc
+    if sent:
+        return Unreachable("the connection broke before an answer", sent=True)
+    reason = _reason(exc)
+    return Unreachable(f"no connection: {reason}" if reason else "no connection")
 
 
 def _reason(exc: BaseException | None) -> str:
@@ -220,7 +221,9 @@ def _reason(exc: BaseException | None) -> str:
             return f"the server's certificate is not trusted ({exc.verify_message})"
         if isinstance(exc, ssl.SSLError):
             return "TLS failed"
-        if isinstance(exc, OSError) and exc.strerror:
-            return exc.strerror
+        if isinstance(exc, socket.gaierror):
+            return "the host's name is not known"
+        if isinstance(exc, OSError) and exc.errno:
+            return os.strerror(exc.errno)  # its own text may be asyncio's, with an address in it
         exc = exc.__cause__ or exc.__context__
     return ""

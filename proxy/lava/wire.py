@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from proxy import __version__
 from proxy.dialects import compact
 from proxy.lava.resources import Kind, resolve
 
@@ -19,11 +21,11 @@ from proxy.tokens import UNSET
 from proxy.tokens import _Unset as Unset
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from proxy.lava.resources import Action
 
-__all__ = ["UNSET", "Call", "Unset", "body_of", "component", "form", "write"]
+__all__ = ["UNSET", "USER_AGENT", "Call", "Unset", "body_of", "component", "form", "write"]
+
+USER_AGENT = f"lava-proxy/{__version__}"
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -100,7 +102,7 @@ def body_of(document: object) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]

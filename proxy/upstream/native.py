@@ -91,10 +91,8 @@ TLS_TURNS: Final = 8
 
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
 FIELD = re.compile(rb"(?<=\n)([!#$%&'*+\-.^_`|~0-9A-Za-z]++):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n")
-"""One header line, whole. White space after the value is the caller's to cut."""
+"""One header line, whole. White space after the value is left to be cut."""
 
-LINE_BYTES = bytes(byte for byte in range(256) if byte == 9 or (byte >= 32 and byte != 127))
-METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 TARGET_BYTES = bytes(range(0x21, 0x7F))
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 """What the parser is told before it sees a chunked body."""
@@ -677,64 +675,63 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _head(self, data: bytes) -> None:
         """Take head bytes until the final head is whole; give what follows to ``_body``."""
-        seen = 0
+        start = 0
         if self._raw:
-            seen = len(self._raw)
+            start = max(0, len(self._raw) - 3)
             data = self._raw + data
         while True:
-            end = data.find(b"\r\n\r\n", max(0, seen - 3)) + 2
+            end = data.find(b"\r\n\r\n", start) + 2
             if end < 2:
-                return self._partial(data, seen)
+                return self._partial(data)
             if end + 2 > MAX_HEAD_BYTES:
                 return self._fail("protocol", "the response head is too large")
-            line = STATUS_LINE.match(data, 0, end)
+            head, rest = data[:end], data[end + 2 :]
+            line = STATUS_LINE.match(head)
             if line is None:
                 return self._fail("protocol", "malformed status line")
-            start = line.end()
-            fields = FIELD.findall(data, start, end)
+            fields = FIELD.findall(head, line.end())
             # Every match is one whole line with one LF: equal numbers mean that no byte stands outside a match.
-            if len(fields) != data.count(b"\n", start, end):
+            if len(fields) + 1 != head.count(b"\n"):
                 return self._fail("protocol", "malformed response head")
             minor, code = line.groups()
             status = int(code)
             if status >= 200:
-                if data.find(b" \r\n", start, end) < 0 and data.find(b"\t\r\n", start, end) < 0:
-                    headers = [(name.lower(), value) for name, value in fields]
-                else:
-                    headers = [(name.lower(), value.rstrip(b" \t")) for name, value in fields]
-                return self._answered(minor == b"1", status, headers, data[end + 2 :])
+                headers = [(name.lower(), value.rstrip()) for name, value in fields]
+                return self._answered(minor == b"1", status, headers, rest)
             self._informational += 1
             if status == 101:
                 return self._fail("protocol", "the upstream switched protocols")
             if self._informational > MAX_INFORMATIONAL:
                 return self._fail("protocol", "too many informational responses")
-            data = data[end + 2 :]
-            seen = self._judged = 0
+            data, self._raw = rest, b""
+            start = self._judged = 0
             if not data:
-                self._raw = b""
                 return None
 
-    def _partial(self, data: bytes, seen: int) -> None:
-        """Keep the beginning of a head, of which ``seen`` bytes are not new, unless no proper one can come of it."""
+    def _partial(self, data: bytes) -> None:
+        """Keep the beginning of a head, unless no proper one can come of it."""
         if len(data) > MAX_HEAD_BYTES:
             return self._fail("protocol", "the response head is too large")
         if not b"HTTP/1.".startswith(data[:7]):
             return self._fail("protocol", "the answer is not HTTP/1")
-        start = self._judged
-        end = data.rfind(b"\n", max(start, seen)) + 1
-        if end:
-            if not start:
-                line = STATUS_LINE.match(data, 0, end)
-                if line is None:
-                    return self._fail("protocol", "malformed status line")
-                start = line.end()
-            if len(FIELD.findall(data, start, end)) != data.count(b"\n", start, end):
-                return self._fail("protocol", "malformed response head")
-            start = self._judged = end
-        # Of a line that is still coming, the new bytes, and the one before them, which may be a CR.
-        if data[max(start, seen - 1) :].removesuffix(b"\r").translate(None, LINE_BYTES):
+        # The whole lines that were not judged before, then the one that is still coming, as if it ended here.
+        start, end = self._judged, data.rfind(b"\n") + 1
+        unfinished = data[end:].removesuffix(b"\r")
+        if not end:
+            unfinished += b"HTTP/1.1 200"[len(unfinished) :]
+        elif unfinished and b":" not in unfinished:
+            unfinished += b":"
+        lines = data[start:end] + unfinished + b"\r\n" if unfinished else data[start:end]
+        if not start:
+            line = STATUS_LINE.match(lines)
+            if line is None:
+                return self._fail("protocol", "malformed status line")
+            lines = lines[line.end() - 1 :]
+        else:
+            lines = b"\n" + lines
+        if len(FIELD.findall(lines, 1)) + 1 != lines.count(b"\n"):
             return self._fail("protocol", "malformed response head")
-        self._raw = data
+        self._raw, self._judged = data, end
         return None
 
     def _answered(self, http11: bool, status: int, headers: list[tuple[bytes, bytes]], rest: bytes) -> None:
@@ -880,7 +877,7 @@ def _encode(out: Outgoing) -> tuple[bytes, AsyncIterator[bytes] | None, int | No
         head.count(b"\n") != lines
         or head.count(b"\r") != lines
         or b"\0" in head
-        or METHOD.fullmatch(out.method) is None
+        or not out.method.isalpha()
         or not out.target
         or out.target.translate(None, TARGET_BYTES)
     ):

@@ -1,0 +1,54 @@
+"""The emulator's few pages for people: plain HTML that a browser, or a test that reads forms, can use."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from proxy.emulator.exchange import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_FRAME = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 30rem; margin: 15vh auto; padding: 0 1rem; color: #222; background: #fff; }}
+button {{ font: inherit; padding: .5rem 1.5rem; border: 0; border-radius: .4rem; color: #fff; background: #b3360b; cursor: pointer; }}
+small {{ color: #555; }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<p>{text}</p>
+{rest}<p><small>This is the offline Lava of lava-proxy: no account, no money.</small></p>
+</main>
+</body>
+</html>
+"""
+
+
+def _page(title: str, text: str, rest: str, status: int) -> Reply:
+    whole = _FRAME.format(title=escape(title), text=escape(text), rest=rest)
+    headers = [("cache-control", "no-store"), ("referrer-policy", "no-referrer"), ("x-frame-options", "DENY")]
+    return Reply(status, [whole.encode()], "text/html; charset=utf-8", headers)
+
+
+def message(title: str, text: str, status: int = 200) -> Reply:
+    """A page that only says something."""
+    return _page(title, text, "", status)
+
+
+def form(title: str, text: str, action: str, hidden: Mapping[str, str], button: str) -> Reply:
+    """A page with one button that posts the ``hidden`` fields to ``action``."""
+    fields = "".join(
+        f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">\n' for name, value in hidden.items()
+    )
+    label = escape(button)
+    rest = f'<form method="post" action="{escape(action)}">\n{fields}<button type="submit">{label}</button>\n</form>\n'
+    return _page(title, text, rest, 200)

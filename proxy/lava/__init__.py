@@ -1,0 +1,80 @@
+"""Lava's account API and gateway from Python: ``from proxy.lava import Lava``; see ``docs/lava.md``.
+
+One table (``resources``) says what there is; ``wire`` writes a call, ``transport`` sends it, ``replies`` reads the answer
+as one of the ``records`` or raises one of the ``errors``. ``client`` puts them together, ``blocking`` is the same for
+scripts, ``signatures`` checks the events of webhooks.
+
+Names are found when they are asked for: who needs the table alone (the command line's help) does not load the client.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.lava.blocking import LavaSync
+    from proxy.lava.client import Lava
+    from proxy.lava.errors import (
+        BadRequest,
+        Conflict,
+        Forbidden,
+        InsufficientBalance,
+        Interrupted,
+        LavaError,
+        MissingKey,
+        NotFound,
+        NotJson,
+        RateLimited,
+        Refused,
+        ServerError,
+        TimedOut,
+        Unauthorized,
+        UnexpectedAnswer,
+        Unreachable,
+        Unsupported,
+    )
+    from proxy.lava.resources import UnknownName
+    from proxy.lava.signatures import BadSignature, verify_webhook
+
+__all__ = [
+    "BadRequest",
+    "BadSignature",
+    "Conflict",
+    "Forbidden",
+    "InsufficientBalance",
+    "Interrupted",
+    "Lava",
+    "LavaError",
+    "LavaSync",
+    "MissingKey",
+    "NotFound",
+    "NotJson",
+    "RateLimited",
+    "Refused",
+    "ServerError",
+    "TimedOut",
+    "Unauthorized",
+    "UnexpectedAnswer",
+    "UnknownName",
+    "Unreachable",
+    "Unsupported",
+    "verify_webhook",
+]
+
+_PLACES = {
+    "BadSignature": "signatures",
+    "Lava": "client",
+    "LavaSync": "blocking",
+    "UnknownName": "resources",
+    "verify_webhook": "signatures",
+}
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one of ours
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_PLACES.get(name, 'errors')}"), name)

@@ -1,0 +1,776 @@
+"""The typed methods of the account API, to be awaited.
+
+Written by ``tests/lava_methods.py`` from the table in ``resources``: change the table, not this file.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from proxy.lava import records
+from proxy.lava.paging import Resource
+from proxy.lava.wire import UNSET
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from decimal import Decimal
+
+    from proxy.lava.paging import Pages
+    from proxy.lava.wire import Unset
+
+
+class CheckoutSessions(Resource):
+    """Checkouts: how a customer buys a plan or credit."""
+
+    async def create(
+        self,
+        *,
+        checkout_mode: Literal["subscription", "credit_bundle", "onboarding", "topup"],
+        origin_url: str,
+        customer_id: str | None = None,
+        plan_id: str | None = None,
+        credit_bundle_id: str | None = None,
+        connection_id: str | None = None,
+        subscription_config_id: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> records.CheckoutSession:
+        """Create a checkout, where a customer subscribes or buys credit (``POST checkout_sessions``)."""
+        return await self._one(
+            records.CheckoutSession,
+            "checkout_sessions.create",
+            fields={
+                "checkout_mode": checkout_mode,
+                "origin_url": origin_url,
+                "customer_id": customer_id,
+                "plan_id": plan_id,
+                "credit_bundle_id": credit_bundle_id,
+                "connection_id": connection_id,
+                "subscription_config_id": subscription_config_id,
+            },
+            extra=extra_body,
+            idempotency_key=idempotency_key,
+        )
+
+
+class Connections(Resource):
+    """Customers, under the name of SDK 8."""
+
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Connection]:
+        """List connections (``GET connections``)."""
+        return self._pages(records.Connection, "connections.list", {"cursor": cursor, "limit": limit})
+
+    async def retrieve(self, connection_id: str) -> records.Connection:
+        """One connection (``GET connections/{connection_id}``)."""
+        return await self._one(records.Connection, "connections.retrieve", connection_id)
+
+    async def get_subscription(self, connection_id: str) -> records.CurrentSubscription:
+        """The connection's subscription, with plan and remaining credits (``GET connections/{connection_id}/subscription``)."""
+        return await self._one(records.CurrentSubscription, "connections.get_subscription", connection_id)
+
+    async def delete(self, connection_id: str) -> records.Done:
+        """Delete a connection (``DELETE connections/{connection_id}``)."""
+        return await self._one(records.Done, "connections.delete", connection_id)
+
+
+class Customers(Resource):
+    """Customers (SDK 9 and later)."""
+
+    async def create(
+        self,
+        *,
+        reference_id: str | None = None,
+        email: str | None = None,
+        phone: str | None = None,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> records.Customer:
+        """Create a customer (``POST customers``)."""
+        return await self._one(
+            records.Customer,
+            "customers.create",
+            fields={"reference_id": reference_id, "email": email, "phone": phone, "name": name, "metadata": metadata},
+            extra=extra_body,
+            idempotency_key=idempotency_key,
+        )
+
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Customer]:
+        """List customers (``GET customers``)."""
+        return self._pages(records.Customer, "customers.list", {"cursor": cursor, "limit": limit})
+
+    async def retrieve(self, customer_id: str) -> records.Customer:
+        """One customer (``GET customers/{customer_id}``)."""
+        return await self._one(records.Customer, "customers.retrieve", customer_id)
+
+    async def update(
+        self,
+        customer_id: str,
+        *,
+        reference_id: str | Unset | None = UNSET,
+        email: str | Unset | None = UNSET,
+        phone: str | Unset | None = UNSET,
+        name: str | Unset | None = UNSET,
+        metadata: Mapping[str, Any] | Unset | None = UNSET,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> records.Customer:
+        """Change a customer (``PATCH customers/{customer_id}``)."""
+        return await self._one(
+            records.Customer,
+            "customers.update",
+            customer_id,
+            fields={"reference_id": reference_id, "email": email, "phone": phone, "name": name, "metadata": metadata},
+            extra=extra_body,
+        )
+
+    async def get_subscription(self, customer_id: str) -> records.CurrentSubscription:
+        """The customer's subscription, with plan and remaining credits (``GET customers/{customer_id}/subscription``)."""
+        return await self._one(records.CurrentSubscription, "customers.get_subscription", customer_id)
+
+    async def delete(self, customer_id: str) -> records.Done:
+        """Delete a customer (``DELETE customers/{customer_id}``)."""
+        return await self._one(records.Done, "customers.delete", customer_id)
+
+
+class Requests(Resource):
+    """What went through the gateway, and what you report."""
+
+    def list(
+        self,
+        *,
+        cursor: str | None = None,
+        limit: int | None = None,
+        customer_id: str | None = None,
+        meter_id: str | None = None,
+        metadata_filters: Mapping[str, str] | None = None,
+        connection_id: str | None = None,
+    ) -> Pages[records.Request]:
+        """List requests (``GET requests``)."""
+        return self._pages(
+            records.Request,
+            "requests.list",
+            {
+                "cursor": cursor,
+                "limit": limit,
+                "customer_id": customer_id,
+                "meter_id": meter_id,
+                "metadata_filters": metadata_filters,
+                "connection_id": connection_id,
+            },
+        )
+
+    async def create(
+        self,
+        *,
+        request_id: str,
+        meter_slug: str,
+        customer_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        input_characters: int | None = None,
+        output_characters: int | None = None,
+        input_seconds: int | None = None,
+        output_seconds: int | None = None,
+        connection_id: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> records.Request:
+        """Report usage that did not go through the gateway (``POST requests``)."""
+        return await self._one(
+            records.Request,
+            "requests.create",
+            fields={
+                "request_id": request_id,
+                "customer_id": customer_id,
+                "meter_slug": meter_slug,
+                "metadata": metadata,
+                "input_tokens": input_tokens,
+                "output_tokens": output_tokens,
+                "input_characters": input_characters,
+                "output_characters": output_characters,
+                "input_seconds": input_seconds,
+                "output_seconds": output_seconds,
+                "connection_id": connection_id,
+            },
+            extra=extra_body,
+            idempotency_key=idempotency_key,
+        )
+
+    async def retrieve(self, request_id: str) -> records.Request:
+        """One request (``GET requests/{request_id}``)."""
+        return await self._one(records.Request, "requests.retrieve", request_id)
+
+
+class Usage(Resource):
+    """Usage and costs by day."""
+
+    async def retrieve(
+        self,
+        *,
+        start: datetime | str,
+        end: datetime | str | None = None,
+        customer_id: str | None = None,
+        meter_id: str | None = None,
+        metadata_filters: Mapping[str, str] | None = None,
+        connection_id: str | None = None,
+    ) -> records.Usage:
+        """Usage and costs by day, with totals (``GET usage``)."""
+        return await self._one(
+            records.Usage,
+            "usage.retrieve",
+            fields={
+                "start": start,
+                "end": end,
+                "customer_id": customer_id,
+                "meter_id": meter_id,
+                "metadata_filters": metadata_filters,
+                "connection_id": connection_id,
+            },
+        )
+
+
+class Subscriptions(Resource):
+    """Who has which plan."""
+
+    def list(
+        self,
+        *,
+        cursor: str | None = None,
+        limit: int | None = None,
+        status: Literal["active", "cancelled", "all"] | None = None,
+        customer_id: str | None = None,
+        connection_id: str | None = None,
+    ) -> Pages[records.Subscription]:
+        """List subscriptions (``GET subscriptions``)."""
+        return self._pages(
+            records.Subscription,
+            "subscriptions.list",
+            {
+                "cursor": cursor,
+                "limit": limit,
+                "status": status,
+                "customer_id": customer_id,
+                "connection_id": connection_id,
+            },
+        )
+
+    async def create(
+        self,
+        *,
+        customer_id: str,
+        plan_id: str,
+        extra_body: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> records.CurrentSubscription:
+        """Give a customer a plan (Lava: free plans only, the others need a checkout) (``POST subscriptions``)."""
+        return await self._one(
+            records.CurrentSubscription,
+            "subscriptions.create",
+            fields={"customer_id": customer_id, "plan_id": plan_id},
+            extra=extra_body,
+            idempotency_key=idempotency_key,
+        )
+
+    async def update(
+        self,
+        subscription_id: str,
+        *,
+        auto_top_up_bundle_id: str | Unset | None = UNSET,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> records.Done:
+        """Change a subscription (``PATCH subscriptions/{subscription_id}``)."""
+        return await self._one(
+            records.Done,
+            "subscriptions.update",
+            subscription_id,
+            fields={"auto_top_up_bundle_id": auto_top_up_bundle_id},
+            extra=extra_body,
+        )
+
+    async def cancel(self, subscription_id: str) -> records.Done:
+        """Cancel a subscription (``DELETE subscriptions/{subscription_id}``)."""
+        return await self._one(records.Done, "subscriptions.cancel", subscription_id)
+
+
+class SubscriptionConfigs(Resource):
+    """Plans, under the name of SDK 8."""
+
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.SubscriptionConfig]:
+        """List plans (``GET subscription_configs``)."""
+        return self._pages(records.SubscriptionConfig, "subscription_configs.list", {"cursor": cursor, "limit": limit})
+
+    async def retrieve(self, subscription_config_id: str) -> records.SubscriptionConfig:
+        """One plan (``GET subscription_configs/{subscription_config_id}``)."""
+        return await self._one(records.SubscriptionConfig, "subscription_configs.retrieve", subscription_config_id)
+
+    async def create(
+        self,
+        *,
+        name: str,
+        period_amount: Decimal | str,
+        billing_interval: Literal["day", "week", "month", "year"],
+        rollover_type: Literal["full", "none"] | None = None,
+        bundle_rollover_type: Literal["full", "none"] | None = None,
+        included_credit: Decimal | str | None = None,
+        default_auto_top_up_bundle_index: int | Unset | None = UNSET,
+        meter_ids: Sequence[str] | None = None,
+        credit_bundles: Sequence[Mapping[str, Any]] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> records.SubscriptionConfig:
+        """Create a plan (``POST subscription_configs``)."""
+        return await self._one(
+            records.SubscriptionConfig,
+            "subscription_configs.create",
+            fields={
+                "name": name,
+                "period_amount": period_amount,
+                "billing_interval": billing_interval,
+                "rollover_type": rollover_type,
+                "bundle_rollover_type": bundle_rollover_type,
+                "included_credit": included_credit,
+                "default_auto_top_up_bundle_index": default_auto_top_up_bundle_index,
+                "meter_ids": meter_ids,
+                "credit_bundles": credit_bundles,
+            },
+            extra=extra_body,
+            idempotency_key=idempotency_key,
+        )
+
+    async def update(
+        self,
+        subscription_config_id: str,
+        *,
+        name: str | None = None,
+        rollover_type: Literal["full", "none"] | None = None,
+        bundle_rollover_type: Literal["full", "none"] | None = None,
+        included_credit: Decimal | str | None = None,
+        default_auto_top_up_bundle_id: str | Unset | None = UNSET,
+        meter_ids: Sequence[str] | None = None,
+        credit_bundles: Sequence[Mapping[str, Any]] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> records.SubscriptionConfig:
+        """Change a plan (``PATCH subscription_configs/{subscription_config_id}``)."""
+        return await self._one(
+            records.SubscriptionConfig,
+            "subscription_configs.update",
+            subscription_config_id,
+            fields={
+                "name": name,
+                "rollover_type": rollover_type,
+                "bundle_rollover_type": bundle_rollover_type,
+                "included_credit": included_credit,
+                "default_auto_top_up_bundle_id": default_auto_top_up_bundle_id,
+                "meter_ids": meter_ids,
+                "credit_bundles": credit_bundles,
+            },
+            extra=extra_body,
+        )
+
+    async def delete(self, subscription_config_id: str) -> records.Deleted:
+        """Delete a plan (``DELETE subscription_configs/{subscription_config_id}``)."""
+        return await self._one(records.Deleted, "subscription_configs.delete", subscription_config_id)
+
+
+class Plans(Resource):
+    """Plans (SDK 9 and later)."""
+
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Plan]:
+        """List plans (``GET plans``)."""
+        return self._pages(records.Plan, "plans.list", {"cursor": cursor, "limit": limit})
+
+    async def retrieve(self, plan_id: str) -> records.Plan:
+        """One plan (``GET plans/{plan_id}``)."""
+        return await self._one(records.Plan, "plans.retrieve", plan_id)
+
+    async def create(
+        self,
+        *,
+        name: str,
+        period_amount: Decimal | str,
+        billing_interval: Literal["day", "week", "month", "year"],
+        rollover_type: Literal["full", "none"] | None = None,
+        bundle_rollover_type: Literal["full", "none"] | None = None,
+        included_credit: Decimal | str | None = None,
+        default_auto_top_up_bundle_index: int | Unset | None = UNSET,
+        meter_ids: Sequence[str] | None = None,
+        credit_bundles: Sequence[Mapping[str, Any]] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> records.Plan:
+        """Create a plan (``POST plans``)."""
+        return await self._one(
+            records.Plan,
+            "plans.create",
+            fields={
+                "name": name,
+                "period_amount": period_amount,
+                "billing_interval": billing_interval,
+                "rollover_type": rollover_type,
+                "bundle_rollover_type": bundle_rollover_type,
+                "included_credit": included_credit,
+                "default_auto_top_up_bundle_index": default_auto_top_up_bundle_index,
+                "meter_ids": meter_ids,
+                "credit_bundles": credit_bundles,
+            },
+            extra=extra_body,
+            idempotency_key=idempotency_key,
+        )
+
+    async def update(
+        self,
+        plan_id: str,
+        *,
+        name: str | None = None,
+        rollover_type: Literal["full", "none"] | None = None,
+        bundle_rollover_type: Literal["full", "none"] | None = None,
+        included_credit: Decimal | str | None = None,
+        default_auto_top_up_bundle_id: str | Unset | None = UNSET,
+        meter_ids: Sequence[str] | None = None,
+        credit_bundles: Sequence[Mapping[str, Any]] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> records.Plan:
+        """Change a plan (``PATCH plans/{plan_id}``)."""
+        return await self._one(
+            records.Plan,
+            "plans.update",
+            plan_id,
+            fields={
+                "name": name,
+                "rollover_type": rollover_type,
+                "bundle_rollover_type": bundle_rollover_type,
+                "included_credit": included_credit,
+                "default_auto_top_up_bundle_id": default_auto_top_up_bundle_id,
+                "meter_ids": meter_ids,
+                "credit_bundles": credit_bundles,
+            },
+            extra=extra_body,
+        )
+
+    async def delete(self, plan_id: str) -> records.Deleted:
+        """Delete a plan (``DELETE plans/{plan_id}``)."""
+        return await self._one(records.Deleted, "plans.delete", plan_id)
+
+
+class Meters(Resource):
+    """What usage is charged by."""
+
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Meter]:
+        """List meters (``GET meters``)."""
+        return self._pages(records.Meter, "meters.list", {"cursor": cursor, "limit": limit})
+
+    async def retrieve(self, meter_id: str) -> records.Meter:
+        """One meter (``GET meters/{meter_id}``)."""
+        return await self._one(records.Meter, "meters.retrieve", meter_id)
+
+    async def create(
+        self,
+        *,
+        name: str,
+        rate_type: Literal["fixed", "percentage"],
+        tier_type: Literal["tokens_1m", "characters_1m", "minutes", "requests"],
+        tiers: Sequence[Mapping[str, Any]],
+        meter_slug: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> records.Meter:
+        """Create a meter (``POST meters``)."""
+        return await self._one(
+            records.Meter,
+            "meters.create",
+            fields={
+                "name": name,
+                "meter_slug": meter_slug,
+                "rate_type": rate_type,
+                "tier_type": tier_type,
+                "tiers": tiers,
+            },
+            extra=extra_body,
+            idempotency_key=idempotency_key,
+        )
+
+    async def update(
+        self,
+        meter_id: str,
+        *,
+        name: str | None = None,
+        tiers: Sequence[Mapping[str, Any]] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> records.Meter:
+        """Change a meter (``PATCH meters/{meter_id}``)."""
+        return await self._one(
+            records.Meter, "meters.update", meter_id, fields={"name": name, "tiers": tiers}, extra=extra_body
+        )
+
+    async def delete(self, meter_id: str) -> records.Deleted:
+        """Delete a meter (``DELETE meters/{meter_id}``)."""
+        return await self._one(records.Deleted, "meters.delete", meter_id)
+
+
+class CreditBundles(Resource):
+    """Credit that is sold beside a plan."""
+
+    def list(
+        self,
+        *,
+        cursor: str | None = None,
+        limit: int | None = None,
+        plan_id: str | None = None,
+        subscription_config_id: str | None = None,
+    ) -> Pages[records.CreditBundle]:
+        """List credit bundles (``GET credit_bundles``)."""
+        return self._pages(
+            records.CreditBundle,
+            "credit_bundles.list",
+            {"cursor": cursor, "limit": limit, "plan_id": plan_id, "subscription_config_id": subscription_config_id},
+        )
+
+    async def retrieve(self, credit_bundle_id: str) -> records.CreditBundle:
+        """One credit bundle (``GET credit_bundles/{credit_bundle_id}``)."""
+        return await self._one(records.CreditBundle, "credit_bundles.retrieve", credit_bundle_id)
+
+
+class Webhooks(Resource):
+    """Addresses that Lava tells of events."""
+
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Webhook]:
+        """List webhooks (``GET webhooks``)."""
+        return self._pages(records.Webhook, "webhooks.list", {"cursor": cursor, "limit": limit})
+
+    async def retrieve(self, webhook_id: str) -> records.Webhook:
+        """One webhook (``GET webhooks/{webhook_id}``)."""
+        return await self._one(records.Webhook, "webhooks.retrieve", webhook_id)
+
+    async def create(
+        self, *, name: str, url: str, extra_body: Mapping[str, Any] | None = None, idempotency_key: str | None = None
+    ) -> records.WebhookCreated:
+        """Create a webhook (``POST webhooks``)."""
+        return await self._one(
+            records.WebhookCreated,
+            "webhooks.create",
+            fields={"name": name, "url": url},
+            extra=extra_body,
+            idempotency_key=idempotency_key,
+        )
+
+    async def update(
+        self,
+        webhook_id: str,
+        *,
+        name: str | None = None,
+        url: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> records.Webhook:
+        """Change a webhook (``PATCH webhooks/{webhook_id}``)."""
+        return await self._one(
+            records.Webhook, "webhooks.update", webhook_id, fields={"name": name, "url": url}, extra=extra_body
+        )
+
+    async def delete(self, webhook_id: str) -> records.Deleted:
+        """Delete a webhook (``DELETE webhooks/{webhook_id}``)."""
+        return await self._one(records.Deleted, "webhooks.delete", webhook_id)
+
+
+class SecretKeys(Resource):
+    """The merchant's keys."""
+
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.SecretKey]:
+        """List secret keys, with hints instead of the keys (``GET secret_keys``)."""
+        return self._pages(records.SecretKey, "secret_keys.list", {"cursor": cursor, "limit": limit})
+
+    async def create(
+        self, *, name: str, extra_body: Mapping[str, Any] | None = None, idempotency_key: str | None = None
+    ) -> records.SecretKeyCreated:
+        """Create a secret key (``POST secret_keys``)."""
+        return await self._one(
+            records.SecretKeyCreated,
+            "secret_keys.create",
+            fields={"name": name},
+            extra=extra_body,
+            idempotency_key=idempotency_key,
+        )
+
+    async def delete(self, secret_key_id: str) -> records.Deleted:
+        """Revoke a secret key (``DELETE secret_keys/{secret_key_id}``)."""
+        return await self._one(records.Deleted, "secret_keys.delete", secret_key_id)
+
+
+class SpendKeys(Resource):
+    """Keys for one tool each, with limits."""
+
+    async def create(
+        self,
+        *,
+        name: str,
+        status: Literal["active", "paused"] | None = None,
+        request_shape: Literal["openai", "anthropic"] | None = None,
+        allowed_models: Sequence[str] | Unset | None = UNSET,
+        allowed_providers: Sequence[str] | Unset | None = UNSET,
+        spend_limit: Mapping[str, Any] | Unset | None = UNSET,
+        request_limit: Mapping[str, Any] | Unset | None = UNSET,
+        rate_limit: Mapping[str, Any] | Unset | None = UNSET,
+        expires_at: datetime | str | Unset | None = UNSET,
+        extra_body: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> records.SpendKeyCreated:
+        """Create a spend key: for one tool, with limits (``POST spend_keys``)."""
+        return await self._one(
+            records.SpendKeyCreated,
+            "spend_keys.create",
+            fields={
+                "name": name,
+                "status": status,
+                "request_shape": request_shape,
+                "allowed_models": allowed_models,
+                "allowed_providers": allowed_providers,
+                "spend_limit": spend_limit,
+                "request_limit": request_limit,
+                "rate_limit": rate_limit,
+                "expires_at": expires_at,
+            },
+            extra=extra_body,
+            idempotency_key=idempotency_key,
+        )
+
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.SpendKey]:
+        """List spend keys, with what they have spent (``GET spend_keys``)."""
+        return self._pages(records.SpendKey, "spend_keys.list", {"cursor": cursor, "limit": limit})
+
+    async def retrieve(self, spend_key_id: str) -> records.SpendKey:
+        """One spend key (``GET spend_keys/{spend_key_id}``)."""
+        return await self._one(records.SpendKey, "spend_keys.retrieve", spend_key_id)
+
+    async def update(
+        self,
+        spend_key_id: str,
+        *,
+        name: str | None = None,
+        status: Literal["active", "paused"] | None = None,
+        request_shape: Literal["openai", "anthropic"] | None = None,
+        allowed_models: Sequence[str] | Unset | None = UNSET,
+        allowed_providers: Sequence[str] | Unset | None = UNSET,
+        spend_limit: Mapping[str, Any] | Unset | None = UNSET,
+        request_limit: Mapping[str, Any] | Unset | None = UNSET,
+        rate_limit: Mapping[str, Any] | Unset | None = UNSET,
+        expires_at: datetime | str | Unset | None = UNSET,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> records.SpendKey:
+        """Change a spend key (``PUT spend_keys/{spend_key_id}``)."""
+        return await self._one(
+            records.SpendKey,
+            "spend_keys.update",
+            spend_key_id,
+            fields={
+                "name": name,
+                "status": status,
+                "request_shape": request_shape,
+                "allowed_models": allowed_models,
+                "allowed_providers": allowed_providers,
+                "spend_limit": spend_limit,
+                "request_limit": request_limit,
+                "rate_limit": rate_limit,
+                "expires_at": expires_at,
+            },
+            extra=extra_body,
+        )
+
+    async def revoke(self, spend_key_id: str) -> records.Done:
+        """Revoke a spend key (``DELETE spend_keys/{spend_key_id}``)."""
+        return await self._one(records.Done, "spend_keys.revoke", spend_key_id)
+
+    async def rotate(self, spend_key_id: str, *, idempotency_key: str | None = None) -> records.SpendKeyCreated:
+        """Give a spend key a new secret; the old one stops working (``POST spend_keys/{spend_key_id}/rotate``)."""
+        return await self._one(
+            records.SpendKeyCreated, "spend_keys.rotate", spend_key_id, idempotency_key=idempotency_key
+        )
+
+
+class WalletKeys(Resource):
+    """Keys that manage a wallet's spend keys (gone in SDK 11)."""
+
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.WalletKey]:
+        """List wallet keys (``GET wallet_keys``)."""
+        return self._pages(records.WalletKey, "wallet_keys.list", {"cursor": cursor, "limit": limit})
+
+    async def revoke(self, wallet_key_id: str) -> records.Done:
+        """Revoke a wallet key (``DELETE wallet_keys/{wallet_key_id}``)."""
+        return await self._one(records.Done, "wallet_keys.revoke", wallet_key_id)
+
+    async def rotate(self, wallet_key_id: str, *, idempotency_key: str | None = None) -> records.WalletKeyCreated:
+        """Give a wallet key a new secret; the old one stops working (``POST wallet_keys/{wallet_key_id}/rotate``)."""
+        return await self._one(
+            records.WalletKeyCreated, "wallet_keys.rotate", wallet_key_id, idempotency_key=idempotency_key
+        )
+
+
+class Models(Resource):
+    """What the gateway knows."""
+
+    def list(self) -> Pages[records.Model]:
+        """List models (``GET models``)."""
+        return self._pages(records.Model, "models.list", {})
+
+
+class Wallet(Resource):
+    """The wallet behind the key."""
+
+    async def retrieve(self) -> records.Wallet:
+        """The wallet behind this key, with its balance (``GET wallet``)."""
+        return await self._one(records.Wallet, "wallet.retrieve")
+
+
+class Fallback(Resource):
+    """The account's chain of fallbacks."""
+
+    async def retrieve(self) -> records.Fallback:
+        """The account's chain of fallbacks (``GET account/fallback``)."""
+        return await self._one(records.Fallback, "fallback.retrieve")
+
+    async def update(
+        self, *, chain: Sequence[Mapping[str, Any]] | Unset | None = UNSET, extra_body: Mapping[str, Any] | None = None
+    ) -> records.Fallback:
+        """Set the account's chain of fallbacks (``PATCH account/fallback``)."""
+        return await self._one(records.Fallback, "fallback.update", fields={"chain": chain}, extra=extra_body)
+
+
+class Auth(Resource):
+    """The end of the login flow."""
+
+    async def exchange_code(
+        self, *, code: str, extra_body: Mapping[str, Any] | None = None, idempotency_key: str | None = None
+    ) -> records.AuthCredentials:
+        """Exchange the one-time code of a login for credentials (``POST auth/callback``)."""
+        return await self._one(
+            records.AuthCredentials,
+            "auth.exchange_code",
+            fields={"code": code},
+            extra=extra_body,
+            idempotency_key=idempotency_key,
+        )
+
+
+class Resources:
+    """Every resource, as attributes of the client."""
+
+    def __init__(self, lava: Any) -> None:
+        self.checkout_sessions = CheckoutSessions(lava)
+        self.connections = Connections(lava)
+        self.customers = Customers(lava)
+        self.requests = Requests(lava)
+        self.usage = Usage(lava)
+        self.subscriptions = Subscriptions(lava)
+        self.subscription_configs = SubscriptionConfigs(lava)
+        self.plans = Plans(lava)
+        self.meters = Meters(lava)
+        self.credit_bundles = CreditBundles(lava)
+        self.webhooks = Webhooks(lava)
+        self.secret_keys = SecretKeys(lava)
+        self.spend_keys = SpendKeys(lava)
+        self.wallet_keys = WalletKeys(lava)
+        self.models = Models(lava)
+        self.wallet = Wallet(lava)
+        self.fallback = Fallback(lava)
+        self.auth = Auth(lava)

@@ -1,0 +1,141 @@
+"""What the blocking face stands on: an event loop in a thread of its own, so that it works inside a running loop too."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from proxy.lava.records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+
+    from proxy.lava import paging
+    from proxy.lava.client import Lava
+    from proxy.lava.records import Page
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+_END: Any = object()
+
+
+class Waiter:
+    """Runs coroutines in its own thread and waits for them. The thread starts with the first one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: weakref.finalize[Any, Waiter] | None = None
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """The outcome of ``work``. Ctrl-C cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._running())
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def each(self, source: AsyncIterator[T]) -> Iterator[T]:
+        """What an async iterator gives, one after the other."""
+
+        async def step() -> T:
+            return await anext(source, _END)
+
+        try:
+            while (item := self.wait(step())) is not _END:
+                yield item
+        finally:
+            close = getattr(source, "aclose", None)
+            if close is not None:
+                self.wait(close())
+
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """End the thread, after it has done ``last``. May be called twice; without a thread nothing is done."""
+        with self._lock:
+            loop, stop = self._loop, self._stop
+            self._stop = self._loop = None
+        if loop is None or stop is None:
+            return
+        try:
+            if last is not None:
+                asyncio.run_coroutine_threadsafe(last(), loop).result()
+        finally:
+            stop()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=_turn, args=(loop,), name="lava", daemon=True)
+                thread.start()
+                self._loop = loop
+                # A script that forgets close() ends all the same.
+                self._stop = weakref.finalize(self, _end, loop, thread)
+            return self._loop
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
+
+
+def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(loop.stop)
+    if thread is not threading.current_thread():
+        thread.join(5.0)
+
+
+class Pages(Generic[R]):
+    """A list, not asked for yet: ``for record in pages`` gives every record of all pages, ``pages.first()`` the first page
+    alone, ``pages.by_page()`` page after page."""
+
+    def __init__(self, waiter: Waiter, pages: paging.Pages[R]) -> None:
+        self._waiter = waiter
+        self._pages = pages
+
+    def __iter__(self) -> Iterator[R]:
+        return self._waiter.each(aiter(self._pages))
+
+    def by_page(self) -> Iterator[Page[R]]:
+        """Page after page."""
+        return self._waiter.each(self._pages.by_page())
+
+    def first(self) -> Page[R]:
+        """The first page, with its ``next_cursor``."""
+
+        async def ask() -> Page[R]:
+            return await self._pages
+
+        return self._waiter.wait(ask())
+
+
+class Resource:
+    """What the blocking resources have in common."""
+
+    def __init__(self, face: Any) -> None:
+        self._lava: Lava = face.lava
+        self._waiter: Waiter = face.waiter
+
+    def _pages(self, kind: type[R], action: str, fields: Mapping[str, Any]) -> Pages[R]:
+        return Pages(self._waiter, self._lava.pages_of(kind, action, fields))
+
+    def _one(
+        self,
+        kind: type[R],
+        action: str,
+        *ids: str,
+        fields: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> R:
+        return self._waiter.wait(self._lava.record(kind, action, ids, fields or {}, extra, idempotency_key))
