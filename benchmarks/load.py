@@ -368,7 +368,8 @@ async def paced(options: Options) -> dict[str, Any]:
     all_over: asyncio.Future[None] = loop.create_future()
     all_begun = asyncio.Event()
     left = options.connections
-    length = int(options.rate * (options.seconds + options.ramp + 2))
+    # Long enough that the first stream still runs when the last has begun and the window has passed.
+    length = int(options.rate * (options.seconds + options.ramp + min(2.0, options.seconds)))
 
     def ended(client: Client, whole: bool) -> None:
         nonlocal whole_count, left, open_now

@@ -43,6 +43,7 @@ class Scale:
     cancels: int = 10_000
     starts: int = 7
     profile_seconds: float = 10.0
+    connections: tuple[int, ...] = CONNECTIONS
 
 
 FULL = Scale()
@@ -68,7 +69,7 @@ def jobs(groups: list[str], scale: Scale, folder: Path, peers: list[str], refere
         return lambda target: _requests(target, folder, connections, scale.seconds, **options)
 
     if "requests" in groups:
-        for connections in CONNECTIONS:
+        for connections in scale.connections:
             for name in dict.fromkeys(("direct", reference, "lava-proxy", "haproxy")):
                 if name == "direct" and connections > 16:
                     continue
@@ -100,17 +101,19 @@ def jobs(groups: list[str], scale: Scale, folder: Path, peers: list[str], refere
             yield Job("time to first event", f"{name} streams", name, lambda target: _first(target, scale.seconds))
 
 
-def measure(book: Book, stage: Stage, planned: list[Job], rounds: int, tell: Callable[[str], None]) -> None:
+def measure(book: Book, stage: Stage, planned: list[Job], scale: Scale, tell: Callable[[str], None]) -> None:
     """Run all windows of all rounds, one row's targets close together, every second round in reverse."""
     for name in dict.fromkeys(job.target for job in planned):
         target = stage.target(name)
         if target is None:
             tell(f"{name}: not measured: {stage.unavailable[name]}")
             continue
-        with contextlib.suppress(processes.Unavailable):  # a warm-up; the windows will say what is wrong
+        if scale.seconds < 1:
+            continue  # no measurement worth a warm-up
+        with contextlib.suppress(processes.Unavailable):  # the windows will say what is wrong
             windows.with_load("requests", target, connections=8, seconds=0.3)
-    for number in range(rounds):
-        tell(f"round {number + 1} of {rounds}")
+    for number in range(scale.rounds):
+        tell(f"round {number + 1} of {scale.rounds}")
         for job in planned if number % 2 == 0 else list(reversed(planned)):
             target = stage.target(job.target)
             if target is None:
@@ -152,7 +155,7 @@ def _events(target: Target, seconds: float) -> dict[str, float]:
 
 
 def _first(target: Target, seconds: float) -> dict[str, float]:
-    window = windows.with_load("first", target, seconds=max(1.0, seconds))
+    window = windows.with_load("first", target, seconds=seconds)
     return {"p50_ms": window.number("p50"), "p99_ms": window.number("p99"), "wrong": window.number("wrong")}
 
 
@@ -202,7 +205,7 @@ def paced(target: Target, streams: int, seconds: float, rate: float = 20.0) -> d
             connections=streams,
             seconds=seconds,
             rate=rate,
-            ramp=max(1.0, streams / 500),
+            ramp=streams / 500,
             limit=seconds + 180,
         )
     finally:
@@ -284,6 +287,20 @@ class State:
     rss_mib: float
     upstream: int
 
+    @property
+    def own(self) -> int:
+        """Descriptors but for the connections to the upstream: the pool keeps some of those for a while."""
+        return 0 if self.descriptors is None else self.descriptors - self.upstream
+
+    def no_more_than(self, other: State, *, pool: int) -> bool:
+        """Whether this is what `other` was; of idle connections to the upstream it may have ``pool`` more."""
+        return (
+            self.in_flight <= other.in_flight
+            and self.threads <= other.threads
+            and self.own <= other.own
+            and self.upstream <= other.upstream + pool
+        )
+
     def as_dict(self) -> dict[str, float | None]:
         """For the report."""
         return dict(vars(self))
@@ -319,18 +336,14 @@ def _threads(process: processes.Process) -> int:
     return int(psutil.Process(process.child.pid).num_threads())
 
 
-def settled(target: Target, mock: Target, base: State, seconds: float = SETTLE_SECONDS) -> State:
-    """The daemon's state once it is as `base` says, or when the time is over."""
+def settled(target: Target, mock: Target, base: State, *, pool: int = 0, seconds: float = SETTLE_SECONDS) -> State:
+    """The daemon's state once it is as `base` was, or when the time is over. ``pool``: see `State.no_more_than`."""
     deadline = time.monotonic() + seconds
     while True:
         now = state(target, mock)
-        # One more is the request for /metrics itself; it is in both.
-        same = now.in_flight <= base.in_flight and now.upstream <= base.upstream
-        if same and (base.descriptors is None or now.descriptors is None or now.descriptors <= base.descriptors):
+        if now.no_more_than(base, pool=pool) or time.monotonic() > deadline:
             return now
-        if time.monotonic() > deadline:
-            return now
-        time.sleep(0.5)
+        time.sleep(0.25)
 
 
 def cancelled(stage: Stage, count: int) -> dict[str, Any]:
@@ -355,6 +368,7 @@ def cancelled(stage: Stage, count: int) -> dict[str, Any]:
             "fresh": fresh.as_dict(),
             "before": before.as_dict(),
             "after": after.as_dict(),
+            "as_before": after.no_more_than(before, pool=0),
             "good_after": good.result["requests"],
             "wrong_after": good.result["wrong"],
         }

@@ -2,12 +2,14 @@
 
 Each goes into a folder of its own below the one given (a temporary one unless ``--peers-folder`` keeps it), is started on
 one core like lava-proxy, and forwards to the same upstream. What cannot be installed or started is skipped, and the report
-says why. None of them is asked for anything but to pass the request on: no database, no logging of their own.
+says why. None of them is asked for anything but to pass the request on: no database, no logging of their own. LiteLLM does not
+start without a key of its own, so it checks one, as lava-proxy does.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -43,6 +45,8 @@ model_list:
 litellm_settings:
   num_retries: 0
   telemetry: false
+general_settings:
+  master_key: {key}
 """
 
 
@@ -131,14 +135,16 @@ def litellm(folder: Path, upstream: int) -> Target:
         package = f"litellm[proxy]=={LITELLM_VERSION}"
         _install([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", package])
     config = folder / "config.yaml"
-    config.write_text(_LITELLM.format(upstream=upstream), encoding="utf-8")
+    key = "sk-" + secrets.token_hex(32)
+    config.touch(mode=0o600)
+    config.write_text(_LITELLM.format(upstream=upstream, key=key), encoding="utf-8")
     port = free_port()
     command = [str(program), "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
     # Without the last one it fetches a list of prices at its start.
     environment = {"HOME": str(folder), "LITELLM_MODE": "PRODUCTION", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     process = Process("LiteLLM", command, folder, env={**environment, "LITELLM_LOG": "ERROR"})
     return _started(
-        process, Target("LiteLLM", port, {"authorization": "Bearer unused"}, process=process), "/health/liveliness"
+        process, Target("LiteLLM", port, {"authorization": f"Bearer {key}"}, process=process), "/health/liveliness"
     )
 
 

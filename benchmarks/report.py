@@ -59,7 +59,7 @@ def _why(book: Book, row: str, *names: str) -> str:
     for name in names:
         for key in (f"{row}, {name}", name):
             if key in book.reasons:
-                return f"not measured: {book.reasons[key]}"
+                return f"not measured: {one_line(book.reasons[key], 80)}"
     return "not in this run"
 
 
@@ -134,16 +134,19 @@ def _states(book: Book) -> Iterator[Figure]:
         yield Figure(name, goal, _why(book, "cancels", "cancels"), None)
         return
     before, after = left["before"], left["after"]
-    same = all(
-        before[key] is None or after[key] <= before[key] for key in ("descriptors", "in_flight", "threads", "upstream")
-    )
     words = {"descriptors": "descriptors", "upstream": "upstream connections", "in_flight": "requests in flight"}
     measured = ", ".join(f"{word} {before[key]} → {after[key]}" for key, word in words.items())
     measured += f", RSS {before['rss_mib']:.1f} → {after['rss_mib']:.1f} MiB; then {left['good_after']} good, {left['wrong_after']} not"
-    yield Figure(name, goal, measured, same and left["good_after"] > 0 and not left["wrong_after"])
+    yield Figure(name, goal, measured, left["as_before"] and left["good_after"] > 0 and not left["wrong_after"])
 
 
 # --- as text ---------------------------------------------------------------------------------------------------------
+
+
+def one_line(text: str, most: int = 300) -> str:
+    """Without line ends, and not long."""
+    words = " ".join(text.split())
+    return words if len(words) <= most else words[: most - 1] + "…"
 
 
 def _table(head: list[str], rows: list[list[str]], *, markdown: bool) -> list[str]:
@@ -225,7 +228,7 @@ def document(
     missing = {**book.reasons, **{name: f"{count} answers were wrong" for name, count in book.wrong.items()}}
     if missing:
         lines += ["", "## Missing or wrong", ""]
-        lines += [f"- {name}: {' '.join(why.split())[:300]}" for name, why in missing.items()]
+        lines += [f"- {name}: {one_line(why)}" for name, why in missing.items()]
     lines += ["", "## Notes: profile of the hot path and the next thing to cut", ""]
     for what, found in profiles.items():
         lines += [f"### {what[0].upper()}{what[1:]}", ""]

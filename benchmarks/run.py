@@ -43,6 +43,11 @@ GROUPS = (
 NOT_QUICK = ("peers",)
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """``1,16`` as numbers. Raises ValueError."""
+    return tuple(int(each) for each in text.split(","))
+
+
 def arguments(words: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="benchmarks/run.py", description="Measure this checkout.")
@@ -50,6 +55,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", metavar="GROUPS", help=f"of {', '.join(GROUPS)}; with commas between")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of all windows")
     parser.add_argument("--seconds", type=float, metavar="S", help="length of a window")
+    parser.add_argument("--connections", type=numbers, metavar="N,N", help="connections of the plain rows")
     parser.add_argument("--streams", type=int, metavar="N", help="paced streams at once")
     parser.add_argument("--stream-seconds", type=float, metavar="S", help="how long these are watched")
     parser.add_argument("--requests", type=int, metavar="N", help="requests of the memory row")
@@ -57,6 +63,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--starts", type=int, metavar="N", help="starts to take the median of")
     parser.add_argument("--peers-folder", type=Path, metavar="DIR", help="where peers are installed, to be used again")
     parser.add_argument("--profile", action="store_true", help="a profile of the hot path too; --write implies it")
+    parser.add_argument("--profile-seconds", type=float, metavar="S", help="how long that samples")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the report as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure as JSON")
     return parser.parse_args(words)
@@ -92,7 +99,7 @@ def start_peers(stage: proxies.Stage, folder: Path) -> list[str]:
             stage.add(name, start(folder / name.replace(" ", "-").lower(), stage.json().port))
         except processes.Unavailable as why:
             stage.unavailable[name] = str(why)
-            tell(f"  skipped: {why}")
+            tell(f"  skipped: {report.one_line(str(why))}")
         else:
             running.append(name)
     return running
@@ -132,7 +139,7 @@ def main(words: list[str]) -> int:
         try:
             peers = start_peers(stage, options.peers_folder or folder / "peers") if "peers" in groups else []
             planned = list(measurements.jobs(groups, scale, folder, peers, reference))
-            measurements.measure(book, stage, planned, scale.rounds, tell)
+            measurements.measure(book, stage, planned, scale, tell)
             measurements.once(book, stage, groups, scale, reference, tell)
             if options.profile or options.write:
                 profiles = profile(stage, folder, scale, book)
@@ -172,7 +179,7 @@ def show(book: Book, reference: str, about: dict[str, str], profiles: dict[str, 
     lines += ["", *report.features(book, markdown=False), "", *report.rows(book, reference, markdown=False)]
     for what, found in profiles.items():
         lines += ["", f"{what}: {found.samples} samples", *report.hot_path(found, markdown=False)]
-    lines += ["", *(f"not measured: {name}: {why}" for name, why in book.reasons.items())]
+    lines += ["", *(f"not measured: {name}: {report.one_line(why)}" for name, why in book.reasons.items())]
     lines += [f"wrong answers: {name}: {count}" for name, count in book.wrong.items()]
     print("\n".join(lines).rstrip())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from email.utils import formatdate
 from html import escape
 from time import monotonic
@@ -38,6 +39,8 @@ CONTROL = frozenset({b"/", b"/healthz", b"/readyz", b"/metrics"})
 _LAVA_CODES = frozenset({"lava_unauthorized", "lava_insufficient_balance", "lava_spend_limit", "lava_forbidden"})
 _LAVA_CODES |= frozenset({"lava_unsupported_target", "lava_error"})
 _PROVIDER_CODES = frozenset({"provider_key_rejected", "provider_payment_required"})
+_GENERATIONS_MASKED = 8
+"""Configurations whose secrets are masked in the log: requests that began with an old one are still being told about."""
 DOCS = "https://www.lava.so/docs"
 
 
@@ -60,6 +63,7 @@ class Runtime:
         self.log = log
         self.metrics = Metrics()
         self.retired: list[Generation] = []
+        self._told = deque([settings], _GENERATIONS_MASKED)
 
     @property
     def settings(self) -> Settings:
@@ -87,9 +91,9 @@ class Runtime:
         if not same:
             self.retired.append(old)
         self.metrics.config_reload(True)
+        self._told.append(settings)
         if self.log is not None:
-            # The old secrets too: requests that began with them are still being told about.
-            self.log.set_redactor(Redactor([*settings.secrets(), *old.settings.secrets()]))
+            self.log.set_redactor(Redactor(dict.fromkeys(secret for each in self._told for secret in each.secrets())))
             self.log.set_level(settings.log.level)
 
     def reload_failed(self, fault: Exception) -> None:

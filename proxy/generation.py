@@ -198,7 +198,7 @@ class Generation:
             project = self.table.projects[candidate]
             if project.forward_token or project.spend_key or project.secret_key or self.account_key:
                 return None
-        return "no Lava secret key is configured: set LAVA_SECRET_KEY, or secret_key under [lava]"
+        return "no Lava secret key is configured: set LAVA_SECRET_KEY, or secret_key under [lava], or run `lava-proxy login`"
 
 
 def digest(key: bytes) -> bytes:

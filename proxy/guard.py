@@ -855,7 +855,7 @@ class GuardedProtocol(asyncio.Protocol):
 
     def ended(self) -> None:
         """The application is through. (Told by its task itself: a callback would cost another turn of the loop.)"""
-        self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task(self._loop)))
+        self._tasks.discard(asyncio.current_task(self._loop))
 
     def _read_body(self, body: LengthBody | ChunkedBody, data: bytes, position: int) -> int:
         start = position

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxy.credentials import find
 from proxy.providers import ALIASES, BUILTIN
 from proxy.redaction import Secret
 from proxy.references import Unreadable, is_reference, locate, resolve
@@ -84,8 +85,11 @@ class Secrets:
             put_at(data, where, Secret(value or ""))
             if value is not None and where[-2] == "keys":
                 self._local_key(where, value)
-        if "secret_key" not in table_at(data, "lava") and self.environ.get("LAVA_SECRET_KEY"):
-            self._default_key(data)
+        if "secret_key" not in table_at(data, "lava"):
+            if self.environ.get("LAVA_SECRET_KEY"):
+                self._default_key(data)
+            else:
+                self._key_of_login(data)
         self._paths(data)
         self._refuse_open_file()
 
@@ -97,6 +101,20 @@ class Secrets:
         else:
             message = "must not hold control characters (a line end, perhaps)"
             self.faults.add_variable("LAVA_SECRET_KEY", message)
+
+    def _key_of_login(self, data: Table) -> None:
+        # The key of `lava-proxy login`. Nobody named it, so that it cannot be used is no fault.
+        try:
+            kept = find(self.environ)
+        except Unreadable as error:
+            self.warnings.append(f"the login is not used: {error} (`lava-proxy login` makes a new one)")
+            return
+        if kept is None:
+            return
+        put_at(data, ("lava", "secret_key"), kept.login.secret_key)
+        # A key is good where it was made: it must not be sent anywhere else for want of a setting.
+        if table_at(data, "lava").get("base_url", "auto") == "auto":
+            put_at(data, ("lava", "base_url"), kept.login.base_url)
 
     def _local_key(self, where: Where, value: str) -> None:
         if len(value) < MIN_LOCAL_KEY:

@@ -143,7 +143,7 @@ def credential(
         raise Fault(
             "lava_key_missing",
             f'No Lava secret key is configured for project "{name}".',
-            "Set the environment variable LAVA_SECRET_KEY before starting lava-proxy, or secret_key under [lava].",
+            "Run `lava-proxy login`, or set the environment variable LAVA_SECRET_KEY before starting lava-proxy, or secret_key under [lava].",
         )
     own = _byok(project, provider)
     from_client = own == "client"

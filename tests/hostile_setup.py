@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import socket
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable
@@ -29,7 +30,6 @@ from proxy.redaction import leaks
 from proxy.tokens import mint_token
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Iterable, Iterator
     from concurrent.futures import Future
     from pathlib import Path
@@ -257,6 +257,8 @@ class Stand:
         self.cut_patiently: list[bytes] = []
         """The targets of such requests at the upstream of ``patient``."""
         self._daemons: dict[str, Daemon] = {}
+        self._plays = 0
+        self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._exit = contextlib.ExitStack()
         self.upstream = self._exit.enter_context(Upstream(self._serve))
@@ -348,12 +350,19 @@ class Stand:
 
     @contextlib.contextmanager
     def playing(self, play: Play) -> Iterator[None]:
-        """Let the upstream do something else inside."""
+        """Let the upstream do something else inside.
+
+        At the end its connections are gone on both sides: a request written just when a kept connection closes is lost, and
+        rightly not repeated.
+        """
         self.play = play
         try:
             yield
         finally:
             self.play = echo
+            end = time.monotonic() + 2.0
+            while self._plays and time.monotonic() < end:
+                time.sleep(0.001)
 
     @property
     def last(self) -> Received:
@@ -411,12 +420,26 @@ class Stand:
     def _serve(self, peer: Peer) -> None:
         try:
             while (received := peer.head()) is not None:
-                if self.play(peer, received) is False:
-                    return
+                with self._playing_now():
+                    if self.play(peer, received) is False:
+                        with contextlib.suppress(OSError):
+                            peer.fin()
+                        peer.gone()
+                        return
         except OSError:  # the daemon left, inside a request or an answer
             self.cut_requests += 1
         except Exception as fault:  # noqa: BLE001  (told to the case: the daemon sent what is no HTTP)
             self.faults.append(f"{type(fault).__name__}: {fault}")
+
+    @contextlib.contextmanager
+    def _playing_now(self) -> Iterator[None]:
+        with self._lock:
+            self._plays += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._plays -= 1
 
     def _serve_patiently(self, peer: Peer) -> None:
         received: Received | None = None

@@ -111,6 +111,10 @@ def config(tmp_path: Path) -> Path:
 
 
 KEY = {"LAVA_SECRET_KEY": LAVA_KEY}
+COMMANDS = (
+    *("serve", "demo", "init", "check", "token", "health", "emulator"),
+    *("login", "logout", "whoami"),
+)
 
 
 # --- help, version, wrong usage --------------------------------------------------------------------------------------
@@ -123,16 +127,16 @@ def test_version_is_the_packages(tmp_path: Path) -> None:
 
 
 def test_help_names_every_command_in_a_whole_sentence(tmp_path: Path) -> None:
-    """``--help`` lists the seven commands; no line of it is cut off with dots."""
+    """``--help`` lists every command; no line of it is cut off with dots."""
     ran = lava_proxy(tmp_path, "--help")
     assert ran.code == 0
     names = re.findall(r"^  (\w+)  +\w", ran.out.partition("Commands:")[2], re.MULTILINE)
-    assert names == ["serve", "demo", "init", "check", "token", "health", "emulator"]
+    assert names == list(COMMANDS)
     assert "..." not in ran.out.partition("Commands:")[2]
     assert "\x1b" not in ran.out
 
 
-@pytest.mark.parametrize("name", ["serve", "demo", "init", "check", "token", "health", "emulator"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_takes_config_and_explains_itself(tmp_path: Path, name: str) -> None:
     """Each command has a help of its own, with ``--config``; those that report have ``--json``."""
     ran = lava_proxy(tmp_path, name, "-h")

@@ -151,6 +151,13 @@ class TinyApp:
     async def split(self, seen: Seen, receive: Any, send: Any) -> None:
         await start(send, 200, (b"x-evil", b"1\r\nset-cookie: a=b"))
 
+    async def pondering(self, seen: Seen, receive: Any, send: Any) -> None:
+        """Sends its head, and the body when the test says so."""
+        await start(send, 200, (b"content-length", b"4"))
+        while not self.release.is_set():  # noqa: ASYNC110 - the test is a thread
+            await asyncio.sleep(0.01)
+        await send({"type": "http.response.body", "body": b"done", "more_body": False})
+
     async def crash(self, seen: Seen, receive: Any, send: Any) -> None:
         raise ValueError("a bug")
 
@@ -870,6 +877,41 @@ def test_a_header_cannot_split_the_answer(front: Front) -> None:
     received = front.exchange(get(first=b"GET /split HTTP/1.1"))
     assert b"set-cookie" not in received
     assert received.startswith(b"HTTP/1.1 500")
+
+
+def test_a_head_does_not_wait_for_its_body(front: Front) -> None:
+    """A response head leaves in the turn in which it was sent, on every connection, though no body byte follows."""
+    clients = [front.connect() for _ in range(20)]
+    for client in clients:
+        client.sendall(get(first=b"GET /pondering HTTP/1.1"))
+    heads = []
+    for client in clients:
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += client.recv(65536)
+        heads.append(received)
+    assert all(head.endswith(b"content-length: 4\r\n\r\n") for head in heads)
+    front.app.release.set()
+    assert [read_response(client, head)[2] for client, head in zip(clients, heads, strict=True)] == [b"done"] * 20
+
+
+def test_small_answers_leave_in_one_piece(front: Front) -> None:
+    """Head and body that are sent without waiting between them come in one segment."""
+    client = front.connect()
+    for _ in range(20):
+        client.sendall(post(b"Content-Length: 5"))
+        assert client.recv(65536).endswith(b"\r\n\r\nhello")
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 200_000])
+def test_a_body_in_the_segment_of_its_head_is_the_body(front: Front, size: int) -> None:
+    """Head, body and the next request in one write: two requests, with their bytes, whatever the size."""
+    client = front.connect()
+    body = b"x" * size
+    client.sendall(post(b"Content-Length: %d" % size, body=body) + post(b"Content-Length: 3", body=b"end"))
+    status, _, received, rest = read_response(client)
+    assert (status, received) == (200, body)
+    assert read_response(client, rest)[:3:2] == (200, b"end")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ ORDER = (
     "toml_lines",
     "references",
     "sources",
+    "credentials",
     "rules",
     "settings",
     # Decisions.
@@ -67,7 +68,7 @@ EMULATOR_KNOWS = {"dialects", "providers", "emulator"}
 
 #: Rooms that are one door together.
 AREAS = {
-    **dict.fromkeys(("urls", "toml_lines", "references", "sources", "rules", "settings"), "settings"),
+    **dict.fromkeys(("urls", "toml_lines", "references", "sources", "credentials", "rules", "settings"), "settings"),
     **dict.fromkeys(("guard", "server"), "front"),
 }
 

@@ -257,6 +257,26 @@ def test_what_cannot_change_while_it_runs_is_said_so(daemon: StartDaemon, tmp_pa
         assert post(running.port, "/openai/v1/x", {"long": "x" * 200}).code == "body_too_large"
 
 
+def test_keys_of_former_configurations_stay_masked(daemon: StartDaemon) -> None:
+    """Several reloads with a new key each: what is told later of a request that has an old one in it does not show it."""
+    keys = [f"aks_live_{number}{'M' * 20}" for number in range(4)]
+    with Upstream(answer(body=b"{}")) as upstream:
+
+        def with_key(key: str) -> str:
+            return config(upstream).replace("env:KEY", key)
+
+        running = daemon(with_key(keys[0]), secrets=keys)
+        for number, key in enumerate(keys[1:], start=1):
+            running.config.write_text(with_key(key))
+            running.process.send_signal(signal.SIGHUP)
+            wait_for(lambda number=number: running.output().count("configuration reloaded") >= number)  # type: ignore[misc]
+        for key in keys:
+            assert ask(running.port, "GET", f"/openai/v1/files/{key}").status == 200
+        assert running.stop() == 0
+        told = [event["path"] for event in events(running) if event["event"] == "request"]
+        assert told == ["/openai/v1/files/" + "*" * len(keys[0])] * 4 or told == ["/openai/v1/files/***"] * 4
+
+
 # --- poor surroundings -----------------------------------------------------------------------------------------------
 
 

@@ -826,3 +826,24 @@ def test_what_it_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert written.stat().st_mode & 0o777 == 0o600
     key = re.search(r'keys = \["([^"]{16,})"\]', written.read_text())
     assert key is not None
+
+
+# --- what is written about it ----------------------------------------------------------------------------------------
+
+
+def test_the_threat_model_names_tests_that_exist() -> None:
+    """Every promise of docs/security.md has a test beside it, and every test and case that it names is there."""
+    root = Path(__file__).parent.parent
+    text = (root / "docs" / "security.md").read_text(encoding="utf-8")
+    for path, name in re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", text):
+        code = (root / path).read_text(encoding="utf-8")
+        assert not name or f"def {name}(" in code, f"{path} has no {name}"
+    cases = {case["id"] for case in json.loads((root / "tests" / "hostile-cases.json").read_text())["cases"]}
+    named = set(re.findall(r"\b[A-Z]{3}-\d\d\b", text))
+    assert named
+    assert named <= cases
+    promised = text.partition("## What is promised")[2].partition("## What is not promised")[0]
+    rows = [row for row in promised.splitlines() if row.startswith("| ") and not row.startswith("| promise")]
+    assert len(rows) > 25
+    assert all(re.search(r"`tests/|[A-Z]{3}-\d\d", row.split(" | ")[1]) for row in rows)
+    assert "docs/security.md" in (root / "SECURITY.md").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ import annotations`` here: typer reads the annotations.)
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,8 +33,10 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for command in (serve, demo, init, check, token, health, emulator):
+    for command in (serve, demo, init, check, token, health, emulator, login, logout, whoami):
         app.command()(command)
+    # Its words are read by the table of the account API, --help included.
+    app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "help_option_names": []})(api)
     return app
 
 
@@ -170,3 +172,78 @@ def emulator(
     from proxy.cli.emulator import run
 
     raise typer.Exit(run(port, as_json=as_json))
+
+
+def login(
+    context: typer.Context,
+    app: Annotated[
+        str, typer.Option("--app", metavar="URL", help="Lava's site, or a sandbox or an emulator instead.")
+    ] = "https://www.lava.so",
+    page: Annotated[
+        Literal["connect", "cli"], typer.Option("--page", help="The login page there: of SDK 11.2, or of 9 to 11.1.")
+    ] = "connect",
+    code: Annotated[
+        str | None,
+        typer.Option(
+            "--code", metavar="CODE", help="The code, or address, that a browser elsewhere ended at; - reads it."
+        ),
+    ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open one, or only print the address.")
+    ] = True,
+    keyring: Annotated[
+        bool, typer.Option("--keyring/--no-keyring", help="Keep the key in the system's keyring, or in a file.")
+    ] = True,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Log in to Lava, by way of your browser.
+
+    Brings a secret key and keeps it, in the system's keyring or in a file that only you can read. The daemon and all other
+    commands then use it, unless the configuration or LAVA_SECRET_KEY names another.
+    """
+    from proxy.cli.login import run
+
+    raise typer.Exit(
+        run(
+            _config(context, config),
+            app=app,
+            page=page,
+            code=code,
+            browser=browser,
+            keyring=keyring,
+            as_json=as_json,
+        )
+    )
+
+
+def logout(
+    context: typer.Context,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Delete the key at Lava, too.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Forget the login."""
+    from proxy.cli.login import logout
+
+    raise typer.Exit(logout(_config(context, config), revoke=revoke, as_json=as_json))
+
+
+def whoami(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
+    """Show who is logged in.
+
+    Exits with 1 when nobody is.
+    """
+    from proxy.cli.login import whoami
+
+    raise typer.Exit(whoami(_config(context, config), as_json=as_json))
+
+
+def api(
+    context: typer.Context,
+    words: Annotated[list[str] | None, typer.Argument(metavar="RESOURCE ACTION [IDS] [--field value]…")] = None,
+) -> None:
+    """Call Lava's account API: "api --help" lists all of it."""
+    from proxy.cli.api import run
+
+    raise typer.Exit(run(_config(context, None), words or ()))

@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from rich.console import Console
 
@@ -26,10 +26,11 @@ _IN_ASCII = str.maketrans({"…": "...", "→": "->", "«": '"', "»": '"', "–
 
 
 class Exit(IntEnum):
-    """The exit codes of every command; 2 is the command line library's, for wrong usage."""
+    """The exit codes of every command; 2, for wrong usage, is the command line library's."""
 
     OK = 0
     FAILED = 1
+    MISUSED = 2
     UNAVAILABLE = 75
     CONFIGURATION = 78
 
@@ -87,8 +88,16 @@ class Screen:
             for each in more:
                 self.line(each, indent=indent + width + 2)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, indent: int = 2) -> None:
-        """Rows under headings; all columns but the first hold numbers."""
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        numbers: Collection[int] | None = None,
+        indent: int = 2,
+    ) -> None:
+        """Rows under headings. ``numbers`` are the columns that hold some: all but the first, unless it is said."""
+        right = range(1, len(columns)) if numbers is None else numbers
         if self._console is not None:
             from rich.box import SIMPLE_HEAD
             from rich.padding import Padding
@@ -96,7 +105,7 @@ class Screen:
 
             drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
             for number, column in enumerate(columns):
-                drawn.add_column(column, justify="right" if number else "left")
+                drawn.add_column(column, justify="right" if number in right else "left", overflow="fold")
             for row in rows:
                 drawn.add_row(*map(self._shown, row))
             self._console.print(Padding(drawn, (0, 0, 0, indent)))
@@ -104,7 +113,7 @@ class Screen:
         widths = [max(len(row[number]) for row in (columns, *rows)) for number in range(len(columns))]
         for row in (columns, *rows):
             cells = [
-                cell.rjust(width) if number else cell.ljust(width)
+                cell.rjust(width) if number in right else cell.ljust(width)
                 for number, (cell, width) in enumerate(zip(row, widths, strict=True))
             ]
             self.line("  ".join(cells).rstrip(), indent=indent)

@@ -354,7 +354,7 @@ class NativeEngine:
 class NativeAnswer:
     """See ``proxy.upstream.Answer``."""
 
-    __slots__ = ("_chunks", "_connection", "_ended", "_fault", "_size", "_waiter", "framing", "headers", "status")
+    __slots__ = ("_connection", "_ended", "_fault", "_size", "_waiter", "chunks", "framing", "headers", "status")
 
     def __init__(
         self, connection: _Connection, status: int, headers: list[tuple[bytes, bytes]], framing: Framing
@@ -363,20 +363,20 @@ class NativeAnswer:
         self.headers = headers
         self.framing: Framing = framing
         self._connection: _Connection | None = connection
-        self._chunks: list[bytes] = []
+        self.chunks: list[bytes] = []
         self._size = 0
         self._ended = False
         self._fault: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     async def read(self) -> bytes:
-        chunks = self._chunks
+        chunks = self.chunks
         if not chunks:
             if self._ended:
                 return b""
-            if self._fault is None:
-                # Neither ended nor failed: the connection is there.
-                self._waiter = cast("_Connection", self._connection).loop.create_future()
+            # Neither ended nor failed: the connection is there.
+            if self._fault is None and self._connection is not None:
+                self._waiter = self._connection.loop.create_future()
                 try:
                     await self._waiter
                 finally:
@@ -403,15 +403,14 @@ class NativeAnswer:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.kill()
-            self._chunks.clear()
+            self.chunks.clear()
             self.fail(UpstreamError("closed", True, "the answer was closed before its end"))
 
     # Called by the connection.
 
-    def feed(self, data: bytes) -> bool:
-        """Take ``data``; False when enough is held."""
-        self._chunks.append(data)
-        self._size += len(data)
+    def grew(self, size: int) -> bool:
+        """``chunks`` have more, made of ``size`` bytes; False when that is enough for now."""
+        self._size += size
         if self._waiter is not None:
             self._wake()
         return self._size <= HIGH_WATER
@@ -447,7 +446,6 @@ class _Connection(asyncio.BufferedProtocol):
         "_parser",
         "_paused",
         "_phase",
-        "_pieces",
         "_raw",
         "_readable",
         "_reusable",
@@ -460,6 +458,7 @@ class _Connection(asyncio.BufferedProtocol):
         "engine",
         "idle_since",
         "loop",
+        "on_body",
         "origin",
         "pooled",
         "spoke_first",
@@ -486,7 +485,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._sender: asyncio.Task[None] | None = None
         self._parser: HttpResponseParser | None = None
         self._paused = self._held = False
-        self._pieces: list[bytes] = []
+        self.on_body: Callable[[bytes], None] | None = None
         self._raw = self._tail = b""
         self._judged = self._informational = 0
         self._whole = False
@@ -604,7 +603,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _finish(self, clean: bool) -> None:
         """The message is whole. ``clean``: to the byte, and nothing speaks against another request."""
-        answer = cast("NativeAnswer", self._answer)
+        answer: NativeAnswer = self._answer  # type: ignore[assignment]  # there is one in BODY
         self._answer = self._parser = None
         answer.end()
         if clean and self._sender is None and not self._transport.is_closing():
@@ -771,17 +770,20 @@ class _Connection(asyncio.BufferedProtocol):
             framing = "close"
         else:
             framing = "chunked"
-            self._whole = False
-            self._tail = b""
-            self._parser = HttpResponseParser(self)
-            self._parser.feed_data(CHUNKED_HEAD)
         self._framing = framing
         self._reusable = clean
-        self._phase = _BODY
         if self._raw or self._informational:
             self._raw = b""
             self._judged = self._informational = 0
         self._answer = answer = NativeAnswer(self, status, headers, framing)
+        if framing == "chunked":
+            self._whole = False
+            self._tail = b""
+            # The parser puts what it finds straight into the answer.
+            self.on_body = answer.chunks.append
+            self._parser = HttpResponseParser(self)
+            self._parser.feed_data(CHUNKED_HEAD)
+        self._phase = _BODY
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(answer)
@@ -792,47 +794,45 @@ class _Connection(asyncio.BufferedProtocol):
         return None
 
     def _body(self, data: bytes) -> None:
-        answer = cast("NativeAnswer", self._answer)
+        answer: NativeAnswer = self._answer  # type: ignore[assignment]  # there is one in BODY
         if self._framing == "length":
-            left = self._left - len(data)
-            self._left = left
+            left = self._left = self._left - len(data)
             if left > 0:
-                if not answer.feed(data):
+                answer.chunks.append(data)
+                if not answer.grew(len(data)):
                     self._hold()
             else:
-                answer.feed(data if left == 0 else data[:left])
+                answer.chunks.append(data if left == 0 else data[:left])
                 self._finish(left == 0 and self._reusable)
-        elif self._framing == "close":
-            if not answer.feed(data):
-                self._hold()
-        else:
+        elif self._framing == "chunked":
             self._chunked(answer, data)
+        else:
+            answer.chunks.append(data)
+            if not answer.grew(len(data)):
+                self._hold()
 
     def _chunked(self, answer: NativeAnswer, data: bytes) -> None:
-        pieces = self._pieces
+        parser: HttpResponseParser = self._parser  # type: ignore[assignment]  # there is one for a chunked body
         try:
-            cast("HttpResponseParser", self._parser).feed_data(data)
+            parser.feed_data(data)
             broken = False
         except HttpParserError:
             broken = True
-        if pieces:
-            piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
-            if not answer.feed(piece) and not (self._whole or broken):
-                self._hold()
-        self._tail = tail = (self._tail + data)[-5:] if len(data) < 5 else data[-5:]
+        if answer.chunks and not answer.grew(len(data)) and not (self._whole or broken):
+            self._hold()
+        # Only its last five bytes count; it is cut when it is looked at.
+        self._tail = tail = data if len(data) >= 5 else self._tail[-4:] + data
         if self._whole:
             # The parser passes over line ends that follow a message, so they are looked for here: a message
             # ends in exactly two of them.
-            exact = tail.endswith(b"\r\n\r\n") and tail[:1] not in b"\r\n"
+            exact = tail.endswith(b"\r\n\r\n") and tail[-5:-4] not in b"\r\n"
+            self._tail = b""
+            self.on_body = None
             self._finish(exact and not broken and self._reusable)
         elif broken:
             self._fail("protocol", "malformed chunked body")
 
-    # What the parser tells of a chunked body. It is not asked for extensions and trailers.
-
-    def on_body(self, body: bytes) -> None:
-        self._pieces.append(body)
+    # What the parser tells of a chunked body, beside ``on_body``. It is not asked for extensions and trailers.
 
     def on_message_begin(self) -> None:
         if self._phase == _BODY:

@@ -1,0 +1,270 @@
+"""``lava-proxy login``, ``logout`` and ``whoami``: keys by way of the browser, kept for every later command.
+
+The flow is that of Lava's own SDK: the browser asks the user at ``{app}/auth/connect`` and comes back to a port of ours with
+a code, and the code is exchanged, once and within 60 seconds, for keys.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from proxy import credentials
+from proxy.cli import account, loading, payers
+from proxy.cli.callback import Callback, LoginFailed
+from proxy.cli.terminal import Exit, Screen, put_json, say
+from proxy.credentials import Login
+from proxy.lava.errors import LavaError, Refused
+from proxy.references import Unreadable
+from proxy.tokens import PRODUCTION, SANDBOX, base_url_for
+from proxy.urls import is_loopback, parse_address
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from proxy.credentials import Kept
+    from proxy.settings import Settings
+
+APP = "https://www.lava.so"
+LIMIT_S = 120.0
+_AGAIN = "A code works once and for 60 seconds: start again with `lava-proxy login`"
+
+
+def run(
+    config: Path | None,
+    *,
+    app: str = APP,
+    page: str = "connect",
+    code: str | None = None,
+    browser: bool = True,
+    keyring: bool = True,
+    as_json: bool = False,
+    limit: float = LIMIT_S,
+) -> int:
+    """Log in; returns the exit code. ``code`` is what the browser brought, ``-`` for standard input: then none is opened.
+
+    ``page`` is ``connect`` (SDK 11.2) or ``cli`` (9.0 to 11.1); ``limit`` is in seconds.
+    """
+    settings = loading.settings(config, as_json=as_json)
+    try:
+        base, api = places(app)
+    except ValueError as error:
+        return account.misused(f"--app {error}")
+    if credentials.place(os.environ) is None:
+        return account.failed("there is no home directory to keep a login in", as_json=as_json)
+    try:
+        got = _by_browser(base, page, browser, limit, as_json) if code is None else _pasted(code)
+        kept = credentials.keep(_exchanged(settings, got, api), os.environ, keyring=keyring)
+    except (LoginFailed, Unreadable) as error:
+        return account.failed(f"not logged in: {error}", as_json=as_json)
+    except OSError as error:
+        what = os.strerror(error.errno or 0)
+        return account.failed(f"not logged in: {error.filename or 'the login'}: {what}", as_json=as_json)
+    report = _report(kept)
+    in_use, why_not = _in_use(config, kept)
+    if as_json:
+        put_json({"ok": True, **report, "in_use": in_use})
+        return Exit.OK
+    screen = Screen()
+    screen.line("Logged in.", "good")
+    _show(screen, report)
+    if why_not:
+        say(f"Note: {why_not}.")
+    elif in_use:
+        screen.line("The daemon (`lava-proxy serve`) and every other command find this key by themselves.", "note")
+    return Exit.OK
+
+
+def places(app: str) -> tuple[str, str]:
+    """The app's address without a slash at its end, and the API that belongs to it. Raises ``ValueError``."""
+    address = parse_address(app)
+    local = is_loopback(address.host)
+    if address.scheme != "https" and not local:
+        raise ValueError("must be https: http is for loopback hosts only")
+    base = address.base()
+    if local:
+        parts = urlsplit(base)
+        return base, f"{parts.scheme}://{parts.netloc}/v1"
+    return base, SANDBOX if "sandbox" in address.host else PRODUCTION
+
+
+def _by_browser(base: str, page: str, browser: bool, limit: float, as_json: bool) -> str:
+    """Ask by way of the browser; the code. Raises ``LoginFailed``."""
+    from proxy.cli.browser import opened
+
+    state = secrets.token_hex(16)
+    try:
+        callback = Callback(state)
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise LoginFailed(f"no port of 127.0.0.1 can be listened on for the browser ({why}); use --code") from None
+    with callback:
+        url = f"{base}/auth/{page}?{urlencode({'state': state, 'port': callback.port})}"
+        found = browser and opened(url)
+        lead = "A browser opens. If it does not, open this address:" if found else "Open this address in a browser:"
+        other = "On another computer the browser ends at an address that it cannot open: within 60 seconds give that"
+        if as_json:
+            say(f"{lead} {url}")
+        else:
+            screen = Screen()
+            screen.line(lead)
+            screen.line(url, "code", indent=2)
+            again = "lava-proxy login" + ("" if base == APP else f" --app {base}")
+            screen.line(f"{other} address to: {again} --code -", "note")
+        return callback.wait(limit)
+
+
+def _pasted(code: str) -> str:
+    """A code as it was given: alone, or in the address that the browser ended at. Raises ``LoginFailed``."""
+    if code == "-":
+        import sys
+
+        if sys.stdin is None:
+            raise LoginFailed("there is no standard input to read a code from")
+        if sys.stdin.isatty():
+            say("Paste the code, or the address that the browser ended at:")
+        code = sys.stdin.readline(10_000)
+    code = code.strip()
+    if "://" in code or code.startswith("/callback?"):
+        given = parse_qs(urlsplit(code).query).get("code", [])
+        if len(given) != 1:
+            raise LoginFailed("that address holds no code" if not given else "that address holds two codes")
+        code = given[0]
+    if not code:
+        raise LoginFailed("no code was given")
+    return code
+
+
+def _exchanged(settings: Settings, code: str, api: str) -> Login:
+    """The keys for a code. Raises ``LoginFailed``."""
+    # Without the header that lets a POST be made again: a code is good once, and a second try would hide the first's fate.
+    with account.client(settings, "none", api, idempotency=False) as lava:
+        try:
+            given = lava.auth.exchange_code(code=code)
+        except Refused as error:
+            if error.status in (400, 401, 403, 404, 410, 422):
+                raise LoginFailed(f"Lava does not take the code: {error.message.rstrip('.')}. {_AGAIN}") from None
+            raise LoginFailed(account.sentence(error, api)) from None
+        except LavaError as error:
+            raise LoginFailed(account.sentence(error, api)) from None
+    key = given.secret_key.reveal()
+    if not key.isascii() or not key.isprintable() or not key:
+        raise LoginFailed("Lava's answer holds no key that could be used")
+    return Login(
+        given.secret_key,
+        "auto" if base_url_for(key) == api else api,
+        given.merchant_id,
+        given.account_id,
+        given.wallet_id,
+        given.secret_key_id,
+        given.wallet_key_id,
+        given.wallet_key,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def logout(config: Path | None, *, revoke: bool = False, as_json: bool = False) -> int:
+    """Forget the login, and with ``revoke`` delete its key at Lava first; returns the exit code."""
+    try:
+        kept = credentials.find(os.environ)
+    except Unreadable:
+        kept = None  # what cannot be read can be forgotten all the same
+    key_id = kept.login.secret_key_id if kept is not None else None
+    if revoke:
+        if kept is None or key_id is None:
+            return account.failed("there is no login whose key could be revoked", as_json=as_json)
+        settings = loading.settings(config, as_json=as_json)
+        with account.client(settings, kept.login.secret_key, kept.login.base_url) as lava:
+            try:
+                lava.secret_keys.delete(key_id)
+            except LavaError as error:
+                text = f"still logged in, the key could not be revoked: {account.sentence(error, lava.base_url)}"
+                return account.failed(text, as_json=as_json, code=error.code, error=error)
+    try:
+        was = credentials.forget(os.environ)
+    except Unreadable as error:
+        return account.failed(str(error), as_json=as_json)
+    except OSError as error:
+        return account.failed(f"still logged in: {error.filename}: {os.strerror(error.errno or 0)}", as_json=as_json)
+    if as_json:
+        put_json({"ok": True, "was_logged_in": was, "revoked": revoke, "secret_key_id": key_id})
+        return Exit.OK
+    screen = Screen()
+    if not was:
+        screen.line("Nobody was logged in.")
+        return Exit.OK
+    screen.line("Logged out: the key is revoked and forgotten." if revoke else "Logged out: the key is forgotten here.")
+    if not revoke:
+        which = f" ({key_id})" if key_id else ""
+        screen.line(f"At Lava it{which} stays good until it is deleted there: in the dashboard, or by", "note")
+        screen.line(
+            "`lava-proxy api secret_keys delete` with another key; next time, `lava-proxy logout --revoke`.", "note"
+        )
+    return Exit.OK
+
+
+def whoami(config: Path | None, *, as_json: bool = False) -> int:
+    """Tell who is logged in; returns the exit code, 1 when nobody is."""
+    try:
+        kept = credentials.find(os.environ)
+    except Unreadable as error:
+        return account.failed(f"the login cannot be used: {error}", as_json=as_json, code="unreadable")
+    if kept is None:
+        other = (
+            "LAVA_SECRET_KEY is set, and used" if os.environ.get("LAVA_SECRET_KEY") else "`lava-proxy login` does it"
+        )
+        return account.failed(f"nobody is logged in ({other})", as_json=as_json, code="not_logged_in")
+    report = _report(kept)
+    in_use, why_not = _in_use(config, kept)
+    if as_json:
+        put_json({"ok": True, **report, "in_use": in_use})
+        return Exit.OK
+    screen = Screen()
+    _show(screen, report)
+    if why_not:
+        say(f"Note: {why_not}.")
+    return Exit.OK
+
+
+def _report(kept: Kept) -> dict[str, Any]:
+    """Who is logged in, for scripts: nothing of it is a secret."""
+    login = kept.login
+    return {
+        "secret_key": payers.masked(login.secret_key.reveal()),
+        "secret_key_id": login.secret_key_id,
+        "merchant_id": login.merchant_id,
+        "account_id": login.account_id,
+        "wallet_id": login.wallet_id,
+        "wallet_key": payers.masked(login.wallet_key.reveal()) if login.wallet_key is not None else None,
+        "wallet_key_id": login.wallet_key_id,
+        "base_url": base_url_for(login.secret_key.reveal()) if login.base_url == "auto" else login.base_url,
+        "logged_in_at": login.logged_in_at,
+        "kept": kept.where,
+        "path": str(kept.path),
+    }
+
+
+def _show(screen: Screen, report: dict[str, Any]) -> None:
+    where = "the system's keyring" if report["kept"] == "keyring" else f"{report['path']} (mode 0600)"
+    words = {"secret_key_id": "key id", "secret_key": "secret key", "wallet_key_id": "wallet key id"}
+    rows = [(words.get(name, name.replace("_id", "").replace("_", " ")), value) for name, value in report.items()]
+    shown = [(name, str(value)) for name, value in rows if value and name not in ("kept", "path", "base url")]
+    screen.pairs([*shown, ("Lava", report["base_url"]), ("kept in", where)])
+
+
+def _in_use(config: Path | None, kept: Kept) -> tuple[bool | None, str]:
+    """Whether the configuration leads to this key (None: nobody can say), and why not."""
+    from proxy.settings import ConfigError, load
+
+    try:
+        used = load(config).lava.secret_key
+    except ConfigError:
+        return None, "the configuration cannot be used, so no command finds this key: see `lava-proxy check`"
+    if used == kept.login.secret_key:
+        return True, ""
+    if os.environ.get("LAVA_SECRET_KEY") and used is not None and used.reveal() == os.environ["LAVA_SECRET_KEY"]:
+        return False, "LAVA_SECRET_KEY is set and goes before this login: unset it to use the login"
+    return False, "the configuration names another key under [lava], which goes before this login"

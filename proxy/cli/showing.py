@@ -1,0 +1,159 @@
+"""Lava's records as they are shown: JSON for scripts, tables and pairs for people. Secrets only where they are meant."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from proxy.cli.payers import masked
+from proxy.lava.records import Record
+from proxy.redaction import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from proxy.cli.terminal import Screen
+    from proxy.lava.resources import Action
+
+_MOST_COLUMNS = 7
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "Connection": (
+        *("connection_id", "customer.first_name", "customer.last_name", "customer.email", "has_lava_credit_balance"),
+        *("subscription.name", "created_at"),
+    ),
+    "Customer": (
+        *("customer_id", "reference_id", "contact.first_name", "contact.last_name", "contact.email"),
+        *("subscription.name", "created_at"),
+    ),
+    "Request": (
+        *("request_id", "status", "customer_id", "connection_id", "provider", "model", "model_usage.total_tokens"),
+        *("cost", "charge.amount", "total_request_cost", "created_at"),
+    ),
+    "Subscription": (
+        *("subscription_id", "customer_id", "connection_id", "status", "plan.name", "credits.total_remaining"),
+        "cycle_end_at",
+    ),
+    "Plan": ("plan_id", "name", "period_amount", "billing_interval", "included_credit", "created_at"),
+    "SubscriptionConfig": (
+        *("subscription_config_id", "name", "period_amount", "billing_interval", "included_credit", "created_at"),
+    ),
+    "Meter": ("meter_id", "meter_slug", "name", "rate_type", "tier_type", "tiers", "created_at"),
+    "SpendKey": (
+        *("spend_key_id", "name", "status", "key_preview", "request_shape", "spend_limit.amount", "spend_limit.cycle"),
+        *("current_spend", "total_spend", "rate_limit.rpm", "last_used_at"),
+    ),
+    "Model": ("id", "owned_by", "created"),
+}
+"""What a list shows of a record, by its class; of any other, the first fields that hold something. JSON has all."""
+
+
+def revealed(row: Action) -> Callable[[str], bool]:
+    """Which secret fields of this action's answer may be shown: those it was made for, and no other."""
+    return lambda name: row.once or name in row.reveals
+
+
+def hidden(name: str) -> bool:
+    """Shows none."""
+    return False
+
+
+def plain(value: Any, shows: Callable[[str], bool] = hidden, name: str = "") -> Any:
+    """A record as JSON values: only what Lava sent, money as decimal strings, times as ISO 8601."""
+    if isinstance(value, Record):
+        sent = value.model_fields_set
+        # By this door the record itself wraps what is called like a secret, although it does not know it.
+        return {str(name): plain(each, shows, str(name)) for name, each in value.__repr_args__() if name in sent}
+    if isinstance(value, Secret):
+        return value.reveal() if shows(name) else masked(value.reveal())
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {str(key): plain(each, shows, str(key)) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each, shows, name) for each in value]
+    return value
+
+
+def flat(value: Any, shows: Callable[[str], bool] = hidden, above: str = "") -> dict[str, Any]:
+    """A record as dotted names and single values; nothing stands for what is empty."""
+    found: dict[str, Any] = {}
+    items = value.__repr_args__() if isinstance(value, Record) else value.items()
+    for key, each in items:
+        name = f"{above}{key}"
+        if isinstance(each, (Record, dict)):
+            found |= flat(each, shows, f"{name}.")
+        elif isinstance(each, Secret):
+            found[name] = each.reveal() if shows(str(key)) else masked(each.reveal())
+        elif isinstance(each, (list, tuple)):
+            found[name] = ", ".join(filter(None, (_entry(one, shows) for one in each)))
+        else:
+            found[name] = each
+    return {name: each for name, each in found.items() if each not in (None, "")}
+
+
+def _entry(value: Any, shows: Callable[[str], bool]) -> str:
+    if isinstance(value, (Record, dict)):
+        return " ".join(f"{name}={text(each)}" for name, each in flat(value, shows).items())
+    return text(value)
+
+
+def text(value: Any) -> str:
+    """One value for people; times are local."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, datetime):
+        try:
+            return value.astimezone().strftime("%Y-%m-%d %H:%M")
+        except (ValueError, OverflowError, OSError):  # a year that the system's calendar does not have
+            return value.isoformat()
+    return str(value)
+
+
+def dollars(amount: Decimal | None, *, places: int = 2) -> str:
+    """Money for people: at least cents, and more digits where cents would hide it; empty where it is not known."""
+    if amount is None:
+        return ""
+    if not amount.is_finite() or amount.adjusted() > 18:
+        return f"${amount}"
+    while places < 6 and amount and abs(amount) < Decimal(10) ** (1 - places):
+        places += 1
+    sign = "-" if amount < 0 else ""
+    return f"{sign}${abs(amount):,.{places}f}"
+
+
+def show_one(screen: Screen, record: Record, shows: Callable[[str], bool] = hidden) -> None:
+    """Its fields, one in a line."""
+    found = flat(record, shows)
+    if found:
+        screen.pairs([(name, text(value)) for name, value in found.items()])
+    else:
+        screen.line("Done.")
+
+
+def show_many(screen: Screen, records: Sequence[Record], columns: Iterable[str] | None = None) -> None:
+    """A table; columns in which no record has anything are left out."""
+    if not records:
+        screen.line("There are none.")
+        return
+    rows = [flat(record) for record in records]
+    there = list(dict.fromkeys(name for row in rows for name in row))
+    wanted = columns or COLUMNS.get(type(records[0]).__name__) or there[:_MOST_COLUMNS]
+    shown = [name for name in wanted if name in there]
+    numbers = {
+        at
+        for at, name in enumerate(shown)
+        if all(
+            isinstance(row.get(name), (int, Decimal, type(None))) and not isinstance(row.get(name), bool)
+            for row in rows
+        )
+    }
+    heads = [name.replace("_", " ").replace(".", " ") for name in shown]
+    screen.table(heads, [[text(row.get(name)) for name in shown] for row in rows], numbers=numbers)
