@@ -12,8 +12,8 @@ One request, as a story, and the room where each step lives:
 8. relay         ``forward.py``, ``usage.py``     bytes leave as they came; a scanner reads along
 9. record        ``record.py``, ``logs.py``, ``metrics.py``   how it ended, exactly once
 
-Around it: ``settings.py`` (what the user said), ``providers.py`` and ``dialects.py`` (facts), ``redaction.py`` (secrets stay
-secret), ``catalog.py`` (``GET /v1/models``), ``app.py`` (puts the parts together), ``emulator/`` (an offline Lava) and ``cli/``
+Around it: ``settings.py`` (what the user said), ``credentials.py`` (what a login brought), ``providers.py`` and ``dialects.py``
+(facts), ``redaction.py`` (secrets stay secret), ``catalog.py`` (``GET /v1/models``), ``app.py`` (puts the parts together), ``emulator/`` (an offline Lava) and ``cli/``
 (the only place that prints or exits). Imports point one way; ``tests/test_house.py`` holds the order.
 """
 

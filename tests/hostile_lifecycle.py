@@ -31,6 +31,7 @@ from hostile_setup import (
     case,
     event,
     head,
+    log_lines,
     opened,
     sound,
     until,
@@ -107,7 +108,7 @@ def drain(stand: Stand) -> None:
             assert client.chunk() == DONE
             assert client.line() == b"0"
         assert running.process.wait(10) == 0
-    lines = [json.loads(line) for line in running.output().splitlines() if '"event":"request"' in line.replace(" ", "")]
+    lines = [json.loads(line) for line in log_lines(running) if '"event":"request"' in line.replace(" ", "")]
     assert [line["outcome"] for line in lines if line["path"] != "/readyz"] == ["ok"] * STREAMS
 
 
@@ -132,7 +133,7 @@ def drain_deadline(stand: Stand) -> None:
         assert refused.header("retry-after") is not None
         assert running.process.wait(5) == 0
         assert time.monotonic() - begun < 1.0 + 2.0 + 1.0
-        outcomes = [json.loads(line).get("outcome") for line in running.output().splitlines()]
+        outcomes = [json.loads(line).get("outcome") for line in log_lines(running)]
         assert outcomes.count("shutdown") == STREAMS + 1
         never.set()
 

@@ -39,6 +39,7 @@ from hostile_setup import (
     beyond,
     case,
     error_body,
+    log_lines,
     made_up,
     says,
     until,
@@ -108,7 +109,7 @@ def logs_at_every_level(stand: Stand) -> None:
         word = stand.nonce()
         assert stand.ask("GET", f"/openai/v1/{word}", at=running).status == 200
         stand.line(word, running)
-        levels = {json.loads(line)["level"] for line in running.output().splitlines()}
+        levels = {json.loads(line)["level"] for line in log_lines(running)}
         clean(running.output())
         assert running.stop() == 0
     clean(stand.daemon().output())

@@ -383,7 +383,7 @@ class Stand:
         found: list[dict[str, Any]] = []
 
         def look() -> bool:
-            for text in self._at(at).output().splitlines():
+            for text in log_lines(self._at(at)):
                 if word in text:
                     line = json.loads(text)
                     if line.get("event") == "request" and line not in found:
@@ -476,6 +476,11 @@ def sound(received: Received, credential: bytes = BEARER) -> None:
     for name in names:
         assert b"_" not in name
         assert name == b"x-lava-metadata" or not name.startswith((b"x-lava-", b"x-forwarded-")), name
+
+
+def log_lines(daemon: Daemon) -> list[str]:
+    """What it logged so far, without a last line that is still being written."""
+    return daemon.output().split("\n")[:-1]
 
 
 def rss(daemon: Daemon) -> int:

@@ -30,6 +30,7 @@ from hostile_setup import (
     echo,
     error_body,
     event,
+    log_lines,
     says,
     sha256,
     sound,
@@ -298,7 +299,7 @@ def proper_end_without_marker(stand: Stand) -> None:
             else:
                 request_id = response.header("x-lava-proxy-request-id") or "none"
                 until(lambda request_id=request_id: request_id in stand.daemon().output())  # type: ignore[misc]
-                line = next(text for text in stand.daemon().output().splitlines() if request_id in text)
+                line = next(text for text in log_lines(stand.daemon()) if request_id in text)
                 assert json.loads(line)["outcome"] == wanted
 
 
@@ -313,7 +314,7 @@ def error_in_band(stand: Stand) -> None:
         assert response.code is None
         assert outcome in ("provider_error", "upstream_error")
         request_id = response.header("x-lava-proxy-request-id") or "none"
-        line = next(text for text in stand.daemon().output().splitlines() if request_id in text)
+        line = next(text for text in log_lines(stand.daemon()) if request_id in text)
         assert json.loads(line)["upstream_error"] == "overloaded_error"
 
 
@@ -568,7 +569,7 @@ def broken_encodings(stand: Stand) -> None:
                 assert response.header("content-encoding") == "gzip"
                 assert outcome in ("ok", "incomplete") if status == 200 else outcome == "provider_error"
                 request_id = response.header("x-lava-proxy-request-id") or "none"
-                line = json.loads(next(text for text in stand.daemon().output().splitlines() if request_id in text))
+                line = json.loads(next(text for text in log_lines(stand.daemon()) if request_id in text))
                 assert line["input_tokens"] is None
 
 
@@ -812,7 +813,7 @@ def event_streams_in_pieces(stand: Stand) -> None:
             assert response.body == stream
             assert outcome == "ok"
             request_id = response.header("x-lava-proxy-request-id") or "none"
-            line = json.loads(next(text for text in stand.daemon().output().splitlines() if request_id in text))
+            line = json.loads(next(text for text in log_lines(stand.daemon()) if request_id in text))
             assert (line["input_tokens"], line["output_tokens"]) == (11, 22)
 
 

@@ -113,7 +113,7 @@ def config(tmp_path: Path) -> Path:
 KEY = {"LAVA_SECRET_KEY": LAVA_KEY}
 COMMANDS = (
     *("serve", "demo", "init", "check", "token", "health", "emulator"),
-    *("login", "logout", "whoami"),
+    *("login", "logout", "whoami", "wallet", "connections", "usage", "models", "checkout", "api", "keys"),
 )
 
 

@@ -1701,3 +1701,36 @@ def test_errors_quote_nobody() -> None:
 
         for kind in (HTTPX, *NATIVE):
             kind.run(use)
+
+
+@native_engine
+def test_an_answer_in_the_turn_of_its_cancellation_costs_nobody_else_a_connection(kind: Kind) -> None:
+    """Cancelled and answered at once: the connection goes, and the request that comes next has one of its own.
+
+    It was given back to the pool, taken by the next request and then killed under it by the cancelled one, in silence.
+    """
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        if peer.number == 0:
+            peer.gone()
+        else:
+            peer.send(answer(body=b"mine"))
+            peer.gone()
+
+    async def use(engine: Engine) -> None:
+        first = asyncio.create_task(engine.open(get(upstream.origin)))
+        await asyncio.to_thread(upstream.wait, lambda: len(upstream.requests) == 1)
+        (connection,) = native(engine)._live
+        # It is the second one's turn before the first one hears that it was cancelled.
+        second = asyncio.create_task(fetch(engine, get(upstream.origin)))
+        first.cancel()
+        late = answer(body=b"late")
+        connection.get_buffer(-1)[: len(late)] = late
+        connection.buffer_updated(len(late))
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert (await second).body == b"mine"
+
+    with Upstream(script) as upstream:
+        kind.run(use, patience=10.0)

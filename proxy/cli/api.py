@@ -159,4 +159,5 @@ def _help_action(screen: Screen, found: tuple[Action, ...]) -> None:
         for note in notes:
             screen.prose(note, indent=2)
     screen.title("Options:")
-    screen.pairs([each for each in _OPTIONS if row.paged or each[0] != "--all"])
+    unfit = {"--all": row.paged, "-y, --yes": row.destructive}
+    screen.pairs([each for each in _OPTIONS if unfit.get(each[0], True)])

@@ -35,6 +35,9 @@ def application() -> typer.Typer:
     app.callback()(_root)
     for command in (serve, demo, init, check, token, health, emulator, login, logout, whoami):
         app.command()(command)
+    for asking in (wallet, connections, usage, models, checkout):
+        app.command()(asking)
+    app.add_typer(_keys(), name="keys")
     # Its words are read by the table of the account API, --help included.
     app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "help_option_names": []})(api)
     return app
@@ -247,3 +250,167 @@ def api(
     from proxy.cli.api import run
 
     raise typer.Exit(run(_config(context, None), words or ()))
+
+
+def wallet(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
+    """Show your wallet's balance."""
+    from proxy.cli.wallet import run
+
+    raise typer.Exit(run(_config(context, config), as_json=as_json))
+
+
+def connections(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many at most.")] = 100,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """List your customers, with their plans and credit."""
+    from proxy.cli.connections import run
+
+    raise typer.Exit(run(_config(context, config), limit=limit, as_json=as_json))
+
+
+def usage(
+    context: typer.Context,
+    since: Annotated[
+        str, typer.Option("--since", metavar="TIME", help="A span such as 30d or 12h, a date, or a time.")
+    ] = "30d",
+    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="The same; default: now.")] = None,
+    customer: Annotated[
+        str | None, typer.Option("--customer", metavar="ID", help="Only of this customer (connection).")
+    ] = None,
+    meter: Annotated[str | None, typer.Option("--meter", metavar="ID", help="Only of this meter.")] = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Show usage and costs by day."""
+    from proxy.cli.usage import run
+
+    raise typer.Exit(
+        run(_config(context, config), since=since, until=until, customer=customer, meter=meter, as_json=as_json)
+    )
+
+
+def models(
+    context: typer.Context,
+    provider: Annotated[str | None, typer.Option("--provider", metavar="NAME", help="Only of this provider.")] = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """List the models that Lava knows."""
+    from proxy.cli.models import run
+
+    raise typer.Exit(run(_config(context, config), provider, as_json=as_json))
+
+
+def _keys() -> typer.Typer:
+    group = typer.Typer(
+        help="Make and list spend keys.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+    group.callback()(_take_config)
+    group.command("create")(keys_create)
+    group.command("list")(keys_list)
+    return group
+
+
+def _take_config(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
+    # Behind "keys" and behind the word after it, they are the same.
+    context.obj = (_config(context, config), as_json)
+
+
+def _taken(context: typer.Context, as_json: bool, config: Path | None) -> tuple[Path | None, bool]:
+    before, asked = context.obj
+    return config or before, as_json or asked
+
+
+def keys_create(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="A name for people.")] = None,
+    provider: Annotated[
+        list[str] | None, typer.Option("--provider", metavar="NAME", help="Only this provider; may be given again.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model; may be given again.")
+    ] = None,
+    limit: Annotated[
+        str | None, typer.Option("--limit", metavar="$/CYCLE", help="So many dollars, such as 50/monthly.")
+    ] = None,
+    requests: Annotated[
+        str | None, typer.Option("--requests", metavar="N/CYCLE", help="So many requests, such as 1000/daily.")
+    ] = None,
+    rpm: Annotated[int | None, typer.Option("--rpm", metavar="N", min=1, help="So many requests a minute.")] = None,
+    burst: Annotated[
+        int | None, typer.Option("--burst", metavar="N", min=1, help="So many at once, with --rpm.")
+    ] = None,
+    expires: Annotated[
+        str | None, typer.Option("--expires", metavar="TIME", help="When it ends: 30d, a date, or a time.")
+    ] = None,
+    shape: Annotated[
+        Literal["openai", "anthropic"] | None, typer.Option("--shape", help="The one shape of request it takes.")
+    ] = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Create a spend key: for one tool, with limits.
+
+    Its value is shown this once.
+    """
+    from proxy.cli.keys import create
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(
+        create(
+            file,
+            name=name,
+            providers=provider or (),
+            models=model or (),
+            limit=limit,
+            requests=requests,
+            rpm=rpm,
+            burst=burst,
+            expires=expires,
+            shape=shape,
+            as_json=as_json,
+        )
+    )
+
+
+def keys_list(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
+    """List the spend keys, with what they have spent."""
+    from proxy.cli.keys import show
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(show(file, as_json=as_json))
+
+
+def checkout(
+    context: typer.Context,
+    origin: Annotated[str, typer.Option("--origin", metavar="URL", help="The page that the checkout opens in.")],
+    connection: Annotated[
+        str | None, typer.Argument(metavar="[CONNECTION]", help="The customer; a subscription may make a new one.")
+    ] = None,
+    plan: Annotated[str | None, typer.Option("--plan", metavar="ID", help="Subscribe to this plan.")] = None,
+    bundle: Annotated[str | None, typer.Option("--bundle", metavar="ID", help="Buy this credit bundle.")] = None,
+    old_names: Annotated[
+        bool, typer.Option("--old-names", help="Speak of connections and configs, as SDK 8 did.")
+    ] = False,
+    opens: Annotated[bool, typer.Option("--open", help="Open the address in a browser, if Lava gives one.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Create a checkout: a plan or credit for a customer."""
+    from proxy.cli.checkout import run
+
+    raise typer.Exit(
+        run(
+            _config(context, config),
+            customer=connection,
+            plan=plan,
+            bundle=bundle,
+            origin=origin,
+            old_names=old_names,
+            opens=opens,
+            as_json=as_json,
+        )
+    )

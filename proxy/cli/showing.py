@@ -44,6 +44,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("spend_key_id", "name", "status", "key_preview", "request_shape", "spend_limit.amount", "spend_limit.cycle"),
         *("current_spend", "total_spend", "rate_limit.rpm", "last_used_at"),
     ),
+    "UsageDay": (
+        *("date", "total_requests", "total_usage_tokens", "total_cost", "total_charge"),
+        *("total_request_cost", "total_wallet_cost"),
+    ),
     "Model": ("id", "owned_by", "created"),
 }
 """What a list shows of a record, by its class; of any other, the first fields that hold something. JSON has all."""
@@ -130,12 +134,20 @@ def dollars(amount: Decimal | None, *, places: int = 2) -> str:
 
 
 def show_one(screen: Screen, record: Record, shows: Callable[[str], bool] = hidden) -> None:
-    """Its fields, one in a line."""
-    found = flat(record, shows)
-    if found:
-        screen.pairs([(name, text(value)) for name, value in found.items()])
-    else:
-        screen.line("Done.")
+    """Its fields, one in a line; lists of records as tables below."""
+    lists = {
+        name: each
+        for name, each in record
+        if isinstance(each, tuple) and each and all(isinstance(one, Record) for one in each)
+    }
+    found = {name: each for name, each in flat(record, shows).items() if name not in lists}
+    screen.pairs([(name, text(value)) for name, value in found.items()])
+    for name, each in lists.items():
+        screen.title(name.replace("_", " ").capitalize())
+        show_many(screen, each)
+    if not found and not lists:
+        # What was asked for is null, or the answer says no more than that all is well.
+        screen.line("There is none." if record.model_fields_set else "Done.")
 
 
 def show_many(screen: Screen, records: Sequence[Record], columns: Iterable[str] | None = None) -> None:

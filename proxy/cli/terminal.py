@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 Style = Literal["plain", "title", "good", "bad", "note", "code"]
 
 _RICH = {"plain": "", "title": "bold", "good": "bold green", "bad": "bold red", "note": "dim", "code": "cyan"}
-_IN_ASCII = str.maketrans({"…": "...", "→": "->", "«": '"', "»": '"', "–": "-", "—": "-", "✓": "ok", "✗": "FAILED"})
+_IN_ASCII = str.maketrans(
+    {"…": "...", "→": "->", "«": '"', "»": '"', "–": "-", "—": "-", "✓": "ok", "✗": "FAILED", "█": "#", "▌": "-"}
+)
 
 
 class Exit(IntEnum):

@@ -105,7 +105,7 @@ def chosen(said: Said, now: datetime) -> tuple[Action, tuple[str, ...], dict[str
         row = resolve(key, list(said.fields))
     except UnknownName as error:
         name = error.name.replace("_", "-")
-        hint = _nearest(error.nearest) or (
+        hint = _nearest(error.nearest and option(error.nearest)) or (
             f"known are: {', '.join(map(option, known))}" if known else "this action has no fields"
         )
         raise Misused(f"{resource} {action} has no field --{name}; {hint}") from None

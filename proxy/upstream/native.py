@@ -563,7 +563,7 @@ class _Connection(asyncio.BufferedProtocol):
         if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
             # Cancelled in the very turn in which the head came; the connection may be another's by now.
             waiter.result().drop()
-        else:
+        elif self._waiter is waiter:
             self.kill()
 
     async def _send(self, source: AsyncIterator[bytes], length: int | None) -> None:
@@ -785,7 +785,10 @@ class _Connection(asyncio.BufferedProtocol):
             self._parser.feed_data(CHUNKED_HEAD)
         self._phase = _BODY
         waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
+        if waiter is not None:
+            if waiter.done():
+                # Cancelled in this very turn: whoever asked has yet to run, and nobody else may get this connection.
+                return self.kill()
             waiter.set_result(answer)
         if framing == "none" or (framing == "length" and not length):
             self._finish(clean and not rest)

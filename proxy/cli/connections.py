@@ -1,0 +1,103 @@
+"""``lava-proxy connections``: the customers whose wallets and plans pay, with what the API tells of their credit."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from proxy.cli import account
+from proxy.cli.terminal import Exit, Screen, put_json, say
+from proxy.lava.errors import LavaError, NotFound, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from proxy.lava import LavaSync
+    from proxy.lava.records import Connection, Customer, Subscription
+
+_BALANCES = ("balance", "wallet.balance", "wallet_balance", "credit_balance")
+"""Names under which some versions of Lava told one; the SDKs of today know none."""
+
+
+def run(config: Path | None, *, limit: int, as_json: bool) -> int:
+    """Show up to ``limit`` of them; returns the exit code."""
+    return account.ask(config, lambda lava: _show(lava, limit, as_json), as_json=as_json)
+
+
+def _show(lava: LavaSync, limit: int, as_json: bool) -> int:
+    from proxy.cli.showing import plain
+
+    # One more than is shown, to know whether there are more.
+    found = _customers(lava, limit + 1)
+    more, found = len(found) > limit, found[:limit]
+    plans, told = _plans(lava) if found else ({}, True)
+    if as_json:
+        rows = [{**plain(each), "plan": plain(plans.get(_id(each)))} for each in found]
+        put_json({"data": rows, "has_more": more})
+        return Exit.OK
+    screen = Screen()
+    if not found:
+        screen.line("There are none.")
+        return Exit.OK
+    cells = [_cells(each, plans.get(_id(each))) for each in found]
+    heads = [head for head in cells[0] if any(row[head] for row in cells)]
+    numbers = {at for at, head in enumerate(heads) if head in ("balance", "credit left")}
+    screen.table(heads, [[row[head] for head in heads] for row in cells], numbers=numbers)
+    if more:
+        say(f"There are more: --limit N shows more than {limit}.")
+    if not told:
+        say("Note: Lava did not tell the plans and their credit.")
+    return Exit.OK
+
+
+def _customers(lava: LavaSync, count: int) -> list[Customer | Connection]:
+    """By the name of today, or of SDK 8 where Lava knows no other."""
+    try:
+        return list(islice(lava.customers.list(), count))
+    except NotFound:
+        return list(islice(lava.connections.list(), count))
+
+
+def _id(record: Customer | Connection | Subscription) -> str:
+    return getattr(record, "customer_id", None) or getattr(record, "connection_id", None) or ""
+
+
+def _plans(lava: LavaSync) -> tuple[Mapping[str, Subscription], bool]:
+    """Active subscriptions by customer, in as few calls as there are pages; and whether Lava told them all."""
+    try:
+        return {_id(each): each for each in lava.subscriptions.list(status="active")}, True
+    except (Refused, LavaError):
+        return {}, False  # the list without them is still worth showing
+
+
+def _cells(record: Customer | Connection, plan: Subscription | None) -> dict[str, str]:
+    from proxy.cli.showing import dollars, flat, text
+
+    values: dict[str, Any] = flat(record)
+    who = getattr(record, "contact", None) or getattr(record, "customer", None)
+    name = " ".join(filter(None, (who.first_name, who.last_name))) if who is not None else ""
+    summary = record.subscription
+    credits = plan.credits if plan is not None else None
+    return {
+        "id": _id(record),
+        "name": name or (who.email if who is not None else "") or "",
+        "reference": values.get("reference_id", ""),
+        "balance": next((_money(values[each]) for each in _BALANCES if each in values), ""),
+        "has credit": text(values.get("has_lava_credit_balance")),
+        "plan": (plan.plan.name if plan is not None and plan.plan else None) or (summary.name if summary else "") or "",
+        "credit left": dollars(credits.total_remaining) if credits is not None else "",
+        "renews": text(plan.cycle_end_at) if plan is not None else "",
+        "since": text(record.created_at),
+    }
+
+
+def _money(value: object) -> str:
+    from decimal import Decimal, InvalidOperation
+
+    from proxy.cli.showing import dollars
+
+    try:
+        return dollars(Decimal(str(value)))
+    except InvalidOperation:
+        return str(value)

@@ -1,0 +1,134 @@
+"""``lava-proxy keys``: spend keys, each for one tool and with limits of its own."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from proxy.cli import account, words
+from proxy.cli.terminal import Exit, Screen, put_json, say
+from proxy.providers import ALIASES, BUILTIN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from proxy.lava import LavaSync
+
+_CYCLES = {
+    "daily": "daily",
+    "day": "daily",
+    "weekly": "weekly",
+    "week": "weekly",
+    "monthly": "monthly",
+    "month": "monthly",
+    "total": "total",
+}
+
+
+def create(
+    config: Path | None,
+    *,
+    name: str | None,
+    providers: Sequence[str],
+    models: Sequence[str],
+    limit: str | None,
+    requests: str | None,
+    rpm: int | None,
+    burst: int | None,
+    expires: str | None,
+    shape: str | None,
+    as_json: bool,
+) -> int:
+    """Create a spend key and show it, this once; returns the exit code."""
+    now = datetime.now(UTC).astimezone()
+    try:
+        allowed = [_provider(each) for each in _several(providers)]
+        fields: dict[str, Any] = {
+            "name": name or f"{' '.join(allowed) or 'lava-proxy'} {now:%Y-%m-%d %H:%M}",
+            # A key takes one shape of request only, and tools of Anthropic's own speak no other.
+            "request_shape": shape or ("anthropic" if allowed == ["anthropic"] else "openai"),
+            "allowed_providers": allowed,
+            "allowed_models": _several(models),
+        }
+        if limit is not None:
+            amount, cycle = _per(limit, "--limit", "50/monthly")
+            fields["spend_limit"] = {"amount": words.money(amount, "--limit"), "cycle": cycle}
+        if requests is not None:
+            count, cycle = _per(requests, "--requests", "1000/daily")
+            if not re.fullmatch("[0-9]{1,12}", count):
+                raise words.Misused(f"--requests is a whole number and a cycle such as 1000/daily, not {requests!r}")
+            fields["request_limit"] = {"count": int(count), "cycle": cycle}
+        if burst is not None and rpm is None:
+            raise words.Misused("--burst goes with --rpm")
+        if rpm is not None:
+            fields["rate_limit"] = {"rpm": rpm, **({"burst": burst} if burst is not None else {})}
+        if expires is not None:
+            fields["expires_at"] = words.moment(expires, now, "--expires", ahead=True)
+    except words.Misused as error:
+        return account.misused(str(error))
+
+    def make(lava: LavaSync) -> int:
+        from proxy.cli import api, showing
+        from proxy.lava.resources import rows
+
+        (row,) = rows("spend_keys.create")
+        shows = showing.revealed(row)
+        key = lava.call(row, fields={field: value for field, value in fields.items() if value not in (None, [])})
+        if as_json:
+            put_json(showing.plain(key, shows))
+        else:
+            screen = Screen()
+            showing.show_one(screen, key, shows)
+            screen.title("To use it with a project of lava-proxy:")
+            screen.line("[projects.NAME]", "code", indent=2)
+            screen.line('spend_key = "env:LAVA_SPEND_KEY"', "code", indent=2)
+            screen.line()
+        say(f"{api.ONCE}.")
+        return Exit.OK
+
+    return account.ask(config, make, as_json=as_json)
+
+
+def show(config: Path | None, *, as_json: bool) -> int:
+    """List the spend keys with what they have spent; returns the exit code."""
+
+    def tell(lava: LavaSync) -> int:
+        from proxy.cli import showing
+
+        keys = list(lava.spend_keys.list())
+        if as_json:
+            put_json({"data": [showing.plain(key) for key in keys]})
+        else:
+            showing.show_many(Screen(), keys)
+        return Exit.OK
+
+    return account.ask(config, tell, as_json=as_json)
+
+
+def _several(given: Sequence[str]) -> list[str]:
+    return [each.strip() for value in given for each in value.split(",") if each.strip()]
+
+
+def _provider(name: str) -> str:
+    """Lava may know more of them than we do: only what looks like a slip is refused."""
+    known = {each.lower(): each for each in BUILTIN} | {each.lower(): other for each, other in ALIASES.items()}
+    if name.lower() in known:
+        return known[name.lower()]
+    close = get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+    if close:
+        raise words.Misused(f"there is no provider {name!r}; did you mean {known[close[0]]}?")
+    return name
+
+
+def _per(text: str, name: str, example: str) -> tuple[str, str]:
+    """``50/monthly`` as its two parts; without a cycle it is ``total``."""
+    amount, slash, cycle = text.partition("/")
+    cycle = cycle.strip().lower() if slash else "total"
+    if cycle not in _CYCLES:
+        close = get_close_matches(cycle, _CYCLES, n=1, cutoff=0.5)
+        hint = f"did you mean {_CYCLES[close[0]]}?" if close else "there are: daily, weekly, monthly, total"
+        raise words.Misused(f"{name} is written {example}; there is no cycle {cycle!r}, {hint}")
+    return amount.strip(), _CYCLES[cycle]

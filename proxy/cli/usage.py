@@ -1,0 +1,111 @@
+"""``lava-proxy usage``: what was used and what it cost, by day, as a table and as bars."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from proxy.cli import account, words
+from proxy.cli.terminal import Exit, Screen, put_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from decimal import Decimal
+    from pathlib import Path
+
+    from proxy.lava import LavaSync
+    from proxy.lava.records import UsageDay, UsageTotals
+
+_LEAST_BAR, _MOST_BAR = 8, 40
+
+
+def run(
+    config: Path | None, *, since: str, until: str | None, customer: str | None, meter: str | None, as_json: bool
+) -> int:
+    """Show usage from ``since`` on; returns the exit code."""
+    now = datetime.now(UTC).astimezone()
+    try:
+        start = begin(since, now)
+        end = words.moment(until, now, "--until", ahead=False) if until else None
+    except words.Misused as error:
+        return account.misused(str(error))
+    if end is not None and end <= start:
+        return account.misused("--until is not after --since")
+
+    def show(lava: LavaSync) -> int:
+        from proxy.cli.showing import plain
+
+        usage = lava.usage.retrieve(start=start, end=end, customer_id=customer, meter_id=meter)
+        if as_json:
+            put_json(plain(usage))
+            return Exit.OK
+        screen = Screen()
+        if not usage.items:
+            screen.line(f"Nothing was used since {start:%Y-%m-%d %H:%M}.")
+            return Exit.OK
+        _draw(screen, usage.items, usage.totals)
+        return Exit.OK
+
+    return account.ask(config, show, as_json=as_json)
+
+
+def begin(since: str, now: datetime) -> datetime:
+    """The first moment: a span of days or weeks begins at midnight, so that the first day is a whole one."""
+    start = words.moment(since, now, "--since", ahead=False)
+    if re.fullmatch(r"[0-9]+\s*[dw]", since.strip().lower()):
+        # As a local time again: the zone's offset may have been another one then.
+        return datetime(start.year, start.month, start.day).astimezone()
+    return start
+
+
+def cost(totals: UsageTotals) -> Decimal | None:
+    """What it cost, under the name of today or of SDK 8."""
+    return totals.total_cost if totals.total_cost is not None else totals.total_request_cost
+
+
+def bar(value: Decimal | int, most: Decimal | int, width: int) -> str:
+    """A bar of up to ``width`` characters; what is not nothing is seen."""
+    if not most or value <= 0:
+        return ""
+    halves = max(1, round(2 * width * value / most))
+    return "█" * (halves // 2) + "▌" * (halves % 2)
+
+
+def _draw(screen: Screen, days: Sequence[UsageDay], totals: UsageTotals | None) -> None:
+    from proxy.cli.showing import dollars
+
+    # What a bar means: money where any was spent, else requests.
+    by_cost = any(cost(day) for day in days)
+    sizes = [(cost(day) if by_cost else day.total_requests) or 0 for day in days]
+    rows = [[_name(day), *_cells(day)] for day in days]
+    if totals is not None:
+        rows.append(["total", *_cells(totals)])
+    heads = ["day", "requests", "tokens", "cost", "charged"]
+    used = sum(max(len(head), *(len(row[at]) for row in rows)) + 2 for at, head in enumerate(heads))
+    room = max(_LEAST_BAR, min(_MOST_BAR, shutil.get_terminal_size((100, 0)).columns - used - 6))
+    most = max(sizes)
+    bars = [bar(size, most, room) for size in sizes] + [""] * (totals is not None)
+    screen.table(
+        [*heads, "cost by day" if by_cost else "requests by day"],
+        [[*row, drawn] for row, drawn in zip(rows, bars, strict=True)],
+        numbers={1, 2, 3, 4},
+    )
+    spent = cost(totals) if totals is not None else None
+    if spent is not None and len(days) > 1:
+        screen.line()
+        screen.line(f"{dollars(spent)} in {len(days)} days with usage, {dollars(spent / len(days))} a day.", "note")
+
+
+def _name(day: UsageDay) -> str:
+    return day.date or (f"{day.start:%Y-%m-%d}" if day.start is not None else "?")
+
+
+def _cells(totals: UsageTotals) -> list[str]:
+    from proxy.cli.showing import dollars
+
+    numbers = (totals.total_requests, totals.total_usage_tokens)
+    counts = [f"{number:,}" if number is not None else "" for number in numbers]
+    charged = totals.total_charge if totals.total_charge is not None else totals.total_wallet_cost
+    return [*counts, dollars(cost(totals)), dollars(charged)]
