@@ -165,10 +165,13 @@ def key_of(
     same header stands twice or holds two values.
     """
     noted = received.noted
-    _refuse_repeated(received)
+    if received.repeated:
+        _refuse_repeated(received)
     present = [name for name in CREDENTIALS if name in noted and name != but]
     if not present:
         return None
+    if len(present) == 1 and but is None:
+        return present[0], _key_in(present[0], noted[present[0]], generation)
     if len(present) > 1:
         dialect = dialects.of_path(path, generation.table.dialects) or dialects.of_headers(noted)
         own = _OWN_HEADER.get(dialect, b"authorization")
@@ -187,6 +190,8 @@ def _refuse_repeated(received: Received) -> None:
 
 def _key_in(name: bytes, value: bytes, generation: Generation) -> bytes:
     """The key in the value of a credential header."""
+    if value[:7] == b"Bearer " and name == b"authorization" and b"," not in value and b" " not in value[7:]:
+        return value[7:]  # what nearly every tool sends
     key = value.strip()
     if name == b"authorization":
         scheme, _, rest = key.partition(b" ")
@@ -212,9 +217,9 @@ def check_key(received: Received, path: bytes, generation: Generation) -> Admiss
 
     Raises ``Fault`` ``local_key_required``, ``local_key_invalid`` or ``bad_request``.
     """
-    _refuse_repeated(received)
     own = received.noted.get(PROXY_KEY)
     if own is not None:
+        _refuse_repeated(received)
         found: tuple[bytes, bytes] | None = (PROXY_KEY, _key_in(PROXY_KEY, own, generation))
     else:
         found = key_of(received, path, generation)

@@ -161,14 +161,18 @@ class Scanner:
             self._collect(chunk)
         elif not self._pending and chunk.endswith((b"\n\n", b"\r\n\r\n")) and len(chunk) <= _EVENT_LIMIT:
             # The common case, one chunk of one or more whole events: nothing is copied or split.
-            for mark in self._marks:
-                if mark in chunk:
-                    self._look(chunk)
-                    return
-            if b'"usage' in chunk:
-                self._note(chunk)
+            self._take(chunk)
         else:
             self._join(chunk)
+
+    def _take(self, block: bytes) -> None:
+        """Whole events: taken apart only where a quick search says that one of them may matter."""
+        for mark in self._marks:
+            if mark in block:
+                self._look(block)
+                return
+        if b'"usage' in block:
+            self._note(block)
 
     def finish(self) -> None:
         """The body ended, well or not: what came without its empty line counts too. Never raises."""
@@ -211,7 +215,7 @@ class Scanner:
         elif (last := pending.rfind(b"\n\n", seen)) >= 0:
             end = last + 2
         if end:
-            self._look(bytes(pending[:end]))
+            self._take(bytes(pending[:end]))
             del pending[:end]
         if len(pending) > _EVENT_LIMIT + 4:
             self._head = bytes(pending[:_HEAD])

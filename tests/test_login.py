@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from daemons import clean_environment
+from rawclient import ask
 from test_cli import Ran, command, lava_proxy
 
 from proxy import credentials
@@ -194,12 +195,9 @@ def test_the_daemon_finds_it_without_configuration(
     assert found.secret_key == Secret(key)
     home.rename(tmp_path / "kept")
     running = daemon(env=in_home(tmp_path / "kept"), secrets=[key], ready="/readyz")
-    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
-    connection.request(
-        "POST", "/v1/chat/completions", '{"model": "gpt-4o", "messages": []}', {"Content-Type": "application/json"}
-    )
-    assert connection.getresponse().status == 200
-    connection.close()
+    body = b'{"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}]}'
+    came = ask(running.port, "POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    assert came.status == 200, came.body
     assert emulator.world.received[-1].status == 200
 
 
@@ -353,8 +351,10 @@ def test_nobody_comes_back(
     assert login.run(None, app=app, browser=False, limit=0.2) == 1
     said = capsys.readouterr()
     assert "nobody came back from the browser within 0.2 seconds" in said.err
+    port = re.search(r"port=(\d+)", said.out)
+    assert port is not None
     with pytest.raises(ConnectionRefusedError):
-        get(f"http://127.0.0.1:{parse_qs(urlsplit(said.out.split()[5]).query)['port'][0]}/callback")
+        get(f"http://127.0.0.1:{port[1]}/callback")
     assert login.LIMIT_S == 120.0
 
 
