@@ -87,7 +87,8 @@ def _text(raw: bytes) -> str | None:
     if raw[:1] != b'"':
         return None
     try:
-        return _name(json.loads(raw.decode("utf-8")))
+        text = raw.decode("utf-8")
+        return _name(json.loads(text) if "\\" in text else text[1:-1])
     except ValueError:
         return None
 

@@ -201,7 +201,8 @@ def slow_readers(stand: Stand) -> None:
                 client.exactly(1024)
             grown = max(grown, rss(running) - before)
             time.sleep(0.2)
-        assert grown < count * 256 * 1024, grown // count
+        # Few streams must bear what the process itself takes with the first of them.
+        assert grown < count * 256 * 1024 + (0 if FULL else 2 << 20), grown // count
         # The upstream waits: no one of them was sent anything like the whole.
         assert stand.ask("GET", "/healthz", at=running).status == 200
     assert running.stop() == 0

@@ -398,8 +398,19 @@ class Stand:
         return str(self.line(word, at)["outcome"])
 
     def begin_case(self) -> None:
-        """Forget what the case before left, should it have failed."""
+        """Wait for what the case before left on its way, and forget the rest, should it have failed."""
         self.play = echo
+        # The upstream accepts in order: once it has this connection, it has all that were abandoned before.
+        before = self.upstream.accepted
+        with socket.create_connection(("127.0.0.1", self.upstream.port), PATIENCE):
+            self.upstream.wait(lambda: self.upstream.accepted > before)
+        seen, quiet = (0, 0, 0), 0
+        end = time.monotonic() + 5.0
+        while quiet < 3 and time.monotonic() < end:
+            now = self.upstream.accepted, len(self.upstream.requests), self.upstream.connected
+            quiet = quiet + 1 if now == seen and not self._plays else 0
+            seen = now
+            time.sleep(0.005)
         self.faults.clear()
         self.tape.clear()
 

@@ -39,7 +39,10 @@ def application() -> typer.Typer:
         app.command()(asking)
     app.add_typer(_keys(), name="keys")
     # Its words are read by the table of the account API, --help included.
-    app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "help_option_names": []})(api)
+    app.command(
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    )(api)
     return app
 
 
@@ -242,14 +245,11 @@ def whoami(context: typer.Context, as_json: AsJson = False, config: Config = Non
     raise typer.Exit(whoami(_config(context, config), as_json=as_json))
 
 
-def api(
-    context: typer.Context,
-    words: Annotated[list[str] | None, typer.Argument(metavar="RESOURCE ACTION [IDS] [--field value]…")] = None,
-) -> None:
+def api(context: typer.Context) -> None:
     """Call Lava's account API: "api --help" lists all of it."""
     from proxy.cli.api import run
 
-    raise typer.Exit(run(_config(context, None), words or ()))
+    raise typer.Exit(run(_config(context, None), context.args))
 
 
 def wallet(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
