@@ -74,7 +74,7 @@ def test_the_help_names_every_resource_and_action(tmp_path: Path) -> None:
     assert {name: tuple(told.split(", ")) for name, told in listed.items()} == {
         resource: names(resource) for resource in resources()
     }
-    assert not set(re.findall(r"'(\w+)'", done.stderr)) & {"pydantic", "httpx2", "rich", "keyring", "ssl", "asyncio"}
+    assert not set(re.findall(r"'(\w+)'", done.stderr)) & {"httpx2", "rich", "keyring", "ssl", "asyncio"}
 
 
 @pytest.mark.parametrize("key", sorted({row.key for row in ACTIONS}))
@@ -473,6 +473,16 @@ def test_only_meant_secrets_are_shown() -> None:
     assert not leaks(str(showing.flat(record)), [value])
     assert showing.plain(record, lambda name: True)["connection_secret"] == value
     assert showing.plain(Secret(value)) == "…" + value[-4:]
+
+
+def test_what_lava_says_cannot_move_the_cursor(account: Account) -> None:
+    """Names are whoever's: control characters are shown as escapes, a line end tears no table."""
+    account("api", "customers", "create", "--name", "Eve\x1b[2J\nMallory", "--reference-id", "a\nb\u202e")
+    ran = account("api", "customers", "list")
+    assert "\x1b" not in ran.out
+    assert "\u202e" not in ran.out
+    assert len(ran.out.splitlines()) == 4
+    assert "\x1b" not in account("connections").out
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy.cli import account, words
-from proxy.cli.terminal import Exit, Screen, put_json, say
+from proxy.cli.terminal import Exit, Screen, printable, put_json, say, spelled
 from proxy.lava.resources import names, parameters, resources, rows
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def agreed(question: str) -> bool:
     if sys.stdin is None or not sys.stdin.isatty():
         say(f"lava-proxy: {question} Nobody can be asked here: add --yes to do it.")
         return False
-    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.write(spelled(printable(f"{question} [y/N] "), sys.stderr))
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
         return True

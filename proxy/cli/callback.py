@@ -10,6 +10,7 @@ import queue
 import threading
 from hmac import compare_digest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -80,7 +81,9 @@ class Callback:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # a silent connection must not hold the command up
+    # Nobody else may listen where the code arrives.
     allow_reuse_address = False
+    allow_reuse_port = False
 
     def __init__(self, state: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -88,6 +91,11 @@ class _Server(ThreadingHTTPServer):
         self._state = state
         self._lock = threading.Lock()
         self._over = False
+
+    def server_bind(self) -> None:
+        # Not the library's own, which asks the network for this machine's name.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "127.0.0.1", int(self.server_address[1])
 
     def judge(self, query: str) -> tuple[int, str, str, str | LoginFailed | None]:
         """Status, title and text of the page, and what this visit means for the login: nothing once it is over."""

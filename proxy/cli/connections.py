@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.cli import account
 from proxy.cli.terminal import Exit, Screen, put_json, say
-from proxy.lava.errors import LavaError, NotFound, Refused
+from proxy.lava.errors import LavaError, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +43,7 @@ def _show(lava: LavaSync, limit: int, as_json: bool) -> int:
     cells = [_cells(each, plans.get(_id(each))) for each in found]
     heads = [head for head in cells[0] if any(row[head] for row in cells)]
     numbers = {at for at, head in enumerate(heads) if head in ("balance", "credit left")}
-    screen.table(heads, [[row[head] for head in heads] for row in cells], numbers=numbers)
+    screen.table(heads, [[" ".join(row[head].split("\n")) for head in heads] for row in cells], numbers=numbers)
     if more:
         say(f"There are more: --limit N shows more than {limit}.")
     if not told:
@@ -67,7 +67,7 @@ def _plans(lava: LavaSync) -> tuple[Mapping[str, Subscription], bool]:
     """Active subscriptions by customer, in as few calls as there are pages; and whether Lava told them all."""
     try:
         return {_id(each): each for each in lava.subscriptions.list(status="active")}, True
-    except (Refused, LavaError):
+    except LavaError:
         return {}, False  # the list without them is still worth showing
 
 

@@ -27,7 +27,7 @@ default_project = "main"
 keys = ["{key}"]
 
 [lava]
-# Your Lava secret key. Set the variable, or write another reference here.
+# Your Lava secret key. `lava-proxy login` brings one; or set the variable, or write another reference here.
 #secret_key = "env:LAVA_SECRET_KEY"
 
 # A project says who pays. With nothing in it: your own (merchant) wallet.
@@ -78,13 +78,14 @@ def run(path: Path | None, config: Path | None, *, as_json: bool) -> int:
     screen.write("Written: ", "good")
     screen.line(f"{target} (mode 0600)")
     option = "" if found_by_itself else f" --config {_quoted(target)}"
-    has_key = bool(os.environ.get("LAVA_SECRET_KEY"))
+    has_key = _known_key()
     screen.title("Next")
     screen.line(
         "1. Your Lava secret key: "
-        + ("LAVA_SECRET_KEY is set, good." if has_key else "set it, or write it into the file.")
+        + (f"{has_key}, good." if has_key else "log in, or set it, or write it into the file.")
     )
     if not has_key:
+        screen.line("lava-proxy login", "code", indent=5)
         screen.line("export LAVA_SECRET_KEY=…", "code", indent=5)
     screen.line("2. Look whether it holds together, and start:")
     screen.line(f"lava-proxy check{option}", "code", indent=5)
@@ -93,6 +94,19 @@ def run(path: Path | None, config: Path | None, *, as_json: bool) -> int:
     screen.line(f"export OPENAI_BASE_URL={base}/v1", "code", indent=5)
     screen.line(f"export OPENAI_API_KEY={key}", "code", indent=5)
     return Exit.OK
+
+
+def _known_key() -> str:
+    """Where a key comes from already; empty without one."""
+    if os.environ.get("LAVA_SECRET_KEY"):
+        return "LAVA_SECRET_KEY is set"
+    from proxy.credentials import find
+    from proxy.references import Unreadable
+
+    try:
+        return "you are logged in" if find(os.environ) is not None else ""
+    except Unreadable:
+        return ""
 
 
 def _usual() -> Path | None:

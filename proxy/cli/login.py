@@ -74,7 +74,10 @@ def run(
     if why_not:
         say(f"Note: {why_not}.")
     elif in_use:
-        screen.line("The daemon (`lava-proxy serve`) and every other command find this key by themselves.", "note")
+        screen.line(
+            "The daemon (`lava-proxy serve`) and every other command find this key by themselves; a daemon that", "note"
+        )
+        screen.line("runs already does after a restart or a SIGHUP.", "note")
     return Exit.OK
 
 

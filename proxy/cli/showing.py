@@ -168,4 +168,6 @@ def show_many(screen: Screen, records: Sequence[Record], columns: Iterable[str] 
         )
     }
     heads = [name.replace("_", " ").replace(".", " ") for name in shown]
-    screen.table(heads, [[text(row.get(name)) for name in shown] for row in rows], numbers=numbers)
+    # A line end in a cell would tear the table.
+    cells = [[" ".join(text(row.get(name)).split("\n")) for name in shown] for row in rows]
+    screen.table(heads, cells, numbers=numbers)
