@@ -2,7 +2,7 @@
 
 One request, as a story, and the room where each step lives:
 
-1. bytes in      ``server.py`` and ``guard.py``   uvicorn with a stricter HTTP front
+1. bytes in      ``server.py``, ``guard.py``, ``framing.py``   uvicorn with a stricter HTTP front
 2. gate          ``gate.py``                      Host, Origin, local key, before the body is read
 3. route         ``routing.py``, ``body.py``      method, path, headers, ``model`` -> a frozen ``Route``
 4. token         ``tokens.py``                    project and provider -> Lava's credential

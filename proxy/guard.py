@@ -10,9 +10,7 @@ must know where the first body ends, and that means reading the chunked framing 
 reads the framing itself, once, and nothing else does: there is no second parser that it could disagree
 with. ``tests/test_guard.py`` keeps httptools beside it as an oracle.
 
-* ``read_head`` is pure: the bytes of one head -> a ``Head`` or a ``Refusal``. Two expressions see every
-  byte.
-* ``LengthBody`` and ``ChunkedBody`` are sans-I/O: bytes -> body bytes. Extensions and trailers end there.
+* ``framing.py`` is pure: heads and bodies, bytes in and bytes out.
 * ``Exchange`` is one request and its response as the application sees them: ``receive``, ``send``, and, as
   ``scope["extensions"]["lava_proxy.connection"]``, the object by which the forwarder learns that the client
   left.
@@ -37,20 +35,19 @@ import functools
 import http
 import logging
 import math
-import re
 import socket
 import struct
 import sys
 import time
 import urllib.parse
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
 from proxy import errors
+from proxy.framing import ChunkedBody, Head, LengthBody, Limits, Refusal, read_head, refuse_early, tokens
 
 if TYPE_CHECKING:
     from uvicorn import Config
@@ -59,328 +56,10 @@ if TYPE_CHECKING:
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Application = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 EXTENSION = "lava_proxy.connection"
 _NEVER = math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a connection may take. Times in seconds, sizes in bytes."""
-
-    header_seconds: float = 10.0
-    """From the first byte of a head to its end, and from the start of a connection to its first byte."""
-    keep_alive_seconds: float = 75.0
-    """Between two requests; longer than the pools of common clients, so that they and not we end it."""
-    body_grace_seconds: float = 30.0
-    body_rate: float = 1024.0
-    """Bytes per second that every span of ``body_grace_seconds`` must average while we wait for the body."""
-    linger_seconds: float = 5.0
-    """How long a connection that we end is still read, so that a reset cannot overtake our answer."""
-    flush_seconds: float = 120.0
-    """How long the last bytes of an answer may make no progress once the answer is complete."""
-    sweep_seconds: float = 0.5
-    """How often the watch looks; every deadline above is kept to within this."""
-    target_bytes: int = 8 * 1024
-    header_bytes: int = 32 * 1024
-    header_count: int = 100
-    extension_bytes: int = 4 * 1024
-    """Chunk extensions of one body, together."""
-    read_ahead_bytes: int = HIGH_WATER_LIMIT
-    """Body or pipelined bytes that wait for the application before reading pauses."""
-    connections: int = 0
-    """More than so many at once are answered 503 and closed; 0 means no such limit."""
-
-
-# --- reading a head -----------------------------------------------------------------------------------------
-
-
-class Refusal(Exception):
-    """Bytes that become no request: a code of ``errors.TABLE`` and a sentence, nothing of the bytes."""
-
-    def __init__(self, code: str, message: str, headers: Headers | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.headers = headers or []
-
-
-class Head(NamedTuple):
-    """A request head whose framing is proven. ``length`` is ``None`` for a chunked body."""
-
-    method: str
-    target: bytes
-    version: str
-    headers: Headers
-    keep_alive: bool
-    length: int | None
-    expects_continue: bool
-
-
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb"++) ([\x21-\x7e]++) HTTP/1\.([01])\r\n")
-# One header line, whole, from after one LF to its own CRLF; white space behind the value is left to be cut.
-# Possessive, so that a line that does not match costs one pass. Bare CR or LF, NUL, folding, a space before the
-# colon: none of them ever matches.
-_FIELD = re.compile(rb"(?<=\n)(" + _TOKEN + rb"++):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n")
-_LOOSE = "Lines must end in CRLF, and no other CR or LF may stand in a head."
-_LOOSE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
-_VERSION_AT_END = re.compile(rb" HTTP/(\d{1,3})\.(\d{1,3})\Z")
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})((?:[ \t]*+;[\t\x20-\x7e\x80-\xff]*+)?+)\r\n\Z")
-
-_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
-_FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"))
 _DECIDED_HERE = frozenset((b"content-length", b"transfer-encoding", b"keep-alive", b"connection"))
-_REQUEST_LINE_SLACK = 64  # method, version, spaces: what a request line holds beside its target
-_CONTENT_LENGTH_DIGITS = 15  # just under a petabyte; more digits are an attack on somebody's integers
-
-
-def read_head(head: bytes, limits: Limits) -> Head:
-    """Judge one head: request line and fields, each with its CRLF, without the empty line; ``head`` ends in CRLF.
-
-    Raises ``Refusal``. The checks go in the order in which a wrong head is told about: syntax of the request
-    line, version, method, target, then the fields, then what they say about the body.
-    """
-    matched = _REQUEST_LINE.match(head)
-    if matched is None:
-        raise _refuse_request_line(head[: head.find(b"\r\n")])
-    method_bytes, target, minor = matched.groups()
-    method = _METHODS.get(method_bytes)
-    if method is None:
-        raise Refusal("method_not_allowed", "This method is not served here.")
-    if len(target) > limits.target_bytes:
-        raise Refusal("target_too_long", f"The request target is longer than {limits.target_bytes} bytes.")
-    if target[0] != 0x2F:
-        raise Refusal("bad_target", "The request target must begin with a slash; a full URL or * is not served here.")
-    if b"#" in target:
-        raise Refusal("bad_target", "The request target holds a #; a fragment is never sent.")
-    start = matched.end()
-    if len(head) - start > limits.header_bytes:
-        raise Refusal("headers_too_large", f"The headers are larger than {limits.header_bytes} bytes.")
-    fields = _FIELD.findall(head, start)
-    # Every match is one whole line and holds one LF: equal numbers mean that no byte stands outside a match.
-    if len(fields) != head.count(b"\n", start):
-        raise _refuse_fields(head[start:])
-    if len(fields) > limits.header_count:
-        raise Refusal("headers_too_large", f"There are more than {limits.header_count} headers.")
-
-    headers = [(name.lower(), value.rstrip()) for name, value in fields]
-    version = "1.1" if minor == b"1" else "1.0"
-    keep_alive = version == "1.1"
-    hosts = 0
-    length: int | None = 0
-    measured = chunked = expects_continue = False
-    for name, value in headers:
-        if name not in _FRAMING:
-            continue
-        if name == b"host":
-            hosts += 1
-            if not value:
-                raise Refusal("bad_request", "The Host header is empty.")
-        elif name == b"content-length":
-            if measured:
-                raise Refusal("bad_request", "There is more than one Content-Length header.")
-            if not value.isdigit() or len(value) > _CONTENT_LENGTH_DIGITS:
-                raise Refusal("bad_request", "The Content-Length header is not a number.")
-            measured, length = True, int(value)
-        elif name == b"transfer-encoding":
-            if chunked:
-                raise Refusal("bad_request", "There is more than one Transfer-Encoding header.")
-            _require_chunked(value, version)
-            chunked = True
-        elif name == b"connection":
-            keep_alive = keep_alive and b"close" not in _tokens(value)
-        elif name == b"upgrade":
-            if b"websocket" in _tokens(value):
-                raise Refusal(
-                    "upgrade_required",
-                    "WebSocket (realtime) connections are not forwarded; use plain HTTP requests.",
-                    [(b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade")],
-                )
-        elif value.lower() == b"100-continue":
-            expects_continue = True
-        else:
-            raise Refusal("expectation_failed", "The only expectation that is met here is 100-continue.")
-    if hosts != 1:
-        raise Refusal("bad_request", "There must be exactly one Host header.")
-    if chunked:
-        if measured:
-            raise Refusal("bad_request", "Content-Length and Transfer-Encoding must not stand together.")
-        length = None
-    # RFC 9110 section 10.1.1: an HTTP/1.0 client's expectation is not looked at; nor is one without a body.
-    expects_continue = expects_continue and version == "1.1" and length != 0
-    return Head(method, target, version, headers, keep_alive, length, expects_continue)
-
-
-def _tokens(value: bytes) -> list[bytes]:
-    return [token.strip(b" \t") for token in value.lower().split(b",")]
-
-
-def _require_chunked(value: bytes, version: str) -> None:
-    if version == "1.0":
-        raise Refusal("bad_request", "HTTP/1.0 has no Transfer-Encoding.")
-    codings = _tokens(value)
-    if codings == [b"chunked"]:
-        return
-    if codings[-1] == b"chunked" and codings.count(b"chunked") == 1 and b"" not in codings:
-        raise Refusal("not_implemented", "The only transfer coding understood here is chunked, alone.")
-    if any(b"chunked" in coding for coding in codings) or b"" in codings:
-        raise Refusal("bad_request", "The Transfer-Encoding header does not end in exactly one chunked.")
-    raise Refusal("not_implemented", "The only transfer coding understood here is chunked.")
-
-
-def _refuse_request_line(line: bytes) -> Refusal:
-    if line[:3] in (b"\x16\x03\x01", b"\x16\x03\x03"):
-        return Refusal("bad_request", "This is a TLS handshake; the port speaks plain HTTP: use http://, not https://.")
-    if _LOOSE_LINE_END.search(line):
-        return Refusal("bad_request", _LOOSE)
-    version = _VERSION_AT_END.search(line)
-    if version is not None and (int(version[1]), int(version[2])) not in ((1, 0), (1, 1)):
-        return Refusal("http_version_unsupported", "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-    parts = line.split(b" ")
-    if version is not None and len(parts) == 3 and re.search(rb"[^\x21-\x7e]", parts[1]):
-        return Refusal("bad_target", "The request target holds bytes that must be percent-encoded.")
-    return Refusal("bad_request", "This is not an HTTP request line.")
-
-
-def _refuse_fields(fields: bytes) -> Refusal:
-    if _LOOSE_LINE_END.search(fields):
-        return Refusal("bad_request", _LOOSE)
-    for line in fields.split(b"\r\n"):
-        if line[:1] in (b" ", b"\t"):
-            return Refusal("bad_request", "A header line begins with white space; folded headers are not served.")
-        if line and not re.match(_TOKEN + rb"+:", line):
-            return Refusal("bad_request", "A header line has no valid name before its colon.")
-    return Refusal("bad_request", "A header value holds a control character.")
-
-
-def refuse_early(partial: bytes, seen: int, limits: Limits) -> Refusal | None:
-    """Judge a head that is still coming, so that nobody waits for a deadline where the outcome is certain.
-
-    ``seen`` is how many bytes of ``partial`` were judged before.
-    """
-    if partial == b"\r":
-        return None  # half of an empty line, which is forgiven
-    if not re.match(_TOKEN, partial):
-        return _refuse_request_line(partial)
-    if _LOOSE_LINE_END.search(partial, max(0, seen - 1)):
-        return Refusal("bad_request", _LOOSE)
-    line_end = partial.find(b"\r\n", 0, limits.target_bytes + _REQUEST_LINE_SLACK + 2)
-    if line_end < 0:
-        if len(partial) <= limits.target_bytes + _REQUEST_LINE_SLACK:
-            return None
-        if b" " not in partial[:_REQUEST_LINE_SLACK]:
-            return Refusal("bad_request", "This is not an HTTP request line.")
-        return Refusal("target_too_long", f"The request target is longer than {limits.target_bytes} bytes.")
-    if len(partial) - line_end - 2 > limits.header_bytes + 2:
-        return Refusal("headers_too_large", f"The headers are larger than {limits.header_bytes} bytes.")
-    return None
-
-
-# --- reading a body -----------------------------------------------------------------------------------------
-
-
-class LengthBody:
-    """A body of a declared length. ``feed`` returns where it stopped reading, and the body bytes it found."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, length: int) -> None:
-        self.left = length
-
-    @property
-    def done(self) -> bool:
-        return not self.left
-
-    @property
-    def worth_draining(self) -> bool:
-        """Is the rest small enough to be thrown away, so that the connection can serve on?"""
-        return self.left <= HIGH_WATER_LIMIT
-
-    def feed(self, data: bytes, position: int) -> tuple[int, bytes]:
-        piece = data[position : position + self.left]
-        self.left -= len(piece)
-        return position + len(piece), piece
-
-
-class ChunkedBody:
-    """A chunked body (RFC 9112 section 7.1), strictly: CRLF only, extensions counted, trailers dropped."""
-
-    __slots__ = (
-        "_after_data",
-        "_extensions",
-        "_in_trailers",
-        "_left",
-        "_limits",
-        "_line",
-        "_trailers",
-        "done",
-    )
-    worth_draining = False
-
-    def __init__(self, limits: Limits) -> None:
-        self.done = False
-        self._limits = limits
-        self._line = b""
-        self._left = 0
-        self._after_data = False
-        self._in_trailers = False
-        self._extensions = 0
-        self._trailers = 0
-
-    def feed(self, data: bytes, position: int) -> tuple[int, bytes]:
-        """Raises ``Refusal`` at the first byte that cannot belong to a chunked body."""
-        pieces = []
-        size = len(data)
-        while position < size and not self.done:
-            if self._left:
-                piece = data[position : position + self._left]
-                pieces.append(piece)
-                position += len(piece)
-                self._left -= len(piece)
-                self._after_data = not self._left
-                continue
-            line_end = data.find(b"\n", position) + 1
-            self._line += data[position : line_end or size]
-            position = line_end or size
-            self._judge_line(whole=bool(line_end))
-        return position, pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _judge_line(self, whole: bool) -> None:
-        line = self._line
-        if self._after_data:
-            if not b"\r\n".startswith(line):
-                raise Refusal("bad_request", "A chunk is longer than its size.")
-            if whole:
-                self._after_data, self._line = False, b""
-        elif self._in_trailers:
-            self._judge_trailer(line, whole)
-        elif whole:
-            size = _CHUNK_SIZE.match(line)
-            if size is None:
-                raise Refusal("bad_request", "A chunk size is not a hexadecimal number followed by CRLF.")
-            self._extensions += len(size[2])
-            self._left = int(size[1], 16)
-            self._in_trailers = not self._left
-            self._line = b""
-        elif line[0] not in b"0123456789abcdefABCDEF":
-            raise Refusal("bad_request", "A chunk size is not a hexadecimal number followed by CRLF.")
-        unfinished = len(self._line) - 17 if not self._in_trailers else 0
-        if self._extensions + max(0, unfinished) > self._limits.extension_bytes:
-            raise Refusal("bad_request", f"Chunk extensions exceed {self._limits.extension_bytes} bytes.")
-
-    def _judge_trailer(self, line: bytes, whole: bool) -> None:
-        if self._trailers + len(line) > self._limits.header_bytes:
-            raise Refusal("headers_too_large", f"The trailers are larger than {self._limits.header_bytes} bytes.")
-        if not whole:
-            return
-        self._trailers += len(line)
-        self._line = b""
-        if line == b"\r\n":
-            self.done = True
-        elif _FIELD.fullmatch(b"\n" + line, 1) is None:
-            raise Refusal("bad_request", "A trailer line is malformed.")
 
 
 # --- one request and its response ---------------------------------------------------------------------------
@@ -613,7 +292,7 @@ class Exchange:
                     if not bodiless:
                         self._left = int(value)
                 else:
-                    if name == b"connection" and b"close" in _tokens(value):
+                    if name == b"connection" and b"close" in tokens(value):
                         self.keep_alive = False
                     continue
             lines.append(b"%b: %b" % (name, value))

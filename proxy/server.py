@@ -40,7 +40,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from proxy.guard import GuardedProtocol, Limits, Watch
+from proxy.framing import Limits
+from proxy.guard import GuardedProtocol, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, MutableMapping, Sequence

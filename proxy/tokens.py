@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from proxy.settings import Project
 
 
-class _Unset(Enum):
+class Unset(Enum):
+    """The type of ``UNSET``."""
+
     UNSET = "unset"
 
 
-UNSET: Final = _Unset.UNSET
+UNSET: Final = Unset.UNSET
 """A field that does not stand in the token at all (JavaScript's ``undefined``); ``None`` stands there as ``null``."""
 
-Option = str | None | Literal[_Unset.UNSET]
+Option = str | None | Literal[Unset.UNSET]
 
 PRODUCTION = "https://api.lavapayments.com/v1"
 SANDBOX = "https://sandbox-api.lavapayments.com/v1"
@@ -44,7 +46,7 @@ def mint_token(
     customer_id: Option = UNSET,
     meter_slug: Option = UNSET,
     provider_key: Option = UNSET,
-    disable_billing: bool | Literal[_Unset.UNSET] | None = UNSET,
+    disable_billing: bool | Literal[Unset.UNSET] | None = UNSET,
 ) -> str:
     """The forward token of these options, as the SDK's ``generateForwardToken`` makes it.
 

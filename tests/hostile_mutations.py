@@ -29,7 +29,7 @@ CONCURRENT = 96
 
 QUICK_LIMITS = """
 import inspect
-from proxy.guard import Limits
+from proxy.framing import Limits
 quick = {"header_seconds": 0.5, "keep_alive_seconds": 0.5, "body_grace_seconds": 0.5, "linger_seconds": 0.5, "sweep_seconds": 0.05}
 Limits.__init__.__defaults__ = tuple(
     quick.get(name, each.default) for name, each in inspect.signature(Limits).parameters.items()

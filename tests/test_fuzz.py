@@ -40,8 +40,8 @@ from proxy import errors, headers, routing, tokens
 from proxy.body import find_model, replace_model
 from proxy.dialects import Dialect, Ending, error_event
 from proxy.errors import Fault, Payment
+from proxy.framing import ChunkedBody, Limits, Refusal, read_head
 from proxy.generation import Generation
-from proxy.guard import ChunkedBody, Limits, Refusal, read_head
 from proxy.redaction import Secret, leaks
 from proxy.routing import Kind
 from proxy.settings import ConfigError, Settings, known_keys, load

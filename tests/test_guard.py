@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from proxy.guard import EXTENSION, ChunkedBody, Head, Limits, Refusal, read_head, refuse_early
+from proxy.framing import ChunkedBody, Head, Limits, Refusal, read_head, refuse_early
+from proxy.guard import EXTENSION
 from proxy.server import Daemon, background
 from proxy.settings import Server, Settings
 

@@ -55,6 +55,7 @@ ORDER = (
     "logs",
     "app",
     # The HTTP front.
+    "framing",
     "guard",
     "server",
     # Products of their own.
@@ -69,7 +70,7 @@ EMULATOR_KNOWS = {"dialects", "providers", "emulator"}
 #: Rooms that are one door together.
 AREAS = {
     **dict.fromkeys(("urls", "toml_lines", "references", "sources", "credentials", "rules", "settings"), "settings"),
-    **dict.fromkeys(("guard", "server"), "front"),
+    **dict.fromkeys(("framing", "guard", "server"), "front"),
 }
 
 #: Third-party library -> the rooms that may know it.

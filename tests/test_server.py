@@ -35,7 +35,8 @@ PROGRAM = r"""
 import asyncio, json, logging, os, sys
 from pathlib import Path
 from proxy import server
-from proxy.guard import EXTENSION, Limits
+from proxy.framing import Limits
+from proxy.guard import EXTENSION
 from proxy.settings import Server, Settings
 
 config = Path(sys.argv[1])

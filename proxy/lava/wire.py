@@ -17,8 +17,7 @@ from proxy.dialects import compact
 from proxy.lava.resources import Kind, resolve
 
 # The marker of the whole package for "not there at all" (None is an explicit null).
-from proxy.tokens import UNSET
-from proxy.tokens import _Unset as Unset
+from proxy.tokens import UNSET, Unset
 
 if TYPE_CHECKING:
     from proxy.lava.resources import Action
