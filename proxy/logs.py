@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _QUEUE = 20_000
-_BATCH = 16
+# Lines per write. Making a line holds the interpreter's lock, writing lets it go: a request that comes in the middle
+# waits for a few lines, not for many.
+_BATCH = 4
 # How long lines are collected before they are written: a thread switch per line would cost the loop more
 # than the line.
 _GATHER_S = 0.02
