@@ -20,7 +20,7 @@ from starlette.routing import Route, Router
 from proxy import __version__, dialects, errors, gate, headers, routing
 from proxy.errors import Fault
 from proxy.flights import Flights
-from proxy.forward import Broken, Call, Forwarder, Receive, Scope, Send
+from proxy.forward import Broken, Call, Forwarder, Receive, Scope, Send, shutting_down
 from proxy.generation import Generation
 from proxy.metrics import Metrics
 from proxy.record import Outcome, Record
@@ -170,7 +170,7 @@ class App:
             await self._at_control(call, path)
             return
         if self.runtime.draining:
-            raise _shutting_down()
+            raise shutting_down()
         place = generation.locate(call.record.method, path, received.noted)
         call.dialect = place.dialect
         if place.kind is Kind.INFO:
@@ -290,15 +290,6 @@ def _outcome(code: str) -> Outcome:
     if code.startswith("upstream_"):
         return Outcome.TIMEOUT if code == "upstream_timeout" else Outcome.UPSTREAM_ERROR
     return Outcome.REFUSED
-
-
-def _shutting_down() -> Fault:
-    return Fault(
-        "shutting_down",
-        "This daemon is shutting down.",
-        "Try again in a moment.",
-        headers=[(b"retry-after", b"1"), (b"connection", b"close")],
-    )
 
 
 async def _answer(call: Call, status: int, pairs: headers.Pairs, body: bytes = b"") -> None:

@@ -573,14 +573,19 @@ def _upstream_fault(error: UpstreamError, call: Call) -> Fault:
     )
 
 
+def shutting_down() -> Fault:
+    """What a request is told that comes, or still waits, while the daemon goes down."""
+    return Fault(
+        "shutting_down",
+        "This daemon is shutting down.",
+        "Try again in a moment.",
+        headers=[(b"retry-after", b"1"), (b"connection", b"close")],
+    )
+
+
 def _ending_fault(reason: Reason, call: Call) -> Fault:
     if reason == "shutdown":
-        return Fault(
-            "shutting_down",
-            "This daemon is shutting down.",
-            "Try again in a moment.",
-            headers=[(b"retry-after", b"1"), (b"connection", b"close")],
-        )
+        return shutting_down()
     limits = call.generation.limits
     seconds = {"first_byte": limits.first_byte, "idle": limits.idle, "total": limits.total}.get(reason, 0.0)
     what = {
