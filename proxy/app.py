@@ -224,9 +224,6 @@ class App:
             provider=record.provider,
         )
         record.bytes_out = len(reply.body)
-        if b"expect" in {name for name, _ in call.scope["headers"]} and (b"connection", b"close") not in reply.headers:
-            # The client waits for leave to send its body; it gets this answer instead, and nothing after it.
-            reply.headers.append((b"connection", b"close"))
         await _answer(call, reply.status, reply.headers, reply.body)
 
     async def _fail(self, call: Call, error: Exception) -> None:
