@@ -42,7 +42,7 @@ def committed_files() -> list[Path]:
 def pinned(lock: str) -> dict[str, str]:
     """Package name → version of a lock file."""
     text = (ROOT / lock).read_text()
-    return dict(re.findall(r"^([a-z0-9][a-z0-9.-]*)==([^ ;\\]+)", text, re.MULTILINE))
+    return dict(re.findall(r"^([a-z0-9][a-z0-9.-]*)(?:\[[a-z0-9,-]+\])?==([^ ;\\]+)", text, re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +115,29 @@ def test_a_lock_holds_versions_and_hashes_only(lock: str) -> None:
             assert "://" not in line
             assert "index" not in line.replace("--no-emit-index-url", "")
             continue
-        pin = re.fullmatch(r"[a-z0-9][a-z0-9.-]*==[^\s;@]+( ; [^\\@]+)? \\", line)
+        pin = re.fullmatch(r"[a-z0-9][a-z0-9.-]*(\[[a-z0-9,-]+\])?==[^\s;@]+( ; [^\\@]+)? \\", line)
         digest = re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line)
         assert pin or digest, line
+
+
+def test_a_lock_names_the_extras_that_are_asked_for() -> None:
+    """pip judges ``name[extra]`` apart from ``name``: unless the lock pins that spelling, it takes the newest release,
+    which has no hash here, and a fresh install fails from the day of that release on."""
+    from importlib.metadata import distributions
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lock = (ROOT / "requirements-dev.lock").read_text()
+    asked = [Requirement(text) for each in distributions() for text in each.requires or ()]
+    for each in asked:
+        name = canonicalize_name(each.name)
+        if (
+            each.extras
+            and name in pinned("requirements-dev.lock")
+            and (not each.marker or each.marker.evaluate({"extra": ""}))
+        ):
+            assert f"\n{name}[{','.join(sorted(each.extras))}]==" in lock, each
 
 
 def test_the_locks_agree() -> None:
