@@ -1,12 +1,14 @@
 """The log: one line per event, written by a thread of its own, with every secret masked by value.
 
-The event loop never waits for a disk or a terminal: a call only appends what it was given to a bounded
-queue. Everything else (reading the usage out of a finished scanner, formatting, masking, writing) happens
-in the writer thread, in batches, so that it costs few thread switches. What does not fit into the queue is
-dropped, counted, and the count is told in a later line.
+The event loop never waits for a disk or a terminal: a call only appends to a bounded queue, and a thread
+writes what is in it, in batches, so that it costs few thread switches. What does not fit into the queue is
+dropped, counted, and the count is told in a later line. The thread formats and masks as well, but for one
+kind of line: that of a request, as JSON, where nothing in it is unusual. This one is filled into a template
+at once, after the answer has left: the two threads share one interpreter, and handing it to and fro costs
+more than the line.
 
 Masking comes twice: on the fields before rendering, and on the rendered line, for what only rendering put
-together. Tracebacks are the plain ones of the standard library: structlog's rich and dict forms show local
+together. The template is for values in which neither look finds anything; they are remembered. Tracebacks are the plain ones of the standard library: structlog's rich and dict forms show local
 variables, and the forward token is one. The records of ``logging`` (uvicorn, asyncio, the HTTP client at any
 level) take the same way; from these, credentials that are not ours to know (a client's own key, a cookie) are
 masked by their shape as well.
@@ -26,8 +28,6 @@ from collections import deque
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from proxy import documents
-
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
 
@@ -39,16 +39,18 @@ if TYPE_CHECKING:
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _QUEUE = 20_000
-# Lines per write. Making a line holds the interpreter's lock, writing lets it go: a request that comes in the middle
-# waits for a few lines, not for many.
+# Lines per write: those that the thread must make itself, and all. Making a line holds the interpreter's lock, writing
+# lets it go: a request that comes in the middle waits for a few lines, not for many.
 _BATCH = 2
-# Where both threads share one core, the loop cannot take the lock that a write let go before it is given the core.
-_yield_core = getattr(os, "sched_yield", lambda: None)
+_MOST_LINES = 256
 # How long lines are collected before they are written: a thread switch per line would cost the loop more
 # than the line.
 _GATHER_S = 0.02
 _CLOSE_S = 5.0
 _LONGEST = 8 * 1024
+# Values whose JSON is remembered, and the longest of them: requests name the same few over and over.
+_MOST_KNOWN = 4096
+_LONGEST_KNOWN = 256
 _LONGEST_TRACE = 64 * 1024
 # Libraries that at INFO tell every URL with its query; hpack and h2 tell every header at DEBUG.
 _QUIET = {"httpx2": "warning", "httpcore2": "warning", "uvicorn.access": "critical"}
@@ -94,7 +96,8 @@ class Logs:
         self._render_fields: Callable[[Any, str, Any], Any] | None = None
         self._second = -1
         self._second_text = ""
-        self._queue: deque[tuple[float, str, Any, Fields]] = deque()
+        self._queue: deque[str | tuple[float, str, Any, Fields]] = deque()
+        self._known: dict[str | None, str] = {None: "null"}
         self._dropped = 0
         self._dropped_told = 0
         self._wake = Event()
@@ -129,12 +132,18 @@ class Logs:
 
     def request(self, record: Record) -> None:
         """The one line of a request that is over. Takes the record as it is: nothing may change it afterwards."""
-        if self._threshold <= 20:
+        if self._threshold > 20:
+            return
+        line = None if self._console else self._request_line(record)
+        if line is None:
             self._put("info", record, {})
+        else:
+            self._append(line)
 
     def set_redactor(self, redactor: Redactor) -> None:
         """From the next line on, these values are masked (a reload). Lines still queued get the new one, too."""
         self._redactor = redactor
+        self._known = {None: "null"}
 
     def set_level(self, level: str) -> None:
         """Changes the threshold, of the captured libraries as well."""
@@ -170,12 +179,62 @@ class Logs:
         self._put(level, event, fields)
 
     def _put(self, level: str, event: Any, fields: Fields) -> None:
+        self._append((time.time(), level, event, fields))
+
+    def _append(self, line: str | tuple[float, str, Any, Fields]) -> None:
         if len(self._queue) >= _QUEUE or self._stop.is_set():
             self._dropped += 1
             return
-        self._queue.append((time.time(), level, event, fields))
-        if not self._busy:
+        self._queue.append(line)
+        if not (self._busy or self._wake.is_set()):
             self._wake.set()
+
+    def _request_line(self, record: Record) -> str | None:
+        """The line of `record`, or None where the general way must make it. Never raises."""
+        if self._redactor.crosses_values:
+            return None
+        try:
+            scanner = record.scanner
+            model, tokens = record.model, '"input_tokens":null,"output_tokens":null'
+            if scanner is not None:
+                usage = scanner.usage
+                if usage is not None:
+                    tokens = f'"input_tokens":{_number(usage.input_tokens)},"output_tokens":{_number(usage.output_tokens)}'
+                model = model or scanner.model
+            json_of, first = self._json_of, record.first_byte_s
+            more = ""
+            if record.error_code is not None:
+                more = f',"error":{json_of(record.error_code)}'
+            if record.upstream_error is not None:
+                more += f',"upstream_error":{json_of(record.upstream_error)}'
+            return (
+                f'{{"timestamp":"{self._stamp(time.time())}","level":"info","event":"request",'
+                f'"method":{json_of(record.method)},"path":{json_of(record.path)},"project":{json_of(record.project)},'
+                f'"provider":{json_of(record.provider)},"model":{json_of(model)},"status":{_number(record.status)},'
+                f'"outcome":"{record.outcome.value}",'
+                f'"first_byte_ms":{"null" if first is None else f"{first * 1000:.1f}"},'
+                f'"duration_ms":{record.duration_s * 1000:.1f},"bytes_in":{record.bytes_in:d},'
+                f'"bytes_out":{record.bytes_out:d},{tokens},"request_id":"{record.request_id}",'
+                f'"lava_request_id":{json_of(record.lava_request_id)}{more}}}\n'
+            )
+        except Exception:  # noqa: BLE001 - a record of any kind comes in; the general way says what is wrong with it
+            return None
+
+    def _json_of(self, value: str | None) -> str:
+        """`value` as JSON. ValueError where it must be cut, escaped beyond ASCII, or masked."""
+        known = self._known.get(value)
+        if known is not None:
+            return known
+        if value is None or len(value) > _LONGEST_KNOWN or not value.isascii():
+            raise ValueError("not a plain value")
+        text = json.dumps(value)
+        redactor = self._redactor
+        if redactor.text(value) is not value or redactor.text(text) is not text:
+            raise ValueError("holds a secret")
+        if len(self._known) >= _MOST_KNOWN:
+            self._known = {None: "null"}
+        self._known[value] = text
+        return text
 
     def _capture(self, level: str) -> None:
         """Sends the records of ``logging`` here; remembers the levels it changes."""
@@ -222,7 +281,15 @@ class Logs:
             except OSError as error:
                 self._queue.append((time.time(), "error", "the log file cannot be opened again", {"reason": error}))
         while self._queue:
-            lines = [self._line(*self._queue.popleft()) for _ in range(min(_BATCH, len(self._queue)))]
+            lines: list[str] = []
+            made = 0
+            while self._queue and made < _BATCH and len(lines) < _MOST_LINES:
+                each = self._queue.popleft()
+                if isinstance(each, str):
+                    lines.append(each)
+                else:
+                    lines.append(self._line(*each))
+                    made += 1
             if self._dropped != self._dropped_told:
                 count, self._dropped_told = self._dropped - self._dropped_told, self._dropped
                 lines.append(self._line(time.time(), "warning", "log lines were dropped", {"count": count}))
@@ -230,7 +297,6 @@ class Logs:
                 self._sink.write("".join(lines))
             except (OSError, ValueError):  # disk full, pipe closed, stream closed
                 self._dropped += len(lines)
-            _yield_core()
 
     def _line(self, when: float, level: str, event: Any, fields: Fields) -> str:
         """One event as one line, its line end included. Never raises."""
@@ -243,15 +309,8 @@ class Logs:
                 return self._rendered({**told, "exc_info": event.error})
             told = _of_request(event, self._stamp(when))
             if self._console:
-                return self._rendered({name: value for name, value in told.items() if value is not None})
-            # The hot path of the writer: strings and numbers only, so one look at the finished line is
-            # enough, and nothing is found in nearly all of them.
-            line = documents.write(told)
-            if line.isascii() and self._redactor.data(line) is line:
-                return line.decode("ascii") + "\n"
+                told = {name: value for name, value in told.items() if value is not None}
             return self._rendered(told)
-        except UnicodeEncodeError:  # half a surrogate pair, which only the general way writes
-            return self._rendered(_of_request(event, self._stamp(when)))
         except Exception as error:  # noqa: BLE001 - fields of any kind come in, and a line must come out
             return json.dumps({"level": "error", "event": "unloggable", "reason": type(error).__name__}) + "\n"
 
@@ -425,6 +484,10 @@ def _of_request(record: Record, stamp: str) -> Fields:
     if record.upstream_error is not None:
         fields["upstream_error"] = _cut(record.upstream_error)
     return fields
+
+
+def _number(value: int | None) -> str:
+    return "null" if value is None else f"{value:d}"
 
 
 def _mask(match: re.Match[str]) -> str:

@@ -149,7 +149,7 @@ class Redactor(Unshown):
     Values under 4 characters are not masked, those under 6 only as they are.
     """
 
-    __slots__ = ("_forms", "_probe", "_reach")
+    __slots__ = ("_forms", "_probe", "_reach", "crosses_values")
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         wanted: dict[bytes, None] = {}
@@ -157,6 +157,8 @@ class Redactor(Unshown):
             for each in (value, *_inside(value)):
                 wanted.update(dict.fromkeys(_forms(each)))
         self._forms = tuple(wanted)
+        self.crosses_values = any(b'"' in form for form in self._forms)
+        """Whether a hit can begin in one value of a JSON object and end in another: between two there is a quote."""
         self._probe = _probe(self._forms)
         # An escape makes up to six bytes out of one (\u00XX).
         self._reach = 6 * max((len(form) for form in self._forms), default=0)
