@@ -20,7 +20,7 @@ from starlette.routing import Route, Router
 from proxy import __version__, dialects, errors, gate, headers, routing
 from proxy.errors import Fault
 from proxy.flights import Flights
-from proxy.forward import Broken, Call, Forwarder, Receive, Scope, Send, shutting_down
+from proxy.forward import Admitted, Broken, Call, Forwarder, Receive, Scope, Send, shutting_down
 from proxy.generation import Generation
 from proxy.metrics import Metrics
 from proxy.record import Outcome, Record
@@ -130,14 +130,27 @@ class App:
         if scope["type"] != "http":
             return
         runtime = self.runtime
+        generation = runtime.generation
+        connection = scope["extensions"].get("lava_proxy.connection") if "extensions" in scope else None
+        # A tool sends the same head over and over: what was found out about it then is true now.
+        admitted: Admitted | None = connection.memory.application if connection is not None else None
+        if admitted is not None and admitted.generation is not generation:
+            admitted = None
+        received = headers.read(scope["headers"]) if admitted is None else admitted.received
         raw_path: bytes = scope.get("raw_path") or b"/"
         record = Record(self._ids.next(), scope["method"], raw_path.decode("ascii", "replace"), monotonic())
-        call = Call(scope, receive, send, runtime.generation, headers.read(scope["headers"]), record)
+        call = Call(scope, receive, send, generation, received, record, connection)
         # Health probes are asked every few seconds: only what went wrong with one is worth a line.
         recorded = raw_path not in CONTROL
         runtime.metrics.started()
         try:
-            await self._serve(call, raw_path)
+            if admitted is None:
+                admitted = await self._admit(call, raw_path)
+            if admitted is not None:
+                call.admission, call.dialect = admitted.admission, admitted.place.dialect
+                if runtime.draining:
+                    raise shutting_down()
+                await self._forward(call, admitted)
         except Fault as fault:
             recorded = True
             await self._refuse(call, fault)
@@ -153,33 +166,34 @@ class App:
             if runtime.retired:
                 await runtime.close_retired()
 
-    async def _serve(self, call: Call, path: bytes) -> None:
+    async def _admit(self, call: Call, path: bytes) -> Admitted | None:
+        """Gate and router. ``None`` where the request is not to be forwarded: then it is answered. Raises ``Fault``."""
         received, generation = call.received, call.generation
         host = gate.check_host(received, call.scope.get("server"), generation)
         origin = gate.check_origin(received, host, generation)
         if origin is not None:
-            call.admission.cors_origin = origin
             call.send = _readable_by(origin, call.send)
             if call.record.method == "OPTIONS" and b"access-control-request-method" in received.noted:
                 await _answer(call, 204, gate.preflight(received, origin))
-                return
-        admission = gate.check_key(received, path, generation)
-        admission.cors_origin = origin
-        call.admission = admission
+                return None
+        admission = call.admission = gate.check_key(received, path, generation)
         if path in CONTROL:
             await self._at_control(call, path)
-            return
+            return None
         if self.runtime.draining:
             raise shutting_down()
         place = generation.locate(call.record.method, path, received.noted)
         call.dialect = place.dialect
+        project = routing.choose_project(
+            admission.project, place.project, received.noted.get(headers.PROXY_PROJECT), generation.table
+        )
         if place.kind is Kind.INFO:
-            routing.choose_project(
-                admission.project, place.project, received.noted.get(headers.PROXY_PROJECT), generation.table
-            )
             await _send_response(call, _info(call))
-            return
-        await self._forward(call, place)
+            return None
+        admitted = Admitted(generation, received, admission, place, project)
+        if call.connection is not None and origin is None:  # a page's answers need its headers each time
+            call.connection.memory.application = admitted
+        return admitted
 
     async def _at_control(self, call: Call, path: bytes) -> None:
         if call.record.method not in ("GET", "HEAD"):

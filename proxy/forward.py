@@ -19,8 +19,9 @@ from proxy.errors import Fault
 from proxy.flights import Flight, Flights, Phase, Reason
 from proxy.gate import Admission, key_of
 from proxy.record import Outcome, Record
+from proxy.redaction import Unshown
 from proxy.routing import Kind, Place, Route
-from proxy.upstream import Answer, Outgoing, UpstreamError
+from proxy.upstream import Answer, Outgoing, UpstreamError, Wire
 from proxy.usage import Scanner
 
 if TYPE_CHECKING:
@@ -35,19 +36,56 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _ERROR_BODY = 256 * 1024  # bytes of an error answer that are collected to be understood and masked
 _COLLECTING_FLOOR = 256 * 1024 * 1024
 _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
+_MOST_SENDINGS = 16  # models that one client uses by turns, and then some
+_NOBODY = Admission()
 
 
 class Connection(Protocol):
     """What the HTTP front tells of the client's connection (``guard.py``)."""
 
     client_error: str | None
+    length: int | None
+    """Bytes of the body as its head declares them, ``None`` where it is chunked."""
+    memory: Any
+    """``memory.application`` is ours, and the same for every request with this head (``framing.Heads``)."""
 
     def on_disconnect(self, callback: Callable[[], None]) -> None: ...
     def abort(self) -> None: ...
 
 
+class Sending(Unshown):
+    """A plan made ready for requests with the same head: what travels of it to Lava, and its form on the wire."""
+
+    __slots__ = ("headers", "method", "plan", "wire")
+
+    def __init__(self, plan: Plan, method: bytes, pairs: headers.Pairs) -> None:
+        self.plan = plan
+        self.method = method
+        self.headers = pairs
+        self.wire = Wire()
+
+
+class Admitted(Unshown):
+    """What gate and router found out about a request. It holds for every request with the same head (``framing.Heads``),
+    as long as the configuration is the same.
+    """
+
+    __slots__ = ("admission", "generation", "place", "project", "received", "sendings")
+
+    def __init__(
+        self, generation: Generation, received: Received, admission: Admission, place: Place, project: str
+    ) -> None:
+        self.generation = generation
+        self.received = received
+        self.admission = admission
+        self.place = place
+        self.project = project
+        self.sendings: dict[str | None, Sending] = {}
+        """By the body's model."""
+
+
 class Call:
-    """One request on its way through: what the gate found, and what became of it so far."""
+    """One request on its way through, and what became of it so far."""
 
     __slots__ = (
         "admission",
@@ -74,6 +112,7 @@ class Call:
         generation: Generation,
         received: Received,
         record: Record,
+        connection: Connection | None,
     ) -> None:
         self.scope = scope
         self.receive = receive
@@ -81,15 +120,14 @@ class Call:
         self.generation = generation
         self.received = received
         self.record = record
+        self.connection = connection
         self.path: bytes = scope.get("raw_path") or b"/"
-        self.admission = Admission()
+        self.admission = _NOBODY
         self.dialect: Dialect | None = None
         self.flight: Flight | None = None
         self.plan: Plan | None = None
         self.opened: Answer | None = None
         self.answering = False
-        extensions = scope.get("extensions") or {}
-        self.connection: Connection | None = extensions.get("lava_proxy.connection")
 
 
 class ClientGone(Exception):
@@ -108,16 +146,11 @@ class Forwarder:
         self.collected = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def __call__(self, call: Call, place: Place) -> None:
-        """Forward one located request and answer it. Raises ``Fault`` where we answer ourselves, and ``Broken``."""
+    async def __call__(self, call: Call, admitted: Admitted) -> None:
+        """Forward one admitted request and answer it. Raises ``Fault`` where we answer ourselves, and ``Broken``."""
         generation, record, method = call.generation, call.record, call.record.method
-        project = routing.choose_project(
-            call.admission.project,
-            place.project,
-            call.received.noted.get(headers.PROXY_PROJECT),
-            generation.table,
-        )
-        record.project = project
+        place = admitted.place
+        record.project = admitted.project
         if len(self.flights) >= generation.settings.server.max_concurrent:
             raise Fault(
                 "overloaded",
@@ -138,16 +171,26 @@ class Forwarder:
         generation.in_flight += 1
         try:
             if place.kind is Kind.CATALOG:
-                await self._send_catalog(call, place, project)
+                await self._send_catalog(call, place, admitted.project)
                 return
             content: bytes | AsyncIterator[bytes] | None
             length: int | None = None
             if place.reads_body and (method in _HAS_BODY or declared):
-                plan, content = self._plan_by_body(call, place, project, await self._collect(call))
+                sending, content = self._sending_by_body(call, admitted, await self._collect(call))
             else:
-                plan = self._plan(call, place, project, None)
+                sending = self._sending(call, admitted, None)
                 content, length = await self._stream(call, declared), declared
-            out = self._outgoing(call, plan, content, length)
+            plan = sending.plan
+            streamed = content is not None and not isinstance(content, bytes)
+            out = Outgoing(
+                sending.method,
+                plan.origin,
+                plan.target,
+                sending.headers,
+                content,
+                length if streamed else None,
+                sending.wire,
+            )
             if content is None or isinstance(content, bytes):
                 flight.wait(Phase.HEAD)
             answer = call.opened = await generation.engine.open(out)
@@ -173,9 +216,25 @@ class Forwarder:
 
     # --- the request -------------------------------------------------------------------------------------------------
 
-    def _plan(self, call: Call, place: Place, project: str, model: str | None) -> Plan:
-        """Where the request goes and with which credential: worked out once for the same request of the same project."""
-        generation, record = call.generation, call.record
+    def _sending(self, call: Call, admitted: Admitted, model: str | None, *, decoded: bool = False) -> Sending:
+        """Where the request goes, with which credential and headers: worked out once for the same request."""
+        sending = admitted.sendings.get(model) if not decoded else None
+        if sending is None:
+            plan = self._plan(call, admitted, model)
+            onward = call.received.onward
+            if decoded:
+                onward = headers.without(onward, b"content-encoding")
+            sending = Sending(plan, call.record.method.encode("ascii"), self._to_lava(call, plan, onward))
+            if plan.kept and not decoded:
+                if len(admitted.sendings) >= _MOST_SENDINGS:
+                    admitted.sendings.clear()
+                admitted.sendings[model] = sending
+        plan = call.plan = sending.plan
+        call.record.provider, call.record.model = plan.route.provider.name, plan.route.model
+        return sending
+
+    def _plan(self, call: Call, admitted: Admitted, model: str | None) -> Plan:
+        generation, record, place, project = call.generation, call.record, admitted.place, admitted.project
         query = call.scope.get("query_string", b"")
         key = (record.method, call.path, query, project, model, place.dialect)
         plan = generation.plans.get(key)
@@ -184,11 +243,10 @@ class Forwarder:
             record.provider, record.model = route.provider.name, route.model
             plan = generation.plan(route, self._client_key(call, route))
             generation.remember(key, plan)
-        call.plan, record.provider, record.model = plan, plan.route.provider.name, plan.route.model
         return plan
 
-    def _plan_by_body(self, call: Call, place: Place, project: str, whole: bytes) -> tuple[Plan, bytes]:
-        """The plan that ``model`` decides, and the body to send: as it came unless the name must be replaced."""
+    def _sending_by_body(self, call: Call, admitted: Admitted, whole: bytes) -> tuple[Sending, bytes]:
+        """Where ``model`` in the body sends it, and the body to send: as it came unless the name must be replaced."""
         noted = call.received.noted
         found = bodies.find_model(
             whole,
@@ -196,13 +254,14 @@ class Forwarder:
             noted.get(b"content-encoding"),
             call.generation.settings.server.max_body_bytes,
         )
-        plan = self._plan(call, place, project, found.name)
-        if plan.route.replace is None:
-            return plan, whole
-        changed = bodies.replace_model(found, plan.route.replace)
+        sending = self._sending(call, admitted, found.name)
+        replace = sending.plan.route.replace
+        if replace is None:
+            return sending, whole
+        changed = bodies.replace_model(found, replace)
         if found.decoded:
-            call.received.onward = headers.without(call.received.onward, b"content-encoding")
-        return plan, changed
+            sending = self._sending(call, admitted, found.name, decoded=True)
+        return sending, changed
 
     async def _collect(self, call: Call) -> bytes:
         """The whole body, within ``max_body_bytes`` and the budget of all requests together."""
@@ -295,23 +354,18 @@ class Forwarder:
             )
         return key
 
-    def _outgoing(
-        self, call: Call, plan: Plan, content: bytes | AsyncIterator[bytes] | None, length: int | None
-    ) -> Outgoing:
-        """A new request beside the received one: our headers first, then what may travel of the client's."""
-        received = call.received
-        pairs = plan.head + received.onward
-        asked = received.noted.get(headers.METADATA)
+    def _to_lava(self, call: Call, plan: Plan, onward: headers.Pairs) -> headers.Pairs:
+        """New headers beside the received ones: ours first, then what may travel of the client's."""
+        noted = call.received.noted
+        pairs = plan.head + onward
+        asked = noted.get(headers.METADATA)
         if asked is not None or plan.metadata:
             metadata = headers.merge_metadata(asked, plan.metadata)
             if metadata is not None:
                 pairs.append((headers.METADATA, metadata))
-        if plan.route.wants_anthropic_version and b"anthropic-version" not in received.noted:
+        if plan.route.wants_anthropic_version and b"anthropic-version" not in noted:
             pairs.append((b"anthropic-version", b"2023-06-01"))
-        streamed = content is not None and not isinstance(content, bytes)
-        return Outgoing(
-            call.record.method.encode("ascii"), plan.origin, plan.target, pairs, content, length if streamed else None
-        )
+        return pairs
 
     # --- the answer --------------------------------------------------------------------------------------------------
 
@@ -500,13 +554,16 @@ def _declared_length(call: Call) -> int | None:
     value = call.received.noted.get(b"content-length")
     if value is None:
         return None
-    if not value.isdigit() or len(value) > 18:
-        raise Fault(
-            "bad_request",
-            "The Content-Length of this request is not a number.",
-            "Send a plain decimal length.",
-        )
-    declared = int(value)
+    # Of heads alike only the length differs, and the front has read it.
+    declared = call.connection.length if call.connection is not None else None
+    if declared is None:
+        if not value.isdigit() or len(value) > 18:
+            raise Fault(
+                "bad_request",
+                "The Content-Length of this request is not a number.",
+                "Send a plain decimal length.",
+            )
+        declared = int(value)
     limit = call.generation.settings.server.max_body_bytes
     if declared > limit:
         raise _too_large(limit)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
@@ -57,6 +57,19 @@ class Refusal(Exception):
         self.headers = headers or []
 
 
+class Memory:
+    """What was worked out for a head and holds for every head like it (see ``Heads``).
+
+    For the front its ASGI scope; for the application whatever it keeps, which may depend on nothing but such a head.
+    """
+
+    __slots__ = ("application", "scope")
+
+    def __init__(self) -> None:
+        self.application: Any = None
+        self.scope: dict[str, Any] | None = None
+
+
 class Head(NamedTuple):
     """A request head whose framing is proven. ``length`` is ``None`` for a chunked body."""
 
@@ -67,6 +80,7 @@ class Head(NamedTuple):
     keep_alive: bool
     length: int | None
     expects_continue: bool
+    memory: Memory
 
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
@@ -160,7 +174,65 @@ def read_head(head: bytes, limits: Limits) -> Head:
         length = None
     # RFC 9110 section 10.1.1: an HTTP/1.0 client's expectation is not looked at; nor is one without a body.
     expects_continue = expects_continue and version == "1.1" and length != 0
-    return Head(method, target, version, headers, keep_alive, length, expects_continue)
+    return Head(method, target, version, headers, keep_alive, length, expects_continue, Memory())
+
+
+_LENGTH_LINE = re.compile(rb"\n[Cc]ontent-[Ll]ength:[ \t]*+([0-9]++)[ \t]*+\r\n")
+_LONGEST_REMEMBERED = 4 * 1024
+
+
+class Heads:
+    """The heads of one connection. A tool sends the same head over and over, only the length of its body changes.
+
+    Such a head is not judged again: it is like the one before where every byte is the same, but for the digits of
+    ``Content-Length``; and nothing but the length follows from those.
+    """
+
+    __slots__ = ("_after", "_before", "_head", "_limits", "_place", "_raw")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._raw = b""
+        self._head: Head | None = None
+        self._before = self._after = b""  # around the digits; empty where there are none
+        self._place = 0  # of Content-Length among the headers
+
+    def read(self, raw: bytes) -> Head:
+        """What ``read_head`` says of ``raw``, ``memory`` aside: heads alike share one. Raises ``Refusal``."""
+        last = self._head
+        if last is not None:
+            if raw == self._raw:
+                return last
+            before, after = self._before, self._after
+            if before and raw.startswith(before) and raw.endswith(after):
+                digits = raw[len(before) : len(raw) - len(after)]
+                if digits.isdigit() and len(digits) <= _CONTENT_LENGTH_DIGITS:
+                    headers = last.headers.copy()
+                    headers[self._place] = (b"content-length", digits)
+                    head = Head(
+                        last.method,
+                        last.target,
+                        last.version,
+                        headers,
+                        last.keep_alive,
+                        int(digits),
+                        False,
+                        last.memory,
+                    )
+                    self._raw, self._head = raw, head
+                    return head
+            self._head = None
+        head = read_head(raw, self._limits)
+        if len(raw) <= _LONGEST_REMEMBERED and not head.expects_continue:
+            self._raw, self._head = raw, head
+            self._before = self._after = b""
+            # Every line of a judged head is a whole field, so this can only be the one that was counted.
+            digits_at = _LENGTH_LINE.search(raw)
+            if digits_at is not None and not any(name == b"expect" for name, _ in head.headers):
+                start, end = digits_at.span(1)
+                self._before, self._after = raw[:start], raw[end:]
+                self._place = [name for name, _ in head.headers].index(b"content-length")
+        return head
 
 
 def tokens(value: bytes) -> list[bytes]:

@@ -34,8 +34,6 @@ class Admission:
     """The project that the local key is bound to."""
     key_header: bytes | None = None
     """The header that carried the local key: it must not serve as anything else."""
-    cors_origin: bytes | None = None
-    """The listed origin of a page that asks, whose browser needs to be told that it may read."""
 
 
 def check_host(received: Received, server: tuple[str, int | None] | None, generation: Generation) -> bytes:

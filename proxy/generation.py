@@ -41,9 +41,10 @@ class Plan(Unshown):
     """A route made ready: where it goes, with which credential, and the headers that are always the same.
 
     ``head`` begins the request to Lava, ``ours`` is added to every answer, ``metadata`` are the project's own pairs.
+    ``kept``: it may serve a later request; not where it holds the tool's own key, which is not ours to keep.
     """
 
-    __slots__ = ("credential", "head", "metadata", "origin", "ours", "route", "target")
+    __slots__ = ("credential", "head", "kept", "metadata", "origin", "ours", "route", "target")
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Plan(Unshown):
     ) -> None:
         self.route = route
         self.credential = credential
+        self.kept = not credential.payment.byok_from_client
         self.origin = origin
         self.target = target
         self.head = head
@@ -180,12 +182,9 @@ class Generation:
         )
 
     def remember(self, key: tuple[object, ...], plan: Plan) -> None:
-        """Keep a plan: tools ask for the same few over and over.
-
-        Not one with the tool's own key, which is not ours to keep, and not the long ones: a client could fill the memory.
-        """
+        """Keep a plan: tools ask for the same few over and over. Not the long ones: a client could fill the memory."""
         route = plan.route
-        if plan.credential.payment.byok_from_client or len(route.target) + len(route.model or "") > _LONGEST_ROUTE:
+        if not plan.kept or len(route.target) + len(route.model or "") > _LONGEST_ROUTE:
             return
         if len(self.plans) >= _MOST_ROUTES:
             self.plans.clear()

@@ -47,7 +47,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
 from proxy import errors
-from proxy.framing import ChunkedBody, Head, LengthBody, Limits, Refusal, read_head, refuse_early, tokens
+from proxy.framing import ChunkedBody, Head, Heads, LengthBody, Limits, Memory, Refusal, refuse_early, tokens
 
 if TYPE_CHECKING:
     from uvicorn import Config
@@ -69,7 +69,8 @@ class Exchange:
     """One request and its response: what the application calls, and what the forwarder watches.
 
     As ``scope["extensions"]["lava_proxy.connection"]`` it offers ``on_disconnect``, ``abort``,
-    ``write_stalled_since`` and ``client_error``. It holds no scope: both die by reference count alone.
+    ``write_stalled_since``, ``client_error``, ``length`` and ``memory``. It holds no scope: both die by reference count
+    alone.
     """
 
     __slots__ = (
@@ -91,6 +92,8 @@ class Exchange:
         "complete",
         "gone",
         "keep_alive",
+        "length",
+        "memory",
         "started",
     )
 
@@ -99,6 +102,10 @@ class Exchange:
         self.client_error: str | None = None
         """What the client did wrong, where its own protocol fault is why ``receive`` says disconnect."""
         self.keep_alive = head.keep_alive
+        self.length: int | None = head.length
+        """Bytes of the body as declared, 0 where there is none, ``None`` where it is chunked."""
+        self.memory: Memory = head.memory
+        """Where the application keeps what holds for every head like this one."""
         self.started = False
         self.complete = False
         self.gone = False
@@ -383,6 +390,7 @@ class GuardedProtocol(asyncio.Protocol):
         self._tasks = server_state.tasks
         self._watch = watch
         self.limits = watch.limits
+        self._heads = Heads(watch.limits)
         self.flow: FlowControl
         self._transport: asyncio.Transport
         self._server: tuple[str, int | None] | None = None
@@ -478,7 +486,7 @@ class GuardedProtocol(asyncio.Protocol):
                 self._judged = 0
                 self._empty_line_skipped = False
                 try:
-                    head = read_head(data[position : end + 2], self.limits)
+                    head = self._heads.read(data[position : end + 2])
                 except Refusal as refusal:
                     self.refuse(refusal)
                     return
@@ -506,12 +514,26 @@ class GuardedProtocol(asyncio.Protocol):
 
     def _begin(self, head: Head, body: bytes | None) -> None:
         """Start the application: the framing is proven. ``body`` where it is there, whole."""
+        memory = head.memory
+        if memory.scope is None:
+            memory.scope = self._scope(head)
+        exchange = self._exchange = Exchange(self, head, body)
+        scope: Scope = memory.scope.copy()  # the application may write into its scope
+        scope["headers"] = head.headers
+        scope["state"] = self._app_state.copy()
+        scope["extensions"] = {EXTENSION: exchange}
+        self.deadline = _NEVER
+        if body is None:
+            self._body = ChunkedBody(self.limits) if head.length is None else LengthBody(head.length)
+        self._tasks.add(self._loop.create_task(exchange.run(self._app, scope)))
+
+    def _scope(self, head: Head) -> dict[str, Any]:
+        """What the scopes of heads alike have in common."""
         raw_path, _, query = head.target.partition(b"?")
         path = raw_path.decode("ascii")
         if "%" in path:
             path = urllib.parse.unquote(path)
-        exchange = self._exchange = Exchange(self, head, body)
-        scope: Scope = {
+        return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": head.version,
@@ -523,14 +545,7 @@ class GuardedProtocol(asyncio.Protocol):
             "path": path,
             "raw_path": raw_path,
             "query_string": query,
-            "headers": head.headers,
-            "state": self._app_state.copy(),
-            "extensions": {EXTENSION: exchange},
         }
-        self.deadline = _NEVER
-        if body is None:
-            self._body = ChunkedBody(self.limits) if head.length is None else LengthBody(head.length)
-        self._tasks.add(self._loop.create_task(exchange.run(self._app, scope)))
 
     def ended(self) -> None:
         """The application is through. (Told by its task itself: a callback would cost another turn of the loop.)"""

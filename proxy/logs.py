@@ -199,7 +199,9 @@ class Logs:
             if scanner is not None:
                 usage = scanner.usage
                 if usage is not None:
-                    tokens = f'"input_tokens":{_number(usage.input_tokens)},"output_tokens":{_number(usage.output_tokens)}'
+                    tokens = (
+                        f'"input_tokens":{_number(usage.input_tokens)},"output_tokens":{_number(usage.output_tokens)}'
+                    )
                 model = model or scanner.model
             json_of, first = self._json_of, record.first_byte_s
             more = ""

@@ -36,6 +36,7 @@ from proxy import (
     forward,
     gate,
     generation,
+    headers,
     logs,
     metrics,
     routing,
@@ -686,6 +687,13 @@ def test_no_dump_of_anything_that_lives_shows_a_secret(settings_of_all: Settings
         made_ready.remember((name,), plan)
         things[f"plan of {name}"] = plan
         things[f"route of {name}"] = route
+        sending = forward.Sending(plan, b"POST", plan.head)
+        sending.wire.lines = b"authorization: " + plan.credential.authorization
+        things[f"sending of {name}"] = sending
+        things[f"wire of {name}"] = sending.wire
+        admitted = forward.Admitted(made_ready, headers.read(plan.head), gate.Admission(), place, name)
+        admitted.sendings[None] = sending
+        things[f"admitted of {name}"] = admitted
     client = made_ready.credential("lab", "anthropic", CLIENT_KEY)
     things["credential with the tool's own key"] = client
     things["all credentials"] = made_ready._credentials

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from proxy.redaction import Unshown
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -43,6 +45,15 @@ class Origin:
     port: int
 
 
+class Wire(Unshown):
+    """What an engine made of method, target and headers, for the next request that has the same ones."""
+
+    __slots__ = ("lines",)
+
+    def __init__(self) -> None:
+        self.lines: bytes | None = None
+
+
 @dataclass(slots=True, repr=False)  # the headers hold the credential
 class Outgoing:
     """One request, exactly as it shall stand on the wire.
@@ -51,7 +62,7 @@ class Outgoing:
     ``authorization`` among them, but never ``content-length``, ``transfer-encoding`` or ``connection``, which
     belong to the engine. ``body`` as bytes is sent with its length; as an iterator with ``content_length``,
     or chunked where that is None. An iterator that yields more or less than ``content_length`` is a
-    ``ValueError``.
+    ``ValueError``. ``wire`` is shared by requests whose method, target and headers are the very same.
     """
 
     method: bytes
@@ -61,6 +72,7 @@ class Outgoing:
     headers: list[tuple[bytes, bytes]] = field(repr=False)
     body: bytes | AsyncIterator[bytes] | None = field(default=None, repr=False)
     content_length: int | None = None
+    wire: Wire | None = field(default=None, repr=False)
 
 
 class Answer(Protocol):

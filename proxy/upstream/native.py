@@ -868,24 +868,32 @@ def _encode(out: Outgoing) -> tuple[bytes, AsyncIterator[bytes] | None, int | No
         body = b""
     if length is not None:
         framing = b"content-length: %d\r\n" % length
-    pairs = out.headers
-    head = b"%b %b HTTP/1.1\r\n%b\r\n%b\r\n" % (
+    lines = out.wire.lines if out.wire is not None else None
+    if lines is None:
+        lines = _lines(out)
+        if out.wire is not None:
+            out.wire.lines = lines
+    return b"%b%b\r\n%b" % (lines, framing, body), source, length
+
+
+def _lines(out: Outgoing) -> bytes:
+    """Request line and headers. Raises ``ValueError`` for anything that would add a line to them."""
+    lines = b"%b %b HTTP/1.1\r\n%b" % (
         out.method,
         out.target,
-        b"\r\n".join([b": ".join(pair) for pair in pairs]),
-        framing,
+        b"".join([b"%b: %b\r\n" % pair for pair in out.headers]),
     )
-    lines = len(pairs) + (3 if framing else 2)
+    count = len(out.headers) + 1
     if (
-        head.count(b"\n") != lines
-        or head.count(b"\r") != lines
-        or b"\0" in head
+        lines.count(b"\n") != count
+        or lines.count(b"\r") != count
+        or b"\0" in lines
         or not out.method.isalpha()
         or not out.target
         or out.target.translate(None, TARGET_BYTES)
     ):
         raise ValueError("the request cannot be written as HTTP")
-    return head + body if body else head, source, length
+    return lines
 
 
 async def _slices(body: bytes) -> AsyncIterator[bytes]:
