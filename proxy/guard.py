@@ -268,7 +268,8 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """Send one ASGI message; waits while the client reads too slowly. Raises ``RuntimeError`` on misuse.
 
-        ``Transfer-Encoding``, ``Keep-Alive`` and ``Connection`` (but for ``close``) are decided here.
+        ``Transfer-Encoding``, ``Keep-Alive`` and ``Connection`` (but for ``close``) are decided here. Names of headers are
+        in lower case, as ASGI has them.
         """
         flow = self._protocol.flow
         if flow.write_paused and not self.gone:
@@ -287,22 +288,19 @@ class Exchange:
             raise RuntimeError("the response is already complete")
 
     def _start(self, status: int, headers: Any) -> None:
-        lines = [_status_line(status)]
         # Whatever body the application sends with these is dropped.
         bodiless = self._bodiless = self._method == "HEAD" or status in (204, 304)
+        onward = headers
         for name, value in headers:
-            name = name.lower()
             if name in _DECIDED_HERE:
-                if name == b"content-length":
-                    if status == 204:
-                        continue
+                if name == b"content-length" and status != 204:
                     if not bodiless:
                         self._left = int(value)
-                else:
-                    if name == b"connection" and b"close" in tokens(value):
-                        self.keep_alive = False
                     continue
-            lines.append(b"%b: %b" % (name, value))
+                if name == b"connection" and b"close" in tokens(value):
+                    self.keep_alive = False
+                onward = [pair for pair in onward if pair[0] != name]
+        lines = [_status_line(status), *[b": ".join(pair) for pair in onward]]
         if self._left is None and not bodiless and not self._http10:
             self._chunked = True
             lines.append(b"transfer-encoding: chunked")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from email.utils import formatdate
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from proxy.errors import Fault
@@ -172,8 +173,12 @@ def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> A
     nominated: set[bytes] | None = None
     date_seen = server_seen = False
     for pair in headers:
+        fate = _fate(pair[0])
+        if fate == _PASS:
+            onward.append(pair)
+            continue
         name, value = pair
-        if name in _ASKED:
+        if fate == _ASK:
             if name == b"content-length":
                 # One that is no number frames nothing: an answer to HEAD may have it.
                 if not keep_length or answered.length is not None or not value.isdigit():
@@ -193,19 +198,27 @@ def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> A
                 answered.lava_request_id = value
             elif value.strip().lower() not in (b"", b"identity"):
                 answered.encoding = value if answered.encoding is None else answered.encoding + b"," + value
-        elif name in _DROPPED:
-            if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-                nominated = (nominated or set()) | _tokens(value)
-            continue
-        elif name.startswith((b"access-control-", b"x-lava-proxy-")):
-            continue
-        onward.append(pair)
+            onward.append(pair)
+        elif name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            nominated = (nominated or set()) | _tokens(value)
     if not date_seen:
         onward.append((b"date", formatdate(usegmt=True).encode("ascii")))
     if nominated:
         nominated -= _FRAMING
         answered.onward = [pair for pair in onward if pair[0] not in nominated]
     return answered
+
+
+# What becomes of a header of an answer; one that is asked is passed on, too, unless its value speaks against it.
+_PASS, _DROP, _ASK = range(3)
+
+
+@lru_cache(maxsize=1024)
+def _fate(name: bytes) -> int:
+    if name in _ASKED:
+        return _ASK
+    dropped = name in _DROPPED or name.startswith((b"access-control-", b"x-lava-proxy-"))
+    return _DROP if dropped else _PASS
 
 
 _ASKED = frozenset({b"content-length", b"content-type", b"content-encoding", b"date", b"server", b"x-lava-request-id"})

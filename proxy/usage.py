@@ -16,8 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from proxy import documents
 from proxy.dialects import Ending
@@ -58,8 +57,7 @@ _MARKS: dict[Ending, tuple[bytes, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens as the provider counted them. What it did not say is ``None``, never 0.
 
     ``input_tokens`` and ``cached_tokens`` keep the provider's meaning (at Anthropic the cached ones are not
@@ -82,6 +80,7 @@ class Scanner:
 
     __slots__ = (
         "_blind",
+        "_counts",
         "_document",
         "_done",
         "_ended",
@@ -107,6 +106,7 @@ class Scanner:
         self._error: str | None = None
         self._model: str | None = None
         # What counted tokens: raw events (parsed when asked for), or their usage object.
+        self._counts: documents.Counts | None = None  # of a document in the usual words
         self._first: bytes | dict[str, Any] | None = None
         self._last: bytes | dict[str, Any] | None = None
         self._marks = (b'"model', *_MARKS[ending])
@@ -147,6 +147,8 @@ class Scanner:
     def usage(self) -> Usage | None:
         """The tokens counted by the last event (or document) that did; Anthropic's two halves joined."""
         self._read()
+        if self._counts is not None:
+            return _usual(self._counts)
         counted = _counted(self._last, -1)
         if self._ending in (Ending.MESSAGES, Ending.UNKNOWN):
             first = _counted(self._first, 0)
@@ -318,6 +320,11 @@ class Scanner:
             self._last = _tail_count(tail)
             self._ended = self._ending is Ending.GOOGLE and _FINISH.search(tail) is not None
             return
+        if self._ending is not Ending.GOOGLE:
+            answer = documents.answer(whole)
+            if answer is not None and answer.model and answer.type in (None, "message"):
+                self._model, self._counts = answer.model[:200], answer.usage
+                return
         body = _loaded(whole)
         self._model = _model(body)
         self._last = _count(body)
@@ -402,6 +409,22 @@ def _tail_count(tail: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _usual(counts: documents.Counts) -> Usage | None:
+    """What ``_usage`` says of the same counts."""
+    inputs = counts.prompt_tokens if counts.prompt_tokens is not None else counts.input_tokens
+    outputs = counts.completion_tokens if counts.completion_tokens is not None else counts.output_tokens
+    read, total = counts.cache_read_input_tokens, counts.total_tokens
+    cached = read if read is not None else counts.prompt_cache_hit_tokens
+    for details in (counts.prompt_tokens_details, counts.input_tokens_details):
+        if cached is None and details is not None:
+            cached = details.cached_tokens
+    if total is None and inputs is not None and outputs is not None:
+        total = inputs + outputs + (read or 0) + (counts.cache_creation_input_tokens or 0)
+    if inputs is None and outputs is None and cached is None and total is None:
+        return None
+    return Usage(inputs, outputs, cached, total)
 
 
 def _usage(raw: dict[str, Any]) -> Usage | None:

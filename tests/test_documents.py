@@ -1,4 +1,4 @@
-"""JSON, read and written fast, and never with an exception."""
+"""JSON, read fast, and never with an exception."""
 
 from __future__ import annotations
 
@@ -53,6 +53,25 @@ def test_the_last_model_counts_and_only_the_top_level_one() -> None:
     assert documents.raw_model(b'[{"model":"a"}]') == b""
 
 
-def test_writes_compact_utf8() -> None:
-    """No spaces, nothing escaped that need not be."""
-    assert documents.write({"a": [1, "ä"], "b": None}) == '{"a":[1,"ä"],"b":null}'.encode()
+def test_an_answer_is_its_model_and_its_counts() -> None:
+    """Both dialects' words; what has no model, no counts, an error or counts that are none is for the general way."""
+    found = documents.answer(
+        b'{"x":[{"usage":1}],"usage":{"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":1}},"model":"m"}'
+    )
+    assert found is not None
+    assert (found.model, found.usage.prompt_tokens, found.usage.completion_tokens) == ("m", 3, None)
+    assert found.usage.prompt_tokens_details is not None
+    assert found.usage.prompt_tokens_details.cached_tokens == 1
+    for other in (
+        b'{"model":"m"}',
+        b'{"usage":{}}',
+        b'{"model":null,"usage":{}}',
+        b'{"model":"m","usage":{},"error":{"type":"x"}}',
+        b'{"model":"m","usage":{"prompt_tokens":-1}}',
+        b'{"model":"m","usage":{"prompt_tokens":true}}',
+        b'{"model":"m","usage":[]}',
+        b'[{"model":"m","usage":{}}]',
+        b'{"model":"m","usage":{}',
+        b"",
+    ):
+        assert documents.answer(other) is None

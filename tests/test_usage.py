@@ -461,3 +461,43 @@ def test_finish_twice_and_feeding_afterwards_change_nothing() -> None:
     scanner.finish()
     assert _told(scanner) == told
     assert scanner.usage == scanner.usage
+
+
+_NAMES = [
+    "prompt_tokens",
+    "completion_tokens",
+    "input_tokens",
+    "output_tokens",
+    "total_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+    "prompt_cache_hit_tokens",
+]
+_COUNT = st.none() | st.integers(-2, 2**40) | st.booleans() | st.floats(0, 9, allow_nan=False) | st.text(max_size=2)
+_DETAILS = st.none() | st.dictionaries(st.sampled_from(["cached_tokens", "audio_tokens"]), _COUNT)
+_USAGE = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(_NAMES, _COUNT),
+        "prompt_tokens_details": _DETAILS,
+        "input_tokens_details": _DETAILS,
+    },
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(_USAGE, st.sampled_from([Ending.CHAT, Ending.RESPONSES, Ending.MESSAGES, Ending.UNKNOWN]))
+def test_the_short_way_counts_what_the_general_way_counts(usage: dict[str, Any], ending: Ending) -> None:
+    """A document in the usual words is read by a shorter way, and no number comes out otherwise."""
+    told = []
+    for more in ({}, {"type": "something_else"}):  # which only the general way reads
+        scanner = _scan_document(ending, {"model": "m", "usage": usage, **more})
+        told.append((scanner.usage, scanner.model, scanner.error, scanner.ended))
+    assert told[0] == told[1]
+
+
+def _scan_document(ending: Ending, document: dict[str, Any]) -> Scanner:
+    scanner = Scanner(ending, False)
+    scanner.feed(json.dumps(document).encode())
+    scanner.finish()
+    return scanner
