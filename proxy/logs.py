@@ -282,10 +282,14 @@ class Logs:
                 self._sink.reopen()
             except OSError as error:
                 self._queue.append((time.time(), "error", "the log file cannot be opened again", {"reason": error}))
-        while self._queue:
+        # What is there now. What comes meanwhile is collected for the next time: under load a line comes while the one
+        # before is written, and each would cost a write and two handovers of the lock.
+        left = len(self._queue)
+        while left:
             lines: list[str] = []
             made = 0
-            while self._queue and made < _BATCH and len(lines) < _MOST_LINES:
+            while left and made < _BATCH and len(lines) < _MOST_LINES:
+                left -= 1
                 each = self._queue.popleft()
                 if isinstance(each, str):
                     lines.append(each)
