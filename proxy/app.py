@@ -172,7 +172,7 @@ class App:
         host = gate.check_host(received, call.scope.get("server"), generation)
         origin = gate.check_origin(received, host, generation)
         if origin is not None:
-            call.send = _readable_by(origin, call.send)
+            call.send, call.direct = _readable_by(origin, call.send), None
             if call.record.method == "OPTIONS" and b"access-control-request-method" in received.noted:
                 await _answer(call, 204, gate.preflight(received, origin))
                 return None

@@ -15,7 +15,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.documents import raw_model
+from proxy import documents
 from proxy.errors import Fault
 
 
@@ -65,12 +65,20 @@ def find_model(body: bytes, content_type: bytes | None, content_encoding: bytes 
     return _in_json(body, decoded)
 
 
-def _raw_model(body: bytes) -> bytes:
-    found = raw_model(body)
+def is_plain_json(content_type: bytes | None, content_encoding: bytes | None) -> bool:
+    """Whether ``find_model`` takes a body with these headers for JSON as it stands: ``raw_model`` is its model then."""
+    if content_encoding is not None and content_encoding.strip().lower() not in (b"", b"identity"):
+        return False
+    return not (content_type or b"").lower().startswith((b"multipart/form-data", *_BINARY))
+
+
+def raw_model(body: bytes) -> bytes:
+    """The JSON value of ``model`` as it stands in a JSON body, ``b""`` where there is none. Never raises."""
+    found = documents.raw_model(body)
     if found or _SURROGATE.search(body) is None:
         return found
     # Half a surrogate pair (an emoji that a tool cut in two) is sound JSON, but msgspec refuses it.
-    return raw_model(_SURROGATE.sub(rb"\\u0000", body))
+    return documents.raw_model(_SURROGATE.sub(rb"\\u0000", body))
 
 
 _HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -94,7 +102,7 @@ def _text(raw: bytes) -> str | None:
 
 
 def _in_json(body: bytes, decoded: bool) -> Model:
-    raw = _raw_model(body)
+    raw = raw_model(body)
     return Model(_text(raw), body, decoded, raw)
 
 
@@ -120,8 +128,8 @@ def replace_model(found: Model, name: str) -> bytes:
     probe = b'"\\u0000' + new[1:-1] + b'\\u0000"'
     while len(places) > 1:
         half = places[: len(places) // 2]
-        places = half if _raw_model(_put(body, half, probe)) == probe else places[len(half) :]
-    if not places or _raw_model(_put(body, places, probe)) != probe:
+        places = half if raw_model(_put(body, half, probe)) == probe else places[len(half) :]
+    if not places or raw_model(_put(body, places, probe)) != probe:
         raise _ambiguous()
     return _put(body, places, new)
 

@@ -51,6 +51,8 @@ class Connection(Protocol):
 
     def on_disconnect(self, callback: Callable[[], None]) -> None: ...
     def abort(self) -> None: ...
+    def take_body(self) -> bytes | None: ...
+    def respond(self, status: int, headers: headers.Pairs, body: bytes) -> bool: ...
 
 
 class Sending(Unshown):
@@ -70,7 +72,7 @@ class Admitted(Unshown):
     as long as the configuration is the same.
     """
 
-    __slots__ = ("admission", "generation", "place", "project", "received", "sendings")
+    __slots__ = ("admission", "generation", "json", "place", "project", "received", "sendings")
 
     def __init__(
         self, generation: Generation, received: Received, admission: Admission, place: Place, project: str
@@ -80,8 +82,9 @@ class Admitted(Unshown):
         self.admission = admission
         self.place = place
         self.project = project
-        self.sendings: dict[str | None, Sending] = {}
-        """By the body's model."""
+        self.json = bodies.is_plain_json(received.noted.get(b"content-type"), received.noted.get(b"content-encoding"))
+        self.sendings: dict[str | bytes | None, Sending] = {}
+        """By the body's model, or by the raw JSON string of it where nothing of the body is to be replaced."""
 
 
 class Call:
@@ -92,6 +95,7 @@ class Call:
         "answering",
         "connection",
         "dialect",
+        "direct",
         "flight",
         "generation",
         "opened",
@@ -121,6 +125,8 @@ class Call:
         self.received = received
         self.record = record
         self.connection = connection
+        self.direct = connection
+        """Where a whole answer may be given at once; ``None`` where every answer must pass ``send``."""
         self.path: bytes = scope.get("raw_path") or b"/"
         self.admission = _NOBODY
         self.dialect: Dialect | None = None
@@ -176,7 +182,13 @@ class Forwarder:
             content: bytes | AsyncIterator[bytes] | None
             length: int | None = None
             if place.reads_body and (method in _HAS_BODY or declared):
-                sending, content = self._sending_by_body(call, admitted, await self._collect(call))
+                whole = call.connection.take_body() if call.connection is not None else None
+                if whole is None:
+                    whole = await self._collect(call)
+                elif len(whole) > generation.settings.server.max_body_bytes:
+                    raise _too_large(generation.settings.server.max_body_bytes)
+                record.bytes_in = len(whole)
+                sending, content = self._sending_by_body(call, admitted, whole)
             else:
                 sending = self._sending(call, admitted, None)
                 content, length = await self._stream(call, declared), declared
@@ -247,6 +259,12 @@ class Forwarder:
 
     def _sending_by_body(self, call: Call, admitted: Admitted, whole: bytes) -> tuple[Sending, bytes]:
         """Where ``model`` in the body sends it, and the body to send: as it came unless the name must be replaced."""
+        raw = bodies.raw_model(whole) if admitted.json else b""
+        known = admitted.sendings.get(raw) if raw else None
+        if known is not None:
+            plan = call.plan = known.plan
+            call.record.provider, call.record.model = plan.route.provider.name, plan.route.model
+            return known, whole
         noted = call.received.noted
         found = bodies.find_model(
             whole,
@@ -257,6 +275,8 @@ class Forwarder:
         sending = self._sending(call, admitted, found.name)
         replace = sending.plan.route.replace
         if replace is None:
+            if raw and found.name is not None and sending is admitted.sendings.get(found.name):
+                admitted.sendings[raw] = sending
             return sending, whole
         changed = bodies.replace_model(found, replace)
         if found.decoded:
@@ -267,12 +287,6 @@ class Forwarder:
         """The whole body, within ``max_body_bytes`` and the budget of all requests together."""
         limit = call.generation.settings.server.max_body_bytes
         message = await call.receive()
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            whole: bytes = message.get("body", b"")  # the usual case: it came with its head
-            if len(whole) > limit:
-                raise _too_large(limit)
-            call.record.bytes_in = len(whole)
-            return whole
         budget = max(_COLLECTING_FLOOR, 2 * limit)
         pieces: list[bytes] = []
         size = 0
@@ -298,8 +312,7 @@ class Forwarder:
                 message = await call.receive()
         finally:
             self.collected -= size
-        call.record.bytes_in = size
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return b"".join(pieces)
 
     async def _stream(self, call: Call, declared: int | None) -> bytes | AsyncIterator[bytes] | None:
         """The body to send on: ``None`` where there is none, bytes where it came in one piece, else an iterator."""
@@ -402,8 +415,20 @@ class Forwarder:
         total = answered.length if answer.framing == "length" else None
         call.answering = True
         flight.wait(Phase.WRITE)
+        whole = answer.whole() if call.direct is not None else None
+        if whole is not None and call.direct is not None and call.direct.respond(answer.status, answered.onward, whole):
+            # The usual small answer: it is here already, and leaves in one piece.
+            record.bytes_out = len(whole)
+            scanner.feed(whole)
+            scanner.finish()
+            if _lacks_its_end(route, answered, scanner):
+                record.outcome = Outcome.INCOMPLETE
+            return
         await send({"type": "http.response.start", "status": answer.status, "headers": answered.onward})
-        done = 0
+        if whole:
+            await send({"type": "http.response.body", "body": whole, "more_body": True})
+            scanner.feed(whole)
+        done = len(whole or b"")
         read, feed = answer.read, scanner.feed
         try:
             while True:
@@ -420,14 +445,15 @@ class Forwarder:
                     # The length says that this was all: one message fewer.
                     await send({"type": "http.response.body", "body": chunk, "more_body": False})
                     scanner.finish()
+                    if _lacks_its_end(route, answered, scanner):
+                        record.outcome = Outcome.INCOMPLETE
                     return
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except UpstreamError as error:
             record.outcome, record.upstream_error = Outcome.TRUNCATED, error.detail
             await self._break(call, _cut_off("Lava's connection broke in the middle of the answer."))
         scanner.finish()
-        readable = answered.event_stream and answered.encoding is None
-        if readable and route.ending is not Ending.UNKNOWN and not scanner.ended and scanner.error is None:
+        if _lacks_its_end(route, answered, scanner):
             if answer.framing == "close":
                 record.outcome = Outcome.TRUNCATED
                 await self._break(call, _cut_off("The answer ended before its own end marker."))
@@ -547,6 +573,12 @@ class Forwarder:
                 await self._break(call, fault)
         except TimeoutError:
             raise Broken(fault.message) from None
+
+
+def _lacks_its_end(route: Route, answered: headers.Answered, scanner: Scanner) -> bool:
+    """Whether a stream that is over ended without the end marker that its dialect has."""
+    readable = answered.event_stream and answered.encoding is None
+    return readable and route.ending is not Ending.UNKNOWN and not scanner.ended and scanner.error is None
 
 
 def _declared_length(call: Call) -> int | None:

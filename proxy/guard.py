@@ -69,7 +69,7 @@ class Exchange:
     """One request and its response: what the application calls, and what the forwarder watches.
 
     As ``scope["extensions"]["lava_proxy.connection"]`` it offers ``on_disconnect``, ``abort``,
-    ``write_stalled_since``, ``client_error``, ``length`` and ``memory``. It holds no scope: both die by reference count
+    ``write_stalled_since``, ``client_error``, ``length`` and ``memory``, and the short ways ``take_body`` and ``respond``. It holds no scope: both die by reference count
     alone.
     """
 
@@ -242,6 +242,28 @@ class Exchange:
             _log().exception("the answer to a failure failed as well")
             self._protocol.break_off(reset=True)
 
+    def take_body(self) -> bytes | None:
+        """The whole body, where it is there and nothing of it was received: what ``receive`` would give, without waiting."""
+        if not self._body_ended or self._end_given or self.gone or self.complete:
+            return None
+        self._end_given = True
+        body = b"".join(self._chunks)
+        self._chunks.clear()
+        self._waiting = 0
+        if self._protocol.flow.read_paused:
+            self._protocol.resume_reading()
+        return body
+
+    def respond(self, status: int, headers: Any, body: bytes) -> bool:
+        """Send a whole response, as two ``send`` would, at once. False, and nothing done, where the client reads too slowly."""
+        if self.gone:
+            return True
+        if self._protocol.flow.write_paused:
+            return False
+        self._start(status, headers)
+        self._continue(body, False)
+        return True
+
     async def receive(self) -> Message:
         """Body, its end, then, when the client leaves or the response is complete, ``http.disconnect``.
 
@@ -280,6 +302,8 @@ class Exchange:
             if message["type"] != "http.response.start":
                 raise RuntimeError("a response must be started first")
             self._start(message["status"], message.get("headers") or ())
+            # Held until the loop turns: what the application sends without waiting leaves in one piece with it.
+            self._protocol.hold(self)
         elif not self.complete:
             if message["type"] != "http.response.body":
                 raise RuntimeError("a response can be started only once")
@@ -316,9 +340,7 @@ class Exchange:
             self._left = 0
         self.started = True
         self._awaiting_continue = False
-        # Held until the loop turns: what the application sends without waiting leaves in one piece with it.
         self._head = head
-        self._protocol.hold(self)
 
     def send_head(self) -> None:
         """Send the head, if the body has not taken it along."""

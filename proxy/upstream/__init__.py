@@ -94,6 +94,9 @@ class Answer(Protocol):
         before its end.
         """
 
+    def whole(self) -> bytes | None:
+        """The rest of the body, where it is there to its proper end already; else ``None``, and nothing is taken."""
+
     async def aclose(self) -> None:
         """Give the connection back or drop it. May be called twice, early, and under cancellation."""
 

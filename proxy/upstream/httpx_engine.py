@@ -204,6 +204,9 @@ class HttpxAnswer:
         self._ended = True
         return b""
 
+    def whole(self) -> bytes | None:
+        return None  # it comes piece by piece
+
     async def aclose(self) -> None:
         if not self._closed:
             self._closed = True

@@ -395,6 +395,13 @@ class NativeAnswer:
         self._size = 0
         return data
 
+    def whole(self) -> bytes | None:
+        if not self._ended or self.framing == "close":
+            return None
+        data = b"".join(self.chunks)
+        self.chunks.clear()
+        return data
+
     async def aclose(self) -> None:
         self.drop()
 
