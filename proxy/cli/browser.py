@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _SECONDS = 2.0
 """An opener that fails does so at once; one that still runs then has found something to open."""
 
 
 def opened(url: str) -> bool:
-    """Whether a browser was found for ``url``. No text browser: it would take the terminal."""
-    command = _command()
-    if command is None:
-        return False
+    """Whether something was found that opens ``url``. The address itself should be shown as well: who knows what it opens."""
+    return any(_ran(command) for command in _commands(url))
+
+
+def _ran(command: list[str]) -> bool:
     try:
-        process = subprocess.Popen(  # noqa: S603 - a fixed program, and one address as its argument
-            [command, url],
-            stdin=subprocess.DEVNULL,
+        process = subprocess.Popen(  # noqa: S603 - the user's own browser, and one address as an argument, by no shell
+            command,
+            stdin=subprocess.DEVNULL,  # a text browser does not get the terminal
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -37,11 +43,21 @@ def opened(url: str) -> bool:
     return code == 0 or os.name == "nt"
 
 
-def _command() -> str | None:
+def _commands(url: str) -> Iterator[list[str]]:
+    """The user's choice in ``$BROWSER`` (commands, each with ``%s`` for the address or without), then the platform's way."""
+    for choice in filter(None, os.environ.get("BROWSER", "").split(os.pathsep)):
+        try:
+            words = [choice] if shutil.which(choice) else shlex.split(choice)
+        except ValueError:  # a quotation mark alone
+            continue
+        if words:
+            filled = [word.replace("%s", url) for word in words]
+            yield filled if filled != words else [*words, url]
     if os.name == "nt":
-        return shutil.which("explorer")
-    if sys.platform == "darwin":
-        return shutil.which("open")
-    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return None
-    return shutil.which("xdg-open")
+        usual = shutil.which("explorer")
+    elif sys.platform == "darwin":
+        usual = shutil.which("open")
+    else:
+        usual = shutil.which("xdg-open") if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") else None
+    if usual is not None:
+        yield [usual, url]
