@@ -1,4 +1,5 @@
-"""``lava-proxy login``, ``logout`` and ``whoami``, against the emulator's login pages, with plain HTTP as the browser."""
+"""``lava-proxy login``, ``logout`` and ``whoami``, against the emulator's login pages: with plain HTTP as the browser, and with
+a real one."""
 
 from __future__ import annotations
 
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
+from chromium import Chromium, chromium
 from daemons import clean_environment
 from rawclient import ask
 from test_cli import Ran, command, lava_proxy
 
 from proxy import credentials
 from proxy.cli import login
+from proxy.cli.browser import opened
 from proxy.cli.callback import Callback, LoginFailed
 from proxy.credentials import Login
 from proxy.emulator import Emulator, World
@@ -30,7 +33,7 @@ from proxy.references import Unreadable
 from proxy.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from daemons import StartDaemon
@@ -122,8 +125,10 @@ class Running:
 
     def end(self) -> Ran:
         """What it said, to its end."""
-        out, _ = self.process.communicate(timeout=30)
-        ran = Ran(self.process.returncode, self.seen + out, "")
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:  # not communicate(), which does not know what readline() read ahead
+            out = stream.read()
+        ran = Ran(self.process.wait(30), self.seen + out, "")
         assert "Traceback" not in ran.out, ran
         return ran
 
@@ -233,6 +238,40 @@ def test_without_a_browser_the_address_is_printed(tmp_path: Path, app: str, env:
     assert running.end().code == 0
 
 
+@pytest.mark.parametrize(
+    ("choice", "opens"),
+    [
+        ("one", ["URL"]),
+        ("one -w %s -x", ["-w", "URL", "-x"]),
+        ("one --at=%s", ["--at=URL"]),
+        ("missing:broken:'unbalanced:one", ["URL"]),
+        (":'a place/one' --new", ["--new", "URL"]),
+        ("a place/one", ["URL"]),
+        ("broken", None),
+        ("", None),
+    ],
+)
+def test_the_users_own_choice_of_browser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str, opens: list[str] | None
+) -> None:
+    """``$BROWSER``: commands in order of preference, with ``%s`` for the address or the address behind; by no shell. It needs
+    no display. Where none of them works, nothing was opened."""
+    for name, code in (("one", 0), ("a place/one", 0), ("broken", 3)):
+        script = tmp_path / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/opened\nexit {code}\n')
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("BROWSER", choice)
+    url = "https://lava.example/auth?a=$(id)&b='x'"
+    assert opened(url) == (opens is not None)
+    if opens is not None:
+        assert (tmp_path / "opened").read_text().splitlines() == [word.replace("URL", url) for word in opens]
+
+
 @pytest.mark.parametrize("form", ["code", "address", "stdin"])
 def test_a_pasted_code(tmp_path: Path, emulator: Emulator, app: str, form: str) -> None:
     """What a browser on another computer ended at can be given: the code, or its whole address, or by standard input."""
@@ -251,6 +290,67 @@ def test_a_pasted_code(tmp_path: Path, emulator: Emulator, app: str, form: str) 
     said = json.loads(done.stdout)
     assert (said["ok"], said["kept"], said["in_use"]) == (True, "file", True)
     assert not leaks(done.stdout + done.stderr, [*emulator.world.key_values()])
+
+
+# --- a real browser --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chromium]:
+    with chromium(tmp_path / "browser") as found:
+        yield found
+
+
+def opening(home: Path, app: str, page: str, browser: Chromium, by: str) -> Running:
+    """A login that opens the browser by itself, through ``by``; the browser stands at the page then."""
+    places = {"DISPLAY": ":none", "PATH": f"{browser.opener.parent}{os.pathsep}{os.environ['PATH']}"}
+    env = places if by == "xdg-open" else {"BROWSER": str(browser.opener)}
+    running = Running(home, "--app", app, "--page", page, env=env)
+    url = running.url()
+    assert "A browser opens" in running.seen
+    browser.attach()
+    assert browser.reads("Allow access?", "h1")
+    assert browser.address == url
+    return running
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("page", "by"), [("connect", "xdg-open"), ("cli", "BROWSER")])
+def test_a_real_browser(tmp_path: Path, emulator: Emulator, app: str, browser: Chromium, page: str, by: str) -> None:
+    """From the browser that the command opens, by one click on "Allow", to the stored key; the person ends at a page that says
+    so, and neither it nor the terminal shows a key."""
+    running = opening(tmp_path, app, page, browser, by)
+    browser.click("Allow")
+    assert browser.reads("You can close this tab", "h1")
+    assert browser.reads("lava-proxy has its answer. Go back to the terminal.")
+    assert browser.title == "You can close this tab"
+    assert urlsplit(browser.address).hostname == "127.0.0.1"
+    assert browser.picture().startswith(b"\x89PNG")
+    ran = running.end()
+    assert (ran.code, "Logged in." in ran.out) == (0, True), ran
+    key = emulator.world.secret_key_records[-1].key
+    assert json.loads(stored(tmp_path).read_text())["secret_key"] == key
+    assert not leaks(ran.out, [*emulator.world.key_values()])
+    assert lava_proxy(tmp_path, "wallet", "--json").json["balance"] == "20.00"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", ["connect", "cli"])
+def test_a_refusal_in_a_real_browser(
+    tmp_path: Path, emulator: Emulator, app: str, browser: Chromium, page: str
+) -> None:
+    """A click on "Deny" ends the login at once: told on the page and in the terminal, exit code 1, no key made or kept."""
+    before = [*emulator.world.key_values()]
+    running = opening(tmp_path, app, page, browser, "BROWSER")
+    browser.click("Deny")
+    assert browser.reads("The login failed", "h1")
+    assert browser.reads("Access was refused. Go back to the terminal.")
+    assert browser.picture().startswith(b"\x89PNG")
+    ran = running.end()
+    assert ran.code == 1, ran
+    assert ran.out.endswith("lava-proxy: not logged in: access was refused in the browser.\n")
+    assert not stored(tmp_path).exists()
+    assert [*emulator.world.key_values()] == before
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------
@@ -369,6 +469,9 @@ def test_nobody_comes_back(
         ("code=abc&state=right&state=right", "another login"),
         ("state=right", "no code"),
         ("code=&state=right", "no code"),
+        ("error=access_denied&state=right", "refused in the browser"),
+        ("error=access_denied&state=wrong", "another login"),
+        ("error=server_error&state=right", "no code"),
         ("code=a&code=b&state=right", "two codes"),
         ("state=%C3%A9%FF&code=abc", "another login"),
     ],

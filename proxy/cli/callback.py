@@ -109,6 +109,9 @@ class _Server(ThreadingHTTPServer):
         if len(states) != 1 or not compare_digest(states[0].encode("utf-8", "replace"), self._state.encode()):
             why = LoginFailed("what came back from the browser belongs to another login (its state is wrong)")
             return 400, failed, "This answer belongs to another login. Go back to the terminal.", why
+        if not codes and given.get("error") == ["access_denied"]:  # OAuth's word for it (RFC 6749, 4.1.2.1)
+            why = LoginFailed("access was refused in the browser")
+            return 400, failed, "Access was refused. Go back to the terminal.", why
         if len(codes) != 1 or not codes[0]:
             what = "two codes" if len(codes) > 1 else "no code"
             return (

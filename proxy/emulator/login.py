@@ -42,7 +42,8 @@ def _page(*, legacy: bool) -> Callable[[World, Received], tuple[Reply, Plan]]:
 
 
 def _connect(world: World, received: Received, legacy: bool) -> Reply:
-    """The question, and after a click on "Allow" the way back to the program that asked."""
+    """The question, and after a click on its answer the way back to the program that asked. (How Lava's own page tells of a
+    refusal is not known: this one does as OAuth has it.)"""
     if received.method not in ("GET", "HEAD", "POST"):
         return lava_error(405, "method_not_allowed", f"{received.method} is not served here.")
     clicked = received.method == "POST"
@@ -53,14 +54,19 @@ def _connect(world: World, received: Received, legacy: bool) -> Reply:
         return pages.message("This link does not work", "It needs a state and a port. Start the login again.", 400)
     if not clicked:
         ask = f"A program on this computer (port {port}) asks for keys to this Lava account."
-        return pages.form("Allow access?", ask, received.path, {"state": state, "port": port}, "Allow")
+        return pages.form("Allow access?", ask, received.path, {"state": state, "port": port}, "Allow", refuse="Deny")
+    if "refuse" in given:
+        return _back("Denied", port, {"error": "access_denied", "state": state})
     code = secrets.token_urlsafe(24)
     world.login_codes[code] = LoginCode(world.clock(), legacy)
     while len(world.login_codes) > _KEPT_CODES:
         del world.login_codes[next(iter(world.login_codes))]
-    back = f"http://127.0.0.1:{port}/callback?{urlencode({'code': code, 'state': state})}"
-    reply = pages.message("Allowed", "Going back to the program.", 303)
-    reply.headers.append(("location", back))
+    return _back("Allowed", port, {"code": code, "state": state})
+
+
+def _back(title: str, port: str, told: dict[str, str]) -> Reply:
+    reply = pages.message(title, "Going back to the program.", 303)
+    reply.headers.append(("location", f"http://127.0.0.1:{port}/callback?{urlencode(told)}"))
     return reply
 
 

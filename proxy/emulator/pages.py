@@ -19,6 +19,7 @@ _FRAME = """<!doctype html>
 <style>
 body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 30rem; margin: 15vh auto; padding: 0 1rem; color: #222; background: #fff; }}
 button {{ font: inherit; padding: .5rem 1.5rem; border: 0; border-radius: .4rem; color: #fff; background: #b3360b; cursor: pointer; }}
+button[name=refuse] {{ color: #222; background: #e4e4e4; }}
 small {{ color: #555; }}
 </style>
 </head>
@@ -44,11 +45,15 @@ def message(title: str, text: str, status: int = 200) -> Reply:
     return _page(title, text, "", status)
 
 
-def form(title: str, text: str, action: str, hidden: Mapping[str, str], button: str) -> Reply:
-    """A page with one button that posts the ``hidden`` fields to ``action``."""
+def form(
+    title: str, text: str, action: str, hidden: Mapping[str, str], button: str, *, refuse: str | None = None
+) -> Reply:
+    """A page with a button that posts the ``hidden`` fields to ``action``, and perhaps one that posts ``refuse`` beside them."""
     fields = "".join(
         f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">\n' for name, value in hidden.items()
     )
-    label = escape(button)
-    rest = f'<form method="post" action="{escape(action)}">\n{fields}<button type="submit">{label}</button>\n</form>\n'
+    buttons = f'<button type="submit">{escape(button)}</button>\n'
+    if refuse is not None:
+        buttons += f'<button type="submit" name="refuse">{escape(refuse)}</button>\n'
+    rest = f'<form method="post" action="{escape(action)}">\n{fields}{buttons}</form>\n'
     return _page(title, text, rest, 200)
