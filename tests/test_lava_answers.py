@@ -156,15 +156,17 @@ def test_times_and_nulls_in_a_body() -> None:
             await lava.usage.retrieve(start=datetime(2026, 1, 1))
         await lava.fallback.update(chain=None)
         await lava.customers.update("c", extra_body={"new": [1]})
+        await lava.spend_keys.update("k", expires_at=None)
 
     found, upstream = asked(json_answer(ANYTHING), ask)
     assert found is None
-    first, second, third, fourth = upstream.requests
+    first, second, third, fourth, fifth = upstream.requests
     assert first.body == b'{"spend_limit":null,"expires_at":"2026-01-01T00:00:00Z"}'
     query = b"start=2026-01-01T00%3A00%3A00-05%3A00&metadata_filters=%5B%5B%22a%22%2C%22b+c%22%5D%5D"
     assert second.target == b"/v1/usage?" + query
     assert third.body == b'{"chain":null}'
     assert fourth.body == b'{"new":[1]}'
+    assert fifth.body == b'{"expires_at":null}'
 
 
 def test_a_query_is_written_as_the_sdk_does() -> None:

@@ -85,9 +85,8 @@ def write(key: str | Action, ids: tuple[str, ...], fields: Mapping[str, Any], ex
             raise ValueError(f"{name} belongs to another generation of {row.key}")
         if param.kind is Kind.MONEY and isinstance(value, float):
             raise TypeError(f"{name} is money: give a Decimal or a string, not a float")
-        document[name] = (
-            _money(value) if param.kind is Kind.MONEY else _time(value) if param.kind is Kind.TIME else value
-        )
+        spelt = {Kind.MONEY: _money, Kind.TIME: _time}.get(param.kind)
+        document[name] = value if value is None or spelt is None else spelt(value)
     document |= extra or {}
     return Call(row.method, target, body_of(document))
 
