@@ -160,7 +160,8 @@ def test_the_npm_lock_holds_no_address() -> None:
     assert packages[""]["dependencies"] == wanted
     assert wanted["@lavapayments/nodejs"] == "11.2.0"
     for name, version in wanted.items():
-        assert packages[f"node_modules/{name}"]["version"] == version
+        # An older SDK beside the newest one goes by another name: npm:PACKAGE@VERSION.
+        assert packages[f"node_modules/{name}"]["version"] == version.rpartition("@")[2]
     assert all(entry["integrity"].startswith("sha512-") for place, entry in packages.items() if place)
 
 
