@@ -45,13 +45,15 @@ class Waiter:
         async def step() -> T:
             return await anext(source, _END)
 
-        try:
-            while (item := self.wait(step())) is not _END:
+        # Whatever ends a step (an error, Ctrl-C) has ended the source as well; only who leaves between two of them has not.
+        while (item := self.wait(step())) is not _END:
+            try:
                 yield item
-        finally:
-            close = getattr(source, "aclose", None)
-            if close is not None:
-                self.wait(close())
+            except GeneratorExit:
+                close = getattr(source, "aclose", None)
+                if close is not None:
+                    self.wait(close())
+                raise
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
         """End the thread, after it has done ``last``. May be called twice; without a thread nothing is done."""
