@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.cli import loading
 from proxy.cli.terminal import Exit, put_json, say
-from proxy.lava.errors import LavaError, RateLimited, Unauthorized, UnexpectedAnswer, Unreachable
+from proxy.lava.errors import LavaError, RateLimited, Unauthorized, UnexpectedAnswer, Unreachable, UnusableKey
 from proxy.urls import is_loopback, parse_address
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def ask(config: Path | None, work: Callable[[LavaSync], int], *, as_json: bool, 
 
 def sentence(error: LavaError, base_url: str) -> str:
     """What went wrong and what to do, for a person."""
-    if isinstance(error, Unauthorized):
+    if isinstance(error, (Unauthorized, UnusableKey)):
         return f"{error}. Run `lava-proxy login`, or check LAVA_SECRET_KEY and [lava]"
     if isinstance(error, RateLimited):
         when = f"in {error.retry_after:.0f} seconds" if error.retry_after else "in a minute"

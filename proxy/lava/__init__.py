@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         UnexpectedAnswer,
         Unreachable,
         Unsupported,
+        UnusableKey,
     )
     from proxy.lava.resources import UnknownName
     from proxy.lava.signatures import BadSignature, verify_webhook
@@ -58,6 +59,7 @@ __all__ = [
     "UnknownName",
     "Unreachable",
     "Unsupported",
+    "UnusableKey",
     "verify_webhook",
 ]
 

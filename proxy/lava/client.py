@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from proxy.lava import records
-from proxy.lava.errors import LavaError, MissingKey, NotJson
+from proxy.lava.errors import LavaError, MissingKey, NotJson, UnusableKey
 from proxy.lava.gateway import Stream, outgoing, target_of, token_of
 from proxy.lava.methods import Resources
 from proxy.lava.paging import Pages
@@ -205,7 +205,7 @@ class Lava(Resources):
     def _credential(self) -> str:
         key = self._key.reveal()
         if not _KEY.fullmatch(key):
-            raise ValueError("the secret key holds a space, a line end or another character that no key has")
+            raise UnusableKey("the secret key holds a space, a line end or another character that no key has")
         return key
 
     # The gateway

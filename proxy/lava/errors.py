@@ -4,6 +4,7 @@
 
     LavaError
     ├── MissingKey            no secret key was given
+    ├── UnusableKey           … or one that cannot be sent (a ValueError, too)
     ├── Unreachable           no answer: `sent` tells whether Lava may have seen the request
     │   ├── TimedOut
     │   └── Interrupted       the answer broke off
@@ -64,6 +65,10 @@ def _rebuild(kind: type[LavaError], message: str, fields: dict[str, object]) -> 
 
 class MissingKey(LavaError):
     """No secret key was given, in no argument and not in ``LAVA_SECRET_KEY``."""
+
+
+class UnusableKey(LavaError, ValueError):
+    """The secret key holds what no key has: it was sent nowhere."""
 
 
 class Unreachable(LavaError):
