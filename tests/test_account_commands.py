@@ -119,7 +119,7 @@ def test_help_of_a_resource(tmp_path: Path) -> None:
         (["meters", "list", "-x"], "fields have two dashes"),
         (["meters", "create", "--name", "x"], "needs --rate-type and --tier-type and --tiers"),
         (["meters", "retrieve"], "needs METER_ID, and none was given"),
-        (["meters", "retrieve", "a", "b"], "needs METER_ID, and 2 was given"),
+        (["meters", "retrieve", "a", "b"], "needs METER_ID, and 2 were given"),
         (["meters", "list", "a"], "takes no id"),
         (["meters", "retrieve", ".."], "which is no id"),
         (["meters", "list", "--limit", "ten"], "--limit is a whole number"),

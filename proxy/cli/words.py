@@ -114,7 +114,7 @@ def chosen(said: Said, now: datetime) -> tuple[Action, tuple[str, ...], dict[str
     if len(ids) != len(row.ids):
         wanted = " ".join(name.upper() for name in row.ids) or "no id"
         raise Misused(
-            f"{resource} {action} needs {wanted}, and {len(ids) or 'none'} was given"
+            f"{resource} {action} needs {wanted}, and {len(ids) or 'none'} {'was' if len(ids) < 2 else 'were'} given"
             if row.ids
             else f"{resource} {action} takes no id"
         )
@@ -135,17 +135,16 @@ def check(resource: str, action: str | None = None) -> None:
     """Raises ``Misused`` with the nearest name where there is no such resource, or no such action of it."""
     try:
         known = names(resource)
-        if action is not None and action not in known:
-            rows(f"{resource}.{action}")
+        # The table also knows the SDK's own names (subscriptions.retrievePlan), under which ours is found.
+        meant = rows(f"{resource}.{action}")[0] if action is not None and action not in known else None
     except UnknownName as error:
         unknown = "resource" if error.name == resource else f"action of {resource}"
         listed = ", ".join(resources() if unknown == "resource" else names(resource))
         raise Misused(
             f"there is no {unknown} {error.name!r}; {_nearest(error.nearest) or f'there are: {listed}'}"
         ) from None
-    if action is not None and action not in known:
-        # The table also knows the SDK's own names, which no person types.
-        raise Misused(f"there is no action of {resource} {action!r}; there are: {', '.join(known)}")
+    if meant is not None:
+        raise Misused(f"there is no action of {resource} {action!r}; did you mean {meant.resource} {meant.name}?")
 
 
 def _nearest(name: str | None) -> str:
