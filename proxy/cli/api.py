@@ -42,6 +42,8 @@ def run(config: Path | None, given: Sequence[str]) -> int:
     if said.everything and not row.paged:
         return account.misused(f"{row.resource} {row.name} is no list: leave --all out")
     if row.destructive and not said.yes and not agreed(f"{row.doc}: {' '.join(ids)}?"):
+        if said.as_json:
+            put_json({"ok": False, "code": "not_confirmed", "error": "nothing was done: it was not confirmed"})
         return Exit.FAILED
     file = Path(said.config) if said.config else config
     return account.ask(
