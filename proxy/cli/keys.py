@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.lava import LavaSync
+    from proxy.lava.records import SpendKey
 
 _CYCLES = {
     "daily": "daily",
@@ -55,10 +56,13 @@ def create(
         }
         if limit is not None:
             amount, cycle = _per(limit, "--limit", "50/monthly")
-            fields["spend_limit"] = {"amount": words.money(amount, "--limit"), "cycle": cycle}
+            dollars = words.money(amount, "--limit")
+            if dollars <= 0:
+                raise words.Misused("--limit is more than nothing: a key that may spend nothing is good for nothing")
+            fields["spend_limit"] = {"amount": dollars, "cycle": cycle}
         if requests is not None:
             count, cycle = _per(requests, "--requests", "1000/daily")
-            if not re.fullmatch("[0-9]{1,12}", count):
+            if not re.fullmatch("0*[1-9][0-9]{0,11}", count):
                 raise words.Misused(f"--requests is a whole number and a cycle such as 1000/daily, not {requests!r}")
             fields["request_limit"] = {"count": int(count), "cycle": cycle}
         if burst is not None and rpm is None:
@@ -67,6 +71,8 @@ def create(
             fields["rate_limit"] = {"rpm": rpm, **({"burst": burst} if burst is not None else {})}
         if expires is not None:
             fields["expires_at"] = words.moment(expires, now, "--expires", ahead=True)
+            if fields["expires_at"] <= now:
+                raise words.Misused(f"--expires lies in the past: {expires}")
     except words.Misused as error:
         return account.misused(str(error))
 
@@ -101,11 +107,41 @@ def show(config: Path | None, *, as_json: bool) -> int:
         keys = list(lava.spend_keys.list())
         if as_json:
             put_json({"data": [showing.plain(key) for key in keys]})
+        elif not keys:
+            Screen().line("There are none.")
         else:
-            showing.show_many(Screen(), keys)
+            rows = [_row(key) for key in keys]
+            heads = [head for head in rows[0] if any(row[head] for row in rows)]
+            Screen().table(
+                heads,
+                [[row[head] for head in heads] for row in rows],
+                numbers={at for at, head in enumerate(heads) if head == "spent"},
+            )
         return Exit.OK
 
     return account.ask(config, tell, as_json=as_json)
+
+
+def _row(key: SpendKey) -> dict[str, str]:
+    from proxy.cli.showing import dollars, text
+
+    spend, requests, rate = key.spend_limit, key.request_limit, key.rate_limit
+    limits = (
+        f"{dollars(spend.amount)} {spend.cycle or ''}" if spend is not None else "",
+        f"{text(requests.count)} requests {requests.cycle or ''}" if requests is not None else "",
+        f"{text(rate.rpm)} a minute" if rate is not None else "",
+    )
+    return {
+        "id": key.spend_key_id,
+        "name": " ".join((key.name or "").split()),
+        "status": key.status or "",
+        "key": key.key_preview or "",
+        "speaks": key.request_shape or "",
+        "limits": ", ".join(limit.strip() for limit in limits if limit),
+        "spent": dollars(key.current_spend),
+        "expires": text(key.expires_at),
+        "last used": text(key.last_used_at),
+    }
 
 
 def _several(given: Sequence[str]) -> list[str]:
