@@ -6,7 +6,10 @@ import json
 import os
 import pty
 import re
+import signal
+import socket
 import subprocess
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -112,6 +115,8 @@ def test_help_of_a_resource(tmp_path: Path) -> None:
         (["zzz"], "there is no resource 'zzz'; there are: checkout_sessions"),
         (["meters", "creat"], "there is no action of meters 'creat'; did you mean create?"),
         (["meters", "creat", "--help"], "did you mean create?"),
+        (["subscriptions", "retrievePlan", "plan_1"], "did you mean plans retrieve?"),
+        (["customers", "getSubscription", "c"], "did you mean customers get_subscription?"),
         (["meters", "create", "--nmae", "x"], "no field --nmae; did you mean --name?"),
         (["wallet", "retrieve", "--name", "x"], "no fields"),
         (["meters", "create", "--name"], "--name needs a value"),
@@ -246,6 +251,9 @@ def test_rotation_asks_and_shows_the_new_secret(account: Account) -> None:
     key = account.json("api", "spend_keys", "list")["data"][0]["spend_key_id"]
     assert "--yes" in account("api", "spend_keys", "rotate", key, code=1).err
     assert account.json("api", "spend_keys", "rotate", key, "--yes")["key"].startswith("lava_sk_")
+    unasked = account("api", "spend_keys", "rotate", key, "--json", code=1)
+    assert (unasked.json["ok"], unasked.json["code"]) == (False, "not_confirmed")
+    assert "--yes" in unasked.err
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("yes", 0), ("n", 1), ("", 1)])
@@ -323,6 +331,40 @@ def test_a_broken_configuration(account: Account) -> None:
         assert account(*words_, code=78).err.count("missing.toml") == 1
 
 
+def test_a_key_that_cannot_be_sent(account: Account) -> None:
+    """A key with a space in it is a sentence, shown nowhere and sent nowhere."""
+    ran = account("wallet", code=1, env={"LAVA_SECRET_KEY": "aks_live_mine spaced"})
+    assert "holds a space, a line end" in ran.err
+    assert "lava-proxy login" in ran.err
+    assert "mine" not in ran.err
+    assert account.world.received == []
+
+
+@pytest.mark.parametrize(
+    "words", [["wallet"], ["api", "meters", "list"], ["api", "meters", "list", "--all"], ["connections"], ["usage"]]
+)
+def test_ctrl_c(tmp_path: Path, words: list[str]) -> None:
+    """Ends a command that waits for Lava at once: exit code 1, and nothing is printed."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        base = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        process = subprocess.Popen(
+            command(*words),
+            env=clean_environment(
+                tmp_path, {"LAVA_SECRET_KEY": "aks_live_" + "c" * 20, "LAVA_PROXY_LAVA__BASE_URL": base}
+            ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        connection, _ = silent.accept()
+        with connection:
+            assert connection.recv(1000).startswith(b"GET /v1/")
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 1
+
+
 # --- the friendly doors ----------------------------------------------------------------------------------------------
 
 
@@ -379,6 +421,22 @@ def test_usage(account: Account) -> None:
     assert "not after" in account("usage", "--since", "1d", "--until", "2d", code=2).err
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_bars_fit_the_terminal(account: Account, columns: int) -> None:
+    """A day a line, the dearer one with the longer bar, and none broken at the edge."""
+    account.world.clock = lambda: time.time() - 86_400
+    spend(account, 1)
+    account.world.clock = time.time
+    spend(account, 3)
+    env = {**account.env, "TERM": "xterm-256color", "COLUMNS": str(columns)}
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", at_terminal(account.home, env, "usage")).splitlines()
+    assert max(map(len, lines)) <= columns
+    days = [line for line in lines if re.match(r" +20\d\d-", line)]
+    bars = sorted(len(line.split()[-1]) for line in days)
+    assert (len(days), bars[0] <= bars[1] // 3 + 1) == (2, True)
+    assert bars[1] == {80: 21, 120: 40}[columns]
+
+
 def test_usage_begins_at_midnight() -> None:
     """Days are whole ones in the local zone; hours and dates are as they were said."""
     begun = usage.begin("30d", NOW)
@@ -414,7 +472,9 @@ def test_keys(account: Account) -> None:
     assert made["key"].startswith("lava_sk_")
     assert "only now" in ran.err
     listed = account("keys", "list")
-    assert made["spend_key_id"] in listed.out
+    row = next(line for line in listed.out.splitlines() if made["spend_key_id"] in line)
+    assert "$50.00 monthly, 1000 requests daily, 60 a minute" in row
+    assert "$0.00" in row
     assert not leaks(listed.out, [made["key"]])
     assert made["spend_key_id"] in {key["spend_key_id"] for key in account.json("keys", "list")["data"]}
     assert account.json("keys", "create", "--provider", "anthropic")["request_shape"] == "anthropic"
@@ -430,6 +490,10 @@ def test_keys(account: Account) -> None:
         (["--requests", "1.5/day"], "is a whole number"),
         (["--burst", "3"], "goes with --rpm"),
         (["--expires", "later"], "is a time"),
+        (["--expires", "2020-01-01"], "in the past"),
+        (["--limit", "0/monthly"], "more than nothing"),
+        (["--limit=-5"], "more than nothing"),
+        (["--requests", "0/daily"], "is a whole number"),
     ],
 )
 def test_wrong_keys(account: Account, words: list[str], said: str) -> None:
@@ -460,6 +524,19 @@ def test_tables_at_a_terminal(account: Account) -> None:
     text = at_terminal(account.home, {**account.env, "TERM": "xterm-256color", "COLUMNS": "200"}, "keys", "list")
     assert spend_key in text
     assert "…" not in text
+
+
+@pytest.mark.parametrize("look", [{}, {"NO_COLOR": "1"}])
+def test_a_narrow_terminal(account: Account, look: dict[str, str]) -> None:
+    """What has no room as a table is shown record by record, ids and all in one piece; a table that has room stays one."""
+    env = {**account.env, "TERM": "xterm-256color", "COLUMNS": "40", **look}
+    spend_key = account.json("keys", "list")["data"][0]["spend_key_id"]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", at_terminal(account.home, env, "keys", "list"))
+    assert re.search(rf"^  id +{spend_key}\s*$", plain, re.MULTILINE)
+    assert re.search(r"^  spent +\$1\.00\s*$", plain, re.MULTILINE)
+    models = re.sub(r"\x1b\[[0-9;]*m", "", at_terminal(account.home, env, "models", "--provider", "openai"))
+    assert re.search(r"^ +gpt-5 +openai\s*$", models, re.MULTILINE)
+    assert ("\x1b" in at_terminal(account.home, env, "wallet")) == (not look)
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import textwrap
+import unicodedata
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -98,8 +99,19 @@ class Screen:
         numbers: Collection[int] | None = None,
         indent: int = 2,
     ) -> None:
-        """Rows under headings. ``numbers`` are the columns that hold some: all but the first, unless it is said."""
+        """Rows under headings. ``numbers`` are the columns that hold some: all but the first, unless it is said.
+
+        Where a terminal is too narrow for it, each row is shown as pairs: broken cells could be neither read nor copied.
+        """
         right = range(1, len(columns)) if numbers is None else numbers
+        rows = [[self._shown(cell) for cell in row] for row in rows]
+        widths = [max(map(_cells, (column, *cells))) for column, *cells in zip(columns, *rows, strict=True)]
+        if self._stream.isatty() and table_width(widths, indent) > shutil.get_terminal_size().columns:
+            for number, row in enumerate(rows):
+                if number:
+                    self.line()
+                self.pairs(zip(columns, row, strict=True), indent=indent)
+            return
         if self._console is not None:
             from rich.box import SIMPLE_HEAD
             from rich.padding import Padding
@@ -109,19 +121,30 @@ class Screen:
             for number, column in enumerate(columns):
                 drawn.add_column(column, justify="right" if number in right else "left", overflow="fold")
             for row in rows:
-                drawn.add_row(*map(self._shown, row))
+                drawn.add_row(*row)
             self._console.print(Padding(drawn, (0, 0, 0, indent)))
             return
-        widths = [max(len(row[number]) for row in (columns, *rows)) for number in range(len(columns))]
         for row in (columns, *rows):
-            cells = [
-                cell.rjust(width) if number in right else cell.ljust(width)
-                for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
+            cells = []
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
+                room = " " * (width - _cells(cell))
+                cells.append(room + cell if number in right else cell + room)
             self.line("  ".join(cells).rstrip(), indent=indent)
 
     def _shown(self, text: str) -> str:
         return spelled(printable(text), self._stream)
+
+
+def table_width(widths: Sequence[int], indent: int = 2) -> int:
+    """How wide ``Screen.table`` draws columns of these widths at a terminal: with their rules and edges."""
+    return indent + sum(widths) + 3 * len(widths) - 1
+
+
+def _cells(text: str) -> int:
+    """How many columns of a terminal it takes: two for a wide letter, none for a mark over another."""
+    return sum(
+        0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text
+    )
 
 
 def say(text: str) -> None:

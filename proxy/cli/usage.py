@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from proxy.cli import account, words
-from proxy.cli.terminal import Exit, Screen, put_json
+from proxy.cli.terminal import Exit, Screen, put_json, table_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,8 +83,9 @@ def _draw(screen: Screen, days: Sequence[UsageDay], totals: UsageTotals | None) 
     if totals is not None:
         rows.append(["total", *_cells(totals)])
     heads = ["day", "requests", "tokens", "cost", "charged"]
-    used = sum(max(len(head), *(len(row[at]) for row in rows)) + 2 for at, head in enumerate(heads))
-    room = max(_LEAST_BAR, min(_MOST_BAR, shutil.get_terminal_size((100, 0)).columns - used - 6))
+    widths = [max(len(head), *(len(row[at]) for row in rows)) for at, head in enumerate(heads)]
+    left = shutil.get_terminal_size((100, 0)).columns - table_width([*widths, 0])
+    room = max(_LEAST_BAR, min(_MOST_BAR, left))
     most = max(sizes)
     bars = [bar(size, most, room) for size in sizes] + [""] * (totals is not None)
     screen.table(
