@@ -13,10 +13,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from lava_answers import ANYTHING, KEY, in_turn, json_answer
+from test_emulator_account import mailbox
 from upstream import Peer, Upstream, answer, chunked
 
 import proxy.lava
@@ -276,6 +277,45 @@ def test_the_clock_and_the_body() -> None:
             verify_webhook(body, {"x-webhook-signature": signed(body)}, SECRET)
     with pytest.raises(ValueError, match="secret is empty"):
         verify_webhook(BODY, {"x-webhook-signature": signed(BODY, "")}, "")
+
+
+@pytest.mark.parametrize("scheme", ["current", "2025", "flex"])
+def test_an_event_that_was_really_delivered(scheme: Literal["current", "2025", "flex"]) -> None:
+    """Registered by the client, sent by the offline Lava, verified as it came; anything changed on the way is refused, and an
+    old one where the scheme has a time in it."""
+    world = World.demo()
+    world.webhook_scheme = scheme
+    with (
+        Emulator(world) as emulator,
+        mailbox() as box,
+        LavaSync(world.secret_key, base_url=emulator.base_url) as lava,
+    ):
+        hook = lava.webhooks.create(name="w", url=box.url)
+        made = lava.customers.create(email="grace@example.com")
+        world.clock = lambda: time.time() - 301
+        lava.customers.delete(made.customer_id)
+        assert world.until(lambda: sum(each.over for each in world.deliveries) == 2)
+    (_, headers, body), (_, old_headers, old_body) = box.letters
+    event = verify_webhook(body, headers, hook.webhook_secret)
+    assert event.event == "customer.created"
+    assert event.data["customer"]["customer_id"] == made.customer_id
+
+    (name,) = {"x-webhook-signature", "x-lava-signature"} & {*headers}
+    digit = "0" if headers[name][-1] != "0" else "1"
+    for bad_body, bad_headers, secret in (
+        (body.replace(b"grace@", b"eve@"), headers, hook.webhook_secret),
+        (body + b" ", headers, hook.webhook_secret),
+        (body, {**headers, name: headers[name][:-1] + digit}, hook.webhook_secret),
+        (body, {**headers, name: old_headers[name]}, hook.webhook_secret),
+        (body, headers, "whsec_" + "0" * 32),
+        (body, {"content-type": "application/json"}, hook.webhook_secret),
+    ):
+        with pytest.raises(BadSignature):
+            verify_webhook(bad_body, bad_headers, secret)
+    if scheme == "flex":
+        with pytest.raises(BadSignature, match="too old"):
+            verify_webhook(old_body, old_headers, hook.webhook_secret)
+    assert verify_webhook(old_body, old_headers, hook.webhook_secret, tolerance=900).event == "customer.deleted"
 
 
 # The page
