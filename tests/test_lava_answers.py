@@ -514,6 +514,22 @@ def test_a_certificate_that_nobody_trusts(tmp_path: Path) -> None:
             asyncio.run(ask(ca_file=str(tmp_path / "none.pem")))
 
 
+def test_only_a_named_proxy_is_asked(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+    """No proxy variable is followed; ``proxy=`` is, and sees the whole address."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port}")
+    found, direct = asked(json_answer({"wallet_id": "w"}), wallet)
+    assert (found.wallet_id, direct.requests[0].target) == ("w", b"/v1/wallet")
+
+    async def ask() -> Any:
+        async with Lava(KEY, base_url=f"http://127.0.0.1:{free_port}", proxy=between.url) as lava:
+            return await lava.wallet.retrieve()
+
+    with Upstream(json_answer({"wallet_id": "w"})) as between:
+        assert asyncio.run(ask()).wallet_id == "w"
+    assert between.requests[0].target == f"http://127.0.0.1:{free_port}/v1/wallet".encode()
+
+
 def test_a_client_outlives_its_event_loop() -> None:
     """Two runs of one client; connections are closed in each."""
     with Upstream(json_answer({"wallet_id": "w"})) as upstream:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import hmac
+import inspect
 import io
 import re
 import subprocess
@@ -25,6 +27,7 @@ from proxy.emulator import Emulator, World
 from proxy.lava import (
     BadSignature,
     Interrupted,
+    Lava,
     LavaSync,
     MissingKey,
     NotFound,
@@ -340,6 +343,35 @@ def test_the_examples_run(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert namespace["handle"](BODY, {}, SECRET) == 401
     assert not leaks(printed.getvalue(), [value for value in (namespace.get("key"),) if value])
     assert len(EXAMPLES) == 7
+
+
+CALLS = re.findall(r"`(?:await )?(lava\.[^`]+\))`", PAGE)
+
+
+def test_the_calls_between_the_lines_run() -> None:
+    """What the page's sentences call does what they say: a page of a list, a limit cleared, an action by either of its names;
+    and the constructor takes what it says."""
+    world = World.demo()
+    world.plans["plan_1"] = dataclasses.replace(world.plans["plan_free"], plan_id="plan_1")
+    key = world.spend_key_records[0]
+    key.expires_at = time.time() + 1000
+
+    async def run() -> list[Any]:
+        async with Lava(world.secret_key, base_url=emulator.base_url) as lava:
+            return [await eval(call, {"lava": lava, "id": key.spend_key_id}) for call in CALLS]  # the page's own code
+
+    with Emulator(world) as emulator:
+        listed, cleared, *plans = asyncio.run(run())
+    assert (len(listed.data), listed.has_more, listed.next_cursor) == (3, False, None)
+    assert cleared.expires_at is None
+    assert world.spend_key_records[0].expires_at is None
+    assert [plan.plan_id for plan in plans] == ["plan_1", "plan_1"]
+    assert len(CALLS) == 4
+    taken = inspect.signature(Lava).parameters
+    assert (taken["secret_key"].default, taken["base_url"].default, taken["retries"].default) == (None, "auto", 2)
+    assert '`Lava(secret_key=None, *, base_url="auto", …)`' in PAGE
+    assert "twice by default (`retries=`)" in PAGE
+    assert re.fullmatch(r"Secret\('\*\*\*:.*'\)", repr(Secret(SECRET)))
 
 
 def test_the_tables_are_true() -> None:
