@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from typing import TYPE_CHECKING, Any
 
 from upstream import Upstream, answer
 
-from proxy.lava import Lava
+from proxy.lava import Lava, LavaError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from upstream import Peer, Script
 
@@ -73,3 +74,17 @@ def in_turn(*answers: bytes) -> Script:
 def client(upstream: Upstream, key: str = KEY, **options: Any) -> Lava:
     """A client of this upstream that does not wait long before it tries again."""
     return Lava(key, base_url=f"{upstream.url}/v1", **{"backoff": 0.001, **options})
+
+
+def asked(script: Script | bytes, ask: Callable[[Lava], Awaitable[Any]], **options: Any) -> tuple[Any, Upstream]:
+    """What ``ask`` gives (or the ``LavaError`` it raises) from an upstream with this script."""
+
+    async def run() -> Any:
+        async with client(upstream, **options) as lava:
+            try:
+                return await ask(lava)
+            except LavaError as exc:
+                return exc
+
+    with Upstream(script) as upstream:
+        return asyncio.run(run()), upstream

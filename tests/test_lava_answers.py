@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lava_answers import ANYTHING, KEY, client, in_turn, json_answer
+from lava_answers import ANYTHING, KEY, asked, client, in_turn, json_answer
 from upstream import Peer, Upstream, answer, certificate
 
 from proxy.lava import (
@@ -48,25 +48,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from upstream import Script
-
     Ask = Callable[[Lava], Awaitable[Any]]
 
 HTML = b"<!doctype html><title>Bad gateway</title><h1>502</h1>"
-
-
-def asked(script: Script | bytes, ask: Ask, **options: Any) -> tuple[Any, Upstream]:
-    """What ``ask`` gives (or the ``LavaError`` it raises) from an upstream with this script."""
-
-    async def run() -> Any:
-        async with client(upstream, **options) as lava:
-            try:
-                return await ask(lava)
-            except LavaError as exc:
-                return exc
-
-    with Upstream(script) as upstream:
-        return asyncio.run(run()), upstream
 
 
 def wallet(lava: Lava) -> Awaitable[Any]:

@@ -8,13 +8,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from lava_answers import KEY, client, in_turn, json_answer
+from lava_answers import KEY, asked, client, in_turn, json_answer
 from upstream import Peer, Upstream, answer, chunked
 
 from proxy.lava import (
     Interrupted,
     Lava,
-    LavaError,
     NotJson,
     ServerError,
     TimedOut,
@@ -26,27 +25,13 @@ from proxy.lava.gateway import target_of
 from proxy.redaction import leaks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
-    from upstream import Received, Script
+    from upstream import Received
 
 URL = "https://api.openai.com/v1/chat/completions"
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nx-lava-request-id: req_9\r\n\r\n"
 EVENTS = [b'data: {"n":1}\n\n', b'data: {"n":2}\n\n', b"data: [DONE]\n\n"]
-
-
-def asked(script: Script | bytes, ask: Callable[[Lava], Awaitable[Any]], **options: Any) -> tuple[Any, Upstream]:
-    """What ``ask`` gives (or the ``LavaError`` it raises) from an upstream with this script."""
-
-    async def run() -> Any:
-        async with client(upstream, **options) as lava:
-            try:
-                return await ask(lava)
-            except LavaError as exc:
-                return exc
-
-    with Upstream(script) as upstream:
-        return asyncio.run(run()), upstream
 
 
 def token_in(request: Received) -> dict[str, Any]:

@@ -63,22 +63,7 @@ def run(
     except OSError as error:
         what = os.strerror(error.errno or 0)
         return account.failed(f"not logged in: {error.filename or 'the login'}: {what}", as_json=as_json)
-    report = _report(kept)
-    in_use, why_not = _in_use(config, kept)
-    if as_json:
-        put_json({"ok": True, **report, "in_use": in_use})
-        return Exit.OK
-    screen = Screen()
-    screen.line("Logged in.", "good")
-    _show(screen, report)
-    if why_not:
-        say(f"Note: {why_not}.")
-    elif in_use:
-        screen.line(
-            "The daemon (`lava-proxy serve`) and every other command find this key by themselves; a daemon that", "note"
-        )
-        screen.line("runs already does after a restart or a SIGHUP.", "note")
-    return Exit.OK
+    return _tell(config, kept, as_json, new=True)
 
 
 def places(app: str) -> tuple[str, str]:
@@ -220,15 +205,27 @@ def whoami(config: Path | None, *, as_json: bool = False) -> int:
             "LAVA_SECRET_KEY is set, and used" if os.environ.get("LAVA_SECRET_KEY") else "`lava-proxy login` does it"
         )
         return account.failed(f"nobody is logged in ({other})", as_json=as_json, code="not_logged_in")
+    return _tell(config, kept, as_json)
+
+
+def _tell(config: Path | None, kept: Kept, as_json: bool, *, new: bool = False) -> int:
+    """Who is logged in, and whether the configuration leads there."""
     report = _report(kept)
     in_use, why_not = _in_use(config, kept)
     if as_json:
         put_json({"ok": True, **report, "in_use": in_use})
         return Exit.OK
     screen = Screen()
+    if new:
+        screen.line("Logged in.", "good")
     _show(screen, report)
     if why_not:
         say(f"Note: {why_not}.")
+    elif new and in_use:
+        screen.line(
+            "The daemon (`lava-proxy serve`) and every other command find this key by themselves; a daemon that", "note"
+        )
+        screen.line("runs already does after a restart or a SIGHUP.", "note")
     return Exit.OK
 
 

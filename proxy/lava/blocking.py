@@ -12,8 +12,10 @@ from proxy.tokens import PRODUCTION
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
+    from typing import Unpack
 
     from proxy.lava import gateway
+    from proxy.lava.gateway import Options
     from proxy.lava.records import AuthCredentials
     from proxy.lava.resources import Action
 
@@ -66,10 +68,10 @@ class LavaSync(Resources):
         return Pages(self.waiter, self.lava.pages(action, fields))
 
     @overload
-    def gateway(self, url: str, *, stream: Literal[True], **options: Any) -> Stream: ...
+    def gateway(self, url: str, *, stream: Literal[True], **options: Unpack[Options]) -> Stream: ...
     @overload
-    def gateway(self, url: str, *, stream: Literal[False] = False, **options: Any) -> Any: ...
-    def gateway(self, url: str, *, stream: bool = False, **options: Any) -> Any:
+    def gateway(self, url: str, *, stream: Literal[False] = False, **options: Unpack[Options]) -> Any: ...
+    def gateway(self, url: str, *, stream: bool = False, **options: Unpack[Options]) -> Any:
         """See ``Lava.gateway``."""
         if stream:
             return Stream(self.waiter, self.waiter.wait(self.lava.gateway(url, stream=True, **options)))

@@ -28,8 +28,9 @@ from proxy.tokens import PRODUCTION, base_url_for, mint_token
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
+    from typing import Unpack
 
-    from proxy.lava.gateway import Format
+    from proxy.lava.gateway import Format, Options
     from proxy.lava.resources import Action
     from proxy.lava.wire import Unset
     from proxy.tokens import Option
@@ -211,39 +212,9 @@ class Lava(Resources):
     # The gateway
 
     @overload
-    async def gateway(
-        self,
-        url: str,
-        *,
-        method: str = "POST",
-        headers: Mapping[str, str] | None = None,
-        body: Any = None,
-        customer_id: str | None = None,
-        connection_id: str | None = None,
-        meter_slug: str | None = None,
-        provider_key: str | None = None,
-        disable_billing: bool | None = None,
-        format: Format | None = None,
-        stream: Literal[False] = False,
-        silence: float = 600.0,
-    ) -> Any: ...
+    async def gateway(self, url: str, *, stream: Literal[False] = False, **options: Unpack[Options]) -> Any: ...
     @overload
-    async def gateway(
-        self,
-        url: str,
-        *,
-        method: str = "POST",
-        headers: Mapping[str, str] | None = None,
-        body: Any = None,
-        customer_id: str | None = None,
-        connection_id: str | None = None,
-        meter_slug: str | None = None,
-        provider_key: str | None = None,
-        disable_billing: bool | None = None,
-        format: Format | None = None,
-        stream: Literal[True],
-        silence: float = 600.0,
-    ) -> Stream: ...
+    async def gateway(self, url: str, *, stream: Literal[True], **options: Unpack[Options]) -> Stream: ...
     async def gateway(
         self,
         url: str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import quote
 
 from proxy.lava.wire import UNSET, USER_AGENT, body_of, component
@@ -20,6 +20,22 @@ if TYPE_CHECKING:
 
 Format = Literal["openai", "anthropic", "google", "bedrock"]
 """What the client speaks, where it is not what the provider speaks: Lava translates."""
+
+
+class Options(TypedDict, total=False):
+    """What ``gateway()`` takes beside the address; what it means is said there."""
+
+    method: str
+    headers: Mapping[str, str] | None
+    body: Any
+    customer_id: str | None
+    connection_id: str | None
+    meter_slug: str | None
+    provider_key: str | None
+    disable_billing: bool | None
+    format: Format | None
+    silence: float
+
 
 # Every character that may stand in an address; an escape stays the escape it is.
 _URI = "!$%&'()*+,-./:;=?@_~[]"
