@@ -763,13 +763,13 @@ def test_the_emulator_introduces_itself_and_works_with_serve(
 
 
 def test_the_emulator_says_how_to_point_lava_proxy_at_it(tmp_path: Path) -> None:
-    """For people: three lines to copy."""
+    """For people: three lines to copy, or one to log in."""
     process = subprocess.Popen(
         command("emulator", "--port", "0"), env=clean_environment(tmp_path), stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     lines: list[str] = []
-    while not lines or lines[-1].strip() != "lava-proxy serve":
+    while not lines or not lines[-1].startswith("  lava-proxy login"):
         lines.append(process.stdout.readline())
         assert lines[-1] or process.poll() is None, lines
     process.terminate()
@@ -778,6 +778,8 @@ def test_the_emulator_says_how_to_point_lava_proxy_at_it(tmp_path: Path) -> None
     text = "".join(lines)
     assert re.search(r"export LAVA_PROXY_LAVA__BASE_URL=http://127.0.0.1:\d+/v1\n", text)
     assert "export LAVA_SECRET_KEY=aks_live_" in text
+    assert re.search(r"^  lava-proxy serve$", text, re.MULTILINE)
+    assert re.search(r"^  lava-proxy login --app http://127.0.0.1:\d+$", text, re.MULTILINE)
 
 
 def test_the_emulator_on_a_port_in_use_is_75(tmp_path: Path, emulator: Emulator) -> None:

@@ -235,7 +235,9 @@ def test_without_a_browser_the_address_is_printed(tmp_path: Path, app: str, env:
     url = running.url()
     assert "Open this address" in running.seen
     get(allow(url))
-    assert running.end().code == 0
+    ran = running.end()
+    assert ran.code == 0
+    assert f"\n  lava-proxy login --app {app} --code -\n" in ran.out  # for a browser elsewhere, to copy
 
 
 @pytest.mark.parametrize(

@@ -74,3 +74,5 @@ def _introduce(world: World, url: str, *, as_json: bool) -> None:
     screen.line(f"export LAVA_PROXY_LAVA__BASE_URL={base}", "code", indent=2)
     screen.line(f"export LAVA_SECRET_KEY={world.secret_key}", "code", indent=2)
     screen.line("lava-proxy serve", "code", indent=2)
+    screen.title("Or log in to it by its own page, as to Lava:")
+    screen.line(f"lava-proxy login --app {base.removesuffix('/v1')}", "code", indent=2)

@@ -93,15 +93,17 @@ def _by_browser(base: str, page: str, browser: bool, limit: float, as_json: bool
         url = f"{base}/auth/{page}?{urlencode({'state': state, 'port': callback.port})}"
         found = browser and opened(url)
         lead = "A browser opens. If it does not, open this address:" if found else "Open this address in a browser:"
-        other = "On another computer the browser ends at an address that it cannot open: within 60 seconds give that"
         if as_json:
             say(f"{lead} {url}")
         else:
             screen = Screen()
             screen.line(lead)
             screen.line(url, "code", indent=2)
-            again = "lava-proxy login" + ("" if base == APP else f" --app {base}")
-            screen.line(f"{other} address to: {again} --code -", "note")
+            other = (
+                "On another computer the browser ends at an address that it cannot open. Within 60 seconds, give it to"
+            )
+            screen.prose(other, "note")
+            screen.line("lava-proxy login" + ("" if base == APP else f" --app {base}") + " --code -", "code", indent=2)
         return callback.wait(limit)
 
 
