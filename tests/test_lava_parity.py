@@ -20,12 +20,14 @@ import pytest
 from test_lava import CALLS, alive, arguments
 from test_login import code_of
 
+from proxy.cli.api import run
 from proxy.cli.showing import plain
 from proxy.emulator import Emulator, World
 from proxy.lava import Lava, LavaError, LavaSync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from conftest import NodeSDK
 
@@ -139,7 +141,7 @@ def by_script(sdk: str, emulator: Emulator, steps: list[Step], known: dict[str, 
 def by_async(sdk: str, emulator: Emulator, steps: list[Step], known: dict[str, Any]) -> dict[str, Any]:
     """What the async face gives."""
 
-    async def run() -> dict[str, Any]:
+    async def talk() -> dict[str, Any]:
         out = dict(known)
         async with Lava(emulator.world.secret_key, base_url=emulator.base_url) as lava:
             for each in steps:
@@ -151,7 +153,7 @@ def by_async(sdk: str, emulator: Emulator, steps: list[Step], known: dict[str, A
                     out[each.label] = told(error)
         return {label: found for label, found in out.items() if label not in known}
 
-    return asyncio.run(run())
+    return asyncio.run(talk())
 
 
 #: How ``by_async`` and ``by_script`` look from outside.
@@ -400,3 +402,64 @@ def test_what_is_written_is_equal(node_sdk: NodeSDK, sdk: str) -> None:
         with offline() as emulator:
             ours = face(sdk, emulator, writings(sdk), seeded(emulator))
         assert without_chance(ours) == without_chance(theirs), face
+
+
+def by_command(
+    sdk: str, steps: list[Step], known: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
+    """What ``lava-proxy api`` prints as JSON; of an error its status."""
+    out = dict(known)
+    for each in steps:
+        row = alive(sdk)[each.method]
+        ids, fields, _ = arguments(row, filled(each.args, out))
+        typed = {
+            name: "null" if value is None else value if isinstance(value, str) else json.dumps(value)
+            for name, value in fields.items()
+        }
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in typed.items()]
+        code = run(None, [row.resource, row.name, *ids, *options, "--json", "--yes"])
+        said = capsys.readouterr()
+        assert ("only now" in said.err) == (row.once and code == 0)
+        found = json.loads(said.out)
+        out[each.label] = found if code == 0 else {"error": found["status"]}
+    return {label: found for label, found in out.items() if label not in known}
+
+
+def as_printed(value: dict[str, Any]) -> dict[str, Any]:
+    """Answers as the command prints them: of a page only the records and where the next one begins, of an error the status."""
+    found = {}
+    for label, each in value.items():
+        if "error" in each:
+            found[label] = {"error": int(each["error"].split()[3])}
+        elif "data" in each:
+            cursor = each.get("next_cursor")
+            found[label] = {"data": each["data"], "has_more": bool(cursor), "next_cursor": cursor}
+        else:
+            found[label] = each
+    return found
+
+
+@pytest.mark.parametrize("sdk", CALLS)
+def test_the_command_line_gives_the_same(
+    sdk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every action, read and written, by ``lava-proxy api … --json``: what the client gives, secrets where it tells them."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    @contextmanager
+    def configured() -> Iterator[Emulator]:
+        with offline() as emulator:
+            monkeypatch.setenv("LAVA_SECRET_KEY", emulator.world.secret_key)
+            monkeypatch.setenv("LAVA_PROXY_LAVA__BASE_URL", emulator.base_url)
+            yield emulator
+
+    with configured() as emulator:
+        known = seeded(emulator)
+        theirs = spelt(as_printed(by_script(sdk, emulator, readings(sdk), known)))
+        assert spelt(by_command(sdk, readings(sdk), known, capsys)) == theirs
+
+    steps = [each for each in writings(sdk) if each.method not in ("gateway", "generateForwardToken")]
+    with configured() as emulator:
+        theirs = without_chance(as_printed(by_script(sdk, emulator, steps, seeded(emulator))))
+    with configured() as emulator:
+        assert without_chance(by_command(sdk, steps, seeded(emulator), capsys)) == theirs

@@ -317,6 +317,7 @@ def opening(home: Path, app: str, page: str, browser: Chromium, by: str) -> Runn
 
 
 @pytest.mark.browser
+@pytest.mark.timeout(120)  # a browser's first start on a busy machine
 @pytest.mark.parametrize(("page", "by"), [("connect", "xdg-open"), ("cli", "BROWSER")])
 def test_a_real_browser(tmp_path: Path, emulator: Emulator, app: str, browser: Chromium, page: str, by: str) -> None:
     """From the browser that the command opens, by one click on "Allow", to the stored key; the person ends at a page that says
@@ -337,6 +338,7 @@ def test_a_real_browser(tmp_path: Path, emulator: Emulator, app: str, browser: C
 
 
 @pytest.mark.browser
+@pytest.mark.timeout(120)  # a browser's first start on a busy machine
 @pytest.mark.parametrize("page", ["connect", "cli"])
 def test_a_refusal_in_a_real_browser(
     tmp_path: Path, emulator: Emulator, app: str, browser: Chromium, page: str
