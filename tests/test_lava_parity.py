@@ -2,7 +2,7 @@
 
 The same calls, as data, are made by the real ``@lavapayments/nodejs`` (every generation of it, unmodified) and by both faces
 of ``proxy.lava``. What is read goes to one world and has to be equal to the letter; what is written goes to three worlds that
-began alike, and is equal but for the ids, keys and moments that each world makes up.
+began alike, and is equal but for the ids and keys that each world makes up. ``lava-proxy api`` has to print the same.
 """
 
 from __future__ import annotations
