@@ -264,7 +264,7 @@ def _translated(client: Dialect, provider: Dialect) -> Callable[[Call], Reply]:
             call.document, call.rest = rewriting.request_for_anthropic(body), "messages"
             options = body.get("stream_options")
             counted = isinstance(options, dict) and bool(options.get("include_usage"))
-            return rewriting.reply_for_openai(anthropic.play(call), counted=counted)
+            return rewriting.reply_for_openai(anthropic.play(call), call.world.clock(), counted=counted)
         call.document, call.rest = rewriting.request_for_openai(body), "chat/completions"
         return rewriting.reply_for_anthropic(openai.answer(call))
 

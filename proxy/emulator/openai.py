@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 import struct
-import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +146,7 @@ def _completion(call: Call, text: str, prompt: int, *, chat: bool) -> Reply:
     head = {
         "id": call.world.next_id("chatcmpl-" if chat else "cmpl-"),
         "object": "chat.completion" if chat else "text_completion",
-        "created": int(time.time()),
+        "created": int(call.world.clock()),
         "model": call.model,
         "system_fingerprint": "fp_emulated",
     }
@@ -211,7 +210,7 @@ def _responses(call: Call) -> Reply:
     response = {
         "id": call.world.next_id("resp_"),
         "object": "response",
-        "created_at": int(time.time()),
+        "created_at": int(call.world.clock()),
         "status": "completed",
         "error": None,
         "incomplete_details": None,
@@ -312,7 +311,7 @@ def _images(call: Call) -> Reply:
         "total_tokens": read + 1,
     }
     data = [{**image, "revised_prompt": said(prompt)}] * (count if isinstance(count, int) and 1 <= count <= 10 else 1)
-    return json_reply({"created": int(time.time()), "data": data, "usage": counted}, cost=FLAT_COST)
+    return json_reply({"created": int(call.world.clock()), "data": data, "usage": counted}, cost=FLAT_COST)
 
 
 _SOUNDS = {
@@ -417,7 +416,7 @@ def _upload(call: Call) -> Reply:
     if upload is None or upload.filename is None:
         return error(400, "Missing required parameter: 'file' (as multipart/form-data).", "file")
     purpose = fields["purpose"].text if "purpose" in fields else "user_data"
-    stored = StoredFile(call.world.next_id("file-"), upload.filename, purpose, upload.content, int(time.time()))
+    stored = StoredFile(call.world.next_id("file-"), upload.filename, purpose, upload.content, int(call.world.clock()))
     call.world.files[stored.file_id] = stored
     return json_reply(_file(stored))
 
@@ -464,7 +463,7 @@ def _create_batch(call: Call) -> Reply:
         "object": "batch",
         **given,
         "status": "validating",
-        "created_at": int(time.time()),
+        "created_at": int(call.world.clock()),
         "request_counts": {"total": 0, "completed": 0, "failed": 0},
         "metadata": call.document.get("metadata"),
     }

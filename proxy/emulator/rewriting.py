@@ -8,7 +8,6 @@ with Lava. Tools and images are left out; what Lava does with them is not docume
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 from proxy.dialects import Dialect
@@ -74,7 +73,7 @@ def request_for_openai(body: dict[str, Any]) -> dict[str, Any]:
     return out | {name: body[name] for name in ("temperature", "top_p") if name in body}
 
 
-def reply_for_openai(reply: Reply, *, counted: bool) -> Reply:
+def reply_for_openai(reply: Reply, now: float, *, counted: bool) -> Reply:
     """A messages answer as a chat completion; ``counted``: the client asked for the usage of its stream."""
     if reply.status >= 400:
         return openai.error(reply.status, _message_of(reply))
@@ -82,7 +81,7 @@ def reply_for_openai(reply: Reply, *, counted: bool) -> Reply:
         fault = data_event(
             {"error": {"message": "Overloaded", "type": "overloaded_error", "param": None, "code": None}}
         )
-        events = _chat_events(_events_of(reply.chunks), counted=counted)
+        events = _chat_events(_events_of(reply.chunks), now, counted=counted)
         return event_stream(events, marker=1, error_event=fault, cost=reply.cost)
     message = json.loads(reply.chunks[0])
     choice = {
@@ -92,7 +91,7 @@ def reply_for_openai(reply: Reply, *, counted: bool) -> Reply:
         "finish_reason": _FINISH.get(message["stop_reason"], "stop"),
     }
     usage = _chat_usage(message["usage"]["input_tokens"], message["usage"]["output_tokens"])
-    head = _chat_head(message, "chat.completion")
+    head = _chat_head(message, "chat.completion", now)
     return json_reply({**head, "choices": [choice], "usage": usage}, cost=reply.cost)
 
 
@@ -125,16 +124,16 @@ def _events_of(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             yield json.loads(text)
 
 
-def _chat_head(message: dict[str, Any], kind: str) -> dict[str, Any]:
+def _chat_head(message: dict[str, Any], kind: str, now: float) -> dict[str, Any]:
     name = str(message["id"]).replace("msg_", "chatcmpl-")
-    return {"id": name, "object": kind, "created": int(time.time()), "model": message["model"]}
+    return {"id": name, "object": kind, "created": int(now), "model": message["model"]}
 
 
 def _chat_usage(read: int, written: int) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def _chat_events(events: Iterable[dict[str, Any]], *, counted: bool) -> Iterator[bytes]:
+def _chat_events(events: Iterable[dict[str, Any]], now: float, *, counted: bool) -> Iterator[bytes]:
     head: dict[str, Any] = {}
     read = written = 0
 
@@ -146,7 +145,7 @@ def _chat_events(events: Iterable[dict[str, Any]], *, counted: bool) -> Iterator
     for event in events:
         match event["type"]:
             case "message_start":
-                head = _chat_head(event["message"], "chat.completion.chunk")
+                head = _chat_head(event["message"], "chat.completion.chunk", now)
                 read = event["message"]["usage"]["input_tokens"]
                 yield chunk({"role": "assistant", "content": ""})
             case "content_block_delta":
