@@ -124,6 +124,7 @@ def test_help_of_a_resource(tmp_path: Path) -> None:
         (["meters", "list", "-x"], "fields have two dashes"),
         (["meters", "create", "--name", "x"], "needs --rate-type and --tier-type and --tiers"),
         (["meters", "retrieve"], "needs METER_ID, and none was given"),
+        (["webhooks", "update", "w"], "needs something to change: --name, --url"),
         (["meters", "retrieve", "a", "b"], "needs METER_ID, and 2 were given"),
         (["meters", "list", "a"], "takes no id"),
         (["meters", "retrieve", ".."], "which is no id"),

@@ -128,6 +128,8 @@ def chosen(said: Said, now: datetime) -> tuple[Action, tuple[str, ...], dict[str
     missing = [option(param.name) for param in row.params if param.required and param.name not in fields]
     if missing:
         raise Misused(f"{resource} {action} needs {' and '.join(missing)}")
+    if action == "update" and not fields:
+        raise Misused(f"{resource} {action} needs something to change: {', '.join(map(option, known))}")
     return row, ids, fields
 
 
