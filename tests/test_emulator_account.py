@@ -1066,6 +1066,16 @@ def test_the_login_flow_gives_working_keys(account: Account, page: str, generati
         assert account.get("wallet_keys", key=found["wallet_key"])["data"][0]["wallet_key_id"] == found["wallet_key_id"]
 
 
+def test_the_login_page_can_be_refused(account: Account) -> None:
+    """ "Deny" goes back to the program as OAuth tells it, and there is no code."""
+    shown = account.http.get(f"{account.root}/auth/connect?state=abc&port=4321").text
+    assert '<button type="submit" name="refuse">Deny</button>' in shown
+    answer = account.http.post(f"{account.root}/auth/connect", data={"state": "abc", "port": "4321", "refuse": ""})
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "http://127.0.0.1:4321/callback?error=access_denied&state=abc"
+    assert account.world.login_codes == {}
+
+
 def test_a_code_works_once_and_for_a_minute(account: Account, clock: Clock) -> None:
     """A used, an expired, an unknown and a missing code are refused in the envelope that the SDK reads."""
     code = allow(account, "/auth/connect")
