@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import select
 import socket
@@ -279,7 +280,7 @@ class NativeEngine:
                 reason = getattr(exc, "verify_message", "") or (exc.reason or "TLS failed").lower().replace("_", " ")
                 raise UpstreamError("tls", False, reason) from exc
             if isinstance(exc, OSError):
-                raise UpstreamError("unreachable", False, exc.strerror or "no connection") from exc
+                raise UpstreamError("unreachable", False, _reason(exc)) from exc
             raise
         if connection.usable:
             return connection
@@ -926,6 +927,13 @@ def _configure(sock: Any) -> None:
         option = getattr(socket, f"TCP_{name}", None)
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _reason(exc: OSError) -> str:
+    """Why there is no connection, in the system's words: asyncio's own have the address in them."""
+    if exc.errno and not isinstance(exc, socket.gaierror):
+        return os.strerror(exc.errno)
+    return exc.strerror or "no connection"
 
 
 def _literal(origin: Origin) -> list[Address]:
