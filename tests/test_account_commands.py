@@ -21,6 +21,7 @@ from test_cli import Ran, at_terminal, command, lava_proxy
 from proxy.cli import showing, usage, words
 from proxy.cli.words import Misused
 from proxy.lava import records
+from proxy.lava.money import dollars
 from proxy.lava.resources import ACTIONS, Kind, Param, names, parameters, resources
 from proxy.redaction import Secret, leaks
 
@@ -569,4 +570,4 @@ def test_what_lava_says_cannot_move_the_cursor(account: Account) -> None:
 )  # fmt: skip
 def test_dollars(amount: str | None, shown: str) -> None:
     """At least cents, and more digits where cents would say nothing."""
-    assert showing.dollars(None if amount is None else Decimal(amount)) == shown
+    assert dollars(None if amount is None else Decimal(amount)) == shown

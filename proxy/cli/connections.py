@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from proxy.lava import LavaSync
     from proxy.lava.records import Connection, Customer, Subscription
 
-_BALANCES = ("balance", "wallet.balance", "wallet_balance", "credit_balance")
-"""Names under which some versions of Lava told one; the SDKs of today know none."""
-
 
 def run(config: Path | None, *, limit: int, as_json: bool) -> int:
     """Show up to ``limit`` of them; returns the exit code."""
@@ -72,7 +69,8 @@ def _plans(lava: LavaSync) -> tuple[Mapping[str, Subscription], bool]:
 
 
 def _cells(record: Customer | Connection, plan: Subscription | None) -> dict[str, str]:
-    from proxy.cli.showing import dollars, flat, text
+    from proxy.cli.showing import flat, text
+    from proxy.lava.money import balance_of, dollars
 
     values: dict[str, Any] = flat(record)
     who = getattr(record, "contact", None) or getattr(record, "customer", None)
@@ -83,21 +81,10 @@ def _cells(record: Customer | Connection, plan: Subscription | None) -> dict[str
         "id": _id(record),
         "name": name or (who.email if who is not None else "") or "",
         "reference": values.get("reference_id", ""),
-        "balance": next((_money(values[each]) for each in _BALANCES if each in values), ""),
+        "balance": dollars(balance_of(record)),
         "has credit": text(values.get("has_lava_credit_balance")),
         "plan": (plan.plan.name if plan is not None and plan.plan else None) or (summary.name if summary else "") or "",
         "credit left": dollars(credits.total_remaining) if credits is not None else "",
         "renews": text(plan.cycle_end_at) if plan is not None else "",
         "since": text(record.created_at),
     }
-
-
-def _money(value: object) -> str:
-    from decimal import Decimal, InvalidOperation
-
-    from proxy.cli.showing import dollars
-
-    try:
-        return dollars(Decimal(str(value)))
-    except InvalidOperation:
-        return str(value)

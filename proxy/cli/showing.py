@@ -121,18 +121,6 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def dollars(amount: Decimal | None) -> str:
-    """Money for people: cents, and below a dollar as many digits as say something; empty where it is not known."""
-    if amount is None:
-        return ""
-    if not amount.is_finite() or amount.adjusted() > 18:
-        return f"${amount}"
-    places = min(12, max(2, 2 - amount.adjusted())) if amount else 2
-    whole, _, part = f"{abs(amount):,.{places}f}".partition(".")
-    sign = "-" if amount < 0 else ""
-    return f"{sign}${whole}.{part.rstrip('0').ljust(2, '0')}"
-
-
 def show_one(screen: Screen, record: Record, shows: Callable[[str], bool] = hidden) -> None:
     """Its fields, one in a line; lists of records as tables below."""
     lists = {

@@ -74,7 +74,7 @@ def bar(value: Decimal | int, most: Decimal | int, width: int) -> str:
 
 
 def _draw(screen: Screen, days: Sequence[UsageDay], totals: UsageTotals | None) -> None:
-    from proxy.cli.showing import dollars
+    from proxy.lava.money import dollars
 
     # What a bar means: money where any was spent, else requests.
     by_cost = any(cost(day) for day in days)
@@ -104,7 +104,7 @@ def _name(day: UsageDay) -> str:
 
 
 def _cells(totals: UsageTotals) -> list[str]:
-    from proxy.cli.showing import dollars
+    from proxy.lava.money import dollars
 
     numbers = (totals.total_requests, totals.total_usage_tokens)
     counts = [f"{number:,}" if number is not None else "" for number in numbers]
