@@ -28,12 +28,20 @@ from proxy.tokens import PRODUCTION, base_url_for, mint_token
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
-    from typing import Unpack
+    from typing import Protocol, Unpack
 
     from proxy.lava.gateway import Format, Options
     from proxy.lava.resources import Action
     from proxy.lava.wire import Unset
     from proxy.tokens import Option
+
+    class Sender(Protocol):
+        """Carries one account call (``Transport.send``)."""
+
+        async def send(
+            self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float
+        ) -> Reply: ...
+
 
 R = TypeVar("R", bound=records.Record)
 
@@ -51,6 +59,7 @@ class Lava(Resources):
     Lava's reference says that every POST supports that header; ``idempotency=False`` neither sends nor trusts it.
 
     ``ca_file`` names further trusted certificates, ``proxy`` is an outbound proxy's URL; no proxy variable is read.
+    ``sender`` carries account calls in place of connections of its own.
 
     Use it in ``async with``, or ``aclose()`` it. Raises ``MissingKey``, and ``ValueError`` for an address or key that
     cannot be one. The resources (``lava.customers``, ``lava.meters`` …) are in ``methods``; what they raise is in
@@ -68,6 +77,7 @@ class Lava(Resources):
         idempotency: bool = True,
         ca_file: str = "",
         proxy: str = "",
+        sender: Sender | None = None,
     ) -> None:
         super().__init__(self)
         key = secret_key.reveal() if isinstance(secret_key, Secret) else secret_key or os.environ.get("LAVA_SECRET_KEY")
@@ -80,6 +90,7 @@ class Lava(Resources):
         self._patience = Patience(retries, backoff)
         self._idempotency = idempotency
         self._transport = Transport(self.base_url, ca_file=ca_file, proxy=proxy)
+        self._sender: Sender = sender or self._transport
 
     def __repr__(self) -> str:
         return f"<Lava {self._key.hint} at {self.base_url}>"
@@ -201,7 +212,7 @@ class Lava(Resources):
             await asyncio.sleep(wait)
 
     async def _send(self, call: Call, headers: dict[str, str]) -> Reply:
-        return await self._transport.send(call.method, call.target, headers, call.body, self._timeout)
+        return await self._sender.send(call.method, call.target, headers, call.body, self._timeout)
 
     def _credential(self) -> str:
         key = self._key.reveal()

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     R = TypeVar("R", bound=Record)
 
+SILENT = ", without a reason"
+"""How the message of a refusal ends that gave none: any network on the way may have made it."""
+
 _LONGEST_MESSAGE = 500
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
@@ -99,7 +102,7 @@ def refusal(reply: Reply, redactor: Redactor, now: float) -> LavaError:
     if 300 <= reply.status < 400:
         message = "a redirect, which is not followed: is base_url right?"
     return kind(
-        message or f"{_looks(reply)}, without a reason",
+        message or _looks(reply) + SILENT,
         status=reply.status,
         code=code or None,
         request_id=reply.request_id,
