@@ -8,7 +8,8 @@ One request, as a story, and the room where each step lives:
 4. token         ``tokens.py``                    project and provider -> Lava's credential
 5. out           ``headers.py``                   a new set of headers beside the received ones
 6. upstream      ``upstream/``                    the seam to the network
-7. answer        ``errors.py``                    Lava's 401 and 402 become sentences a person understands
+7. answer        ``errors.py``                    Lava's 401 and 402 become sentences a person understands;
+                 ``diagnosis.py``, ``inquiry.py`` Lava's account is asked which part is wrong
 8. relay         ``forward.py``, ``usage.py``     bytes leave as they came; a scanner reads along
 9. record        ``record.py``, ``logs.py``, ``metrics.py``   how it ended, exactly once
 

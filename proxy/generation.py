@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from proxy import routing, tokens
+from proxy import diagnosis, routing, tokens
 from proxy.flights import Limits
+from proxy.inquiry import Inquiries
 from proxy.redaction import Redactor, Secret, Unshown
 from proxy.routing import Place, Route, Table
 from proxy.upstream import Engine, Origin
@@ -20,6 +21,8 @@ from proxy.upstream import Engine, Origin
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from proxy.diagnosis import Subject
+    from proxy.errors import Fault
     from proxy.headers import Pairs
     from proxy.settings import Project, Settings
     from proxy.tokens import Credential
@@ -98,6 +101,7 @@ class Generation:
         self.retired = False
         self.places: dict[tuple[str, bytes], Place] = {}
         self.plans: dict[tuple[object, ...], Plan] = {}
+        self.inquiries = Inquiries(engine)
         self._lava: dict[str, Lava] = {}
         self._credentials: dict[tuple[str, str], Credential] = {}
         self._redactors: dict[tuple[str, str], Redactor] = {}
@@ -151,6 +155,22 @@ class Generation:
         if self._of_all is None:
             self._of_all = Redactor(self.settings.secrets())
         return self._of_all
+
+    def subject(self, project_name: str) -> Subject:
+        """What a project sends to Lava, for asking Lava's account about it."""
+        lava = self.lava(project_name)
+        base_url = f"{lava.origin.scheme}://{lava.host.decode('ascii')}{lava.base_path.decode('ascii')}"
+        return diagnosis.subject_of(project_name, self.project(project_name), self.account_key, base_url)
+
+    async def explain(self, fault: Fault, project_name: str) -> None:
+        """Where ``fault`` is a 401 or 402 of Lava's: ask Lava's account which part is wrong, and put it in."""
+        if not (self.settings.lava.diagnose and diagnosis.wanted(fault)):
+            return
+        subject = self.subject(project_name)
+        if subject.silent is None:
+            found = await self.inquiries.about(subject, self.lava(project_name))
+            if found is not None:
+                diagnosis.explain(fault, subject, *found, self.redactor_of_all().text)
 
     def locate(self, method: str, path: bytes, noted: Mapping[bytes, bytes]) -> Place:
         """``routing.locate``, remembered for the addresses whose meaning no header decides."""

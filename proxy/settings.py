@@ -143,6 +143,7 @@ class LavaAccount(_Part):
 
     secret_key: Secret | None = None
     base_url: str = "auto"
+    diagnose: Switch = True
 
     @field_validator("base_url")
     @classmethod

@@ -43,8 +43,10 @@ ORDER = (
     "tokens",
     # Lava's account, for people and scripts.
     "lava",
+    "diagnosis",
     # The network, and what lives.
     "upstream",
+    "inquiry",
     "flights",
     "generation",
     "gate",

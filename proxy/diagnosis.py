@@ -1,0 +1,382 @@
+"""Why Lava said no, in sentences: what a project sends, laid beside what Lava's account says of it. Pure.
+
+``inquiry.py`` asks; here it is decided what to make of the answers. Nothing is claimed that Lava did not say: what it left
+open is ``None`` in an ``Account``, and not spoken of. No sentence holds more of a key than its last four characters.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from proxy.errors import shorten
+from proxy.lava.money import dollars
+from proxy.redaction import Secret
+from proxy.tokens import PRODUCTION, SANDBOX, read_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+    from decimal import Decimal
+
+    from proxy.errors import Fault
+    from proxy.settings import Project
+
+Environment = Literal["live", "test"]
+
+MOST_METERS = 1000
+"""Meters that are looked through for one: beyond them nothing is said of it."""
+
+_KEY = re.compile(r"[\x21-\x7e]+")
+_LONGEST_NAME = 100
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a project sends to Lava: ``kind`` and ``hint`` name its credential, ``key`` is the one that may ask the account
+    API (``None``: there is none), ``place`` where it is written, ``base_url`` where Lava is."""
+
+    project: str
+    base_url: str
+    kind: Literal["secret key", "forward token", "spend key"]
+    key: Secret | None
+    hint: str
+    place: str
+    payer: Literal["merchant", "customer", "spend_key"]
+    byok: bool = False
+    connection_id: str | None = None
+    customer_id: str | None = None
+    meter: str | None = None
+
+    @property
+    def person(self) -> str | None:
+        """The id of the customer, by whichever name."""
+        return self.connection_id or self.customer_id
+
+    @property
+    def silent(self) -> str | None:
+        """Why the account API cannot be asked, or ``None`` where it can."""
+        if self.kind == "spend key":
+            return "a spend key cannot ask Lava's account"
+        if self.key is None:
+            unread = "the key in its forward token cannot be read"
+            return unread if self.kind == "forward token" else "it has no Lava key"
+        if self.key.reveal().startswith("lava_"):
+            return f"the key {self.key.hint} is no secret key (aks_…), and no other can ask Lava's account"
+        return None
+
+    @property
+    def environment(self) -> Environment | None:
+        """Of the key, as its prefix tells."""
+        key = self.key.reveal() if self.key is not None else ""
+        return "live" if key.startswith("aks_live_") else "test" if key.startswith("aks_test_") else None
+
+
+def subject_of(name: str, project: Project, account_key: Secret | None, base_url: str) -> Subject:
+    """What project ``name`` sends; ``account_key`` is ``[lava]``'s (the project's own goes first)."""
+    table = f"[projects.{name}]"
+    if project.spend_key is not None:
+        place = f"spend_key under {table}"
+        return Subject(name, base_url, "spend key", project.spend_key, project.spend_key.hint, place, "spend_key")
+    if project.forward_token is not None:
+        said = read_token(project.forward_token.reveal())
+
+        def text(member: str) -> str | None:
+            value = said.get(member)
+            return value if isinstance(value, str) and value else None
+
+        key, connection, customer = text("secret_key"), text("connection_id"), text("customer_id")
+        billed = bool(connection or customer) and said.get("disable_billing") is not True
+        return Subject(
+            name,
+            base_url,
+            "forward token",
+            Secret(key) if key is not None else None,
+            project.forward_token.hint,
+            f"forward_token under {table}",
+            "customer" if billed else "merchant",
+            text("provider_key") is not None,
+            connection,
+            customer,
+            text("meter_slug"),
+        )
+    secret = project.secret_key or account_key
+    billed = bool(project.connection_id or project.customer_id) and project.disable_billing is not True
+    return Subject(
+        name,
+        base_url,
+        "secret key",
+        secret,
+        secret.hint if secret is not None else "",
+        f"secret_key under {table}" if project.secret_key is not None else "secret_key under [lava]",
+        "customer" if billed else "merchant",
+        bool(project.byok),
+        project.connection_id,
+        project.customer_id,
+        project.meter,
+    )
+
+
+@dataclass(slots=True)
+class Account:
+    """What Lava's account says of a subject; ``None`` where it did not say.
+
+    ``key``, ``customer`` and ``meter``: whether Lava knows them; ``near`` are meters that are called nearly so, or else the
+    first ones there are. ``balance`` is the merchant wallet's, ``customer_balance`` the customer's (few versions of Lava
+    tell it), ``credit`` what is left in the customer's plan: in dollars. ``models`` is how many a spend key is shown.
+    ``failure`` is a sentence about what could not be found out.
+    """
+
+    key: bool | None = None
+    customer: bool | None = None
+    meter: bool | None = None
+    near: tuple[str, ...] = ()
+    balance: Decimal | None = None
+    customer_balance: Decimal | None = None
+    has_credit: bool | None = None
+    subscribed: bool | None = None
+    plan: str | None = None
+    credit: Decimal | None = None
+    renews: datetime | None = None
+    models: int | None = None
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: ``part`` is ``key``, ``environment``, ``connection``, ``customer``, ``meter``, ``wallet`` or
+    ``plan``; ``suggestion`` is a sentence that says what to do; ``left`` is money in dollars."""
+
+    part: str
+    problem: str
+    suggestion: str
+    left: str | None = None
+
+    def document(self) -> dict[str, str]:
+        """For machines."""
+        found = {"part": self.part, "problem": self.problem, "suggestion": self.suggestion}
+        return found if self.left is None else {**found, "left": self.left}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A whole look at a project: what is wrong, what is good, and what could not be found out (empty: nothing)."""
+
+    wrong: list[Finding] = field(default_factory=list)
+    good: list[str] = field(default_factory=list)
+    open: str = ""
+
+
+def nearest(slug: str, slugs: Iterable[str]) -> tuple[str, ...]:
+    """The slug that was probably meant, alone; where none is near, the first few there are."""
+    shown = [each for each in slugs if each.isprintable() and len(each) <= _LONGEST_NAME]
+    close = get_close_matches(slug, shown, n=1, cutoff=0.6)
+    return tuple(close) or tuple(sorted(shown)[:_MOST_NAMED])
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+def wrong(subject: Subject, account: Account) -> list[Finding]:
+    """What of key, environment, customer and meter does not hold."""
+    key = subject.key
+    if key is not None and not _KEY.fullmatch(key.reveal()):
+        what = f"{_credential(subject)} holds a space, a line end or another character that no key has"
+        return [Finding("key", what, f"Write it again, without that character: {subject.place}.")]
+    if account.key is False:
+        return [_bad_key(subject)]
+    found = []
+    if account.customer is False and subject.person is not None:
+        found.append(_no_customer(subject))
+    if account.meter is False and subject.meter is not None:
+        found.append(_no_meter(subject, account.near))
+    return found
+
+
+def _bad_key(subject: Subject) -> Finding:
+    name, own = _credential(subject), subject.environment
+    there = _environment_at(subject.base_url)
+    if own is not None and there is not None and own != there:
+        what = f"{name} is of the {own} environment, but {subject.base_url} is Lava's {there} one"
+        return Finding("environment", what, f'Leave base_url under [lava] at "auto", or use a {there} key.')
+    of_one = f" (it is a {own} key)" if own is not None else ""
+    what = f"Lava does not know {name}: it was revoked, or it is of another account or environment{of_one}"
+    if subject.kind == "spend key":
+        return Finding("key", what, f"Make a new spend key at Lava (`lava-proxy keys create`): {subject.place}.")
+    new = "Make a new forward token" if subject.kind == "forward token" else "Make a new secret key at Lava"
+    login = ", or run `lava-proxy login`" if subject.place == "secret_key under [lava]" else ""
+    return Finding("key", what, f"{new} and write it in place of this one ({subject.place}){login}.")
+
+
+def _no_customer(subject: Subject) -> Finding:
+    part = "connection" if subject.connection_id else "customer"
+    what = (
+        f"{_person(subject)} does not exist: it was deleted, or it is of another account or environment{_of(subject)}"
+    )
+    return Finding(
+        part, what, f"List those there are with `lava-proxy connections`, and correct {_where(subject, part)}."
+    )
+
+
+def _no_meter(subject: Subject, near: tuple[str, ...]) -> Finding:
+    what = f'meter "{subject.meter}" does not exist'
+    where = _where(subject, "meter")
+    if len(near) == 1:
+        return Finding("meter", f'{what}; did you mean "{near[0]}"?', f'Write "{near[0]}" as {where}.')
+    if not near:
+        return Finding("meter", f"{what}; this account has none{_of(subject)}", "Create the meter at Lava.")
+    there = ", ".join(f'"{each}"' for each in near)
+    what = f"{what}; this account{_of(subject)} has {there}" + (" and perhaps more" if len(near) >= _MOST_NAMED else "")
+    return Finding("meter", what, f"Create the meter at Lava, or correct {where}.")
+
+
+# --- money -----------------------------------------------------------------------------------------------------------
+
+
+def money(subject: Subject, account: Account) -> tuple[list[Finding], bool]:
+    """Whose money at Lava pays and how much of it is left, as far as Lava says; and whether it is certain to be gone."""
+    if subject.payer == "merchant":
+        if account.balance is None:
+            return [], False
+        what = f"the merchant wallet holds {dollars(account.balance)}"
+        return [Finding("wallet", what, "Top up your wallet at Lava.", f"{account.balance:f}")], account.balance <= 0
+    if subject.payer != "customer":
+        return [], False
+    found, whose = [], f"the wallet behind {_person(subject)}"
+    up = "Top up that customer's wallet (`lava-proxy checkout` makes a checkout for it)."
+    empty = account.has_credit is False
+    no_plan = ", and there is no plan beside it" if account.subscribed is False else ""
+    if account.customer_balance is not None:
+        empty = account.customer_balance <= 0
+        what = f"{whose} holds {dollars(account.customer_balance)}{no_plan}"
+        found.append(Finding("wallet", what, up, f"{account.customer_balance:f}"))
+    elif account.has_credit is not None:
+        found.append(Finding("wallet", f"{whose} holds {'no ' if empty else ''}credit{no_plan}", up))
+    elif account.subscribed is False:
+        found.append(Finding("plan", f"{_person(subject)} has no plan", up))
+    if account.subscribed and account.credit is not None:
+        until = f" until {account.renews:%Y-%m-%d}" if account.renews is not None else ""
+        name = f' "{account.plan}"' if account.plan else ""
+        what = f"the plan{name} of {_person(subject)} has {dollars(account.credit)} of credit left{until}"
+        found.append(Finding("plan", what, up, f"{account.credit:f}"))
+    used_up = account.subscribed is False or (account.credit is not None and account.credit <= 0)
+    return found, empty and used_up
+
+
+# --- said ------------------------------------------------------------------------------------------------------------
+
+
+def wanted(fault: Fault) -> bool:
+    """Whether this fault is a 401 or 402 of Lava's (or perhaps Lava's): no other is worth asking about."""
+    if fault.status not in (401, 402):
+        return False
+    return fault.code in ("lava_unauthorized", "lava_insufficient_balance") or fault.owner == "unknown"
+
+
+def explain(fault: Fault, subject: Subject, account: Account, age_s: float, mask: Callable[[str], str]) -> None:
+    """Put what the account says into the fault: before its message, as its hint, and as ``diagnosis`` for machines.
+
+    Status and code stay, and so does what Lava itself said. ``age_s`` is how long ago Lava was asked; ``mask`` takes secrets
+    out of what Lava calls things.
+    """
+    found = wrong(subject, account)
+    structural = bool(found)
+    if fault.status == 402:
+        found += money(subject, account)[0]
+    ago = f" ({age_s:.0f} s ago)" if age_s >= 1 else ""
+    if found:
+        first, *more = (mask(each.problem) for each in found)
+        told = _ended(first) + "".join(f" Also, {_ended(each)}" for each in more)
+        fault.message = f'Project "{subject.project}"{ago}: {told} {fault.message}'
+    elif account.key and not account.failure:
+        fault.message += f" Asked{ago}, Lava's account finds no fault: {_list(good(subject, account))}."
+    if structural:
+        fault.hint = mask(found[0].suggestion)
+    if found or account.key is not None:
+        fault.details["diagnosis"] = [{name: mask(value) for name, value in each.document().items()} for each in found]
+    if account.failure:
+        fault.details["diagnosis_failed"] = mask(account.failure)
+
+
+def good(subject: Subject, account: Account) -> list[str]:
+    """What holds, a clause each."""
+    found = []
+    if account.key:
+        kind = f" (a {subject.environment} key)" if subject.environment is not None else ""
+        found.append(f"Lava knows {_credential(subject)}{kind}")
+    if account.customer:
+        found.append(f"{_person(subject)} exists")
+    if account.meter:
+        found.append(f'meter "{subject.meter}" exists')
+    if account.models is not None:
+        found.append(f"Lava lists {account.models} models for this spend key, and tells no more of it")
+    return found
+
+
+def report(subject: Subject, account: Account) -> Report:
+    """All of it, before anything fails: here empty wallets count as wrong, and money that is left as good."""
+    if subject.key is None and subject.kind == "secret key":
+        log_in = "Run `lava-proxy login`, or set LAVA_SECRET_KEY, or write secret_key under [lava]."
+        return Report([Finding("key", "no Lava secret key is configured", log_in)])
+    found, fine = wrong(subject, account), good(subject, account)
+    if subject.silent is not None and subject.kind != "spend key":
+        fine.append(f"not checked: {subject.silent}")
+    state, gone = money(subject, account)
+    # Who pays the provider oneself owes Lava little: an empty wallet stops nothing that is certain.
+    if gone and not subject.byok:
+        found += state
+    else:
+        fine += [each.problem for each in state]
+    if subject.byok:
+        fine.append("the provider's key is not checked: it leaves this machine with a request only")
+    return Report(found, fine, account.failure)
+
+
+def _credential(subject: Subject) -> str:
+    inside = subject.kind == "forward token" and subject.key is not None
+    return (
+        f"the key {_hint(subject.key)} in the forward token"
+        if inside
+        else f"the {subject.kind} {subject.hint}".rstrip()
+    )
+
+
+def _hint(key: Secret | None) -> str:
+    return key.hint if key is not None else ""
+
+
+def _person(subject: Subject) -> str:
+    kind = "connection" if subject.connection_id else "customer"
+    return f"{kind} {shorten(subject.person or '')}"
+
+
+def _of(subject: Subject) -> str:
+    own = subject.environment
+    return f" (the key {_hint(subject.key)} is a {own} key)" if own is not None else ""
+
+
+def _where(subject: Subject, part: str) -> str:
+    """Where a name is written."""
+    if subject.kind == "forward token":
+        return f"the {part} of the forward token ({subject.place}), by making a new one"
+    return f"{part if part == 'meter' else f'{part}_id'} under [projects.{subject.project}]"
+
+
+def _environment_at(base_url: str) -> Environment | None:
+    host = urlsplit(base_url).hostname or ""
+    if host.startswith("sandbox") or host == urlsplit(SANDBOX).hostname:
+        return "test"
+    return "live" if host in (urlsplit(PRODUCTION).hostname, "api.lava.so") else None
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else text + "."
+
+
+def _list(clauses: list[str]) -> str:
+    *first, last = clauses
+    return f"{', '.join(first)} and {last}" if first else last

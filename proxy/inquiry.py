@@ -1,0 +1,303 @@
+"""Asks Lava's account why a request was refused: at most once a minute for each project, and never for long.
+
+Theory. The first refused request of a project starts one task that asks all questions at once; requests that are refused
+meanwhile wait for the same task, later ones get its answers while they are fresh. A request that got through takes them back:
+what was wrong is no longer so. Whoever leaves stops waiting, and with the last one the task ends. What came in time is used
+also where the rest did not. The calls go out by the daemon's own engine, as forwarding does (same address, outbound proxy,
+certificates and connections), and are made once: no retries.
+
+The account client is loaded when it is first needed, in a thread, so that the streams of others go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib import import_module
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from proxy import body as bodies
+from proxy.diagnosis import MOST_METERS, Account, nearest
+from proxy.lava.money import balance_of
+from proxy.upstream import Origin, Outgoing, UpstreamError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from proxy.diagnosis import Subject
+    from proxy.lava.client import Lava
+    from proxy.lava.errors import LavaError
+    from proxy.lava.records import Connection, Customer
+    from proxy.lava.replies import Reply
+    from proxy.upstream import Engine
+
+    T = TypeVar("T")
+
+AGAIN_S = 60.0
+"""Between two inquiries about a project; also how long answers count as fresh."""
+
+LIMIT_S = 1.8
+"""For one inquiry with everything that belongs to it. Two seconds is the promise; the rest is for ending it."""
+
+_ENDING_S = 0.1
+_MOST_BYTES = 2 * 1024 * 1024
+_CLIENT = "proxy.lava.client"
+
+
+class Place(Protocol):
+    """Where Lava is."""
+
+    @property
+    def origin(self) -> Origin: ...
+    @property
+    def host(self) -> bytes: ...
+    @property
+    def base_path(self) -> bytes: ...
+
+
+class Inquiries:
+    """The inquiries of one configuration. ``known`` has those whose answers may be used, by project."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.known: dict[str, _Inquiry] = {}
+        self._engine = engine
+        self._asked: dict[str, float] = {}
+
+    async def about(self, subject: Subject, place: Place) -> tuple[Account, float] | None:
+        """What the account says and how many seconds ago it did; ``None`` where it may not be asked (again)."""
+        name, now, age_s = subject.project, monotonic(), 0.0
+        inquiry = self.known.get(name)
+        if inquiry is None or now - inquiry.started >= AGAIN_S:
+            if now - self._asked.get(name, now - AGAIN_S) < AGAIN_S:
+                return None
+            self._asked[name] = now
+            inquiry = self.known[name] = _Inquiry(ask(subject, Sender(self._engine, place), LIMIT_S), now)
+        elif inquiry.over:
+            age_s = now - inquiry.started
+        try:
+            account = await inquiry.answers()
+        finally:
+            if inquiry.given_up and self.known.get(name) is inquiry:
+                del self.known[name]
+        return None if account is None else (account, age_s)
+
+    def forget(self, project: str) -> None:
+        """A request of this project got through: what was found out is no longer so."""
+        self.known.pop(project, None)
+
+
+class _Inquiry:
+    def __init__(self, asking: Awaitable[Account], started: float) -> None:
+        self.started = started
+        self.given_up = False
+        self._task = asyncio.ensure_future(asking)
+        self._waiting = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether the answers are there."""
+        return self._task.done()
+
+    async def answers(self) -> Account | None:
+        """Wait for them; ``None`` where there are none in time."""
+        left = max(0.0, self.started + LIMIT_S + _ENDING_S - monotonic())
+        self._waiting += 1
+        try:
+            # Neither a timeout nor the end of one who waits cancels the task itself.
+            await asyncio.wait([self._task], timeout=left)
+        finally:
+            self._waiting -= 1
+            if not self._task.done() and not self._waiting:
+                self.given_up = True
+                self._task.cancel()
+        return self._task.result() if self._task.done() and not self._task.cancelled() else None
+
+
+async def ask(subject: Subject, sender: Sender, limit: float) -> Account:
+    """Everything about a subject that can be asked, within ``limit`` seconds. What did not come in time stays open."""
+    account = Account()
+    try:
+        async with asyncio.timeout(limit):
+            if _CLIENT not in sys.modules:
+                await asyncio.to_thread(_load)
+            await _Questions(subject, account, _client(subject, sender, limit)).put()
+    except TimeoutError:
+        account.failure = f"Lava's account API did not answer within {round(limit):g} s"
+    except Exception as error:  # noqa: BLE001 - a fault of ours must not stand in place of what Lava said
+        account.failure = f"lava-proxy failed while it asked ({type(error).__name__})"
+    return account
+
+
+def _load() -> None:
+    """Import the account client and build the models that the answers are read into."""
+    import_module(_CLIENT)
+    from proxy.lava import records
+
+    for model in (records.Wallet, records.Customer, records.Connection, records.CurrentSubscription):
+        model.model_rebuild()
+    records.Page[records.Meter].model_rebuild()
+
+
+def _client(subject: Subject, sender: Sender, limit: float) -> Lava:
+    from proxy.lava.client import Lava
+
+    return Lava(subject.key, base_url=subject.base_url, timeout=limit, retries=0, sender=sender)
+
+
+class Sender:
+    """Carries account calls through the daemon's own engine (``proxy.lava.client.Sender``)."""
+
+    def __init__(self, engine: Engine, place: Place) -> None:
+        self._engine = engine
+        self._place = place
+
+    async def send(self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float) -> Reply:
+        """Within the limit of whoever asks: ``limit`` is none of its own."""
+        from proxy.lava.errors import Interrupted, Unreachable
+        from proxy.lava.replies import Reply
+
+        pairs = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
+        place = self._place
+        path = place.base_path + b"/" + target.encode("ascii")
+        out = Outgoing(method.encode("ascii"), place.origin, path, [(b"host", place.host), *pairs], body)
+        try:
+            opened = await self._engine.open(out)
+        except UpstreamError as error:
+            raise Unreachable(error.detail, sent=error.sent) from None
+        try:
+            content = b""
+            while chunk := await opened.read():
+                content += chunk
+                if len(content) > _MOST_BYTES:
+                    raise Interrupted("the answer is too long to be Lava's", sent=True)
+        except UpstreamError as error:
+            raise Interrupted(error.detail, sent=True) from None
+        finally:
+            await opened.aclose()
+        answered = {name.decode("latin-1"): value.decode("latin-1") for name, value in opened.headers}
+        encoding = answered.get("content-encoding")
+        if encoding is not None:
+            content = bodies.decode(content, encoding.encode("latin-1"), _MOST_BYTES) or b""
+        return Reply(opened.status, answered, content)
+
+
+class _Questions:
+    """The questions about one subject, all at once; the answers go into ``account`` as they come."""
+
+    def __init__(self, subject: Subject, account: Account, lava: Lava) -> None:
+        self._subject = subject
+        self._account = account
+        self._lava = lava
+
+    async def put(self) -> None:
+        subject = self._subject
+        async with asyncio.TaskGroup() as group:
+            if subject.kind == "spend key":
+                group.create_task(self._models())
+            else:
+                group.create_task(self._wallet())
+            if subject.person is not None:
+                group.create_task(self._customer(subject.person))
+                group.create_task(self._plan(subject.person))
+            if subject.meter is not None:
+                group.create_task(self._meter(subject.meter))
+
+    async def _one(self, call: Callable[[], Awaitable[T]], *, missing: T | None = None) -> T | None:
+        """The answer, or ``missing`` where there is no such thing, or ``None`` where Lava did not say."""
+        from proxy.lava.errors import LavaError, NotFound, Unauthorized
+        from proxy.lava.replies import SILENT
+
+        try:
+            answer = await call()
+        except NotFound:
+            return missing
+        except Unauthorized as error:
+            if error.request_id is None and error.message.endswith(SILENT):  # some network in between, perhaps
+                self._account.failure = _in_words(error)
+                return None
+            self._account.key = self._account.key or False  # one that was let in elsewhere is no unknown key
+        except LavaError as error:
+            self._account.failure = _in_words(error)
+        except ValueError:
+            self._account.failure = "the key cannot be sent: it holds a character that no key has"
+        else:
+            self._account.key = True
+            return answer
+        return None
+
+    async def _wallet(self) -> None:
+        wallet = await self._one(self._lava.wallet.retrieve)
+        if wallet is not None:
+            self._account.balance = wallet.balance
+
+    async def _models(self) -> None:
+        async def count() -> int:
+            return len((await self._lava.models.list()).data)
+
+        self._account.models = await self._one(count)
+        self._account.key = None  # this list is for everyone
+
+    async def _customer(self, name: str) -> None:
+        """By the name of today and by that of SDK 8: a Lava may know only one, and each tells other things."""
+        account, lava = self._account, self._lava
+
+        def note(record: Connection | Customer) -> bool:
+            account.customer = True
+            balance = balance_of(record)
+            account.customer_balance = account.customer_balance if balance is None else balance
+            return True
+
+        async def new() -> bool:
+            return note(await lava.customers.retrieve(name))
+
+        async def old() -> bool:
+            record = await lava.connections.retrieve(name)
+            account.has_credit = record.has_lava_credit_balance
+            return note(record)
+
+        found = await asyncio.gather(self._one(new, missing=False), self._one(old, missing=False))
+        if all(each is False for each in found):
+            account.customer = False
+
+    async def _plan(self, name: str) -> None:
+        account, lava = self._account, self._lava
+        told = await self._one(lambda: lava.customers.get_subscription(name))
+        if told is None and account.key is not False:
+            told = await self._one(lambda: lava.connections.get_subscription(name))
+        if told is None:
+            return
+        current = told.subscription
+        account.subscribed = current is not None
+        if current is not None:
+            account.plan = current.plan.name if current.plan is not None else None
+            account.credit = current.credits.total_remaining if current.credits is not None else None
+            account.renews = current.cycle_end_at
+
+    async def _meter(self, slug: str) -> None:
+        async def all_of_them() -> list[str]:
+            slugs: list[str] = []
+            async for page in self._lava.meters.list().by_page():
+                slugs += [each.meter_slug for each in page.data if each.meter_slug is not None]
+                if slug in slugs or len(slugs) > MOST_METERS:
+                    break
+            return slugs
+
+        slugs = await self._one(all_of_them)
+        if slugs is not None and (slug in slugs or len(slugs) <= MOST_METERS):
+            self._account.meter = slug in slugs
+            self._account.near = () if slug in slugs else nearest(slug, slugs)
+
+
+def _in_words(error: LavaError) -> str:
+    """What kept Lava from saying it, as a clause."""
+    from proxy.lava.errors import RateLimited, UnexpectedAnswer, Unreachable
+
+    if isinstance(error, RateLimited):
+        when = f"in {error.retry_after:.0f} seconds" if error.retry_after else "in a minute"
+        return f"Lava allows 1000 requests a minute for a key, and this one has had them: try again {when}"
+    if isinstance(error, Unreachable):
+        return f"Lava's account API cannot be reached: {error.message}"
+    if isinstance(error, UnexpectedAnswer):
+        return f"what answers in place of Lava's account API cannot be used: {error.message}"
+    return f"Lava's account API does not say: {error}"
