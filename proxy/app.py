@@ -77,7 +77,7 @@ class Runtime:
 
     def begin_drain(self) -> None:
         """From now on new requests are refused; those in flight go on."""
-        self.draining = True
+        self.draining = self.flights.draining = True
 
     def cut(self) -> None:
         """End every request in flight: a stream gets an error in its own dialect, then a broken connection."""

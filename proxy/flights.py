@@ -77,9 +77,13 @@ class Flight:
 
 
 class Flights:
-    """All flights of the daemon, and the sweep over them. The sweep runs only while there are any."""
+    """All flights of the daemon, and the sweep over them. The sweep runs only while there are any.
+
+    ``draining``: the daemon goes down, and no flight shall begin what can be left out.
+    """
 
     def __init__(self) -> None:
+        self.draining = False
         self._flights: set[Flight] = set()
         self._timer: asyncio.TimerHandle | None = None
 

@@ -401,6 +401,8 @@ class Forwarder:
             await self._error_answer(call, plan, answer, answered)
             return
 
+        if call.generation.inquiries.known:
+            call.generation.inquiries.forget(plan.route.project)
         scanner = record.scanner = Scanner(plan.route.ending, answered.event_stream, answered.encoding is not None)
         await self._relay(call, plan.route, answer, answered, scanner)
         if answered.event_stream and record.outcome is Outcome.OK and scanner.error is not None:
@@ -499,7 +501,7 @@ class Forwarder:
             answer.status, head, masked or b"", plan.credential.payment, lava_request_id=record.lava_request_id
         )
         if fault is not None:
-            raise fault
+            raise await self._explained(call, fault, plan.route.project)
         record.outcome = Outcome.PROVIDER_ERROR
         raw = content
         if answered.encoding is None:
@@ -517,6 +519,22 @@ class Forwarder:
             await self._rest_of_error(call, answer, redactor.stream(), raw)
             return
         await call.send({"type": "http.response.body", "body": content, "more_body": False})
+
+    async def _explained(self, call: Call, fault: Fault, project: str) -> Fault:
+        """The fault with what Lava's account says of it. Whoever ends the flight meanwhile ends the asking, not the fault."""
+        flight = call.flight
+        assert flight is not None  # noqa: S101  (made before the request was opened)
+        if self.flights.draining:
+            return fault
+        flight.wait(Phase.READ)
+        try:
+            await call.generation.explain(fault, project)
+        except asyncio.CancelledError:
+            if flight.reason is None or flight.reason in ("client_gone", "client_error"):
+                raise
+            flight.told = True
+            flight.task.uncancel()
+        return fault
 
     async def _rest_of_error(self, call: Call, answer: Answer, masking: StreamMask, content: bytes) -> None:
         """An error answer too long to be collected: masked as it passes, also across its chunks."""
@@ -543,7 +561,10 @@ class Forwarder:
         call.record.provider = catalog.PROVIDER
         assert call.flight is not None  # noqa: S101  (made by the caller)
         call.flight.wait(Phase.HEAD)
-        reply = await catalog.answer(call.generation, place.dialect, project, call.record)
+        try:
+            reply = await catalog.answer(call.generation, place.dialect, project, call.record)
+        except Fault as fault:
+            raise await self._explained(call, fault, project) from None
         call.answering = True
         await call.send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
         await call.send({"type": "http.response.body", "body": reply.body, "more_body": False})
