@@ -8,21 +8,35 @@ from proxy.cli import addresses, loading, payers
 from proxy.cli.terminal import Exit, Screen, put_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from proxy.cli.payers import Account
+    from proxy.diagnosis import Report
     from proxy.settings import Settings
 
 _TOOLS = {"openai": "OpenAI tools", "anthropic": "Anthropic tools", "google": "Google tools"}
 
 
-def run(config: Path | None, *, as_json: bool) -> int:
-    """Tell about the configuration; returns the exit code (0; exits with 78 where it cannot be used)."""
+def run(config: Path | None, *, as_json: bool, online: bool = False) -> int:
+    """Tell about the configuration; returns the exit code (0; exits with 78 where it cannot be used).
+
+    ``online`` asks Lava's account about each project: 1 where something is wrong there or could not be found out.
+    """
     settings = loading.settings(config, as_json=as_json)
     report = describe(settings)
+    said: Mapping[str, Report] = {}
+    if online:
+        from proxy.cli import online as asking
+
+        said = asking.reports(settings)
+        report["ok"] = not any(each.wrong or each.open for each in said.values())
+        for row in report["projects"]:
+            row["online"] = asking.document(said[row["name"]])
+    code = Exit.OK if report["ok"] else Exit.FAILED
     if as_json:
         put_json(report)
-        return Exit.OK
+        return code
     screen = Screen()
     screen.write("The configuration is good", "good")
     screen.line(f": {report['config']}" if report["config"] else " (no file; environment and defaults only).")
@@ -35,6 +49,8 @@ def run(config: Path | None, *, as_json: bool) -> int:
     )
     for account in payers.accounts(settings):
         _show(screen, settings, account)
+        if online:
+            asking.show(screen, said[account.name])
     aliases = [row for row in report["models"] if row["later"]]
     if aliases:
         screen.title("Models with several choices: for now only the first is used (fallbacks come later)")
@@ -43,7 +59,9 @@ def run(config: Path | None, *, as_json: bool) -> int:
         screen.title("Warnings")
         for warning in report["warnings"]:
             screen.line(f"- {warning}", indent=2)
-    return Exit.OK
+    if online:
+        asking.conclude(screen, said)
+    return code
 
 
 def _show(screen: Screen, settings: Settings, account: Account) -> None:

@@ -123,14 +123,21 @@ def init(
     raise typer.Exit(run(path, _config(context, config), as_json=as_json))
 
 
-def check(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
+def check(
+    context: typer.Context,
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask Lava, too: do key, connection and meter exist, is there money.")
+    ] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
     """Validate the configuration; say who pays.
 
     For each project: who pays, which Lava, which base URLs and which key to give to a tool.
     """
     from proxy.cli.check import run
 
-    raise typer.Exit(run(_config(context, config), as_json=as_json))
+    raise typer.Exit(run(_config(context, config), as_json=as_json, online=online))
 
 
 def token(

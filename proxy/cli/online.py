@@ -1,0 +1,104 @@
+"""``lava-proxy check --online``: what Lava's account says of each project, before anything fails.
+
+The same questions and sentences as in the daemon's 401 and 402, on the way out that ``[upstream]`` describes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from proxy.diagnosis import Account, report
+from proxy.generation import Generation
+from proxy.inquiry import Sender, ask
+from proxy.upstream import create_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from proxy.cli.terminal import Screen
+    from proxy.diagnosis import Report
+    from proxy.inquiry import Place
+    from proxy.lava.replies import Reply
+    from proxy.settings import Settings
+    from proxy.upstream import Engine
+
+_LIMIT_S = 15.0
+_AT_ONCE = 8
+
+
+def reports(settings: Settings) -> Mapping[str, Report]:
+    """A report for each project, in the order of the file. Never raises for what a network or Lava does."""
+    return asyncio.run(_reports(settings))
+
+
+async def _reports(settings: Settings) -> Mapping[str, Report]:
+    engine = create_engine(settings.upstream)
+    generation = Generation(settings, engine)
+    senders: dict[tuple[str, str], _Once] = {}
+    room = asyncio.Semaphore(_AT_ONCE)
+
+    async def about(name: str) -> Report:
+        subject = generation.subject(name)
+        if subject.key is None or (subject.silent is not None and subject.kind != "spend key"):
+            return report(subject, Account())
+        who = (subject.key.reveal(), subject.base_url)
+        sender = senders.get(who) or senders.setdefault(who, _Once(engine, generation.lava(name)))
+        async with room:
+            return report(subject, await ask(subject, sender, _LIMIT_S))
+
+    try:
+        names = list(generation.table.projects)
+        return dict(zip(names, await asyncio.gather(*map(about, names)), strict=True))
+    finally:
+        await engine.aclose()
+
+
+class _Once(Sender):
+    """Asks each thing once for a key: many projects share wallet and meters, and Lava counts the calls of a key."""
+
+    def __init__(self, engine: Engine, place: Place) -> None:
+        super().__init__(engine, place)
+        self._asked: dict[str, asyncio.Task[Reply]] = {}
+
+    async def send(self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float) -> Reply:
+        """As ``Sender``; the same answer again for what was asked before."""
+        asked = self._asked.get(target)
+        if asked is None:
+            asked = asyncio.ensure_future(super().send(method, target, headers, body, limit))
+            self._asked[target] = asked
+        return await asyncio.shield(asked)
+
+
+def document(found: Report) -> dict[str, Any]:
+    """For scripts."""
+    return {
+        "ok": not (found.wrong or found.open),
+        "wrong": [each.document() for each in found.wrong],
+        "good": found.good,
+        "not_known": found.open or None,
+    }
+
+
+def show(screen: Screen, found: Report) -> None:
+    """One project's report, for people."""
+    for each in found.good:
+        screen.prose(f"{each}.", lead="✓ ", indent=2)
+    for finding in found.wrong:
+        end = "" if finding.problem.endswith("?") else "."
+        screen.prose(f"{finding.problem}{end} {finding.suggestion}", "bad", lead="✗ ", indent=2)
+    if found.open:
+        screen.prose(f"{found.open}.", "bad", lead="? ", indent=2)
+
+
+def conclude(screen: Screen, said: Mapping[str, Report]) -> None:
+    """The sum of it."""
+    wrong = [name for name, each in said.items() if each.wrong]
+    open_ = [name for name, each in said.items() if each.open and not each.wrong]
+    screen.line()
+    if wrong:
+        screen.line(f"Something is wrong in: {', '.join(wrong)}.", "bad")
+    if open_:
+        screen.line(f"Could not be checked: {', '.join(open_)}.", "bad")
+    if not wrong and not open_:
+        screen.line("Lava finds no fault with any project.", "good")
