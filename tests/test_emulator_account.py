@@ -176,6 +176,19 @@ def test_test_keys_see_a_sandbox_of_their_own(account: Account) -> None:
     assert len(account.get("requests", key=key)["data"]) == 2
 
 
+def test_an_address_may_serve_one_environment_only(account: Account) -> None:
+    """As Lava's own two addresses do: the keys of the other one are unknown there."""
+    world = account.world
+    keys = (world.secret_key, world.test_key)
+    world.environment = "live"
+    for own, other in (keys, keys[::-1]):
+        assert account.send("GET", "wallet", key=own).status_code == 200
+        assert account.chat(own).status_code == 200
+        assert account.refused("GET", "wallet", key=other) == (401, "invalid_secret_key")
+        assert account.chat(other).status_code == 401
+        world.environment = "test"
+
+
 @pytest.mark.parametrize("generation", [None, 8, 9, 10, 11])
 def test_a_generation_has_its_own_names_and_keys(account: Account, generation: Any) -> None:
     """With a generation set, only its resources are there and spend keys want that generation's kind of key."""

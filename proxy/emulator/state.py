@@ -115,6 +115,8 @@ class World:
     events of a stream, in seconds. ``extra_hosts`` are targets that Lava would know beside the providers of the table.
 
     Of the account API: ``sandbox`` is the world that test keys see (``None``: both kinds of key see this one).
+    ``environment`` is the one that is served here, so that keys of the other are unknown, as at Lava's own two addresses
+    (``None``: this one address serves both).
     ``generation`` is the SDK generation whose names, shapes and key rules hold (``None``: all at once, as a service must
     that old clients still call). ``rest_limit`` is the number of account calls per key and minute (``None``: no limit).
     ``account_faults`` are names of the fault table, each spoiling one account call, in order. ``null_cursor`` ends a list
@@ -142,6 +144,7 @@ class World:
     merchant_id: str = "mer_demo"
     account_id: str = "acc_demo"
     sandbox: World | None = None
+    environment: Literal["live", "test"] | None = None
     generation: Literal[8, 9, 10, 11] | None = None
     clock: Callable[[], float] = time.time
     rest_limit: int | None = 1000
@@ -247,7 +250,9 @@ class World:
 
     def of_key(self, key: str | None) -> World:
         """The world that the bearer of ``key`` sees: this one, or the sandbox."""
-        return self.sandbox if self.sandbox is not None and key in set(self.sandbox.key_values()) else self
+        if self.sandbox is None or self.environment == "live":
+            return self
+        return self.sandbox if self.environment == "test" or key in set(self.sandbox.key_values()) else self
 
     def hosts(self) -> set[str]:
         """Host names a target may have: the provider table's and ``extra_hosts``."""
