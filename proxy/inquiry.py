@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from enum import Enum
 from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -122,6 +123,8 @@ async def ask(subject: Subject, sender: Sender, limit: float) -> Account:
             if _CLIENT not in sys.modules:
                 await asyncio.to_thread(_load)
             await _Questions(subject, account, _client(subject, sender, limit)).put()
+        if account.key is None and account.models is None and not account.failure:
+            account.failure = "what answers in place of Lava's account API says nothing of use"
     except TimeoutError:
         account.failure = f"Lava's account API did not answer within {round(limit):g} s"
     except Exception as error:  # noqa: BLE001 - a fault of ours must not stand in place of what Lava said
@@ -182,6 +185,12 @@ class Sender:
         return Reply(opened.status, answered, content)
 
 
+class _Known(Enum):
+    YES = "yes"
+    NO = "no"
+    NO_PAGE = "no page"  # the address itself is unknown: another generation of names
+
+
 class _Questions:
     """The questions about one subject, all at once; the answers go into ``account`` as they come."""
 
@@ -203,26 +212,31 @@ class _Questions:
             if subject.meter is not None:
                 group.create_task(self._meter(subject.meter))
 
-    async def _one(self, call: Callable[[], Awaitable[T]], *, missing: T | None = None) -> T | None:
-        """The answer, or ``missing`` where there is no such thing, or ``None`` where Lava did not say."""
+    async def _one(
+        self, call: Callable[[], Awaitable[T]], *, missing: T | None = None, no_page: T | None = None
+    ) -> T | None:
+        """The answer, or ``missing`` where Lava knows no such thing, or ``no_page`` where it knows no such address, or
+        ``None`` where it did not say."""
         from proxy.lava.errors import LavaError, NotFound, Unauthorized
         from proxy.lava.replies import SILENT
 
+        account = self._account
         try:
             answer = await call()
-        except NotFound:
-            return missing
-        except Unauthorized as error:
-            if error.request_id is None and error.message.endswith(SILENT):  # some network in between, perhaps
-                self._account.failure = _in_words(error)
-                return None
-            self._account.key = self._account.key or False  # one that was let in elsewhere is no unknown key
+        except (NotFound, Unauthorized) as error:
+            told = error.request_id is not None or not error.message.endswith(SILENT)
+            if isinstance(error, NotFound):
+                return missing if told else no_page
+            if told:
+                account.key = account.key or False  # one that was let in elsewhere is no unknown key
+            else:  # some network in between, perhaps
+                account.failure = _in_words(error)
         except LavaError as error:
-            self._account.failure = _in_words(error)
+            account.failure = _in_words(error)
         except ValueError:
-            self._account.failure = "the key cannot be sent: it holds a character that no key has"
+            account.failure = "the key cannot be sent: it holds a character that no key has"
         else:
-            self._account.key = True
+            account.key = True
             return answer
         return None
 
@@ -242,22 +256,24 @@ class _Questions:
         """By the name of today and by that of SDK 8: a Lava may know only one, and each tells other things."""
         account, lava = self._account, self._lava
 
-        def note(record: Connection | Customer) -> bool:
+        def note(record: Connection | Customer) -> _Known:
             account.customer = True
             balance = balance_of(record)
             account.customer_balance = account.customer_balance if balance is None else balance
-            return True
+            return _Known.YES
 
-        async def new() -> bool:
+        async def new() -> _Known:
             return note(await lava.customers.retrieve(name))
 
-        async def old() -> bool:
+        async def old() -> _Known:
             record = await lava.connections.retrieve(name)
             account.has_credit = record.has_lava_credit_balance
             return note(record)
 
-        found = await asyncio.gather(self._one(new, missing=False), self._one(old, missing=False))
-        if all(each is False for each in found):
+        found = await asyncio.gather(
+            *(self._one(question, missing=_Known.NO, no_page=_Known.NO_PAGE) for question in (new, old))
+        )
+        if _Known.NO in found and all(each in (_Known.NO, _Known.NO_PAGE) for each in found):
             account.customer = False
 
     async def _plan(self, name: str) -> None:

@@ -356,5 +356,12 @@ def test_what_start_up_does_not_need_is_imported_late() -> None:
     """The application is up before the slow libraries are: they load when a request or a command needs them."""
     modules = set(importing("proxy.app")["modules"])
     late = {"httpx2", "httpcore2", "rich", "typer", "keyring", "prometheus_client", "brotli", "zstandard"}
-    late |= {"platformdirs", "pydantic_settings", "proxy.emulator", "proxy.cli"}
+    late |= {
+        "platformdirs",
+        "pydantic_settings",
+        "proxy.emulator",
+        "proxy.cli",
+        "proxy.lava.client",
+        "proxy.lava.records",
+    }
     assert not late & modules

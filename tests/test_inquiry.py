@@ -1,0 +1,568 @@
+"""Lava's account, asked by a real daemon why a request was refused: what is found, when, how often, and for how long."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rawclient import RawClient, Response, ask, post
+from upstream import Peer, Upstream, answer
+
+from proxy.emulator.records import Subscription
+from proxy.redaction import leaks
+from proxy.tokens import mint_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from daemons import Daemon, StartDaemon
+
+    from proxy.emulator import Emulator, World
+
+KEY = "aks_live_" + "q" * 24
+CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]}
+
+CONFIG = """
+default_project = "main"
+[lava]
+secret_key = "env:SECRET"
+base_url = "{base_url}"
+{lava}
+[projects.main]
+[projects.typo]
+connection_id = "conn_demo"
+meter = "websit-chat"
+[projects.other]
+connection_id = "conn_demo"
+meter = "zzz"
+[projects.empty]
+connection_id = "conn_empty"
+meter = "website-chat"
+[projects.customer]
+customer_id = "conn_demo"
+meter = "website-chat"
+[projects.free]
+customer_id = "conn_demo"
+meter = "website-chat"
+disable_billing = true
+[projects.sandbox]
+secret_key = "env:TEST"
+[projects.lab.byok]
+openai = "env:REJECTED"
+[projects.unfunded.byok]
+openai = "env:UNFUNDED"
+[projects.ready]
+forward_token = "env:TOKEN"
+[projects.agent]
+spend_key = "env:SPEND"
+"""
+
+
+@dataclass
+class Stand:
+    """A daemon in front of an emulator."""
+
+    world: World
+    daemon: Daemon
+
+    def chat(self, project: str, model: str = "gpt-4o") -> Response:
+        return post(self.daemon.port, f"/p/{project}/v1/chat/completions", {**CHAT, "model": model})
+
+    def error(self, project: str, status: int, model: str = "gpt-4o") -> dict[str, Any]:
+        """The error object of a refused request."""
+        refused = self.chat(project, model)
+        assert refused.status == status, refused.body
+        found: dict[str, Any] = refused.json()["error"]
+        return found
+
+    @property
+    def questions(self) -> list[str]:
+        """What the account API was asked so far."""
+        return [each.path for each in self.world.received if each.method == "GET"]
+
+
+@pytest.fixture
+def start(emulator: Emulator, daemon: StartDaemon) -> Callable[..., Stand]:
+    """Start a daemon with every kind of project; ``lava`` are further lines of ``[lava]``."""
+    world = emulator.world
+
+    def run(lava: str = "") -> Stand:
+        env = {
+            "SECRET": world.secret_key,
+            "TEST": world.test_key,
+            "REJECTED": next(iter(world.rejected_provider_keys)),
+            "UNFUNDED": next(iter(world.unfunded_provider_keys)),
+            "TOKEN": mint_token(world.secret_key, customer_id="conn_demo", meter_slug="demo-cha"),
+            "SPEND": world.spend_keys["openai"],
+        }
+        config = CONFIG.format(base_url=emulator.base_url, lava=lava)
+        return Stand(world, daemon(config, env=env, secrets=env.values()))
+
+    return run
+
+
+@pytest.fixture
+def stand(start: Callable[..., Stand]) -> Stand:
+    return start()
+
+
+def parts(error: dict[str, Any]) -> list[str]:
+    return [each["part"] for each in error["lava_proxy"]["diagnosis"]]
+
+
+# --- what is found ---------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_meter_and_the_nearest_name(stand: Stand) -> None:
+    """The sentence of the issue: which name is wrong, and which was probably meant."""
+    error = stand.error("typo", 401)
+    assert 'meter "websit-chat" does not exist; did you mean "website-chat"?' in error["message"]
+    assert "Meter websit-chat does not exist." in error["message"]  # what Lava itself said stays
+    ours = error["lava_proxy"]
+    assert (error["code"], ours["upstream_status"], parts(error)) == ("lava_unauthorized", 401, ["meter"])
+    assert ours["hint"] == 'Write "website-chat" as meter under [projects.typo].'
+    assert ours["diagnosis"][0]["suggestion"] == ours["hint"]
+
+
+def test_an_unknown_meter_with_no_name_near(stand: Stand) -> None:
+    """Then the meters that there are."""
+    assert '"demo-chat", "internal", "website-chat"' in stand.error("other", 401)["message"]
+
+
+@pytest.mark.parametrize("generation", [None, 8, 9, 11])
+def test_a_deleted_connection(stand: Stand, generation: Any) -> None:
+    """Under either name, whichever generation of names Lava speaks."""
+    stand.world.generation = generation
+    assert stand.chat("customer").status == 200
+    del stand.world.connections["conn_demo"]
+    error = stand.error("customer", 401)
+    assert "customer conn_demo does not exist: it was deleted, or it is of another account" in error["message"]
+    assert parts(error) == ["customer"]
+    assert "lava-proxy connections" in error["lava_proxy"]["hint"]
+
+
+def test_a_revoked_key(stand: Stand) -> None:
+    """Told apart from everything else that is a 401, by the last four of the key alone."""
+    assert stand.chat("main").status == 200
+    stand.world.revoked_keys.add(stand.world.secret_key)
+    error = stand.error("main", 401)
+    assert f"Lava does not know the secret key …{stand.world.secret_key[-4:]}: it was revoked" in error["message"]
+    assert (parts(error), "lava-proxy login" in error["lava_proxy"]["hint"]) == (["key"], True)
+
+
+def test_a_key_of_the_other_environment(stand: Stand) -> None:
+    """A test key at an address that serves the live environment."""
+    stand.world.environment = "live"
+    error = stand.error("sandbox", 401)
+    assert "or it is of another account or environment (it is a test key)" in error["message"]
+    assert "secret_key under [projects.sandbox]" in error["lava_proxy"]["hint"]
+
+
+def test_a_connection_of_the_other_environment(stand: Stand) -> None:
+    """What was made with a live key, a test key does not see: the sentence says which kind the key is."""
+    assert stand.world.sandbox is not None
+    del stand.world.connections["conn_demo"]
+    assert "(the key …" in (message := stand.error("customer", 401)["message"])
+    assert "is a live key)" in message
+
+
+def test_a_key_inside_a_ready_token(stand: Stand) -> None:
+    """It asks as any other, and the suggestion is about the token."""
+    error = stand.error("ready", 401)
+    assert 'meter "demo-cha" does not exist; did you mean "demo-chat"?' in error["message"]
+    assert "forward_token under [projects.ready]" in error["lava_proxy"]["hint"]
+
+
+def test_an_empty_wallet(stand: Stand) -> None:
+    """Whose it is, that nothing is in it, and that no plan pays beside it."""
+    error = stand.error("empty", 402)
+    assert "the wallet behind connection conn_empty holds no credit, and there is no plan beside it" in error["message"]
+    assert (error["code"], parts(error)) == ("lava_insufficient_balance", ["wallet"])
+
+
+@pytest.mark.parametrize("project", ["main", "free"])
+def test_an_empty_merchant_wallet(stand: Stand, project: str) -> None:
+    """With the balance, also where a customer is tracked but not billed."""
+    stand.world.wallet_balance -= stand.world.wallet_balance
+    error = stand.error(project, 402)
+    assert "the merchant wallet holds $0.00" in error["message"]
+    assert error["lava_proxy"]["diagnosis"][0]["left"] == "0.00"
+
+
+def test_what_is_left_of_a_plan(stand: Stand) -> None:
+    """Plan, credit and the day on which it begins anew."""
+    world = stand.world
+    plan = Subscription.begin(world.plans["plan_pro"], "conn_empty", world.clock())
+    plan.cycle_remaining -= plan.cycle_remaining
+    world.subscriptions[plan.subscription_id] = plan
+    error = stand.error("empty", 402)
+    assert 'the plan "Pro" of connection conn_empty has $0.00 of credit left until 2' in error["message"]
+    assert [each.get("left") for each in error["lava_proxy"]["diagnosis"]] == [None, "0.00"]
+
+
+def test_nothing_wrong_is_said_too(stand: Stand) -> None:
+    """A 401 that the account does not explain."""
+    error = stand.error("customer", 401, "fault-lava-401")
+    assert error["message"].endswith('customer conn_demo exists and meter "website-chat" exists.')
+    assert error["lava_proxy"]["diagnosis"] == []
+
+
+def test_the_list_of_models_is_diagnosed_too(daemon: StartDaemon) -> None:
+    """``GET /v1/models`` is answered here, and its 401 is Lava's all the same."""
+    refusal = answer(401, b'{"error":{"message":"no","code":"invalid_secret_key","status":401}}')
+    with Upstream(refusal) as upstream:
+        running = daemon(f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n', env={"KEY": KEY})
+        refused = ask(running.port, "GET", "/v1/models")
+        assert (refused.status, refused.code) == (401, "lava_unauthorized")
+        assert "Lava does not know the secret key …qqqq" in refused.json()["error"]["message"]
+
+
+# --- when it is asked ------------------------------------------------------------------------------------------------
+
+
+def test_it_is_not_asked_without_need(stand: Stand) -> None:
+    """Not on success, not for what the provider says, not for other refusals, and not with a spend key."""
+    for project, model, status in (
+        ("main", "gpt-4o", 200),
+        ("main", "fault-provider-401", 401),
+        ("main", "fault-provider-402", 402),
+        ("lab", "gpt-4o", 401),
+        ("unfunded", "gpt-4o", 402),
+        ("main", "fault-lava-403", 403),
+        ("main", "fault-lava-429", 429),
+        ("main", "fault-lava-500", 500),
+        ("main", "fault-spend-limit", 402),
+        ("agent", "fault-lava-401", 401),
+        ("agent", "fault-lava-402", 402),
+    ):
+        assert stand.chat(project, model).status == status, (project, model)
+    assert stand.questions == []
+
+
+def test_it_can_be_switched_off(start: Callable[..., Stand]) -> None:
+    """diagnose = false: the sentences of before, and no question."""
+    stand = start("diagnose = false")
+    error = stand.error("typo", 401)
+    assert error["message"].startswith("Lava rejects the secret key")
+    assert "diagnosis" not in error["lava_proxy"]
+    assert stand.questions == []
+
+
+def test_many_that_fail_at_once_ask_once(stand: Stand) -> None:
+    """Twenty requests, one inquiry, twenty answers with its sentences."""
+    stand.world.account_faults = ["slow-0.4"] * 5
+    with ThreadPoolExecutor(20) as pool:
+        errors = list(pool.map(lambda _: stand.error("typo", 401), range(20)))
+    assert all("did you mean" in each["message"] for each in errors)
+    assert sorted(stand.questions) == [
+        "/v1/connections/conn_demo",
+        "/v1/customers/conn_demo",
+        "/v1/customers/conn_demo/subscription",
+        "/v1/meters",
+        "/v1/wallet",
+    ]
+
+
+def test_within_the_minute_the_answers_are_used_again(stand: Stand) -> None:
+    """Once per project: the same one is not asked again, another one is."""
+    first = stand.error("typo", 401)
+    asked = len(stand.questions)
+    assert stand.error("typo", 401)["lava_proxy"]["diagnosis"] == first["lava_proxy"]["diagnosis"]
+    assert len(stand.questions) == asked
+    stand.error("other", 401)
+    assert len(stand.questions) > asked
+
+
+def test_a_success_takes_the_answers_back(stand: Stand) -> None:
+    """Mended and broken in another way within the minute: what was found out is not told again, and nothing is asked."""
+    assert "websit-chat" in stand.error("typo", 401)["lava_proxy"]["diagnosis"][0]["problem"]
+    asked = len(stand.questions)
+    stand.world.meters.add("websit-chat")
+    assert stand.chat("typo").status == 200
+    del stand.world.connections["conn_demo"]
+    error = stand.error("typo", 401)
+    assert "diagnosis" not in error["lava_proxy"]
+    assert error["message"].startswith("Lava rejects the secret key")
+    assert len(stand.questions) == asked
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGHUP")
+def test_a_reload_begins_anew(stand: Stand) -> None:
+    """A new configuration is asked about at once."""
+    stand.error("typo", 401)
+    asked = len(stand.questions)
+    config = stand.daemon.config
+    config.write_text(config.read_text().replace("websit-chat", "webste-chat"))
+    stand.daemon.process.send_signal(signal.SIGHUP)
+    while "websit-chat" in (message := stand.error("typo", 401)["message"]):
+        time.sleep(0.05)
+    assert 'meter "webste-chat" does not exist; did you mean "website-chat"?' in message
+    assert len(stand.questions) == 2 * asked
+
+
+# --- when it goes wrong ----------------------------------------------------------------------------------------------
+
+REFUSAL = answer(401, b'{"error":{"message":"No such token","code":"invalid_token","status":401}}')
+
+
+class Account:
+    """A scripted Lava: refuses every request at the gateway, and treats questions as ``said``."""
+
+    def __init__(self, said: Callable[[Peer], None]) -> None:
+        self.said = said
+
+    def __call__(self, peer: Peer) -> None:
+        while (received := peer.request()) is not None:
+            if received.method == b"POST":
+                peer.send(REFUSAL)
+            else:
+                self.said(peer)
+
+
+@pytest.fixture
+def before(daemon: StartDaemon) -> Callable[..., Daemon]:
+    """A daemon before a scripted Lava."""
+
+    def run(upstream: Upstream, more: str = "") -> Daemon:
+        config = (
+            f'default_project = "web"\n[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n{more}\n'
+            '[projects.web]\nmeter = "m"\n'
+        )
+        return daemon(config, env={"KEY": KEY}, secrets=[KEY])
+
+    return run
+
+
+def hang(peer: Peer) -> None:
+    peer.gone()
+
+
+FAILURES: dict[str, tuple[Callable[[Peer], None], str]] = {
+    "it hangs": (hang, "Lava's account API did not answer within 2 s"),
+    "it closes": (lambda peer: peer.rst(), "Lava's account API cannot be reached"),
+    "a page": (lambda peer: peer.send(answer(200, b"<html>log in</html>")), "a web page"),
+    "a page that says 401": (lambda peer: peer.send(answer(401, b"<html>log in</html>")), "a web page"),
+    "a page that says 404": (lambda peer: peer.send(answer(404, b"<html>nothing</html>")), "nothing of use"),
+    "another JSON": (lambda peer: peer.send(answer(200, b"[1,2]")), "cannot be used"),
+    "too many": (
+        lambda peer: peer.send(answer(429, b'{"error":{"message":"slow down"}}', [(b"retry-after", b"7")])),
+        "1000 requests a minute for a key, and this one has had them: try again in 7 seconds",
+    ),
+    "it fails": (lambda peer: peer.send(answer(500, b'{"error":{"message":"oops"}}')), "does not say"),
+    "no HTTP": (lambda peer: peer.send(b"what?\r\n\r\n"), "cannot be reached"),
+    "endless": (lambda peer: peer.send(answer(200, b"x" * 3_000_000)), "cannot be reached"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_where_nothing_is_found_out_the_401_is_as_it_was(before: Callable[..., Daemon], name: str) -> None:
+    """At most two seconds later: the same status, code, message and hint, with a sentence on what failed beside them."""
+    said, why = FAILURES[name]
+    with Upstream(Account(said)) as upstream:
+        port = before(upstream).port
+        began = time.monotonic()
+        refused = post(port, "/v1/chat/completions", CHAT)
+        assert time.monotonic() - began < 2.5  # two, and what a busy machine adds
+        assert (refused.status, refused.code) == (401, "lava_unauthorized")
+        error = refused.json()["error"]
+        assert error["message"].startswith("Lava rejects the secret key")
+        assert error["message"].endswith("«No such token»")
+        assert why in error["lava_proxy"].get("diagnosis_failed", "")
+        assert "diagnosis" not in error["lava_proxy"]
+        # Nothing is made again: one question each about the wallet and the meters.
+        assert sorted(each.target for each in upstream.requests[1:]) in (
+            [b"/v1/meters?limit=100", b"/v1/wallet"],
+            [b"/v1/wallet"],
+        )
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "gone"),
+    [
+        ('{"error":{"code":"not_found","message":"No such customer"}}', "<html>", True),
+        ('{"error":{"code":"not_found","message":"No such customer"}}', '{"error":"no such route"}', True),
+        ("<html>", '{"error":{"code":"not_found","message":"No such connection"}}', True),
+        ("<html>", "<html>", False),
+        ("", "", False),
+    ],
+)
+def test_a_page_that_is_not_there_is_no_missing_customer(
+    before: Callable[..., Daemon], new: str, old: str, gone: bool
+) -> None:
+    """A Lava that knows one name only may answer the other with a page; two pages say nothing of the customer."""
+
+    def script(peer: Peer) -> None:
+        while (received := peer.request()) is not None:
+            if received.method == b"POST":
+                peer.send(REFUSAL)
+            elif b"wallet" in received.target:
+                peer.send(answer(200, b'{"wallet_id":"wal_1","balance":"1"}'))
+            else:
+                peer.send(answer(404, (new if b"customers" in received.target else old).encode()))
+
+    with Upstream(script) as upstream:
+        more = '[projects.one]\ncustomer_id = "cus_1"\nmeter = "m"\n'
+        port = before(upstream, more).port
+        error = post(port, "/p/one/v1/chat/completions", CHAT).json()["error"]
+        assert ("customer cus_1 does not exist" in error["message"]) is gone
+
+
+def test_what_came_in_time_is_used(before: Callable[..., Daemon]) -> None:
+    """The wallet hangs, but the list of meters came: the meter is the answer."""
+
+    def script(peer: Peer) -> None:
+        while (received := peer.request()) is not None:
+            if received.method == b"POST":
+                peer.send(REFUSAL)
+            elif b"meters" in received.target:
+                meters = [{"meter_id": "met_1", "meter_slug": "mm"}]
+                peer.send(answer(200, json.dumps({"data": meters, "has_more": False}).encode()))
+            else:
+                peer.gone()
+
+    with Upstream(script) as upstream:
+        error = post(before(upstream).port, "/v1/chat/completions", CHAT).json()["error"]
+        assert 'meter "m" does not exist; did you mean "mm"?' in error["message"]
+        assert "did not answer within 2 s" in error["lava_proxy"]["diagnosis_failed"]
+
+
+def test_secrets_that_lava_repeats_come_out_nowhere(before: Callable[..., Daemon]) -> None:
+    """Neither as the name of a meter nor in what the account API complains of."""
+
+    def script(peer: Peer) -> None:
+        while (received := peer.request()) is not None:
+            if received.method == b"POST":
+                peer.send(REFUSAL)
+            elif b"meters" in received.target:
+                peer.send(answer(200, json.dumps([{"meter_id": "met_1", "meter_slug": KEY}]).encode()))
+            else:
+                peer.send(answer(500, json.dumps({"error": f"no {KEY}"}).encode()))
+
+    with Upstream(script) as upstream:
+        refused = post(before(upstream).port, "/v1/chat/completions", CHAT)
+        assert 'meter "m" does not exist' in refused.json()["error"]["message"]
+        assert not leaks(refused.body.decode(), [KEY])
+
+
+def test_a_client_that_leaves_ends_the_asking(before: Callable[..., Daemon]) -> None:
+    """Its questions are cancelled within a second; while another one still waits, they go on for that one."""
+    with Upstream(Account(hang)) as upstream:
+        running = before(upstream)
+        with RawClient(running.port) as stays:
+            with RawClient(running.port) as leaves:
+                leaves.post_json("/v1/chat/completions", CHAT)
+                upstream.wait(lambda: len(upstream.requests) == 3)
+                stays.post_json("/v1/chat/completions", CHAT)
+                upstream.wait(lambda: len(upstream.requests) == 4)
+            wait_for(lambda: '"outcome":"client_gone"' in running.output())
+            assert "did not answer" in stays.response().json()["error"]["lava_proxy"]["diagnosis_failed"]
+    with Upstream(Account(hang)) as upstream:
+        running = before(upstream)
+        with RawClient(running.port) as leaves:
+            leaves.post_json("/v1/chat/completions", CHAT)
+            upstream.wait(lambda: len(upstream.requests) == 3)
+            asking = upstream.connected
+        began = time.monotonic()
+        upstream.wait(lambda: upstream.connected < asking)
+        assert time.monotonic() - began < 1.2
+        # A minute is a minute: what was given up is not begun again by the next one, who hears Lava's own words at once.
+        refused = post(running.port, "/v1/chat/completions", CHAT)
+        assert "diagnosis_failed" not in refused.json()["error"]["lava_proxy"]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_nothing_is_asked_on_the_way_down(before: Callable[..., Daemon]) -> None:
+    """A request that is refused while the daemon drains gets Lava's own words at once."""
+    go = threading.Event()
+
+    def script(peer: Peer) -> None:
+        assert peer.request() is not None
+        assert go.wait(20)
+        peer.send(REFUSAL)
+        peer.gone()
+
+    with Upstream(script) as upstream:
+        running = before(upstream)
+        with RawClient(running.port) as client:
+            client.post_json("/v1/chat/completions", CHAT)
+            upstream.wait(lambda: len(upstream.requests) == 1)
+            running.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: not listening(running.port))
+            go.set()
+            refused = client.response()
+            assert (refused.status, refused.code) == (401, "lava_unauthorized")
+        assert running.process.wait(10) == 0
+        assert len(upstream.requests) == 1
+
+
+def listening(port: int) -> bool:
+    try:
+        RawClient(port).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_drain_deadline_does_not_change_the_answer(before: Callable[..., Daemon]) -> None:
+    """Cut while it asks: the client still gets the 401, not a 503 that it would try again."""
+    with Upstream(Account(hang)) as upstream:
+        running = before(upstream, "[server]\ndrain_seconds = 0.2\n")
+        with RawClient(running.port) as client:
+            client.post_json("/v1/chat/completions", CHAT)
+            upstream.wait(lambda: len(upstream.requests) == 3)
+            running.process.send_signal(signal.SIGTERM)
+            refused = client.response()
+            assert (refused.status, refused.code) == (401, "lava_unauthorized")
+        assert running.process.wait(10) == 0
+
+
+def test_time_limits_of_the_request_do_not_change_the_answer(before: Callable[..., Daemon]) -> None:
+    """A limit of [upstream] that strikes meanwhile ends the asking."""
+    with Upstream(Account(hang)) as upstream:
+        port = before(upstream, "[upstream]\nidle = 0.2\n").port
+        refused = post(port, "/v1/chat/completions", CHAT)
+        assert (refused.status, refused.code) == (401, "lava_unauthorized")
+
+
+_NOT_LOADED = """
+import asyncio, json, sys
+import proxy.app
+early = sorted(set(sys.modules) & {"httpx2", "proxy.lava.client", "proxy.lava.records"})
+from proxy.generation import Generation
+from proxy.inquiry import Sender, ask
+from proxy.settings import load
+from proxy.upstream import create_engine
+async def main():
+    settings = load(None)
+    engine = create_engine(settings.upstream)
+    generation = Generation(settings, engine)
+    account = await ask(generation.subject("default"), Sender(engine, generation.lava("default")), 10.0)
+    await engine.aclose()
+    return account
+account = asyncio.run(main())
+print(json.dumps([early, str(account.balance), "httpx2" in sys.modules]))
+"""
+
+
+def test_the_account_client_is_loaded_when_it_is_needed(emulator: Emulator) -> None:
+    """Not at the start; and when it is, it goes by the daemon's own engine and no second HTTP library."""
+    env = {"LAVA_SECRET_KEY": emulator.world.secret_key, "LAVA_PROXY_LAVA__BASE_URL": emulator.base_url}
+    done = subprocess.run(
+        [sys.executable, "-c", _NOT_LOADED], env=env, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[], "20.00", False]
