@@ -62,9 +62,12 @@ def test_every_step_is_told_with_its_command_and_answer(told: str) -> None:
     assert "You said: Hello, Lava!" in told
     assert "Every word of this sentence comes back" in told.partition("-d '")[2].partition("→")[2]
     flat = " ".join(told.split())
-    assert "401 Lava rejects the secret key …" in flat
+    # What Lava's account says comes first, and then what Lava answered.
+    assert '401 Project "wrong-lava-key": Lava does not know the secret key …' in flat
+    assert "Lava rejects the secret key …" in flat
+    assert '402 Project "empty-wallet": the wallet behind connection conn_empty holds no credit' in flat
     assert (
-        '402 Lava says the wallet behind connection conn_empty (project "empty-wallet", meter "website-chat") is out of funds'
+        'Lava says the wallet behind connection conn_empty (project "empty-wallet", meter "website-chat") is out of funds'
         in flat
     )
     assert "FAILED" not in told
