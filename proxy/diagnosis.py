@@ -156,6 +156,10 @@ class Finding:
     suggestion: str
     left: str | None = None
 
+    def masked(self, mask: Callable[[str], str]) -> Finding:
+        """The same without the secrets that ``mask`` knows: Lava's names of things are anybody's text."""
+        return Finding(self.part, mask(self.problem), mask(self.suggestion), self.left)
+
     def document(self) -> dict[str, str]:
         """For machines."""
         found = {"part": self.part, "problem": self.problem, "suggestion": self.suggestion}
@@ -248,12 +252,12 @@ def money(subject: Subject, account: Account) -> tuple[list[Finding], bool]:
         return [], False
     found, whose = [], f"the wallet behind {_person(subject)}"
     up = "Top up that customer's wallet (`lava-proxy checkout` makes a checkout for it)."
-    empty = account.has_credit is False
-    no_plan = ", and there is no plan beside it" if account.subscribed is False else ""
-    if account.customer_balance is not None:
-        empty = account.customer_balance <= 0
-        what = f"{whose} holds {dollars(account.customer_balance)}{no_plan}"
-        found.append(Finding("wallet", what, up, f"{account.customer_balance:f}"))
+    balance = account.customer_balance
+    empty = balance <= 0 if balance is not None else account.has_credit is False
+    no_plan = ", and there is no plan beside it" if empty and account.subscribed is False else ""
+    if balance is not None:
+        what = f"{whose} holds {dollars(balance)}{no_plan}"
+        found.append(Finding("wallet", what, up, f"{balance:f}"))
     elif account.has_credit is not None:
         found.append(Finding("wallet", f"{whose} holds {'no ' if empty else ''}credit{no_plan}", up))
     elif account.subscribed is False:
@@ -287,17 +291,18 @@ def explain(fault: Fault, subject: Subject, account: Account, age_s: float, mask
     structural = bool(found)
     if fault.status == 402:
         found += money(subject, account)[0]
+    found = [each.masked(mask) for each in found]
     ago = f" ({age_s:.0f} s ago)" if age_s >= 1 else ""
     if found:
-        first, *more = (mask(each.problem) for each in found)
+        first, *more = (each.problem for each in found)
         told = _ended(first) + "".join(f" Also, {_ended(each)}" for each in more)
         fault.message = f'Project "{subject.project}"{ago}: {told} {fault.message}'
     elif account.key and not account.failure:
         fault.message += f" Asked{ago}, Lava's account finds no fault: {_list(good(subject, account))}."
     if structural:
-        fault.hint = mask(found[0].suggestion)
+        fault.hint = found[0].suggestion
     if found or account.key is not None:
-        fault.details["diagnosis"] = [{name: mask(value) for name, value in each.document().items()} for each in found]
+        fault.details["diagnosis"] = [each.document() for each in found]
     if account.failure:
         fault.details["diagnosis_failed"] = mask(account.failure)
 
@@ -317,7 +322,7 @@ def good(subject: Subject, account: Account) -> list[str]:
     return found
 
 
-def report(subject: Subject, account: Account) -> Report:
+def report(subject: Subject, account: Account, mask: Callable[[str], str]) -> Report:
     """All of it, before anything fails: here empty wallets count as wrong, and money that is left as good."""
     if subject.key is None and subject.kind == "secret key":
         log_in = "Run `lava-proxy login`, or set LAVA_SECRET_KEY, or write secret_key under [lava]."
@@ -333,7 +338,7 @@ def report(subject: Subject, account: Account) -> Report:
         fine += [each.problem for each in state]
     if subject.byok:
         fine.append("the provider's key is not checked: it leaves this machine with a request only")
-    return Report(found, fine, account.failure)
+    return Report([each.masked(mask) for each in found], [*map(mask, fine)], mask(account.failure))
 
 
 def _credential(subject: Subject) -> str:

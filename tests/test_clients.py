@@ -63,6 +63,10 @@ meter = "website-chat"
 connection_id = "conn_nobody"
 meter = "website-chat"
 
+[projects.typo]
+connection_id = "conn_demo"
+meter = "websit-chat"
+
 [projects.revoked]
 secret_key = "env:REVOKED"
 
@@ -465,6 +469,29 @@ def test_the_402_reads_like_a_sentence(stand: Stand) -> None:
     ours = body["lava_proxy"]
     assert (ours["payer"], ours["connection_id"], ours["meter"]) == ("customer", "conn_empty", "website-chat")
     assert ours["lava_request_id"] == stand.paid[-1].request_id
+
+
+def test_every_sdk_shows_what_exactly_is_wrong(stand: Stand) -> None:
+    """What Lava's account says stands in the exception that a user reads, whichever SDK raises it."""
+    sentence = 'meter "websit-chat" does not exist; did you mean "website-chat"?'
+    with stand.openai("typo") as client, pytest.raises(openai.AuthenticationError) as from_openai:
+        client.chat.completions.create(model="gpt-4o", messages=say())
+    with stand.openai("typo") as client, pytest.raises(openai.AuthenticationError) as from_stream:
+        client.chat.completions.create(model="gpt-4o", messages=say(), stream=True)
+    with stand.anthropic("typo") as other, pytest.raises(anthropic.AuthenticationError) as from_anthropic:
+        other.messages.create(model="claude-opus-4-6", max_tokens=10, messages=say())
+    with stand.google("typo") as third, pytest.raises(google_errors.ClientError) as from_google:
+        third.models.generate_content(model="gemini-2.5-flash", contents="hello")
+    for caught in (from_openai.value, from_stream.value, from_anthropic.value, from_google.value):
+        assert sentence in str(caught).replace('\\"', '"'), type(caught)
+    # The Python SDKs' str() is the whole body; what programs read is there too.
+    body = from_openai.value.body
+    assert isinstance(body, dict)
+    assert [each["part"] for each in body["lava_proxy"]["diagnosis"]] == ["meter"]
+    body = from_anthropic.value.body
+    assert isinstance(body, dict)
+    assert sentence in body["error"]["message"]
+    assert len([each for each in stand.world.received if each.path == "/v1/wallet"]) == 1
 
 
 def test_local_keys_are_asked_for_in_every_sdk(stand: Stand) -> None:

@@ -284,18 +284,20 @@ def test_what_lava_calls_things_is_masked() -> None:
         fault = unauthorized(status, "lava_unauthorized" if status == 401 else "lava_insufficient_balance")
         explain(fault, subject(CUSTOMER), said, 0.0, lambda text: text.replace(LIVE, "*"))
         assert not leaks(f"{fault.message} {fault.hint} {fault.details}", [LIVE])
+    told = report(subject(CUSTOMER), said, lambda text: text.replace(LIVE, "*"))
+    assert not leaks(repr(told), [LIVE])
 
 
 def test_before_anything_fails() -> None:
     """The report of ``check --online``: an empty wallet is wrong, one with money is good; BYOK needs none."""
-    assert [each.problem for each in report(subject(), Account(key=True, balance=ZERO)).wrong] == [
+    assert [each.problem for each in report(subject(), Account(key=True, balance=ZERO), str).wrong] == [
         "the merchant wallet holds $0.00"
     ]
-    fine = report(subject(), Account(key=True, balance=SOME))
+    fine = report(subject(), Account(key=True, balance=SOME), str)
     assert (fine.wrong, fine.good[-1], fine.open) == ([], "the merchant wallet holds $12.50", "")
-    own = report(subject({"byok": {"openai": "x" * 20}}), Account(key=True, balance=ZERO))
+    own = report(subject({"byok": {"openai": "x" * 20}}), Account(key=True, balance=ZERO), str)
     assert own.wrong == []
     assert "the provider's key is not checked" in own.good[-1]
-    assert [each.part for each in report(subject(key=None), Account()).wrong] == ["key"]
-    unread = report(subject({"forward_token": "no token"}), Account())
+    assert [each.part for each in report(subject(key=None), Account(), str).wrong] == ["key"]
+    unread = report(subject({"forward_token": "no token"}), Account(), str)
     assert (unread.wrong, unread.good) == ([], ["not checked: the key in its forward token cannot be read"])

@@ -36,16 +36,16 @@ async def _reports(settings: Settings) -> Mapping[str, Report]:
     engine = create_engine(settings.upstream)
     generation = Generation(settings, engine)
     senders: dict[tuple[str, str], _Once] = {}
-    room = asyncio.Semaphore(_AT_ONCE)
+    room, mask = asyncio.Semaphore(_AT_ONCE), generation.redactor_of_all().text
 
     async def about(name: str) -> Report:
         subject = generation.subject(name)
         if subject.key is None or (subject.silent is not None and subject.kind != "spend key"):
-            return report(subject, Account())
+            return report(subject, Account(), mask)
         who = (subject.key.reveal(), subject.base_url)
         sender = senders.get(who) or senders.setdefault(who, _Once(engine, generation.lava(name)))
         async with room:
-            return report(subject, await ask(subject, sender, _LIMIT_S))
+            return report(subject, await ask(subject, sender, _LIMIT_S), mask)
 
     try:
         names = list(generation.table.projects)
