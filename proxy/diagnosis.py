@@ -185,8 +185,12 @@ def nearest(slug: str, slugs: Iterable[str]) -> tuple[str, ...]:
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 
-def wrong(subject: Subject, account: Account) -> list[Finding]:
-    """What of key, environment, customer and meter does not hold."""
+def wrong(subject: Subject, account: Account, *, owner: bool = False) -> list[Finding]:
+    """What of key, environment, customer and meter does not hold.
+
+    ``owner``: it is the account's owner who reads it. A tool with a local key is told the name that was probably meant, but
+    not what else the account has.
+    """
     key = subject.key
     if key is not None and not _KEY.fullmatch(key.reveal()):
         what = f"{_credential(subject)} holds a space, a line end or another character that no key has"
@@ -197,7 +201,7 @@ def wrong(subject: Subject, account: Account) -> list[Finding]:
     if account.customer is False and subject.person is not None:
         found.append(_no_customer(subject))
     if account.meter is False and subject.meter is not None:
-        found.append(_no_meter(subject, account.near))
+        found.append(_no_meter(subject, account.near, owner))
     return found
 
 
@@ -226,16 +230,17 @@ def _no_customer(subject: Subject) -> Finding:
     )
 
 
-def _no_meter(subject: Subject, near: tuple[str, ...]) -> Finding:
-    what = f'meter "{subject.meter}" does not exist'
-    where = _where(subject, "meter")
+def _no_meter(subject: Subject, near: tuple[str, ...], owner: bool) -> Finding:
+    what, where = f'meter "{subject.meter}" does not exist', _where(subject, "meter")
     if len(near) == 1:
         return Finding("meter", f'{what}; did you mean "{near[0]}"?', f'Write "{near[0]}" as {where}.')
-    if not near:
-        return Finding("meter", f"{what}; this account has none{_of(subject)}", "Create the meter at Lava.")
-    there = ", ".join(f'"{each}"' for each in near)
-    what = f"{what}; this account{_of(subject)} has {there}" + (" and perhaps more" if len(near) >= _MOST_NAMED else "")
-    return Finding("meter", what, f"Create the meter at Lava, or correct {where}.")
+    what += f" in the account of the key {_hint(subject.key)}{_kind(subject)}"
+    if not owner:
+        how = f"Create the meter at Lava, or correct {where}: `lava-proxy check --online` says which there are."
+        return Finding("meter", what, how)
+    there = ", ".join(f'"{each}"' for each in near) or "none"
+    more = " and perhaps more" if len(near) >= _MOST_NAMED else ""
+    return Finding("meter", f"{what}; it has {there}{more}", f"Create the meter at Lava, or correct {where}.")
 
 
 # --- money -----------------------------------------------------------------------------------------------------------
@@ -311,8 +316,7 @@ def good(subject: Subject, account: Account) -> list[str]:
     """What holds, a clause each."""
     found = []
     if account.key:
-        kind = f" (a {subject.environment} key)" if subject.environment is not None else ""
-        found.append(f"Lava knows {_credential(subject)}{kind}")
+        found.append(f"Lava knows {_credential(subject)}{_kind(subject)}")
     if account.customer:
         found.append(f"{_person(subject)} exists")
     if account.meter:
@@ -327,7 +331,7 @@ def report(subject: Subject, account: Account, mask: Callable[[str], str]) -> Re
     if subject.key is None and subject.kind == "secret key":
         log_in = "Run `lava-proxy login`, or set LAVA_SECRET_KEY, or write secret_key under [lava]."
         return Report([Finding("key", "no Lava secret key is configured", log_in)])
-    found, fine = wrong(subject, account), good(subject, account)
+    found, fine = wrong(subject, account, owner=True), good(subject, account)
     if subject.silent is not None and subject.kind != "spend key":
         fine.append(f"not checked: {subject.silent}")
     state, gone = money(subject, account)
@@ -362,6 +366,10 @@ def _person(subject: Subject) -> str:
 def _of(subject: Subject) -> str:
     own = subject.environment
     return f" (the key {_hint(subject.key)} is a {own} key)" if own is not None else ""
+
+
+def _kind(subject: Subject) -> str:
+    return f" (a {subject.environment} key)" if subject.environment is not None else ""
 
 
 def _where(subject: Subject, part: str) -> str:

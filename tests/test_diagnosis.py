@@ -96,11 +96,8 @@ def test_the_projects_own_key_goes_first_and_a_token_says_its_names() -> None:
          'meter "websit-chat" does not exist; did you mean "website-chat"?',
          'Write "website-chat" as meter under [projects.web].'),
         (CUSTOMER, LIVE, LAVA, Account(key=True, meter=False, near=("a", "b")), "meter",
-         'meter "websit-chat" does not exist; this account (the key …ryQ7 is a live key) has "a", "b"',
-         "Create the meter at Lava, or correct meter under [projects.web]."),
-        (CUSTOMER, LIVE, LAVA, Account(key=True, meter=False), "meter",
-         'meter "websit-chat" does not exist; this account has none (the key …ryQ7 is a live key)',
-         "Create the meter at Lava."),
+         'meter "websit-chat" does not exist in the account of the key …ryQ7 (a live key)',
+         "Create the meter at Lava, or correct meter under [projects.web]: `lava-proxy check --online` says which there are."),
         (CUSTOMER, TEST, SANDBOX, Account(key=True, customer=False, meter=True), "connection",
          "connection conn_demo does not exist: it was deleted, or it is of another account or environment "
          "(the key …ryQ7 is a test key)",
@@ -132,6 +129,14 @@ def test_each_thing_that_can_be_wrong_is_a_sentence(
     [found] = wrong(subject(project, key, base_url), said)
     assert (found.part, found.problem, found.suggestion) == (part, problem, suggestion)
     assert not leaks(problem + suggestion, [LIVE, TEST])
+
+
+def test_the_owner_alone_is_told_what_else_there_is() -> None:
+    """A tool with a local key of one project does not learn the names of others."""
+    told = report(subject(CUSTOMER), Account(key=True, meter=False, near=("a", "b")), str)
+    assert 'does not exist in the account of the key …ryQ7 (a live key); it has "a", "b"' in told.wrong[0].problem
+    none = report(subject(CUSTOMER), Account(key=True, meter=False), str)
+    assert none.wrong[0].problem.endswith("it has none")
 
 
 def test_what_lava_left_open_is_not_claimed() -> None:
