@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -10,15 +11,19 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from rawclient import RawClient, Response, ask, post
 from upstream import Peer, Upstream, answer
 
 from proxy.emulator.records import Subscription
+from proxy.errors import Fault
+from proxy.generation import Generation
 from proxy.redaction import leaks
+from proxy.settings import Settings
 from proxy.tokens import mint_token
+from proxy.upstream import Outgoing, UpstreamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from proxy.emulator import Emulator, World
 
 KEY = "aks_live_" + "q" * 24
+LIVE, TEST, OWN = "aks_live_" + "Kq7c" * 5, "aks_test_" + "Zt4n" * 5, "own-provider-" + "w8Rm" * 5
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]}
 
 CONFIG = """
@@ -309,6 +315,60 @@ def test_a_reload_begins_anew(stand: Stand) -> None:
         time.sleep(0.05)
     assert 'meter "webste-chat" does not exist; did you mean "website-chat"?' in message
     assert len(stand.questions) == 2 * asked
+
+
+class Noting:
+    """An engine that keeps what is sent, and reaches nobody."""
+
+    def __init__(self) -> None:
+        self.sent: list[Outgoing] = []
+
+    async def open(self, out: Outgoing) -> NoReturn:
+        self.sent.append(out)
+        raise UpstreamError("unreachable", False, "nobody is there")
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize(
+    ("project", "base_url", "host", "path", "key"),
+    [
+        ({}, "auto", b"api.lavapayments.com", b"/v1/", LIVE),
+        ({"secret_key": TEST}, "auto", b"sandbox-api.lavapayments.com", b"/v1/", TEST),
+        ({"forward_token": mint_token(TEST, provider_key=OWN)}, "auto", b"sandbox-api.lavapayments.com", b"/v1/", TEST),
+        ({"byok": {"openai": OWN}}, "https://lava.example.com:8443/a/b", b"lava.example.com:8443", b"/a/b/", LIVE),
+    ],
+)
+def test_the_questions_go_where_the_requests_go(
+    project: dict[str, Any], base_url: str, host: bytes, path: bytes, key: str
+) -> None:
+    """By the daemon's own engine (and so its outbound proxy and certificates), to the Lava of the project's own key, with
+    that key and nothing else of the project's secrets."""
+    settings = Settings.model_validate(
+        {"lava": {"secret_key": LIVE, "base_url": base_url}, "projects": {"web": project}}
+    )
+    engine = Noting()
+    generation = Generation(settings, engine)
+    fault = Fault("lava_unauthorized", "No.", "Look.", owner="lava")
+    asyncio.run(generation.explain(fault, "web"))
+    assert fault.details["diagnosis_failed"] == "Lava's account API cannot be reached: nobody is there"
+    [out] = engine.sent
+    assert (out.method, out.target, out.body) == (b"GET", path + b"wallet", None)
+    assert (out.origin.scheme, out.origin.host.encode()) == ("https", host.partition(b":")[0])
+    names = [name for name, _ in out.headers]
+    assert (names[0], names.count(b"authorization")) == (b"host", 1)
+    assert dict(out.headers)[b"host"] == host
+    assert dict(out.headers)[b"authorization"] == b"Bearer " + key.encode()
+    assert not leaks(repr([out.target, out.headers]), [OWN])
+
+
+def test_the_other_engine_asks_too(emulator: Emulator, daemon: StartDaemon) -> None:
+    """With HTTP/2 or an outbound proxy configured another engine sends, the account's questions as well."""
+    config = CONFIG.format(base_url=emulator.base_url, lava="[upstream]\nhttp2 = true")
+    env = dict.fromkeys(("TEST", "REJECTED", "UNFUNDED", "TOKEN", "SPEND"), "x" * 20)
+    stand = Stand(emulator.world, daemon(config, env={**env, "SECRET": emulator.world.secret_key}))
+    assert "did you mean" in stand.error("typo", 401)["message"]
 
 
 # --- when it goes wrong ----------------------------------------------------------------------------------------------
