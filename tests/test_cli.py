@@ -762,6 +762,32 @@ def test_the_emulator_introduces_itself_and_works_with_serve(
     assert (process.returncode, out, err) == (0, "", "")
 
 
+def test_the_emulator_of_one_environment(tmp_path: Path) -> None:
+    """``--environment``: a key of the other one is unknown, as at Lava's own addresses, and ``check --online`` says so."""
+    process = subprocess.Popen(
+        command("emulator", "--port", "0", "--environment", "live"),
+        env=clean_environment(tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        text = ""
+        while "lava-proxy serve" not in text:
+            text += process.stdout.readline()
+            assert process.poll() is None, text
+        base_url, key = (re.search(rf"{name} *(\S+)", text) for name in ("listens on", "sandbox key"))
+        assert base_url is not None
+        assert key is not None
+        env = {"LAVA_PROXY_LAVA__BASE_URL": base_url[1], "LAVA_SECRET_KEY": key[1]}
+        ran = lava_proxy(tmp_path, "check", "--online", env=env)
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+    assert ran.code == 1
+    assert "another account or environment (it is a test key)" in " ".join(ran.out.split())
+
+
 def test_the_emulator_says_how_to_point_lava_proxy_at_it(tmp_path: Path) -> None:
     """For people: three lines to copy, or one to log in."""
     process = subprocess.Popen(

@@ -178,13 +178,17 @@ def health(
 def emulator(
     context: typer.Context,
     port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes any free port.")] = 5283,
+    environment: Annotated[
+        Literal["live", "test"] | None,
+        typer.Option("--environment", help="Know the keys of one environment only; default: both."),
+    ] = None,
     as_json: AsJson = False,
     config: Unread = None,
 ) -> None:
     """Run the offline Lava alone, to try things against."""
     from proxy.cli.emulator import run
 
-    raise typer.Exit(run(port, as_json=as_json))
+    raise typer.Exit(run(port, environment, as_json=as_json))
 
 
 def login(

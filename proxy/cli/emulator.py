@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from proxy.cli.terminal import Exit, Screen, put_json, say
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from proxy.emulator import World
 
 
-def run(port: int, *, as_json: bool) -> int:
+def run(port: int, environment: Literal["live", "test"] | None, *, as_json: bool) -> int:
     """Run it until SIGINT or SIGTERM; returns the exit code."""
     from proxy.emulator import World, serve_forever
 
     world = World.demo()
+    world.environment = environment
     try:
         asyncio.run(serve_forever(world, port=port, ready=lambda url: _introduce(world, url, as_json=as_json)))
     except KeyboardInterrupt:  # Windows
