@@ -19,7 +19,7 @@ from proxy.routing import Place, Route, Table
 from proxy.upstream import Engine, Origin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from proxy.diagnosis import Subject
     from proxy.errors import Fault
@@ -170,7 +170,12 @@ class Generation:
         if subject.silent is None:
             found = await self.inquiries.about(subject, self.lava(project_name))
             if found is not None:
-                diagnosis.explain(fault, subject, *found, self.redactor_of_all().text)
+                diagnosis.explain(fault, subject, *found, self.mask_of(subject))
+
+    def mask_of(self, subject: Subject) -> Callable[[str], str]:
+        """Masks every secret of this configuration and the subject's key, which may stand in a ready token alone."""
+        own, all_ = Redactor([subject.key.reveal()] if subject.key is not None else []), self.redactor_of_all()
+        return lambda text: all_.text(own.text(text))
 
     def locate(self, method: str, path: bytes, noted: Mapping[bytes, bytes]) -> Place:
         """``routing.locate``, remembered for the addresses whose meaning no header decides."""

@@ -498,21 +498,27 @@ def test_what_came_in_time_is_used(before: Callable[..., Daemon]) -> None:
 
 
 def test_secrets_that_lava_repeats_come_out_nowhere(before: Callable[..., Daemon]) -> None:
-    """Neither as the name of a meter nor in what the account API complains of."""
+    """Neither as the name of a meter nor in what the account API complains of; the key may be inside a ready token."""
 
     def script(peer: Peer) -> None:
         while (received := peer.request()) is not None:
             if received.method == b"POST":
                 peer.send(REFUSAL)
             elif b"meters" in received.target:
-                peer.send(answer(200, json.dumps([{"meter_id": "met_1", "meter_slug": KEY}]).encode()))
+                meters = [{"meter_id": key, "meter_slug": key} for key in (KEY, TEST)]
+                peer.send(answer(200, json.dumps(meters).encode()))
             else:
                 peer.send(answer(500, json.dumps({"error": f"no {KEY}"}).encode()))
 
     with Upstream(script) as upstream:
-        refused = post(before(upstream).port, "/v1/chat/completions", CHAT)
-        assert 'meter "m" does not exist' in refused.json()["error"]["message"]
-        assert not leaks(refused.body.decode(), [KEY])
+        near = KEY[:-1]  # so that it is the nearest name
+        inside = mint_token(TEST, meter_slug=TEST[:-1])
+        more = f'[projects.near]\nmeter = "{near}"\n[projects.ready]\nforward_token = "{inside}"\n'
+        port = before(upstream, more).port
+        for project in ("web", "near", "ready"):
+            refused = post(port, f"/p/{project}/v1/chat/completions", CHAT)
+            assert "does not exist" in refused.json()["error"]["message"], project
+            assert not leaks(refused.body.decode(), [KEY, TEST]), project
 
 
 def test_a_client_that_leaves_ends_the_asking(before: Callable[..., Daemon]) -> None:

@@ -36,10 +36,11 @@ async def _reports(settings: Settings) -> Mapping[str, Report]:
     engine = create_engine(settings.upstream)
     generation = Generation(settings, engine)
     senders: dict[tuple[str, str], _Once] = {}
-    room, mask = asyncio.Semaphore(_AT_ONCE), generation.redactor_of_all().text
+    room = asyncio.Semaphore(_AT_ONCE)
 
     async def about(name: str) -> Report:
         subject = generation.subject(name)
+        mask = generation.mask_of(subject)
         if subject.key is None or (subject.silent is not None and subject.kind != "spend key"):
             return report(subject, Account(), mask)
         who = (subject.key.reveal(), subject.base_url)
