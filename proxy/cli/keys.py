@@ -123,7 +123,8 @@ def show(config: Path | None, *, as_json: bool) -> int:
 
 
 def _row(key: SpendKey) -> dict[str, str]:
-    from proxy.cli.showing import dollars, text
+    from proxy.cli.showing import text
+    from proxy.lava.money import dollars
 
     spend, requests, rate = key.spend_limit, key.request_limit, key.rate_limit
     limits = (
