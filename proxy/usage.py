@@ -22,10 +22,11 @@ from proxy import documents
 from proxy.dialects import Ending
 
 _EVENT_LIMIT = 64 * 1024
-_DOCUMENT_LIMIT = 1024 * 1024
+_DOCUMENT_LIMIT = 128 * 1024
 # What stays of an event or document above its limit: enough head for its type, enough tail for its usage.
 _HEAD = 1024
 _TAIL = 8 * 1024
+_DOCUMENT_HEAD = 4 * 1024
 _DOCUMENT_TAIL = 64 * 1024
 # Events up to this size are kept as they came and parsed at the end; larger ones at once, or a thousand
 # streams would each hold a long event.
@@ -75,7 +76,7 @@ class Scanner:
     """Follows one response body. `encoded` (it has a Content-Encoding) makes it blind: it tells nothing.
 
     `sse` tells an event stream from a JSON document. The memory it holds is bounded: 64 KiB of an
-    unfinished event (of a longer one only head and tail are looked at), 1 MiB of a document.
+    unfinished event, 128 KiB of a document; of longer ones only head and tail are looked at.
     """
 
     __slots__ = (
@@ -302,7 +303,7 @@ class Scanner:
         if self._head is None:
             if self._size <= _DOCUMENT_LIMIT:
                 return
-            self._head = b"".join(kept)[:_HEAD]
+            self._head = b"".join(kept)[:_DOCUMENT_HEAD]
         while self._size - len(kept[0]) >= _DOCUMENT_TAIL:
             self._size -= len(kept.popleft())
         if self._size > _DOCUMENT_LIMIT:  # one chunk of megabytes
@@ -316,8 +317,8 @@ class Scanner:
             return
         if self._head is not None:
             tail = whole[-_DOCUMENT_TAIL:]
-            self._model = _first_model(self._head)
-            self._last = _tail_count(tail)
+            self._model = _first_model(self._head) or _first_model(tail)
+            self._last = _tail_count(tail) or _tail_count(self._head)
             self._ended = self._ending is Ending.GOOGLE and _FINISH.search(tail) is not None
             return
         if self._ending is not Ending.GOOGLE:

@@ -392,6 +392,14 @@ def test_a_document_above_the_limit_is_read_at_both_ends() -> None:
         assert (scanner.usage, scanner.model) == (Usage(5, None, None, 5), "big")
 
 
+def test_a_long_document_may_count_first_and_name_its_model_last() -> None:
+    """Whichever end the usage and the model stand at."""
+    raw = json.dumps({"usage": {"prompt_tokens": 5}, "data": "x" * 300_000, "model": "big"}).encode()
+    for size in (1000, 65536, len(raw)):
+        scanner = _scan(Ending.UNKNOWN, *(raw[at : at + size] for at in range(0, len(raw), size)), sse=False)
+        assert (scanner.usage, scanner.model) == (Usage(5, None, None, None), "big")
+
+
 @pytest.mark.parametrize("extra", range(-8, 9))
 def test_events_about_the_limit_tell_the_same_in_any_cutting(extra: int) -> None:
     """Around 64 KiB, where an event begins to be too long, the cutting still makes no difference."""
