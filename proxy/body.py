@@ -102,7 +102,11 @@ def _text(raw: bytes) -> str | None:
 
 
 def _in_json(body: bytes, decoded: bool) -> Model:
-    raw = raw_model(body)
+    return model_of(body, raw_model(body), decoded=decoded)
+
+
+def model_of(body: bytes, raw: bytes, *, decoded: bool = False) -> Model:
+    """The model of a JSON body where ``raw_model`` has found it."""
     return Model(_text(raw), body, decoded, raw)
 
 

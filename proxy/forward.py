@@ -259,19 +259,23 @@ class Forwarder:
 
     def _sending_by_body(self, call: Call, admitted: Admitted, whole: bytes) -> tuple[Sending, bytes]:
         """Where ``model`` in the body sends it, and the body to send: as it came unless the name must be replaced."""
-        raw = bodies.raw_model(whole) if admitted.json else b""
-        known = admitted.sendings.get(raw) if raw else None
-        if known is not None:
-            plan = call.plan = known.plan
-            call.record.provider, call.record.model = plan.route.provider.name, plan.route.model
-            return known, whole
-        noted = call.received.noted
-        found = bodies.find_model(
-            whole,
-            noted.get(b"content-type"),
-            noted.get(b"content-encoding"),
-            call.generation.settings.server.max_body_bytes,
-        )
+        raw = b""
+        if admitted.json:
+            raw = bodies.raw_model(whole)
+            known = admitted.sendings.get(raw) if raw else None
+            if known is not None:
+                plan = call.plan = known.plan
+                call.record.provider, call.record.model = plan.route.provider.name, plan.route.model
+                return known, whole
+            found = bodies.model_of(whole, raw)
+        else:
+            noted = call.received.noted
+            found = bodies.find_model(
+                whole,
+                noted.get(b"content-type"),
+                noted.get(b"content-encoding"),
+                call.generation.settings.server.max_body_bytes,
+            )
         sending = self._sending(call, admitted, found.name)
         replace = sending.plan.route.replace
         if replace is None:
