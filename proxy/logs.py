@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from proxy.record import Record
     from proxy.redaction import Redactor
     from proxy.settings import Log
+    from proxy.usage import Usage
 
     Fields = MutableMapping[str, Any]
+    # method, path, project, provider, model
+    _What = tuple[str, str, str | None, str | None, str | None]
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _QUEUE = 20_000
@@ -48,9 +51,9 @@ _MOST_LINES = 256
 _GATHER_S = 0.02
 _CLOSE_S = 5.0
 _LONGEST = 8 * 1024
-# Values whose JSON is remembered, and the longest of them: requests name the same few over and over.
-_MOST_KNOWN = 4096
-_LONGEST_KNOWN = 256
+# What requests have in common is remembered as JSON: so many times, and so much of it (characters).
+_MOST_KNOWN = 2048
+_LONGEST_KNOWN = 512
 _LONGEST_TRACE = 64 * 1024
 # Libraries that at INFO tell every URL with its query; hpack and h2 tell every header at DEBUG.
 _QUIET = {"httpx2": "warning", "httpcore2": "warning", "uvicorn.access": "critical"}
@@ -60,6 +63,7 @@ _NEVER_DEBUG = ("hpack", "h2")
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufff9-\ufffb]"
 )
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _CREDENTIAL_NAMES = (
     "authorization|proxy-authorization|cookie|set-cookie|x-api-key|x-goog-api-key|api-key|xi-api-key|x-lava-proxy-key"
 )
@@ -97,7 +101,7 @@ class Logs:
         self._second = -1
         self._second_text = ""
         self._queue: deque[str | tuple[float, str, Any, Fields]] = deque()
-        self._known: dict[str | None, str] = {None: "null"}
+        self._known: dict[_What, str] = {}
         self._dropped = 0
         self._dropped_told = 0
         self._wake = Event()
@@ -143,7 +147,7 @@ class Logs:
     def set_redactor(self, redactor: Redactor) -> None:
         """From the next line on, these values are masked (a reload). Lines still queued get the new one, too."""
         self._redactor = redactor
-        self._known = {None: "null"}
+        self._known = {}
 
     def set_level(self, level: str) -> None:
         """Changes the threshold, of the captured libraries as well."""
@@ -194,48 +198,57 @@ class Logs:
         if self._redactor.crosses_values:
             return None
         try:
-            scanner = record.scanner
-            model, tokens = record.model, '"input_tokens":null,"output_tokens":null'
+            scanner, usage, model = record.scanner, None, record.model
             if scanner is not None:
                 usage = scanner.usage
-                if usage is not None:
-                    tokens = (
-                        f'"input_tokens":{_number(usage.input_tokens)},"output_tokens":{_number(usage.output_tokens)}'
-                    )
                 model = model or scanner.model
-            json_of, first = self._json_of, record.first_byte_s
+            first, status = record.first_byte_s, record.status
             more = ""
             if record.error_code is not None:
-                more = f',"error":{json_of(record.error_code)}'
+                more = f',"error":{self._json_of(record.error_code)}'
             if record.upstream_error is not None:
-                more += f',"upstream_error":{json_of(record.upstream_error)}'
+                more += f',"upstream_error":{self._json_of(record.upstream_error)}'
+            what = (record.method, record.path, record.project, record.provider, model)
             return (
                 f'{{"timestamp":"{self._stamp(time.time())}","level":"info","event":"request",'
-                f'"method":{json_of(record.method)},"path":{json_of(record.path)},"project":{json_of(record.project)},'
-                f'"provider":{json_of(record.provider)},"model":{json_of(model)},"status":{_number(record.status)},'
-                f'"outcome":"{record.outcome.value}",'
+                f"{self._known.get(what) or self._json_of_what(what)},"
+                f'"status":{"null" if status is None else status},"outcome":"{record.outcome.value}",'
                 f'"first_byte_ms":{"null" if first is None else f"{first * 1000:.1f}"},'
-                f'"duration_ms":{record.duration_s * 1000:.1f},"bytes_in":{record.bytes_in:d},'
-                f'"bytes_out":{record.bytes_out:d},{tokens},"request_id":"{record.request_id}",'
-                f'"lava_request_id":{json_of(record.lava_request_id)}{more}}}\n'
+                f'"duration_ms":{record.duration_s * 1000:.1f},"bytes_in":{record.bytes_in},"bytes_out":{record.bytes_out},'
+                f'{_NO_TOKENS if usage is None else _tokens(usage)},"request_id":"{record.request_id}",'
+                f'"lava_request_id":{self._json_of_id(record.lava_request_id)}{more}}}\n'
             )
         except Exception:  # noqa: BLE001 - a record of any kind comes in; the general way says what is wrong with it
             return None
 
+    def _json_of_what(self, what: _What) -> str:
+        """The fields that requests of one tool have in common, as JSON. Remembered. ValueError as `_json_of`."""
+        method, path, project, provider, model = map(self._json_of, what)
+        text = f'"method":{method},"path":{path},"project":{project},"provider":{provider},"model":{model}'
+        if len(text) <= _LONGEST_KNOWN:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[what] = text
+        return text
+
+    def _json_of_id(self, value: str | None) -> str:
+        """``_json_of`` for what is another with every request."""
+        if value is None:
+            return "null"
+        if _ID.match(value) and self._redactor.text(value) is value:
+            return f'"{value}"'
+        return self._json_of(value)
+
     def _json_of(self, value: str | None) -> str:
         """`value` as JSON. ValueError where it must be cut, escaped beyond ASCII, or masked."""
-        known = self._known.get(value)
-        if known is not None:
-            return known
-        if value is None or len(value) > _LONGEST_KNOWN or not value.isascii():
+        if value is None:
+            return "null"
+        if len(value) > 1024 or not value.isascii():
             raise ValueError("not a plain value")
         text = json.dumps(value)
         redactor = self._redactor
         if redactor.text(value) is not value or redactor.text(text) is not text:
             raise ValueError("holds a secret")
-        if len(self._known) >= _MOST_KNOWN:
-            self._known = {None: "null"}
-        self._known[value] = text
         return text
 
     def _capture(self, level: str) -> None:
@@ -492,8 +505,12 @@ def _of_request(record: Record, stamp: str) -> Fields:
     return fields
 
 
-def _number(value: int | None) -> str:
-    return "null" if value is None else f"{value:d}"
+_NO_TOKENS = '"input_tokens":null,"output_tokens":null'
+
+
+def _tokens(usage: Usage) -> str:
+    inputs, outputs = usage.input_tokens, usage.output_tokens
+    return f'"input_tokens":{"null" if inputs is None else inputs},"output_tokens":{"null" if outputs is None else outputs}'
 
 
 def _mask(match: re.Match[str]) -> str:

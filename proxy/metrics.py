@@ -31,10 +31,10 @@ class Metrics:
         self._in_flight = 0
         self._projects: dict[str | None, str] = {None: _NONE}
         self._providers: dict[str | None, str] = {None: _NONE}
-        self._requests: dict[tuple[str, str, int | None, str], int] = {}
-        # Per (project, provider): a counter per bucket with one for +Inf, and the sum in seconds at the end.
-        self._first_byte: dict[tuple[str, str], list[float]] = {}
-        self._duration: dict[tuple[str, str], list[float]] = {}
+        self._series: dict[tuple[str, str], _Series] = {}
+        self._kinds = 0  # of (status, outcome), in all series together
+        # The series of a project and a provider, as they are named in a record: two look-ups done once.
+        self._found: dict[tuple[str | None, str | None], _Series] = {}
         self._reloads = 0
         self._reload_failures = 0
         self._registry: Any = None
@@ -54,14 +54,23 @@ class Metrics:
     ) -> None:
         """A request that was `started` is over. None means unknown: no project or provider found, no status sent."""
         self._in_flight -= 1
-        where = (self._bounded(self._projects, project), self._bounded(self._providers, provider))
-        request = (*where, status, outcome)
-        if request not in self._requests and len(self._requests) >= _MOST_SERIES:
-            request = (_NONE, _NONE, status, outcome)
-        self._requests[request] = self._requests.get(request, 0) + 1
-        self._observe(self._duration, _DURATION, where, duration_s)
+        series = self._found.get((project, provider)) or self._find(project, provider)
+        kind = (status, outcome)
+        count = series.requests.get(kind)
+        if count is None:
+            count = 0
+            if self._kinds >= _MOST_SERIES:
+                series = self._of(_NONE, _NONE)
+                count = series.requests.get(kind, 0)
+            self._kinds += not count
+        series.requests[kind] = count + 1
+        counts = series.duration
+        counts[bisect_left(_DURATION, duration_s)] += 1
+        counts[-1] += duration_s
         if first_byte_s is not None:
-            self._observe(self._first_byte, _FIRST_BYTE, where, first_byte_s)
+            counts = series.first_byte
+            counts[bisect_left(_FIRST_BYTE, first_byte_s)] += 1
+            counts[-1] += first_byte_s
 
     def passed(self) -> None:
         """What was `started` is over and is not to be counted: a health probe."""
@@ -94,16 +103,28 @@ class Metrics:
 
         labels = ("project", "provider", "status", "outcome")
         requests = CounterMetricFamily("lava_proxy_requests", "Forwarded requests that are over.", labels=labels)
-        for (project, provider, status, outcome), count in self._requests.items():
-            requests.add_metric((project, provider, _NONE if status is None else str(status), outcome), count)
+        for where, each in self._series.items():
+            for (status, outcome), count in each.requests.items():
+                requests.add_metric((*where, _NONE if status is None else str(status), outcome), count)
         yield requests
         for name, text, bounds, series in (
-            ("first_byte", "Seconds until the first byte of the answer.", _FIRST_BYTE, self._first_byte),
-            ("request_duration", "Seconds until a request was over.", _DURATION, self._duration),
+            (
+                "first_byte",
+                "Seconds until the first byte of the answer.",
+                _FIRST_BYTE,
+                {where: each.first_byte for where, each in self._series.items()},
+            ),
+            (
+                "request_duration",
+                "Seconds until a request was over.",
+                _DURATION,
+                {where: each.duration for where, each in self._series.items()},
+            ),
         ):
             family = HistogramMetricFamily(f"lava_proxy_{name}_seconds", text, labels=labels[:2])
             for where, counts in series.items():
-                family.add_metric(where, _cumulative(bounds, counts), counts[-1])
+                if any(counts):
+                    family.add_metric(where, _cumulative(bounds, counts), counts[-1])
             yield family
         yield GaugeMetricFamily("lava_proxy_streams_in_flight", "Requests that are not over.", self._in_flight)
         yield CounterMetricFamily("lava_proxy_config_reloads", "Times the configuration was read again.", self._reloads)
@@ -122,20 +143,30 @@ class Metrics:
                 known[name] = label
         return label
 
-    def _observe(
-        self,
-        series: dict[tuple[str, str], list[float]],
-        bounds: tuple[float, ...],
-        where: tuple[str, str],
-        seconds: float,
-    ) -> None:
-        counts = series.get(where)
-        if counts is None:
-            if len(series) >= _MOST_SERIES:
-                where = (_NONE, _NONE)
-            counts = series.setdefault(where, [0] * (len(bounds) + 1) + [0.0])
-        counts[bisect_left(bounds, seconds)] += 1
-        counts[-1] += seconds
+    def _of(self, project: str, provider: str) -> _Series:
+        series = self._series.get((project, provider))
+        if series is None:
+            if len(self._series) >= _MOST_SERIES:
+                project = provider = _NONE
+            series = self._series.setdefault((project, provider), _Series())
+        return series
+
+    def _find(self, project: str | None, provider: str | None) -> _Series:
+        series = self._of(self._bounded(self._projects, project), self._bounded(self._providers, provider))
+        if len(self._found) < _MOST_SERIES:
+            self._found[project, provider] = series
+        return series
+
+
+class _Series:
+    """What is counted for one project and one provider; of seconds a counter per bucket, one for +Inf, and their sum."""
+
+    __slots__ = ("duration", "first_byte", "requests")
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[int | None, str], int] = {}
+        self.first_byte: list[float] = [0] * (len(_FIRST_BYTE) + 1) + [0.0]
+        self.duration: list[float] = [0] * (len(_DURATION) + 1) + [0.0]
 
 
 def _cumulative(bounds: tuple[float, ...], counts: list[float]) -> list[tuple[str, float]]:
