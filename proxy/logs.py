@@ -98,8 +98,7 @@ class Logs:
         self._threshold = _LEVELS[log.level]
         self._structlog = _structlog()
         self._render_fields: Callable[[Any, str, Any], Any] | None = None
-        self._second = -1
-        self._second_text = ""
+        self._second = (-1, "")
         self._queue: deque[str | tuple[float, str, Any, Fields]] = deque()
         self._known: dict[_What, str] = {}
         self._dropped = 0
@@ -366,14 +365,15 @@ class Logs:
 
     def _stamp(self, when: float) -> str:
         second = int(when)
-        if second != self._second:
-            self._second = second
+        known, text = self._second  # both threads ask: number and text are changed together
+        if second != known:
             if self._console:
-                self._second_text = time.strftime("%H:%M:%S", time.localtime(second))
+                text = time.strftime("%H:%M:%S", time.localtime(second))
             else:
-                self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+                text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = second, text
         fraction = int((when - second) * 1000)
-        return f"{self._second_text}.{fraction:03d}" + ("" if self._console else "Z")
+        return f"{text}.{fraction:03d}" + ("" if self._console else "Z")
 
 
 class _Captured(NamedTuple):
