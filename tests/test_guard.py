@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from proxy.framing import ChunkedBody, Head, Limits, Refusal, read_head, refuse_early
+from proxy.framing import ChunkedBody, Head, Heads, Limits, Refusal, read_head, refuse_early
 from proxy.guard import EXTENSION
 from proxy.server import Daemon, background
 from proxy.settings import Server, Settings
@@ -1020,6 +1020,55 @@ def test_what_is_accepted_httptools_reads_in_the_same_way(head: bytes) -> None:
     assert oracle.target == accepted.target
     assert oracle.version == accepted.version
     assert [(name, value.strip(b" \t")) for name, value in oracle.headers] == accepted.headers
+
+
+LENGTHS = [b"0", b"7", b"12345", b"007", b"-7", b"7 ", b"", b"7, 7", b"9" * 15, b"9" * 16, b"0x7", b"7\r\nHost: evil"]
+
+
+@st.composite
+def heads_in_a_row(draw: st.DrawFn) -> list[bytes]:
+    """What one connection brings: heads much alike, of which some differ in the length, in one byte, or altogether."""
+    base = draw(heads())
+    if draw(st.booleans()):
+        base = base.replace(b"\r\n", b"\r\nContent-Length: 5\r\n", 1)
+    row = []
+    for _ in range(draw(st.integers(2, 6))):
+        kind, head = draw(st.integers(0, 4)), base
+        if kind == 1:
+            head = base.replace(b"Content-Length: 5", b"Content-Length: " + draw(st.sampled_from(LENGTHS)))
+        elif kind == 2 and base:
+            at = draw(st.integers(0, len(base) - 1))
+            head = base[:at] + draw(st.sampled_from([b"", b"0", b"5", b"x", b"\r\n", b" "])) + base[at + 1 :]
+        elif kind == 3:
+            head = draw(heads())
+        row.append(head)
+    return row
+
+
+@given(heads_in_a_row())
+@hypothesis_settings(max_examples=1500, deadline=None)
+def test_a_head_is_judged_the_same_whatever_came_before_it(row: list[bytes]) -> None:
+    """What is remembered of the heads of a connection never makes one pass, fail, or read otherwise than on its own."""
+
+    def judged(read: Callable[[bytes], Head], head: bytes) -> object:
+        try:
+            found = read(head)
+        except Refusal as refusal:
+            return refusal.code, refusal.message
+        return found._replace(memory=None)  # type: ignore[arg-type]  # what was worked out is not what was said
+
+    heads_of_one = Heads(Limits())
+    memories: dict[int, tuple[object, ...]] = {}
+    for head in row:
+        assert judged(heads_of_one.read, head) == judged(lambda raw: read_head(raw, Limits()), head)
+        with contextlib.suppress(Refusal):
+            found = heads_of_one.read(head)
+            # Heads share a memory only where all but the length is the same.
+            alike = [pair for pair in found.headers if pair[0] != b"content-length"]
+            same = memories.setdefault(
+                id(found.memory), (found.memory, found.method, found.target, found.version, alike)
+            )
+            assert same[1:] == (found.method, found.target, found.version, alike)
 
 
 @given(
