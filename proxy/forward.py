@@ -36,7 +36,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _ERROR_BODY = 256 * 1024  # bytes of an error answer that are collected to be understood and masked
 _COLLECTING_FLOOR = 256 * 1024 * 1024
 _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
-_MOST_SENDINGS = 16  # models that one client uses by turns, and then some
+_MOST_SENDINGS = 32  # two for each model that one client uses by turns
 _NOBODY = Admission()
 
 
@@ -85,6 +85,12 @@ class Admitted(Unshown):
         self.json = bodies.is_plain_json(received.noted.get(b"content-type"), received.noted.get(b"content-encoding"))
         self.sendings: dict[str | bytes | None, Sending] = {}
         """By the body's model, or by the raw JSON string of it where nothing of the body is to be replaced."""
+
+    def keep(self, model: str | bytes | None, sending: Sending) -> None:
+        """For the next request with this model."""
+        if len(self.sendings) >= _MOST_SENDINGS:
+            self.sendings.clear()
+        self.sendings[model] = sending
 
 
 class Call:
@@ -238,12 +244,8 @@ class Forwarder:
                 onward = headers.without(onward, b"content-encoding")
             sending = Sending(plan, call.record.method.encode("ascii"), self._to_lava(call, plan, onward))
             if plan.kept and not decoded:
-                if len(admitted.sendings) >= _MOST_SENDINGS:
-                    admitted.sendings.clear()
-                admitted.sendings[model] = sending
-        plan = call.plan = sending.plan
-        call.record.provider, call.record.model = plan.route.provider.name, plan.route.model
-        return sending
+                admitted.keep(model, sending)
+        return _chosen(call, sending)
 
     def _plan(self, call: Call, admitted: Admitted, model: str | None) -> Plan:
         generation, record, place, project = call.generation, call.record, admitted.place, admitted.project
@@ -264,9 +266,7 @@ class Forwarder:
             raw = bodies.raw_model(whole)
             known = admitted.sendings.get(raw) if raw else None
             if known is not None:
-                plan = call.plan = known.plan
-                call.record.provider, call.record.model = plan.route.provider.name, plan.route.model
-                return known, whole
+                return _chosen(call, known), whole
             found = bodies.model_of(whole, raw)
         else:
             noted = call.received.noted
@@ -279,8 +279,8 @@ class Forwarder:
         sending = self._sending(call, admitted, found.name)
         replace = sending.plan.route.replace
         if replace is None:
-            if raw and found.name is not None and sending is admitted.sendings.get(found.name):
-                admitted.sendings[raw] = sending
+            if raw and found.name is not None and sending.plan.kept:
+                admitted.keep(raw, sending)
             return sending, whole
         changed = bodies.replace_model(found, replace)
         if found.decoded:
@@ -598,6 +598,12 @@ class Forwarder:
                 await self._break(call, fault)
         except TimeoutError:
             raise Broken(fault.message) from None
+
+
+def _chosen(call: Call, sending: Sending) -> Sending:
+    plan = call.plan = sending.plan
+    call.record.provider, call.record.model = plan.route.provider.name, plan.route.model
+    return sending
 
 
 def _lacks_its_end(route: Route, answered: headers.Answered, scanner: Scanner) -> bool:

@@ -9,11 +9,20 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from configurations import loaded
 from rawclient import RawClient, ask, post
 from upstream import Peer, Upstream, answer, chunked
 
+from proxy.forward import Admitted, Sending
+from proxy.gate import Admission
+from proxy.generation import Generation
+from proxy.headers import read
+from proxy.routing import route
+from proxy.upstream import create_engine
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from daemons import Daemon, StartDaemon
 
@@ -276,3 +285,15 @@ def test_every_request_is_one_line_and_one_count(keyed: Callable[..., Daemon]) -
         counted = ask(running.port, "GET", "/metrics", headers=bearer(LOCAL)).body.decode()
         assert 'lava_proxy_requests_total{outcome="ok",project="web",provider="openai",status="200"} 1.0' in counted
         assert "lava_proxy_streams_in_flight 1.0" in counted  # the request for the metrics itself
+
+
+def test_one_connection_cannot_fill_the_memory(tmp_path: Path) -> None:
+    """However many spellings of however many models come on a connection, only a few are remembered with it."""
+    settings = loaded(tmp_path, f'[lava]\nsecret_key = "{KEY}"\n')
+    made_ready = Generation(settings, create_engine(settings.upstream))
+    place = made_ready.locate("POST", b"/v1/chat/completions", {})
+    admitted = Admitted(made_ready, read([]), Admission(), place, "default")
+    plan = made_ready.plan(route("POST", place, b"", "default", "gpt-4o", made_ready.table), None)
+    for number in range(10_000):
+        admitted.keep(b'"gpt-%d"' % number, Sending(plan, b"POST", plan.head))
+    assert 0 < len(admitted.sendings) <= 32
