@@ -19,6 +19,7 @@ import pytest
 pytest.register_assert_rewrite(
     "hostile_setup",
     "hostile_access",
+    "hostile_alike",
     "hostile_clients",
     "hostile_lifecycle",
     "hostile_mutations",
@@ -30,6 +31,7 @@ pytest.register_assert_rewrite(
 )
 
 import hostile_access  # noqa: E402, F401  (fills the register, as the next ones do)
+import hostile_alike  # noqa: E402, F401
 import hostile_clients  # noqa: E402, F401
 import hostile_lifecycle  # noqa: E402, F401
 import hostile_mutations  # noqa: E402
