@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,8 +236,7 @@ def decode(body: bytes, content_encoding: bytes, limit: int) -> bytes | None:
 
     Knows gzip, deflate (with and without zlib's wrapper), br and zstd, and chains of two. Never raises.
     """
-    names = [name.strip().lower() for name in content_encoding.split(b",")]
-    names = [name for name in names if name not in (b"", b"identity")]
+    names = _names(content_encoding)
     if len(names) > 2:
         return None
     for name in reversed(names):
@@ -245,6 +245,101 @@ def decode(body: bytes, content_encoding: bytes, limit: int) -> bytes | None:
             return None
         body = plain
     return body
+
+
+def decode_prefix(body: bytes, content_encoding: bytes, limit: int) -> bytes:
+    """As much as any reader gets out of a ``body`` that ``decode`` gave up: broken, cut short, too long, too deep.
+
+    At most ``limit`` bytes; only to be searched. Empty where the label lies (plain text that is called gzip) or is
+    none that is known here. Never raises.
+    """
+    undone = b""
+    for name in reversed(_names(content_encoding)):
+        found = [_prefix(body, start, limit) for start in _STARTS.get(name, ())]
+        if not found:
+            break
+        body = undone = max(found, key=len)[:limit]
+    return undone
+
+
+def _names(content_encoding: bytes) -> list[bytes]:
+    names = [name.strip().lower() for name in content_encoding.split(b",")]
+    return [name for name in names if name not in (b"", b"identity")]
+
+
+def _prefix(body: bytes, start: Callable[[], _Feed], limit: int) -> bytes:
+    plain = bytearray()
+    for _ in range(4 * _MOST_MEMBERS):
+        feed = start()
+        for at in range(0, len(body), _STEP):
+            try:
+                piece, unused = feed(body[at : at + _STEP], limit - len(plain))
+            except Exception:  # noqa: BLE001  (four libraries, each with errors of its own)
+                return bytes(plain + _until_the_fault(body, at, start, limit))
+            plain += piece
+            if len(plain) >= limit:
+                return bytes(plain)
+            if unused is not None:
+                body = unused + body[at + _STEP :]
+                break
+        else:
+            break
+    return bytes(plain)
+
+
+def _until_the_fault(body: bytes, at: int, start: Callable[[], _Feed], limit: int) -> bytes:
+    """What the step at ``at`` would have given had it not met the fault: byte by byte."""
+    feed, plain = start(), b""
+    try:
+        feed(body[:at], limit)
+        for each in range(at, at + _STEP):
+            plain += feed(body[each : each + 1], limit)[0]
+    except Exception:  # noqa: BLE001, S110  (the fault itself)
+        pass
+    return plain
+
+
+_STEP = 64  # bytes fed at once: zstandard has no bound for what they may become, some two MiB at worst
+
+_Feed = Callable[[bytes, int], tuple[bytes, bytes | None]]
+"""Takes a piece and how much may come out of it; gives that, and, where the stream has ended, the bytes behind it."""
+
+
+def _inflating(window: int) -> Callable[[], _Feed]:
+    def start() -> _Feed:
+        inflater = zlib.decompressobj(window)
+
+        def feed(piece: bytes, room: int) -> tuple[bytes, bytes | None]:
+            return inflater.decompress(piece, room), inflater.unused_data if inflater.eof else None
+
+        return feed
+
+    return start
+
+
+def _unbrotling() -> _Feed:
+    import brotli  # type: ignore[import-untyped]  # it has no stubs
+
+    decoder = brotli.Decompressor()
+
+    def feed(piece: bytes, room: int) -> tuple[bytes, bytes | None]:
+        plain = decoder.process(piece, output_buffer_limit=room)
+        while len(plain) < room and (more := decoder.process(b"", output_buffer_limit=room - len(plain))):
+            plain += more
+        return plain, None
+
+    return feed
+
+
+def _unzstding() -> _Feed:
+    import zstandard
+
+    decoder = zstandard.ZstdDecompressor(max_window_size=1 << 23).decompressobj()
+
+    def feed(piece: bytes, room: int) -> tuple[bytes, bytes | None]:
+        return decoder.decompress(piece), decoder.unused_data if decoder.eof else None
+
+    return feed
 
 
 _GZIP = 31  # zlib's number for «gzip, with the largest window»
@@ -266,6 +361,14 @@ def _decode_one(body: bytes, name: bytes, limit: int) -> bytes | None:
         return None
     return None
 
+
+_STARTS: dict[bytes, tuple[Callable[[], _Feed], ...]] = {
+    b"gzip": (_inflating(_GZIP),),
+    b"x-gzip": (_inflating(_GZIP),),
+    b"deflate": (_inflating(15), _inflating(-15)),
+    b"br": (_unbrotling,),
+    b"zstd": (_unzstding,),
+}
 
 _MOST_MEMBERS = 16  # pieces of one gzip or zstd body; each costs a copy of what follows it
 
@@ -289,7 +392,7 @@ def _inflate(body: bytes, window: int, limit: int) -> bytes | None:
 
 
 def _unbrotli(body: bytes, limit: int) -> bytes | None:
-    import brotli  # type: ignore[import-untyped]  # it has no stubs
+    import brotli
 
     decoder = brotli.Decompressor()
     plain = b""

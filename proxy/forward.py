@@ -27,13 +27,14 @@ from proxy.usage import Scanner
 if TYPE_CHECKING:
     from proxy.generation import Generation, Plan
     from proxy.headers import Received
-    from proxy.redaction import StreamMask
+    from proxy.redaction import Redactor, StreamMask
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _ERROR_BODY = 256 * 1024  # bytes of an error answer that are collected to be understood and masked
+_ERROR_SEARCHED = 1024 * 1024  # of a compressed one that cannot be read in whole, decoded
 _COLLECTING_FLOOR = 256 * 1024 * 1024
 _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MOST_SENDINGS = 32  # two for each model that one client uses by turns
@@ -404,6 +405,8 @@ class Forwarder:
         if status >= 400:
             await self._error_answer(call, plan, answer, answered)
             return
+        if status == 304:  # no 2xx either, and without a body
+            answered.onward = _masked(call.generation.redactor(plan.credential), answered.onward)
 
         if call.generation.inquiries.known:
             call.generation.inquiries.forget(plan.route.project)
@@ -500,17 +503,21 @@ class Forwarder:
         if answered.encoding is not None:
             readable = bodies.decode(content, answered.encoding, 4 * _ERROR_BODY) if whole else None
         masked = redactor.data(readable) if readable is not None else None
-        head = [(name, redactor.data(value)) for name, value in answered.onward]
+        head = _masked(redactor, answered.onward)
         fault = errors.from_answer(
             answer.status, head, masked or b"", plan.credential.payment, lava_request_id=record.lava_request_id
         )
         if fault is not None:
             raise await self._explained(call, fault, plan.route.project)
+        if readable is None:
+            self._search_unreadable(answer, answered.encoding or b"", content, whole, redactor)
         record.outcome = Outcome.PROVIDER_ERROR
         raw = content
-        if answered.encoding is None:
-            content = masked or b""
-        elif masked is not None and masked != readable:
+        if masked is None:  # labelled with what it is not, perhaps
+            content = redactor.data(content)
+        elif answered.encoding is None:
+            content = masked
+        elif masked != readable:
             # The echo stood inside a compressed body: it can only be masked in the open.
             content = masked
             head = [pair for pair in head if pair[0] not in (b"content-encoding", b"content-length")]
@@ -539,6 +546,23 @@ class Forwarder:
             flight.told = True
             flight.task.uncancel()
         return fault
+
+    def _search_unreadable(
+        self, answer: Answer, encoding: bytes, content: bytes, whole: bool, redactor: Redactor
+    ) -> None:
+        """Raise ``Fault`` where a compressed error that cannot be read in whole shows our credential to whoever reads a part.
+
+        Where it does not, it passes as it came; one too long to be collected does not pass unsearched.
+        """
+        part = bodies.decode_prefix(content, encoding, _ERROR_SEARCHED)
+        if part and (not whole or redactor.data(part) != part):
+            raise Fault(
+                "upstream_protocol",
+                f"The answer is an error ({answer.status}) whose compressed body cannot be read in whole here; it is not "
+                "passed on, as it may repeat your credential.",
+                'Ask again with "Accept-Encoding: identity" to see it.',
+                details={"upstream_status": answer.status},
+            )
 
     async def _rest_of_error(self, call: Call, answer: Answer, masking: StreamMask, content: bytes) -> None:
         """An error answer too long to be collected: masked as it passes, also across its chunks."""
@@ -610,6 +634,10 @@ def _lacks_its_end(route: Route, answered: headers.Answered, scanner: Scanner) -
     """Whether a stream that is over ended without the end marker that its dialect has."""
     readable = answered.event_stream and answered.encoding is None
     return readable and route.ending is not Ending.UNKNOWN and not scanner.ended and scanner.error is None
+
+
+def _masked(redactor: Redactor, pairs: headers.Pairs) -> headers.Pairs:
+    return [(redactor.data(name), redactor.data(value)) for name, value in pairs]
 
 
 def _declared_length(call: Call) -> int | None:

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import copy
 import dataclasses
+import gzip
 import importlib
 import json
 import pickle
@@ -16,12 +17,15 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import brotli  # type: ignore[import-untyped]
 import psutil
 import pytest
+import zstandard
 from daemons import clean_environment
 from hostile_parsing import our_error
 from hostile_setup import (
@@ -657,6 +661,62 @@ def echoes_in_odd_places(stand: Stand) -> None:
             assert len(response.body) == len(body)
             assert response.body != body
             clean(response.body + str(response.headers).encode())
+
+
+@beyond
+def echoes_that_cannot_be_read(stand: Stand) -> None:
+    """A compressed error that is broken, too long, or no such thing at all gives no echo away: neither raw nor decoded."""
+    plain = b'{"error":{"message":"you sent %b","type":"x","param":null}}' % TOKEN.encode()
+    noise = random.Random(3).randbytes(1000)
+    codings: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+        "gzip": (gzip.compress, lambda raw: zlib.decompressobj(31).decompress(raw)),
+        "deflate": (zlib.compress, lambda raw: zlib.decompressobj().decompress(raw)),
+        "br": (brotli.compress, lambda raw: bytes(brotli.Decompressor().process(raw))),
+        "zstd": (zstandard.compress, lambda raw: zstandard.ZstdDecompressor().decompressobj().decompress(raw)),
+    }
+    for name, (compress, decode) in codings.items():
+        packed = compress(plain + noise)
+        three = f"{name}, {name}, {name}"
+        for label, body in (
+            (name, compress(plain + bytes(3_000_000))),
+            (name, compress(plain + random.Random(4).randbytes(400_000))),
+            (name, packed[:-300]),
+            (name, packed + b"more"),
+            (name, packed[:-20] + bytes(20)),
+            (three, compress(compress(compress(plain)))),
+            (name, plain),
+            (name.upper(), packed[:-300]),
+        ):
+            for status in (400, 403, 429, 500):
+                with stand.playing(answers(status, body, [(b"Content-Encoding", label.encode())])):
+                    response = stand.post("/v1/chat/completions")
+                said = response.body
+                clean(said + str(response.headers).encode())
+                with contextlib.suppress(zlib.error, brotli.error, zstandard.ZstdError):
+                    for _ in range(label.count(",") + 1):
+                        said = decode(said)
+                        clean(said)
+                if response.status != status:
+                    our_error(response, 502, "upstream_protocol")
+    for label in ("utf-8", "compress", "gzip"):
+        for body in (plain, b"x" * 262_100 + plain + b"y" * 1000):
+            with stand.playing(answers(404, body, [(b"Content-Encoding", label.encode())])):
+                response = stand.post("/v1/chat/completions")
+            assert response.status == 404
+            assert response.body == body.replace(TOKEN.encode(), b"*" * len(TOKEN))
+
+
+@beyond
+def echoes_beside_a_body(stand: Stand) -> None:
+    """The headers of every answer that is no 2xx are masked, their names as well, whether a body follows or not."""
+    key = LAVA_KEY.encode()
+    fields = [(b"X-Sent", TOKEN.encode()), (b"X-Hex", key.hex().encode()), (b"X-" + key.hex().encode(), b"1")]
+    for status in (304, 400, 401, 402, 403, 404, 429, 500, 503):
+        for method in ("POST", "HEAD"):
+            with stand.playing(answers(status, b"", fields)):
+                response = stand.ask(method, "/openai/v1/files", b"{}")
+            assert response.status == status
+            clean(str(response.headers).encode())
 
 
 @beyond

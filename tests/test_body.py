@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import random
 import time
 import tracemalloc
 import zlib
@@ -16,7 +17,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.body import decode, find_model, replace_model
+from proxy.body import decode, decode_prefix, find_model, replace_model
 from proxy.errors import Fault
 
 if TYPE_CHECKING:
@@ -436,3 +437,26 @@ def test_a_place_that_is_not_certain_is_refused() -> None:
     with pytest.raises(Fault) as caught:
         replace_model(found, "x")
     assert caught.value.code == "bad_request"
+
+
+@pytest.mark.parametrize("encoding", [name for name in ENCODERS if name.strip() not in (b"identity", b"")])
+def test_of_a_broken_body_the_beginning_is_read(encoding: bytes) -> None:
+    """What stands before a fault, a cut or the limit is found; behind a second member and in an inner coding, too."""
+    start, noise = b'{"error":"the beginning"}', random.Random(1).randbytes(3000)
+    encode = ENCODERS[encoding]
+    whole = encode(start + noise)
+    for broken in (whole[:-500], whole + b"tail", whole[:-30] + bytes(30)):
+        assert decode_prefix(broken, encoding, LIMIT).startswith(start)
+    bomb = decode_prefix(encode(start + bytes(4 * LIMIT)), encoding, LIMIT)
+    assert bomb.startswith(start)
+    assert len(bomb) == LIMIT
+    assert decode_prefix(encode(encode(start)), encoding + b", " + encoding, LIMIT) == start
+    assert decode_prefix(start, b"gzip", LIMIT) == b""
+    assert decode_prefix(whole, b"nonsense", LIMIT) == b""
+    assert decode_prefix(gzip.compress(start) * 3, b"gzip", LIMIT) == start * 3
+
+
+@given(st.binary(max_size=300), st.sampled_from([*ENCODERS, b"gzip, br", b"br, gzip, zstd", b"x, gzip", b"", b","]))
+def test_any_bytes_are_read_in_part_safely(body: bytes, encoding: bytes) -> None:
+    """Whatever is called compressed is read within the limit, without an error."""
+    assert len(decode_prefix(body, encoding, 100)) <= 100
