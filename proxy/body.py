@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from proxy import documents
@@ -79,12 +80,14 @@ def raw_model(body: bytes) -> bytes:
     if found or _SURROGATE.search(body) is None:
         return found
     # Half a surrogate pair (an emoji that a tool cut in two) is sound JSON, but msgspec refuses it.
-    return documents.raw_model(_SURROGATE.sub(rb"\\u0000", body))
+    return documents.raw_model(_SURROGATE.sub(rb"\\u0000", body, _MOST_SURROGATES))
 
 
-_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-# Not a whole pair: that may be a part of the very name.
-_SURROGATE = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+_HIGH, _LOW = rb"[dD][89abAB][0-9a-fA-F]{2}", rb"[dD][c-fC-F][0-9a-fA-F]{2}"
+# Not a whole pair: that may be a part of the very name. Both kinds begin with the same two bytes, so that a search leaps
+# from one backslash to the next.
+_SURROGATE = re.compile(rb"\\u(?:%b(?!\\u%b)|(?<!\\u%b\\u)%b)" % (_HIGH, _LOW, _HIGH, _LOW))
+_MOST_SURROGATES = 10_000
 _LONGEST_NAME = 1024  # characters; no model is called that, and names go into the log
 
 
@@ -111,6 +114,7 @@ def model_of(body: bytes, raw: bytes, *, decoded: bool = False) -> Model:
     return Model(_text(raw), body, decoded, raw)
 
 
+_MOST_PLACES = 4096  # where the name might stand; each round of the search below reads the whole document
 _KEY = rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"[ \t\r\n]*:[ \t\r\n]*'
 
 
@@ -129,7 +133,10 @@ def replace_model(found: Model, name: str) -> bytes:
     # msgspec tells the value, not its place. Every place where that member could stand gets a value that no client sends,
     # by halves, and the reader itself says in which half the one is that it reads (of duplicates the last).
     body = found.body
-    places = [match.span(1) for match in re.finditer(_KEY + rb"(" + re.escape(found.raw) + rb")", body)]
+    matches = re.finditer(_KEY + rb"(" + re.escape(found.raw) + rb")", body)
+    places = [match.span(1) for match in islice(matches, _MOST_PLACES + 1)]
+    if len(places) > _MOST_PLACES:
+        raise _ambiguous()
     probe = b'"\\u0000' + new[1:-1] + b'\\u0000"'
     while len(places) > 1:
         half = places[: len(places) // 2]
@@ -170,15 +177,21 @@ def _in_multipart(body: bytes, content_type: bytes, decoded: bool) -> Model:
     return Model(name, body, decoded, span=span, boundary=boundary)
 
 
+_MOST_PARTS = 1000  # of a form: each costs some microseconds, in which nobody else is served
+
+
 def _fields(body: bytes, boundary: bytes) -> tuple[str | None, tuple[int, int] | None]:
     """The last form field named ``model``: its value, and its place in ``body``."""
     from python_multipart.exceptions import FormParserError
     from python_multipart.multipart import MultipartParser, parse_options_header
 
-    state: dict[str, Any] = {"header": b"", "value": b"", "ours": False, "start": None, "end": None}
+    state: dict[str, Any] = {"header": b"", "value": b"", "ours": False, "start": None, "end": None, "parts": 0}
     found: tuple[bytes, int, int] | None = None
 
     def part_begin() -> None:
+        state["parts"] += 1
+        if state["parts"] > _MOST_PARTS:
+            raise FormParserError("too many parts")
         state.update(ours=False, start=None, end=None)
 
     def header_field(data: bytes, start: int, end: int) -> None:

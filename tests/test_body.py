@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import random
@@ -347,6 +348,32 @@ def test_a_large_form_is_read_in_reasonable_time() -> None:
     began = time.monotonic()
     assert model_of(form(FILE + noise, MODEL), FORM) == "whisper-1"
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b'{"messages":[],' + b'"model":"fast",' * 600_000 + b'"z":1}', JSON_TYPE),
+        (b'{"model":"fast","z":[' + b'{"model":"fast"},' * 600_000 + b"0]}", JSON_TYPE),
+        (b'{"model":"fast","z":"' + b"\\ud800" * 1_500_000 + b'"}', JSON_TYPE),
+        (b"[" * 40_000_000, JSON_TYPE),
+        (b'{"z":' * 8_000_000, JSON_TYPE),
+        (b'{"model":"fast","z":' + b"9" * 40_000_000 + b"}", JSON_TYPE),
+        (b"--XX\r\n\r\nx\r\n" * 1_000_000 + b"--XX--\r\n", FORM),
+        (b'--XX\r\ncontent-disposition: form-data; name="model"\r\n\r\nfast\r\n' * 200_000 + b"--XX--\r\n", FORM),
+        (b"--XX\r\n" + b"a: b\r\n" * 1_000_000, FORM),
+    ],
+    ids=["twice", "nested", "halves", "deep", "deeper", "digits", "parts", "models", "headers"],
+)
+def test_no_body_holds_everybody_up(body: bytes, content_type: bytes) -> None:
+    """Whatever a stranger packs into a body of the allowed size, looking for its model takes a part of a second."""
+    began = time.process_time()
+    found = find_model(body, content_type, None, len(body))
+    if found.name is not None:
+        with contextlib.suppress(Fault):
+            replace_model(found, "new")
+    # Milliseconds each, where a look at every part took up to half a minute; the rest is for slow machines.
+    assert time.process_time() - began < 1.0
 
 
 # --- compression -----------------------------------------------------------------------------------------------------
