@@ -94,6 +94,8 @@ _LOOSE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _VERSION_AT_END = re.compile(rb" HTTP/(\d{1,3})\.(\d{1,3})\Z")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})((?:[ \t]*+;[\t\x20-\x7e\x80-\xff]*+)?+)\r\n\Z")
 
+_PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,6})\r\n")
+
 _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 _FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"))
 _REQUEST_LINE_SLACK = 64  # method, version, spaces: what a request line holds beside its target
@@ -357,6 +359,14 @@ class ChunkedBody:
         pieces = []
         size = len(data)
         while position < size and not self.done:
+            if not (self._line or self._left or self._after_data or self._in_trailers):
+                # A whole small chunk, all of it here: a body of nothing else must not hold everybody up.
+                line = _PLAIN_SIZE.match(data, position)
+                start, length = (line.end(), int(line[1], 16)) if line is not None else (position, 0)
+                if length and data.startswith(b"\r\n", start + length):
+                    pieces.append(data[start : start + length])
+                    position = start + length + 2
+                    continue
             if self._left:
                 piece = data[position : position + self._left]
                 pieces.append(piece)
