@@ -113,6 +113,7 @@ class Call:
         "record",
         "scope",
         "send",
+        "total",
     )
 
     def __init__(
@@ -141,6 +142,8 @@ class Call:
         self.plan: Plan | None = None
         self.opened: Answer | None = None
         self.answering = False
+        self.total: int | None = None
+        """The length that the answer has declared."""
 
 
 class ClientGone(Exception):
@@ -421,7 +424,7 @@ class Forwarder:
         """Bytes out as they come in. One chunk is held at a time."""
         record, flight, send = call.record, call.flight, call.send
         assert flight is not None  # noqa: S101  (made before the request was opened)
-        total = answered.length if answer.framing == "length" else None
+        total = call.total = answered.length if answer.framing == "length" else None
         call.answering = True
         flight.wait(Phase.WRITE)
         whole = answer.whole() if call.direct is not None else None
@@ -437,7 +440,7 @@ class Forwarder:
         if whole:
             await send({"type": "http.response.body", "body": whole, "more_body": True})
             scanner.feed(whole)
-        done = len(whole or b"")
+        done = record.bytes_out = len(whole or b"")
         read, feed = answer.read, scanner.feed
         try:
             while True:
@@ -482,8 +485,10 @@ class Forwarder:
                 fault, route.dialect, record.request_id, project=route.project, provider=route.provider.name
             )
             event = error_event(route.dialect, route.ending, error)
-            record.bytes_out += len(event)
-            await call.send({"type": "http.response.body", "body": event, "more_body": True})
+            # It must not be cut by the declared length, and not fill it up either: then the answer would look whole.
+            if call.total is None or record.bytes_out + len(event) < call.total:
+                record.bytes_out += len(event)
+                await call.send({"type": "http.response.body", "body": event, "more_body": True})
         raise Broken(fault.message)
 
     async def _error_answer(self, call: Call, plan: Plan, answer: Answer, answered: headers.Answered) -> None:

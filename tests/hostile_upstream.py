@@ -898,3 +898,23 @@ def http_1_0_upstream(stand: Stand) -> None:
     sound(stand.last)
     with stand.playing(echo):
         assert stand.post("/v1/chat/completions").status == 200
+
+
+@beyond
+def streams_of_a_declared_length(stand: Stand) -> None:
+    """An event stream with a Content-Length that breaks: told where there is room for it, broken in any case, never filled up."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n"
+
+    def cut(left: int) -> Response:
+        response, outcome = asked_once(stand, says(head % (len(DELTA) + left) + DELTA), STREAM)
+        assert outcome == "truncated"
+        return response
+
+    broken = cut(5000)
+    told(broken, DELTA)
+    event = len(broken.body) - len(DELTA)
+    told(cut(event + 1), DELTA)
+    for left in (1, 10, event // 2, event - 1, event):
+        silent = cut(left)
+        assert not silent.complete
+        assert silent.body == DELTA
