@@ -369,9 +369,12 @@ class Forwarder:
         if sent is None:
             return None
         key = sent[1].decode("utf-8", "replace")
-        if not (key.isascii() and key.isprintable()):
+        # A space: another scheme than Bearer, or two words in a header for a key. Neither is one, and a local key may stand in it.
+        if not (key.isascii() and key.isprintable()) or " " in key:
             raise Fault(
-                "bad_request", "The provider key of this request has characters that no key has.", "Check the key."
+                "bad_request",
+                "The provider key of this request has characters that no key has.",
+                "Send the key alone in its header, or as `Authorization: Bearer <key>`.",
             )
         return key
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -564,6 +565,27 @@ def other_places_for_keys(stand: Stand) -> None:
             [("x-api-key", f"{wrong},{LOCAL_KEY}")],
         ):
             our_error(stand.ask("GET", "/openai/v1/files", headers=pairs, at="keyed"), (400, 401))
+
+
+@beyond
+def a_tools_own_key_is_one_word(stand: Stand) -> None:
+    """With ``byok = "client"`` what is no key is not sent to Lava as one; least of all a local key in another dress."""
+    running = stand.start('[server]\nkeys = ["env:LOCAL_KEY"]\n[projects.byok]\nbyok = "client"\n')
+    basic = base64.b64encode(f"user:{LOCAL_KEY}".encode()).decode()
+    own = {"x-lava-proxy-key": LOCAL_KEY}
+    for headers in (
+        {"Authorization": f"Basic {basic}"},
+        {"Authorization": f"Token {LOCAL_KEY}"},
+        {"x-api-key": f"Bearer {LOCAL_KEY}"},
+        {"Authorization": "Bearer two words"},
+    ):
+        with stand.untouched(running):
+            our_error(stand.post("/openai/v1/x", headers={**own, **headers}, at=running), 400, "bad_request")
+    assert stand.post("/openai/v1/x", headers={**own, "Authorization": "Bearer oneword"}, at=running).status == 200
+    sound(
+        stand.last,
+        f"Bearer {mint_token(LAVA_KEY, connection_id=None, meter_slug=None, provider_key='oneword')}".encode(),
+    )
 
 
 @beyond
