@@ -390,7 +390,10 @@ def run(stand: Stand, count: int, seed: int) -> Report:
         prepared = []
         for number in range(count):
             rng = random.Random(seed + number)
-            raw = mutate(rng.choice(sound_ones), rng, sound_ones).replace(b"PORT", b"%d" % running.port)
+            before_damage = rng.choice(sound_ones)
+            raw = mutate(before_damage, rng, sound_ones).replace(b"PORT", b"%d" % running.port)
+            if rng.random() < 0.3:  # what is remembered of the sound one must not decide on the damaged one behind it
+                raw = before_damage.replace(b"Connection: close\r\n", b"") + raw
             size = len(raw)
             cuts = (
                 sorted(rng.sample(range(1, size), min(size - 1, rng.randrange(3))))
