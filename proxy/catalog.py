@@ -46,6 +46,8 @@ async def answer(generation: Generation, dialect: Dialect, project_name: str, re
         content = bodies.decode(content, encoding, _MOST_BYTES) or b""
     request_id = lookup.get(b"x-lava-request-id")
     record.lava_request_id = request_id.decode("ascii", "replace")[:200] if request_id is not None else None
+    if 300 <= opened.status < 400:
+        raise errors.redirected(opened.status)
     if opened.status != 200:
         from proxy.redaction import Redactor
 
@@ -56,10 +58,9 @@ async def answer(generation: Generation, dialect: Dialect, project_name: str, re
             "spend key" if project.spend_key is not None else "secret key",
             secret.hint if secret is not None else "",
         )
-        masked = Redactor([secret.reveal()] if secret is not None else []).data(content)
-        fault = errors.from_answer(
-            opened.status, opened.headers, masked, payment, lava_request_id=record.lava_request_id
-        )
+        mask = Redactor([secret.reveal()] if secret is not None else []).data
+        told = [(name, mask(value)) for name, value in opened.headers]
+        fault = errors.from_answer(opened.status, told, mask(content), payment, lava_request_id=record.lava_request_id)
         raise fault or _not_a_list(opened.status)
     record.status = 200
     body = compact(_shape(_entries(content), list(generation.table.aliases), dialect))

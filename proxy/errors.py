@@ -223,6 +223,16 @@ def render(
     return Reply(fault.status, headers, body)
 
 
+def redirected(status: int) -> Fault:
+    """What a client is told of a redirect of Lava's, whatever it asked for."""
+    return Fault(
+        "upstream_redirect",
+        f"Lava answered with a redirect ({status}), which is never followed: it would carry your credential elsewhere.",
+        "Check lava.base_url; Lava itself does not redirect.",
+        details={"upstream_status": status},
+    )
+
+
 _REFUSALS: Mapping[str, str] = {
     "request_timeout": "Send the whole request without long pauses.",
     "target_too_long": "Shorten the address; long data belongs in the body.",

@@ -397,12 +397,7 @@ class Forwarder:
         record, status = call.record, answer.status
         record.first_byte_s = monotonic() - record.started
         if 300 <= status < 400 and status != 304:
-            raise Fault(
-                "upstream_redirect",
-                f"Lava answered with a redirect ({status}), which is never followed: it would carry your credential elsewhere.",
-                "Check lava.base_url; Lava itself does not redirect.",
-                details={"upstream_status": status},
-            )
+            raise errors.redirected(status)
         answered = headers.to_client(answer.headers, keep_length=answer.framing == "length" or record.method == "HEAD")
         if answered.lava_request_id is not None:
             record.lava_request_id = answered.lava_request_id.decode("ascii", "replace")[:200]

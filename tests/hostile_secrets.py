@@ -717,6 +717,13 @@ def echoes_beside_a_body(stand: Stand) -> None:
                 response = stand.ask(method, "/openai/v1/files", b"{}")
             assert response.status == status
             clean(str(response.headers).encode())
+    # The list of models asks Lava with the bare key, and keeps what tells a tool when to come back.
+    fields = [(b"Retry-After", key), (b"X-Lava-Request-Id", key), (b"X-RateLimit-Reset", key.hex().encode())]
+    for status in (401, 402, 403, 429, 500):
+        with stand.playing(answers(status, error_body("no", str(status)), fields)):
+            response = stand.ask("GET", "/v1/models")
+        assert response.status == status
+        clean(response.body + str(response.headers).encode())
 
 
 @beyond

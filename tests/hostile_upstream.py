@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import brotli  # type: ignore[import-untyped]  # it has no stubs
 import zstandard
 from daemons import free_port
+from hostile_parsing import our_error
 from hostile_setup import (
     CHAT,
     CLOSE_SSE_HEAD,
@@ -918,3 +919,17 @@ def streams_of_a_declared_length(stand: Stand) -> None:
         silent = cut(left)
         assert not silent.complete
         assert silent.body == DELTA
+
+
+@beyond
+def the_list_of_models_is_not_redirected(stand: Stand) -> None:
+    """``GET /v1/models``, which Lava is asked for with the bare key, follows no redirect either, and says so."""
+    for status in (301, 302, 303, 307, 308):
+        for place in (stand.upstream.url.encode() + b"/elsewhere", b"http://evil.example/", b"/v1/other"):
+            seen = stand.since()
+            with stand.playing(answers(status, b"", [(b"Location", place), (b"Set-Cookie", b"a=b")])):
+                response = stand.ask("GET", "/v1/models")
+            our_error(response, 502, "upstream_redirect")
+            assert response.header("x-should-retry") == "false"
+            assert response.header("location") is None
+            assert [each.target for each in seen()] == [b"/v1/models"]
