@@ -315,8 +315,8 @@ def _readable_by(origin: bytes, send: Send) -> Send:
 
     async def readable(message: Any) -> None:
         if message["type"] == "http.response.start":
-            names = {name for name, _ in message["headers"]}
-            more = [pair for pair in gate.readable_by(origin) if pair[0] not in names]
+            # By pair: an upstream's own Vary says nothing of the origin.
+            more = [pair for pair in gate.readable_by(origin) if pair not in message["headers"]]
             message = {**message, "headers": [*message["headers"], *more]}
         await send(message)
 

@@ -568,6 +568,29 @@ def other_places_for_keys(stand: Stand) -> None:
 
 
 @beyond
+def a_listed_page_is_named_in_every_answer(stand: Stand) -> None:
+    """Whatever the upstream says of CORS and caches, an answer to a listed page names it once and varies by it."""
+    page = "https://app.example"
+    asked = {"Origin": page, "Authorization": f"Bearer {LOCAL_KEY}"}
+    for sent in (
+        [(b"Vary", b"Accept-Encoding")],
+        [(b"Vary", b"accept"), (b"Vary", b"accept-language")],
+        [(b"Access-Control-Allow-Origin", b"*"), (b"Access-Control-Allow-Credentials", b"true")],
+        [(b"Access-Control-Expose-Headers", b"*"), (b"Connection", b"vary, access-control-allow-origin")],
+        [],
+    ):
+        for status in (200, 404, 401):
+            with stand.playing(answers(status, b"{}", sent)):
+                response = stand.post("/v1/chat/completions", headers=asked, at="keyed")
+            assert response.status == status
+            assert response.header("access-control-allow-origin") == page
+            assert response.header("access-control-allow-credentials") is None
+            assert response.header("access-control-expose-headers") != "*"
+            varies = [value.lower() for name, value in response.headers if name == "vary"]
+            assert varies.count("origin") == 1, (sent, varies)
+
+
+@beyond
 def a_tools_own_key_is_one_word(stand: Stand) -> None:
     """With ``byok = "client"`` what is no key is not sent to Lava as one; least of all a local key in another dress."""
     running = stand.start('[server]\nkeys = ["env:LOCAL_KEY"]\n[projects.byok]\nbyok = "client"\n')
