@@ -331,6 +331,9 @@ class Forwarder:
             raise ClientGone
         first: bytes = message.get("body", b"")
         if not message.get("more_body", False):
+            limit = call.generation.settings.server.max_body_bytes
+            if len(first) > limit:
+                raise _too_large(limit)
             call.record.bytes_in = len(first)
             return first
         return self._pieces(call, first)

@@ -695,3 +695,24 @@ def compressed_bombs(stand: Stand) -> None:
         assert stand.last.body == body
         assert stand.last.header(b"content-encoding") == encoding.encode()
     assert rss(running) - before < 150 << 20
+
+
+@beyond
+def the_limit_is_the_limit(stand: Stand) -> None:
+    """One byte more than ``max_body_bytes`` is too many in every framing, whole in one segment or not; the limit passes."""
+    running = stand.start("[server]\nmax_body_bytes = 20000\n")
+    for path in ("/openai/v1/files", "/v1/chat/completions"):
+        for sizes in ([20_000], [10_000] * 2, [1000] * 20, [4] * 5000):
+            for extra in (0, 1):
+                pieces = [*sizes[:-1], sizes[-1] + extra]
+                body = b"".join(b"%x\r\n%b\r\n" % (size, b"x" * size) for size in pieces) + b"0\r\n\r\n"
+                raw = head(running.port, f"POST {path} HTTP/1.1", "Transfer-Encoding: chunked") + body
+                with stand.client(running) as client:
+                    client.push(raw)
+                    response = client.response()
+                if extra:
+                    our_error(response, 413, "body_too_large")
+                    assert response.header("connection") == "close"
+                else:
+                    assert response.status == 200
+                    assert len(stand.last.body) == 20_000
