@@ -413,6 +413,7 @@ def route(method: str, place: Place, query: bytes, project_name: str, model: str
     replace = name if name != model else None
     if place.model is not None and replace is not None:
         rest, replace = b"models/" + _raw_name(rest.partition(b"/")[2], replace), None
+        check_target(rest)  # behind a prefix with an encoded slash a name may be a segment of its own: "groq%2F.."
     if provider.name == "google" and place.dialect is not Dialect.GOOGLE:
         provider = table.providers[b"googleOpenaiCompatible"]
     if provider.dialect is place.dialect:

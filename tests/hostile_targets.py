@@ -294,6 +294,19 @@ def other_ways_up_and_out(stand: Stand) -> None:
 
 
 @beyond
+def no_way_up_behind_a_prefix(stand: Stand) -> None:
+    """A provider's prefix that goes leaves no dot segment behind, whichever way its slash and the dots are written."""
+    for prefix in ("/v1", "", "/p/default/v1", "//v1/"):
+        for name in ("groq%2f..", "groq%2F%2e%2E", "groq%2f.", "groq%2f%2e", "openai%2F..", "mistral%2f.%2e"):
+            for method in ("GET", "DELETE", "HEAD"):
+                with stand.untouched():
+                    response = stand.ask(method, f"{prefix}/models/{name}")
+                    assert (response.status, response.code) == (400, "bad_target"), (prefix, name)
+    assert stand.ask("GET", "/v1/models/groq%2fa..b").status == 200
+    assert target_url(stand.last) == "https://api.groq.com/openai/v1/models/a..b"
+
+
+@beyond
 def names_that_are_not_providers(stand: Stand) -> None:
     """Whatever stands first in a path is a provider's name or nothing: no host, no port, no property of an object."""
     for first in (

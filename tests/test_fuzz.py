@@ -169,6 +169,8 @@ def host_of(url: str) -> str:
 
 @settings(max_examples=1200, deadline=None)
 @given(st.tuples(METHODS, TARGETS | KNOWN, MODELS, PROJECTS))
+@example(("GET", b"/v1/models/groq%2f..", None, None))
+@example(("DELETE", b"/p/site/models/mine%2F%2e%2E", None, None))
 @example(("POST", b"/groq/v1/chat/completions?u=https://evil.example&key=x&u%3d", None, None))
 @example(("POST", b"/p/agent/v1/chat/completions?%75=https://evil.example&metadata={}&a=b", "fast", None))
 def test_whatever_address_comes_one_line_leaves_for_the_providers_own_host(asked: Asked) -> None:
@@ -191,6 +193,7 @@ def test_whatever_address_comes_one_line_leaves_for_the_providers_own_host(asked
         assert [name for name, _ in items] == ["u"]
         url = items[0][1]
         assert host_of(url) == host_of(base) == urlsplit(url).netloc
+        assert not re.search(r"/(\.|%2e){1,2}(/|$)", url.partition("?")[0], re.IGNORECASE)
         names = [unquote_plus(item.partition("=")[0]) for item in url.partition("?")[2].split("&")]
         assert "key" not in names
     elif path.startswith("rewrite/"):
