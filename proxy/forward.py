@@ -160,6 +160,7 @@ class Forwarder:
     def __init__(self, flights: Flights) -> None:
         self.flights = flights
         self.collected = 0
+        self._decoding = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, call: Call, admitted: Admitted) -> None:
@@ -198,7 +199,8 @@ class Forwarder:
                 elif len(whole) > generation.settings.server.max_body_bytes:
                     raise _too_large(generation.settings.server.max_body_bytes)
                 record.bytes_in = len(whole)
-                sending, content = self._sending_by_body(call, admitted, whole)
+                found = None if admitted.json else await self._find_model(call, whole)
+                sending, content = self._sending_by_body(call, admitted, whole, found)
             else:
                 sending = self._sending(call, admitted, None)
                 content, length = await self._stream(call, declared), declared
@@ -263,23 +265,30 @@ class Forwarder:
             generation.remember(key, plan)
         return plan
 
-    def _sending_by_body(self, call: Call, admitted: Admitted, whole: bytes) -> tuple[Sending, bytes]:
-        """Where ``model`` in the body sends it, and the body to send: as it came unless the name must be replaced."""
+    async def _find_model(self, call: Call, whole: bytes) -> bodies.Model:
+        """The model of a body that is no plain JSON. A compressed one is decoded in a thread, for a few bytes can become
+        ``max_body_bytes``, and one at a time, for so many can be held."""
+        noted, limit = call.received.noted, call.generation.settings.server.max_body_bytes
+        encoding = noted.get(b"content-encoding")
+        if encoding is None:
+            return bodies.find_model(whole, noted.get(b"content-type"), None, limit)
+        async with self._decoding:
+            return await asyncio.to_thread(bodies.find_model, whole, noted.get(b"content-type"), encoding, limit)
+
+    def _sending_by_body(
+        self, call: Call, admitted: Admitted, whole: bytes, found: bodies.Model | None
+    ) -> tuple[Sending, bytes]:
+        """Where ``model`` in the body sends it, and the body to send: as it came unless the name must be replaced.
+
+        ``found`` is ``None`` for plain JSON, in which the model is yet to be found.
+        """
         raw = b""
-        if admitted.json:
+        if found is None:
             raw = bodies.raw_model(whole)
             known = admitted.sendings.get(raw) if raw else None
             if known is not None:
                 return _chosen(call, known), whole
             found = bodies.model_of(whole, raw)
-        else:
-            noted = call.received.noted
-            found = bodies.find_model(
-                whole,
-                noted.get(b"content-type"),
-                noted.get(b"content-encoding"),
-                call.generation.settings.server.max_body_bytes,
-            )
         sending = self._sending(call, admitted, found.name)
         replace = sending.plan.route.replace
         if replace is None:
