@@ -669,6 +669,19 @@ def test_serve_says_where_it_listens_and_who_pays(daemon: StartDaemon) -> None:
     assert running.stop() == 0
 
 
+def test_serve_stopped_while_it_is_still_loading_is_0(tmp_path: Path) -> None:
+    """A service manager that changes its mind at once sees a clean stop, not a death by signal."""
+    code = (
+        "import os, sys, time, proxy.cli.serve as serve\n"
+        "serve.run = lambda *_: (os.kill(os.getpid(), 15), time.sleep(20))\n"
+        "sys.argv = ['lava-proxy', 'serve']\n"
+        "from proxy.cli import main\nmain()\n"
+    )
+    environment = clean_environment(tmp_path)
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+
+
 def test_serve_on_a_port_in_use_is_75(tmp_path: Path) -> None:
     """Port in use: 75 and the port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

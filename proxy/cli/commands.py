@@ -83,6 +83,11 @@ def serve(
     config: Config = None,
 ) -> None:
     """Run the daemon."""
+    import signal
+    import sys
+
+    # Until the server has its own way down: a stop while it is still being loaded is a clean one, also for PID 1.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from proxy.cli.serve import run
 
     raise typer.Exit(run(_config(context, config), host or (), port))
