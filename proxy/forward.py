@@ -54,6 +54,8 @@ class Connection(Protocol):
     def abort(self) -> None: ...
     def take_body(self) -> bytes | None: ...
     def respond(self, status: int, headers: headers.Pairs, body: bytes) -> bool: ...
+    def pass_on(self, piece: bytes) -> bool: ...
+    async def drain(self) -> None: ...
 
 
 class Sending(Unshown):
@@ -144,6 +146,21 @@ class Call:
         self.answering = False
         self.total: int | None = None
         """The length that the answer has declared."""
+
+
+class _AnyFront:
+    """For a front that knows ASGI alone: it takes a piece, and sends it where there is time to wait."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._piece = b""
+
+    def pass_on(self, piece: bytes) -> bool:
+        self._piece = piece
+        return False
+
+    async def drain(self) -> None:
+        await self._send({"type": "http.response.body", "body": self._piece, "more_body": True})
 
 
 class ClientGone(Exception):
@@ -434,7 +451,7 @@ class Forwarder:
         """Bytes out as they come in. One chunk is held at a time."""
         record, flight, send = call.record, call.flight, call.send
         assert flight is not None  # noqa: S101  (made before the request was opened)
-        total = call.total = answered.length if answer.framing == "length" else None
+        call.total = answered.length if answer.framing == "length" else None
         call.answering = True
         flight.wait(Phase.WRITE)
         whole = answer.whole() if call.direct is not None else None
@@ -447,30 +464,23 @@ class Forwarder:
                 record.outcome = Outcome.INCOMPLETE
             return
         await send({"type": "http.response.start", "status": answer.status, "headers": answered.onward})
-        if whole:
-            await send({"type": "http.response.body", "body": whole, "more_body": True})
-            scanner.feed(whole)
-        done = record.bytes_out = len(whole or b"")
-        read, feed = answer.read, scanner.feed
+        client, feed = call.connection or _AnyFront(send), scanner.feed
+
+        def take(chunk: bytes) -> bool:
+            # Every chunk of every stream, in the very turn of the loop in which it came.
+            flight.since = monotonic()
+            feed(chunk)
+            record.bytes_out += len(chunk)
+            return client.pass_on(chunk)
+
+        flight.wait(Phase.READ)
         try:
-            while True:
-                # ``flight.wait``, written out: this is done twice for every chunk of every stream.
-                flight.phase, flight.since = Phase.READ, monotonic()
-                chunk = await read()
-                if not chunk:
-                    break
-                feed(chunk)
-                done += len(chunk)
-                record.bytes_out = done
-                flight.phase, flight.since = Phase.WRITE, monotonic()
-                if done == total:
-                    # The length says that this was all: one message fewer.
-                    await send({"type": "http.response.body", "body": chunk, "more_body": False})
-                    scanner.finish()
-                    if _lacks_its_end(route, answered, scanner):
-                        record.outcome = Outcome.INCOMPLETE
-                    return
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            going = not whole or take(whole)
+            while not (going and await answer.pour(take)):
+                going = True
+                flight.wait(Phase.WRITE)
+                await client.drain()
+                flight.wait(Phase.READ)
         except UpstreamError as error:
             record.outcome, record.upstream_error = Outcome.TRUNCATED, error.detail
             await self._break(call, _cut_off("Lava's connection broke in the middle of the answer."))

@@ -69,7 +69,7 @@ class Exchange:
     """One request and its response: what the application calls, and what the forwarder watches.
 
     As ``scope["extensions"]["lava_proxy.connection"]`` it offers ``on_disconnect``, ``abort``,
-    ``write_stalled_since``, ``client_error``, ``length`` and ``memory``, and the short ways ``take_body`` and ``respond``. It holds no scope: both die by reference count
+    ``write_stalled_since``, ``client_error``, ``length`` and ``memory``, and the short ways ``take_body``, ``respond``, ``pass_on`` and ``drain``. It holds no scope: both die by reference count
     alone.
     """
 
@@ -263,6 +263,16 @@ class Exchange:
         self._start(status, headers)
         self._continue(body, False)
         return True
+
+    def pass_on(self, piece: bytes) -> bool:
+        """Send a piece of the body of a response that was started. False where the client has to read first: ``drain``."""
+        if not self.gone:
+            self._continue(piece, True)
+        return not self._protocol.flow.write_paused
+
+    async def drain(self) -> None:
+        """Wait until the client has read enough, or is gone."""
+        await self._protocol.flow.drain()
 
     async def receive(self) -> Message:
         """Body, its end, then, when the client leaves or the response is complete, ``http.disconnect``.

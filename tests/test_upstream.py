@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import gzip
+import itertools
 import os
 import random
 import socket
@@ -125,17 +126,35 @@ class Outcome:
     sent: bool = True
 
 
+WAYS = itertools.cycle(["read", "pour", "pour with pauses", "whole"])
+
+
 async def fetch(engine: Engine, out: Outgoing) -> Outcome:
-    """Make the request and read all that comes."""
+    """Make the request and take all that comes, in one way after the other: each must give the same."""
+    way, pieces = next(WAYS), 0
+
+    def take(data: bytes) -> bool:
+        nonlocal pieces
+        assert data
+        outcome.body += data
+        pieces += 1
+        return way == "pour" or pieces % 2 == 0
+
     try:
         got = await engine.open(out)
     except UpstreamError as exc:
         return Outcome("refused " + exc.kind, sent=exc.sent)
     outcome = Outcome("ok", got.status, got.headers, got.framing)
     try:
+        if way == "whole":
+            outcome.body = got.whole() or b""
+        while way.startswith("pour") and not await got.pour(take):
+            pass
         while data := await got.read():
             outcome.body += data
         assert await got.read() == b""
+        assert await got.pour(take)
+        assert not got.whole()
     except UpstreamError as exc:
         outcome.end = "broken " + exc.kind
         outcome.sent = exc.sent
@@ -783,6 +802,41 @@ def test_a_second_response_reaches_no_other_request(kind: Kind, framing: str, la
     with Upstream(script) as upstream:
         kind.run(use)
         assert len(upstream.requests) == len(LEFTOVERS)
+
+
+@every_engine
+def test_who_takes_a_body_may_fail(kind: Kind) -> None:
+    """What ``take`` raises comes out where ``pour`` was awaited, whenever its piece came; the connection goes."""
+    go = threading.Event()
+
+    def script(peer: Peer) -> None:
+        while peer.request() is not None:
+            peer.send(answer(headers=[(b"transfer-encoding", b"chunked")], length=False), b"1\r\nx\r\n")
+            assert go.wait(20)
+            peer.send(b"1\r\ny\r\n0\r\n\r\n")
+
+    async def use(engine: Engine) -> None:
+        for fatal in (b"x", b"y"):
+            go.clear()
+            seen: list[bytes] = []
+
+            def take(data: bytes, fatal: bytes = fatal, seen: list[bytes] = seen) -> bool:
+                seen.append(data)
+                go.set()
+                if data == fatal:
+                    raise LookupError(data)
+                return True
+
+            got = await engine.open(get(upstream.origin))
+            with pytest.raises(LookupError):
+                await got.pour(take)
+            await got.aclose()
+            assert seen[-1] == fatal
+        assert (await fetch(engine, get(upstream.origin))).body == b"xy"
+
+    with Upstream(script) as upstream:
+        kind.run(use)
+        assert len(upstream.requests) == 3
 
 
 @every_engine

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from proxy.redaction import Unshown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 Framing = Literal["length", "chunked", "close", "none"]
 """How the end of a body is known. Over HTTP/2, where frames say it, a body without a length counts as
@@ -92,6 +92,12 @@ class Answer(Protocol):
         ``b""`` only at a proper end, or at the end of the connection where ``framing`` is ``close``; again
         and again after that. Raises ``UpstreamError`` when the body breaks off, its framing is wrong, or it was closed
         before its end.
+        """
+
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        """Give the body to ``take`` as it comes, until its end (True) or until ``take`` has enough for now (False).
+
+        Ends and raises as ``read`` does; what ``take`` raises passes through.
         """
 
     def whole(self) -> bytes | None:

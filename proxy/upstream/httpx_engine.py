@@ -41,7 +41,7 @@ from proxy.upstream import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 
     import httpcore2
 
@@ -203,6 +203,12 @@ class HttpxAnswer:
             raise self._fault from exc
         self._ended = True
         return b""
+
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        while chunk := await self.read():
+            if not take(chunk):
+                return False
+        return True
 
     def whole(self) -> bytes | None:
         return None  # it comes piece by piece

@@ -355,7 +355,18 @@ class NativeEngine:
 class NativeAnswer:
     """See ``proxy.upstream.Answer``."""
 
-    __slots__ = ("_connection", "_ended", "_fault", "_size", "_waiter", "chunks", "framing", "headers", "status")
+    __slots__ = (
+        "_connection",
+        "_ended",
+        "_fault",
+        "_size",
+        "_take",
+        "_waiter",
+        "chunks",
+        "framing",
+        "headers",
+        "status",
+    )
 
     def __init__(
         self, connection: _Connection, status: int, headers: list[tuple[bytes, bytes]], framing: Framing
@@ -368,24 +379,44 @@ class NativeAnswer:
         self._size = 0
         self._ended = False
         self._fault: BaseException | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
+        self._take: Callable[[bytes], bool] | None = None
 
     async def read(self) -> bytes:
+        while not self.chunks:
+            if self._over():
+                return b""
+            await self._more(None)
+        return self._taken()
+
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        while True:
+            if self.chunks:
+                if not take(self._taken()):
+                    return False
+            elif self._over():
+                return True
+            elif not await self._more(take):
+                return False
+
+    def _over(self) -> bool:
+        """Whether nothing more comes. Raises what broke the body off."""
+        if self._fault is not None:
+            raise self._fault
+        return self._ended or self._connection is None
+
+    async def _more(self, take: Callable[[bytes], bool] | None) -> bool:
+        """Wait for more, or for the end. What comes meanwhile goes to ``take`` at once; False when that had enough."""
+        connection: _Connection = self._connection  # type: ignore[assignment]  # it is not over
+        self._take = take
+        self._waiter = connection.loop.create_future()
+        try:
+            return await self._waiter
+        finally:
+            self._take = self._waiter = None
+
+    def _taken(self) -> bytes:
         chunks = self.chunks
-        if not chunks:
-            if self._ended:
-                return b""
-            # Neither ended nor failed: the connection is there.
-            if self._fault is None and self._connection is not None:
-                self._waiter = self._connection.loop.create_future()
-                try:
-                    await self._waiter
-                finally:
-                    self._waiter = None
-            if not chunks:
-                if self._fault is not None:
-                    raise self._fault
-                return b""
         if len(chunks) == 1:
             data = chunks.pop()
         else:
@@ -419,9 +450,20 @@ class NativeAnswer:
     def grew(self, size: int) -> bool:
         """``chunks`` have more, made of ``size`` bytes; False when that is enough for now."""
         self._size += size
-        if self._waiter is not None:
+        waiter, take = self._waiter, self._take
+        if waiter is None:
+            return self._size <= HIGH_WATER
+        if take is None or waiter.done():
             self._wake()
-        return self._size <= HIGH_WATER
+            return self._size <= HIGH_WATER
+        # Somebody stands ready: no turn of the loop, and no task is woken for it.
+        self._size = 0
+        try:
+            if not take(self._taken()):
+                waiter.set_result(False)
+        except Exception as exc:  # noqa: BLE001 - raised again where the taker waits
+            waiter.set_exception(exc)
+        return True
 
     def end(self) -> None:
         self._ended = True
@@ -435,7 +477,7 @@ class NativeAnswer:
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._waiter.set_result(True)
 
 
 class _Connection(asyncio.BufferedProtocol):
