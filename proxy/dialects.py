@@ -115,6 +115,8 @@ def of_path(path: bytes, providers: Mapping[bytes, Dialect]) -> Dialect | None:
         return Dialect.OPENAI if rest else None
     if first == b"models" and not rest:
         return None
+    if first == b"messages":
+        return Dialect.ANTHROPIC
     return Dialect.OPENAI if first in OPENAI_WORDS else None
 
 

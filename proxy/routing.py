@@ -203,8 +203,9 @@ def locate(method: str, path: bytes, headers: Mapping[bytes, bytes], table: Tabl
         if first != b"upload" and not words:
             return _info(method, path, project)
         return _at_google(project, b"/".join([first, *words]), table)
-    if first in OPENAI_WORDS and (
-        words[:1] == [b"completions"] if first == b"chat" else words or first not in _FOLDERS
+    if first == b"messages" or (
+        first in OPENAI_WORDS
+        and (words[:1] == [b"completions"] if first == b"chat" else words or first not in _FOLDERS)
     ):
         return _by_model(method, project, [first, *words], headers)
     raise _unknown(path, first, words, table)
@@ -321,8 +322,6 @@ def _no_path(path: bytes, hint: str) -> Fault:
 
 def _unknown(path: bytes, first: bytes, words: list[bytes], table: Table) -> Fault:
     name = first.decode("ascii", "replace")[:100]
-    if first == b"messages":
-        return _no_path(path, "Anthropic's endpoint is /v1/messages; give the tool the base URL without /v1.")
     if first in OPENAI_WORDS:
         return _no_path(path, f"OpenAI's endpoints begin with /v1, as in /v1/{name}/…")
     if VERSION.match(first) or first == b"upload":

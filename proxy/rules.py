@@ -30,7 +30,7 @@ RESERVED = frozenset(
     {
         *("v1", "v1alpha", "v1beta", "upload", "p", "healthz", "readyz", "metrics", "dashboard", "api"),
         *("chat", "completions", "responses", "embeddings", "models", "images", "audio", "moderations"),
-        *("files", "batches"),
+        *("files", "batches", "messages"),
     }
 )
 

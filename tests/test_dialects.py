@@ -62,7 +62,8 @@ OPENAI, ANTHROPIC, GOOGLE = Dialect.OPENAI, Dialect.ANTHROPIC, Dialect.GOOGLE
         (b"/p", None),
         (b"/p/website", None),
         (b"/nobody/v1/chat", None),
-        (b"/messages", None),
+        (b"/messages", ANTHROPIC),
+        (b"/p/website/messages/count_tokens", ANTHROPIC),
     ],
 )
 def test_the_dialect_of_an_address(path: bytes, dialect: Dialect | None) -> None:
@@ -166,4 +167,4 @@ def test_openai_words_are_reserved() -> None:
     """A provider of the user's own may not take the first word of an endpoint, or its address would be lost."""
     from proxy.rules import RESERVED
 
-    assert {word.decode() for word in dialects.OPENAI_WORDS | dialects.GOOGLE_VERSIONS} < RESERVED
+    assert {word.decode() for word in dialects.OPENAI_WORDS | dialects.GOOGLE_VERSIONS | {b"messages"}} < RESERVED

@@ -193,6 +193,9 @@ POST /v1/moderations                             | omni-moderation-latest | open
 # Anthropic's interface
 POST /v1/messages                                | claude-opus-4-6  | anthropic https://api.anthropic.com/v1/messages
 POST /v1/messages?beta=true                      | claude-opus-4-6  | anthropic https://api.anthropic.com/v1/messages?beta=true
+POST /messages                                   | claude-opus-4-6  | anthropic https://api.anthropic.com/v1/messages
+POST /messages/count_tokens                      | -                | anthropic https://api.anthropic.com/v1/messages/count_tokens
+POST /p/website/messages                         | gpt-5            | website: openai rewrite/anthropic/https://api.openai.com/v1/chat/completions
 POST /v1/v1/messages                             | claude-opus-4-6  | anthropic https://api.anthropic.com/v1/messages
 POST //v1//messages/?beta=true                   | claude-opus-4-6  | anthropic https://api.anthropic.com/v1/messages?beta=true
 POST /v1/messages                                | -                | anthropic https://api.anthropic.com/v1/messages
@@ -354,7 +357,6 @@ POST /openai/v1                                  | -                | 404 path_n
 POST /anthropic                                  | -                | 404 path_not_found
 POST /anthropic/v1                               | -                | 404 path_not_found
 POST /p/website                                  | -                | 404 path_not_found
-POST /messages                                   | -                | 404 path_not_found
 POST /chat                                       | -                | 404 path_not_found
 POST /chat/something                             | -                | 404 path_not_found
 POST /images                                     | -                | 404 path_not_found
@@ -564,7 +566,6 @@ def test_a_wrong_project_gets_the_nearest_name_or_all() -> None:
         ("GET /gorq/v1/models", "/groq/v1"),
         ("GET /googleopenaicompatible/models", "/googleOpenaiCompatible/v1"),
         ("GET /zzzzzz/v1/models", "/openai/v1"),
-        ("POST /messages", "/v1/messages"),
         ("POST /v2/chat/completions", "/v1beta"),
         ("POST /chat", "/v1/chat/"),
         ("POST /v1", "/v1/chat/completions"),
