@@ -33,6 +33,9 @@ _BAD_BYTE = re.compile(rb"[\x00-\x20\x7f-\xff\\#]|%(?![0-9A-Fa-f]{2})|%[01][0-9A
 _DOT_SEGMENT = re.compile(rb"(?:^|/)(?:\.|%2[eE]){1,2}(?=/|$)")
 _BAD_QUERY_BYTE = re.compile(rb"[\x00-\x20\x7f]")
 
+# A model in one of Google's addresses; it decides nothing, and is there for the log.
+_IN_GOOGLES_PATH = re.compile(rb"(?:[^/]+/)?models/([^/:]+)")
+
 _BUILT_IN_MODELS: tuple[tuple[str, str], ...] = (
     ("claude-", "anthropic"),
     ("gemini-", "google"),
@@ -396,7 +399,9 @@ def route(method: str, place: Place, query: bytes, project_name: str, model: str
     if place.provider is not None:
         url = _target_url(place.provider, place.rest, query)
         ending = ending_of(place.rest)
-        return Route(project_name, place.provider, place.dialect, ending, _forward(url))
+        named = _IN_GOOGLES_PATH.match(place.rest) if place.dialect is Dialect.GOOGLE else None
+        told = unquote(named[1].decode("ascii")) if named is not None else None
+        return Route(project_name, place.provider, place.dialect, ending, _forward(url), told)
 
     project = table.projects[project_name]
     model = place.model if place.model is not None else model

@@ -463,6 +463,26 @@ def test_what_stands_in_the_target_to_the_letter() -> None:
 
 
 @pytest.mark.parametrize(
+    ("request_line", "model"),
+    [
+        ("POST /v1beta/models/gemini-pro:streamGenerateContent", "gemini-pro"),
+        ("POST /v1/models/gemini-pro:generateContent", "gemini-pro"),
+        ("POST /google/v1beta/models/gemini%2Dpro:generateContent", "gemini-pro"),
+        ("POST /google/models/gemini-pro:generateContent", "gemini-pro"),
+        ("GET /v1beta/models/gemini-pro", "gemini-pro"),
+        ("GET /v1beta/models", None),
+        ("POST /upload/v1beta/files", None),
+        ("POST /elevenlabs/v1/models/x:y", None),
+    ],
+)
+def test_a_model_in_googles_path_is_told(request_line: str, model: str | None) -> None:
+    """The log names it for a request that failed, too, where no answer says it."""
+    found = asked(request_line)
+    assert isinstance(found, Route)
+    assert found.model == model
+
+
+@pytest.mark.parametrize(
     ("request_line", "model", "wanted"),
     [
         ("POST /v1/messages", "claude-3", True),
