@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -121,6 +122,25 @@ def test_every_toml_example_is_sound(block: str, tmp_path: Path) -> None:
     }
     settings = load(path, environ)
     assert set(settings.projects) == {"main", "website", "lab"}
+
+
+def test_the_variables_of_the_examples_are_the_ones_it_sets() -> None:
+    """Codex stops where its ``env_key`` is not set, and the daemon where ``LAVA_PROXY_*`` is no setting of its own."""
+    exported = set(re.findall(r"\b([A-Z_]+)=", next(block for block in blocks("sh") if "export NO_PROXY" in block)))
+    named = {
+        provider["env_key"]
+        for document in map(tomllib.loads, blocks("toml"))
+        for provider in document.get("model_providers", {}).values()
+    }
+    assert named
+    assert named <= exported
+    assert not [name for name in exported if name.startswith("LAVA_PROXY_")]
+
+
+def test_the_settings_for_gemini_cli_are_json() -> None:
+    """The line for its settings file can be copied as it stands."""
+    (line,) = re.findall(r"`(\{.*?\})`\. Without that line", README)
+    assert json.loads(line)["security"]["auth"]["selectedType"] == "gemini-api-key"
 
 
 @pytest.mark.parametrize("block", blocks("python"))
