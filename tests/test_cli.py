@@ -23,6 +23,7 @@ from configurations import LAVA_KEY, LOCAL_KEY, written
 from daemons import clean_environment, free_port
 
 import proxy
+from proxy.emulator.faults import find
 from proxy.redaction import leaks
 from proxy.settings import load
 from proxy.tokens import mint_token
@@ -819,6 +820,13 @@ def test_the_emulator_says_how_to_point_lava_proxy_at_it(tmp_path: Path) -> None
     assert "export LAVA_SECRET_KEY=aks_live_" in text
     assert re.search(r"^  lava-proxy serve$", text, re.MULTILINE)
     assert re.search(r"^  lava-proxy login --app http://127.0.0.1:\d+$", text, re.MULTILINE)
+
+
+def test_the_emulators_help_names_faults_there_are(tmp_path: Path) -> None:
+    """Each of its examples is in the table, and the one that is none gets the table."""
+    told = re.findall(r"fault-([a-z0-9-]+)", lava_proxy(tmp_path, "emulator", "--help").out)
+    assert [name for name in told if find(name) is None] == ["list"]
+    assert len(told) > 3
 
 
 def test_the_emulator_on_a_port_in_use_is_75(tmp_path: Path, emulator: Emulator) -> None:

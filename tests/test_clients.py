@@ -16,6 +16,7 @@ import openai
 import pytest
 from google import genai
 from google.genai import errors as google_errors
+from pydantic import BaseModel, Field
 from rawclient import ask
 
 from proxy.tokens import mint_token
@@ -236,6 +237,88 @@ def test_google_plain_and_streaming(stand: Stand) -> None:
         assert "".join(chunk.text or "" for chunk in stream) == "You said: hello"
     for received in stand.world.received:
         assert received.header("x-goog-api-key") is None
+
+
+ADD = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"]}
+CALL = 'call add {"a": 20, "b": 22}'
+NAMED = {"name": "add", "description": "Add two numbers."}
+
+
+class Person(BaseModel):
+    """What a structured answer is read into."""
+
+    name: str
+    age: int = Field(ge=1)
+    tags: list[str] = Field(min_length=2)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tool_calls_of_every_sdk(stand: Stand, stream: bool) -> None:
+    """A tool is called with its arguments whole, plain and streamed, and the usage of such an answer is logged."""
+    with stand.openai() as client:
+        functions: Any = [{"type": "function", "function": {**NAMED, "parameters": ADD}}]
+        with client.chat.completions.stream(model="gpt-4o", messages=say(CALL), tools=functions) as chat:
+            final: Any = chat.get_final_completion()
+        if not stream:
+            final = client.chat.completions.create(model="gpt-4o", messages=say(CALL), tools=functions)
+        called: Any = final.choices[0].message.tool_calls
+        assert final.choices[0].finish_reason == "tool_calls"
+        assert (called[0].function.name, json.loads(called[0].function.arguments)) == ("add", {"a": 20, "b": 22})
+
+        flat: Any = [{"type": "function", **NAMED, "parameters": ADD, "strict": False}]
+        if stream:
+            with client.responses.stream(model="gpt-5", input=CALL, tools=flat) as events:
+                response: Any = events.get_final_response()
+        else:
+            response = client.responses.create(model="gpt-5", input=CALL, tools=flat)
+        assert json.loads(response.output[0].arguments) == {"a": 20, "b": 22}
+    with stand.anthropic() as claude:
+        tools: Any = [{**NAMED, "input_schema": ADD}]
+        asked: Any = {"model": "claude-opus-4-6", "max_tokens": 50, "messages": say(CALL), "tools": tools}
+        if stream:
+            with claude.messages.stream(**asked) as message:
+                block: Any = message.get_final_message().content[0]
+        else:
+            block = claude.messages.create(**asked).content[0]
+        assert (block.name, block.input) == ("add", {"a": 20, "b": 22})
+    with stand.google() as google:
+        config = genai.types.GenerateContentConfig(
+            tools=[genai.types.Tool(function_declarations=[{**NAMED, "parameters_json_schema": ADD}])]  # type: ignore[list-item]
+        )
+        generate = google.models.generate_content_stream if stream else google.models.generate_content
+        came: Any = generate(model="gemini-2.5-flash", contents=CALL, config=config)
+        answers = list(came) if stream else [came]
+        (call,) = [call for answer in answers for call in answer.function_calls or ()]
+        assert (call.name, call.args) == ("add", {"a": 20, "b": 22})
+
+
+def test_structured_answers_of_every_sdk(stand: Stand) -> None:
+    """What asks for JSON after a schema, or forces a tool (as libraries for structured answers do), gets what fits."""
+    with stand.openai() as client:
+        chat = client.chat.completions.parse(model="gpt-4o", messages=say("Bob"), response_format=Person)
+        assert chat.choices[0].message.parsed == Person(name="You said: Bob", age=1, tags=["You said: Bob"] * 2)
+        response = client.responses.parse(model="gpt-5", input="Bob", text_format=Person)
+        assert response.output_parsed == chat.choices[0].message.parsed
+        forced: Any = {
+            "tools": [{"type": "function", "function": {**NAMED, "parameters": ADD}}],
+            "tool_choice": {"type": "function", "function": {"name": "add"}},
+        }
+        called: Any = client.chat.completions.create(model="gpt-4o", messages=say("Bob"), **forced)
+        assert json.loads(called.choices[0].message.tool_calls[0].function.arguments) == {"a": 0, "b": 0}
+    with stand.anthropic() as claude:
+        asked: Any = {
+            "model": "claude-opus-4-6",
+            "max_tokens": 50,
+            "messages": say("Bob"),
+            "tools": [{**NAMED, "input_schema": ADD}],
+            "tool_choice": {"type": "any"},
+        }
+        block: Any = claude.messages.create(**asked).content[0]
+        assert (block.type, block.input) == ("tool_use", {"a": 0, "b": 0})
+    with stand.google() as google:
+        config = genai.types.GenerateContentConfig(response_mime_type="application/json", response_schema=Person)
+        found = google.models.generate_content(model="gemini-2.5-flash", contents="Bob", config=config)
+        assert found.parsed == Person(name="You said: Bob", age=1, tags=["You said: Bob"] * 2)
 
 
 def test_aliases_patterns_and_prefixes_find_their_provider(stand: Stand) -> None:

@@ -36,6 +36,7 @@ from proxy.emulator import Emulator, World, create_emulator, credentials, serve_
 from proxy.emulator.exchange import pieces
 from proxy.emulator.faults import FAULTS, find
 from proxy.emulator.state import Connection
+from proxy.emulator.wanted import fitting
 from proxy.providers import BUILTIN
 
 if TYPE_CHECKING:
@@ -718,15 +719,80 @@ ANY_JSON: st.SearchStrategy[Any] = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "parts", "text", "type", "input", "model", "name"]), inner, max_size=4
+            st.sampled_from(
+                [
+                    "role",
+                    "content",
+                    "parts",
+                    "text",
+                    "type",
+                    "input",
+                    "model",
+                    "name",
+                    "function",
+                    "format",
+                    "schema",
+                    "parameters",
+                ]
+            ),
+            inner,
+            max_size=4,
         )
     ),
     max_leaves=8,
 )
+NODES = {"$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "required": ["next"]}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "string"}, "hi"),
+        ({"type": "STRING", "enum": ["b", "a"]}, "b"),
+        ({"type": "string", "format": "date"}, "2026-01-01"),
+        ({"type": "string", "maxLength": 1}, "h"),
+        ({"type": ["null", "integer"], "minimum": 3}, 3),
+        ({"exclusiveMinimum": 3, "type": "number"}, 4),
+        ({"minimum": 10**400, "type": "integer"}, 10**400),
+        ({"minimum": float("inf"), "type": "integer"}, 0),
+        ({"type": "BOOLEAN", "nullable": True}, True),
+        ({"const": {"a": 1}}, {"a": 1}),
+        ({"anyOf": [{"type": "null"}, {"type": "integer"}]}, 0),
+        ({"type": "array", "items": {"type": "string"}}, []),
+        ({"type": "ARRAY", "items": {"type": "STRING"}, "minItems": "2"}, ["hi", "hi"]),
+        ({"type": "ARRAY", "items": {"type": "INTEGER", "minimum": 1.5}, "min_items": 1}, [2]),
+        ({"properties": {"a": {"type": "integer"}, "b": {}}, "required": ["a"]}, {"a": 0}),
+        ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"type": "integer", "minimum": 2}}}, 2),
+        ({"$ref": "#/$defs/nowhere"}, {}),
+        ({}, {}),
+        (None, {}),
+        ({"allOf": [{"$ref": "#"}]}, {}),
+    ],
+)
+def test_a_value_fits_its_schema(schema: Any, value: Any) -> None:
+    """The smallest there is; a schema that says nothing takes anything."""
+    assert fitting(schema, "hi") == value
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**NODES, "$ref": "#/$defs/node"},
+        {"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}] * 9}}, "$ref": "#/$defs/a"},
+        {"$ref": "#", "type": "array", "minItems": 1000000, "items": {"$ref": "#"}},
+        {"type": "object", "required": list("abcdefghij"), "properties": {key: {"$ref": "#"} for key in "abcdefghij"}},
+    ],
+)
+def test_a_schema_without_an_end_gets_a_value_all_the_same(schema: Any) -> None:
+    """A schema may refer to itself: the value stays small."""
+    assert len(json.dumps(fitting(schema, "hi"))) < 100_000
+
+
 NEEDED = "model messages input prompt contents max_tokens input_file_id endpoint completion_window requests content"
 OPTIONAL = (
     "stream stream_options system n dimensions stop stop_sequences metadata purpose encoding_format tools text "
-    "instructions response_format max_completion_tokens temperature generateContentRequest outputDimensionality"
+    "instructions response_format max_completion_tokens temperature generateContentRequest outputDimensionality "
+    "tool_choice output_config toolConfig generationConfig"
 )
 
 

@@ -190,7 +190,12 @@ def emulator(
     as_json: AsJson = False,
     config: Unread = None,
 ) -> None:
-    """Run the offline Lava alone, to try things against."""
+    """Run the offline Lava alone, to try things against.
+
+    It answers "You said: …"; where a request has a JSON schema, with a value that fits; and calls a tool that is forced, or
+    that the message names: "call NAME", with its arguments as JSON behind it. A model called fault-NAME
+    goes wrong, such as fault-lava-402, fault-cut-after-3 or fault-slow-5; fault-list names them all.
+    """
     from proxy.cli.emulator import run
 
     raise typer.Exit(run(port, environment, as_json=as_json))

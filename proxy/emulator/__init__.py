@@ -11,6 +11,7 @@ over a world, ``Emulator`` a running one in a thread, ``serve_forever`` the same
 - ``credentials.py``  forward tokens, secret keys, spend keys: who calls, who pays
 - ``players.py``    which provider a target means; ``openai.py``, ``anthropic.py``, ``google.py``,
   ``elevenlabs.py`` play them
+- ``wanted.py``     what a request wants beside words: JSON after a schema, the call of a tool
 - ``rewriting.py``  chat completions and messages, translated into each other
 - ``faults.py``     what can go wrong on demand, in one table
 - ``exchange.py``, ``bodies.py``, ``delivery.py``, ``serving.py``  from bytes to a call, from a reply to bytes

@@ -18,6 +18,7 @@ from proxy.emulator.exchange import (
     said,
     token_cost,
 )
+from proxy.emulator.wanted import ANY, ToolCall, json_text, table, tables, tool_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,7 +114,17 @@ def _messages(call: Call) -> Reply:
     if wrong:
         return wrong
     text = said(last_text(call.document["messages"]))
-    read, written = _prompt_tokens(call.document), count_tokens(text)
+    choice = table(call.document.get("tool_choice"))
+    forced = ANY if choice.get("type") == "any" else choice.get("name")
+    pairs = [(tool.get("name"), tool.get("input_schema")) for tool in tables(call.document.get("tools"))]
+    wanted = tool_call(pairs, forced, call.document["messages"], text, "content")
+    shape = table(table(call.document.get("output_config")).get("format") or call.document.get("output_format"))
+    if shape.get("type") == "json_schema":
+        text = json_text(shape.get("schema"), text)
+    read, written = _prompt_tokens(call.document), count_tokens(wanted.text if wanted else text)
+    block = {"type": "text", "text": text}
+    if wanted:
+        block = {"type": "tool_use", "id": call.world.next_id("toolu_"), "name": wanted.name, "input": wanted.arguments}
     cost = token_cost(read, written)
     usage = {
         "input_tokens": read,
@@ -127,26 +138,28 @@ def _messages(call: Call) -> Reply:
         "type": "message",
         "role": "assistant",
         "model": call.model,
-        "content": [{"type": "text", "text": text}],
-        "stop_reason": "end_turn",
+        "content": [block],
+        "stop_reason": "tool_use" if wanted else "end_turn",
         "stop_sequence": None,
         "usage": usage,
     }
     if not call.document.get("stream"):
         return json_reply(message, cost=cost)
     fault = named_event(_fault(529, "Overloaded"))
-    return event_stream(map(named_event, _events(message, text)), marker=1, error_event=fault, cost=cost)
+    return event_stream(map(named_event, _events(message, wanted)), marker=1, error_event=fault, cost=cost)
 
 
-def _events(message: dict[str, Any], text: str) -> Iterator[dict[str, Any]]:
-    usage = message["usage"]
+def _events(message: dict[str, Any], wanted: ToolCall | None) -> Iterator[dict[str, Any]]:
+    usage, block = message["usage"], message["content"][0]
+    kind, name = ("input_json_delta", "partial_json") if wanted else ("text_delta", "text")
     begun = {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
     yield {"type": "message_start", "message": begun}
-    yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    empty: dict[str, Any] = {"input": {}} if wanted else {"text": ""}
+    yield {"type": "content_block_start", "index": 0, "content_block": {**block, **empty}}
     yield {"type": "ping"}
-    for piece in pieces(text):
-        yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}
+    for piece in pieces(wanted.text if wanted else block["text"]):
+        yield {"type": "content_block_delta", "index": 0, "delta": {"type": kind, name: piece}}
     yield {"type": "content_block_stop", "index": 0}
-    stop = {"stop_reason": "end_turn", "stop_sequence": None}
+    stop = {"stop_reason": message["stop_reason"], "stop_sequence": None}
     yield {"type": "message_delta", "delta": stop, "usage": {"output_tokens": usage["output_tokens"]}}
     yield {"type": "message_stop"}

@@ -21,6 +21,7 @@ from proxy.emulator.exchange import (
     token_cost,
 )
 from proxy.emulator.openai import embedding
+from proxy.emulator.wanted import ANY, ToolCall, json_text, table, tables, tool_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,7 +127,15 @@ def _generate(call: Call, model: str, *, streamed: bool) -> Reply:
         return error(400, "* GenerateContentRequest.contents: contents is not specified")
     question = _question(call.document)
     text = said(question)
-    read, written = count_tokens(question), count_tokens(text)
+    asked = table(call.document.get("generationConfig"))
+    schema = asked.get("responseJsonSchema") or asked.get("responseSchema")
+    wanted = _wanted(call.document, text)
+    if schema or asked.get("responseMimeType") == "application/json":
+        text = json_text(schema, text)
+    read, written = count_tokens(question), count_tokens(wanted.text if wanted else text)
+    parts: list[dict[str, Any]] = [{"text": piece} for piece in pieces(text)]
+    if wanted:
+        parts = [{"functionCall": {"name": wanted.name, "args": wanted.arguments}}]
     usage = {
         "promptTokenCount": read,
         "candidatesTokenCount": written,
@@ -137,13 +146,13 @@ def _generate(call: Call, model: str, *, streamed: bool) -> Reply:
     tail = {"modelVersion": model, "responseId": call.world.next_id("gen")}
     if not streamed:
         candidate = {
-            "content": {"parts": [{"text": text}], "role": "model"},
+            "content": {"parts": parts if wanted else [{"text": text}], "role": "model"},
             "finishReason": "STOP",
             "index": 0,
         }
         return json_reply({"candidates": [candidate], "usageMetadata": usage, **tail}, cost=cost)
     fault = _fault(503, "The model is overloaded. Please try again later.")
-    found = list(_stream(text, usage, tail))
+    found = list(_stream(parts, usage, tail))
     if call.query.get("alt") == "sse":
         # Google ends its lines with CR LF, which a reader of SSE has to take as well.
         *events, broken = [data_event(one).replace(b"\n", b"\r\n") for one in [*found, fault]]
@@ -163,15 +172,23 @@ def _array(found: list[dict[str, Any]], fault: dict[str, Any], **rest: Any) -> R
     return reply
 
 
-def _stream(text: str, usage: dict[str, Any], tail: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    words = pieces(text)
-    for at, piece in enumerate(words):
-        candidate: dict[str, Any] = {"content": {"parts": [{"text": piece}], "role": "model"}, "index": 0}
+def _wanted(body: dict[str, Any], text: str) -> ToolCall | None:
+    tools = [one for tool in tables(body.get("tools")) for one in tables(tool.get("functionDeclarations"))]
+    config = table(table(body.get("toolConfig")).get("functionCallingConfig"))
+    allowed = config.get("allowedFunctionNames")
+    forced = (allowed[0] if isinstance(allowed, list) and allowed else ANY) if config.get("mode") == "ANY" else None
+    pairs = [(tool.get("name"), tool.get("parametersJsonSchema") or tool.get("parameters")) for tool in tools]
+    return tool_call(pairs, forced, body["contents"], text, "parts")
+
+
+def _stream(parts: list[dict[str, Any]], usage: dict[str, Any], tail: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for at, part in enumerate(parts):
+        candidate: dict[str, Any] = {"content": {"parts": [part], "role": "model"}, "index": 0}
         counted = {
             "promptTokenCount": usage["promptTokenCount"],
             "totalTokenCount": usage["promptTokenCount"],
         }
-        if at == len(words) - 1:
+        if at == len(parts) - 1:
             candidate["finishReason"] = "STOP"
             counted = usage
         yield {"candidates": [candidate], "usageMetadata": counted, **tail}

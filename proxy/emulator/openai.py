@@ -28,6 +28,7 @@ from proxy.emulator.exchange import (
 )
 from proxy.emulator.records import Consumption
 from proxy.emulator.state import StoredFile
+from proxy.emulator.wanted import ANY, ToolCall, json_text, table, tables, tool_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,7 +129,16 @@ def _chat(call: Call) -> Reply:
     if not isinstance(body["messages"], list) or not body["messages"]:
         return error(400, "Invalid type for 'messages': expected a non-empty array of objects.", "messages")
     prompt = sum(count_tokens(plain_text(m.get("content"))) for m in body["messages"] if isinstance(m, dict))
-    return _completion(call, said(last_text(body["messages"])), prompt, chat=True)
+    text = said(last_text(body["messages"]))
+    tools = [table(tool.get("function")) for tool in tables(body.get("tools"))]
+    choice = body.get("tool_choice")
+    forced = ANY if choice == "required" else table(table(choice).get("function")).get("name")
+    pairs = [(tool.get("name"), tool.get("parameters")) for tool in tools]
+    wanted = tool_call(pairs, forced, body["messages"], text, "content")
+    shape = table(body.get("response_format"))
+    if shape.get("type") in ("json_schema", "json_object"):
+        text = json_text(table(shape.get("json_schema")).get("schema"), text)
+    return _completion(call, text, prompt, chat=True, wanted=wanted)
 
 
 def _text_completion(call: Call) -> Reply:
@@ -139,9 +149,9 @@ def _text_completion(call: Call) -> Reply:
     return _completion(call, said(prompt), count_tokens(prompt), chat=False)
 
 
-def _completion(call: Call, text: str, prompt: int, *, chat: bool) -> Reply:
-    """A completion of either kind, whole or as a stream."""
-    usage = _tokens(prompt, count_tokens(text))
+def _completion(call: Call, text: str, prompt: int, *, chat: bool, wanted: ToolCall | None = None) -> Reply:
+    """A completion of either kind, whole or as a stream; ``wanted`` is called instead of answering ``text``."""
+    usage = _tokens(prompt, count_tokens(wanted.text if wanted else text))
     cost = token_cost(prompt, usage["completion_tokens"])
     head = {
         "id": call.world.next_id("chatcmpl-" if chat else "cmpl-"),
@@ -154,15 +164,34 @@ def _completion(call: Call, text: str, prompt: int, *, chat: bool) -> Reply:
         content: dict[str, Any] = {"text": text}
         if chat:
             content = {"message": {"role": "assistant", "content": text, "refusal": None, "annotations": []}}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": "stop"}
+        if wanted:
+            content["message"] |= {"content": None, "tool_calls": [_function(call, wanted)]}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": "tool_calls" if wanted else "stop"}
         return json_reply({**head, "choices": [choice], "usage": usage}, cost=cost)
     options = call.document.get("stream_options")
     counted = isinstance(options, dict) and bool(options.get("include_usage"))
-    events = _completion_events(head, text, usage if counted else None, chat=chat)
+    deltas = _call_deltas(_function(call, wanted)) if wanted else [{"content": piece} for piece in pieces(text)]
+    contents = [{"delta": delta} for delta in deltas] if chat else [{"text": piece} for piece in pieces(text)]
+    finish = "tool_calls" if wanted else "stop"
+    events = _completion_events(head, contents, finish, usage if counted else None, chat=chat)
     return event_stream(events, marker=1, error_event=_stream_error(), cost=cost)
 
 
-def _completion_events(head: dict[str, Any], text: str, usage: dict[str, Any] | None, *, chat: bool) -> Iterator[bytes]:
+def _function(call: Call, wanted: ToolCall) -> dict[str, Any]:
+    name = {"name": wanted.name, "arguments": wanted.text}
+    return {"id": call.world.next_id("call_"), "type": "function", "function": name}
+
+
+def _call_deltas(function: dict[str, Any]) -> list[dict[str, Any]]:
+    """A call in a stream: its name first, its arguments piece by piece."""
+    named = {**function["function"], "arguments": ""}
+    rest = [{"index": 0, "function": {"arguments": one}} for one in pieces(function["function"]["arguments"])]
+    return [{"tool_calls": [one]} for one in ({"index": 0, **function, "function": named}, *rest)]
+
+
+def _completion_events(
+    head: dict[str, Any], contents: list[dict[str, Any]], finish: str, usage: dict[str, Any] | None, *, chat: bool
+) -> Iterator[bytes]:
     if chat:
         head = {**head, "object": "chat.completion.chunk"}
     # With include_usage every chunk but the last has an explicit null, as OpenAI's reference says.
@@ -174,9 +203,9 @@ def _completion_events(head: dict[str, Any], text: str, usage: dict[str, Any] | 
 
     if chat:
         yield chunk({"delta": {"role": "assistant", "content": "", "refusal": None}}, None)
-    for piece in pieces(text):
-        yield chunk({"delta": {"content": piece}} if chat else {"text": piece}, None)
-    yield chunk({"delta": {}} if chat else {"text": ""}, "stop")
+    for content in contents:
+        yield chunk(content, None)
+    yield chunk({"delta": {}} if chat else {"text": ""}, finish)
     if usage is not None:
         yield data_event({**head, "choices": [], "usage": usage})
     yield DONE
@@ -199,7 +228,14 @@ def _responses(call: Call) -> Reply:
     question = last_text(given)
     prompt = count_tokens(given if isinstance(given, str) else question)
     text = said(question)
-    answered = count_tokens(text)
+    choice = call.document.get("tool_choice")
+    forced = ANY if choice == "required" else table(choice).get("name")
+    pairs = [(tool.get("name"), tool.get("parameters")) for tool in tables(call.document.get("tools"))]
+    wanted = tool_call(pairs, forced, given, text, "content")
+    shape = table(table(call.document.get("text")).get("format"))
+    if shape.get("type") in ("json_schema", "json_object"):
+        text = json_text(shape.get("schema"), text)
+    answered = count_tokens(wanted.text if wanted else text)
     usage = {
         "input_tokens": prompt,
         "input_tokens_details": {"cached_tokens": 0},
@@ -227,12 +263,12 @@ def _responses(call: Call) -> Reply:
         "text": {"format": {"type": "text"}},
         "usage": usage,
     }
-    item = {"id": call.world.next_id("msg_"), "type": "message", "status": "completed", "role": "assistant"}
     cost = token_cost(prompt, answered)
+    item = _called(call, wanted) if wanted else _spoken(call, text)
     if not call.document.get("stream"):
-        return json_reply({**response, "output": [{**item, "content": [_output_text(text)]}]}, cost=cost)
+        return json_reply({**response, "output": [item]}, cost=cost)
     events = [
-        named_event({**event, "sequence_number": at}) for at, event in enumerate(_response_events(response, item, text))
+        named_event({**event, "sequence_number": at}) for at, event in enumerate(_response_events(response, item))
     ]
     fault = _fault(500, "The server had an error while processing your request.")
     # The reference puts code and message at the top, the service inside "error": both are here.
@@ -244,21 +280,44 @@ def _output_text(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _response_events(response: dict[str, Any], item: dict[str, Any], text: str) -> Iterator[dict[str, Any]]:
-    place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+def _spoken(call: Call, text: str) -> dict[str, Any]:
+    item = {"id": call.world.next_id("msg_"), "type": "message", "status": "completed", "role": "assistant"}
+    return {**item, "content": [_output_text(text)]}
+
+
+def _called(call: Call, wanted: ToolCall) -> dict[str, Any]:
+    item = {"id": call.world.next_id("fc_"), "type": "function_call", "status": "completed"}
+    return {**item, "call_id": call.world.next_id("call_"), "name": wanted.name, "arguments": wanted.text}
+
+
+def _response_events(response: dict[str, Any], item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     begun = {**response, "status": "in_progress", "usage": None}
-    whole = {**item, "content": [_output_text(text)]}
     yield {"type": "response.created", "response": begun}
     yield {"type": "response.in_progress", "response": begun}
-    started = {**item, "status": "in_progress", "content": []}
+    empty: dict[str, Any] = {"content": []} if "content" in item else {"arguments": ""}
+    started = {**item, "status": "in_progress", **empty}
     yield {"type": "response.output_item.added", "output_index": 0, "item": started}
+    yield from _text_events(item) if "content" in item else _argument_events(item)
+    yield {"type": "response.output_item.done", "output_index": 0, "item": item}
+    yield {"type": "response.completed", "response": {**response, "output": [item]}}
+
+
+def _argument_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    place = {"item_id": item["id"], "output_index": 0}
+    for piece in pieces(item["arguments"]):
+        yield {"type": "response.function_call_arguments.delta", **place, "delta": piece}
+    whole = {"name": item["name"], "arguments": item["arguments"]}
+    yield {"type": "response.function_call_arguments.done", **place, **whole}
+
+
+def _text_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    text = item["content"][0]["text"]
     yield {"type": "response.content_part.added", **place, "part": _output_text("")}
     for piece in pieces(text):
         yield {"type": "response.output_text.delta", **place, "delta": piece, "logprobs": []}
     yield {"type": "response.output_text.done", **place, "text": text, "logprobs": []}
     yield {"type": "response.content_part.done", **place, "part": _output_text(text)}
-    yield {"type": "response.output_item.done", "output_index": 0, "item": whole}
-    yield {"type": "response.completed", "response": {**response, "output": [whole]}}
 
 
 # Everything that counts no completion ---
