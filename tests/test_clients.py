@@ -304,7 +304,7 @@ def test_structured_answers_of_every_sdk(stand: Stand) -> None:
             "tool_choice": {"type": "function", "function": {"name": "add"}},
         }
         called: Any = client.chat.completions.create(model="gpt-4o", messages=say("Bob"), **forced)
-        assert json.loads(called.choices[0].message.tool_calls[0].function.arguments) == {"a": 0, "b": 0}
+        assert json.loads(called.choices[0].message.tool_calls[0].function.arguments) == {"a": 1, "b": 1}
     with stand.anthropic() as claude:
         asked: Any = {
             "model": "claude-opus-4-6",
@@ -314,7 +314,7 @@ def test_structured_answers_of_every_sdk(stand: Stand) -> None:
             "tool_choice": {"type": "any"},
         }
         block: Any = claude.messages.create(**asked).content[0]
-        assert (block.type, block.input) == ("tool_use", {"a": 0, "b": 0})
+        assert (block.type, block.input) == ("tool_use", {"a": 1, "b": 1})
     with stand.google() as google:
         config = genai.types.GenerateContentConfig(response_mime_type="application/json", response_schema=Person)
         found = google.models.generate_content(model="gemini-2.5-flash", contents="Bob", config=config)

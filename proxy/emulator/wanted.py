@@ -163,8 +163,12 @@ class _Filling:
 
 
 def _number(schema: dict[str, Any]) -> int | float:
-    for name, more in (("exclusiveMinimum", 1), ("minimum", 0)):
-        least = schema.get(name)
-        if isinstance(least, int) or (isinstance(least, float) and math.isfinite(least)):
-            return least + more
-    return 0
+    """Its least, else 1 or what is allowed below: some SDKs keep limits to themselves, and 0 breaks more of them than 1."""
+    limits = {
+        name: limit
+        for name in ("exclusiveMinimum", "minimum", "maximum")
+        if isinstance(limit := schema.get(name), int) or (isinstance(limit, float) and math.isfinite(limit))
+    }
+    if "exclusiveMinimum" in limits:
+        return limits["exclusiveMinimum"] + 1
+    return limits.get("minimum", min(1, limits.get("maximum", 1)))
