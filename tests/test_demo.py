@@ -87,7 +87,7 @@ def test_it_ends_with_the_two_lines_for_an_own_tool(told: str) -> None:
     tail = told.partition("Point your own tool here")[2]
     assert re.search(r"export OPENAI_BASE_URL=http://127\.0\.0\.1:\d+/v1\n +export OPENAI_API_KEY=\S+\n", tail)
     assert "demo --keep" in tail
-    assert "lava-proxy init" in tail
+    assert "lava-proxy login, then lava-proxy serve" in tail
 
 
 def test_the_balances_are_what_the_emulator_charged(report: dict[str, Any], told: str) -> None:

@@ -411,7 +411,7 @@ def _conclude(
     else:
         port = "" if base == addresses.url("127.0.0.1", PORT) else f" --port {base.rpartition(':')[2]}"
         screen.line(f"The demo is over. These lines and commands work while this runs: lava-proxy demo --keep{port}")
-        screen.line("With an account of your own: lava-proxy init")
+        screen.line("With an account of your own: lava-proxy login, then lava-proxy serve")
 
 
 def _document(
