@@ -228,7 +228,7 @@ def check_key(received: Received, path: bytes, generation: Generation) -> Admiss
     if found is None:
         raise Fault(
             "local_key_required",
-            "This daemon wants a local key, and the request has none.",
+            "This daemon wants a local key, and the request has none: give the tool one from lava-proxy's configuration.",
             "Give the tool one of the keys under [server] or [projects.<name>] in lava-proxy's configuration as its API key.",
             headers=[(b"www-authenticate", b"Bearer")],
         )
@@ -237,7 +237,7 @@ def check_key(received: Received, path: bytes, generation: Generation) -> Admiss
     if hashed not in generation.keys:
         raise Fault(
             "local_key_invalid",
-            "The local key of this request is not one of this daemon's keys.",
+            "The API key of this request is none of this daemon's local keys: give the tool one from lava-proxy's configuration.",
             "Give the tool a key from lava-proxy's own configuration: a provider's or Lava's key does not belong in the tool.",
             headers=[(b"www-authenticate", b"Bearer")],
         )

@@ -438,7 +438,9 @@ def test_a_wrong_key(name: bytes, key: str) -> None:
         with pytest.raises(Fault) as caught:
             check_key(received(carrying(name, raw)), b"/v1/chat/completions", KEYED)
         assert code(caught) == ("local_key_invalid", 401)
-        assert caught.value.message == "The local key of this request is not one of this daemon's keys."
+        assert caught.value.message == (
+            "The API key of this request is none of this daemon's local keys: give the tool one from lava-proxy's configuration."
+        )
 
 
 @settings(deadline=None)  # the machine may be busy
