@@ -445,6 +445,8 @@ def test_a_known_host_refuses_an_unknown_path_itself(lava: Lava) -> None:
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert lava.forward(f"{ANTHROPIC}/nothing", {}).json()["type"] == "error"
     assert lava.forward(f"{OPENAI}/chat/completions", method="GET").status_code == 405
+    unknown = lava.forward(f"{OPENAI}/nowhere")  # a wrong address is no wrong model
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, None)
 
 
 def test_a_provider_of_ones_own_answers_on_any_port(lava: Lava) -> None:

@@ -95,7 +95,7 @@ def answer(call: Call) -> Reply:
         allowed.append(method)
     if allowed:
         return error(405, f"Not allowed to {call.method} on /v1/{call.rest} (HINT: Perhaps you meant {allowed[0]}?)")
-    return error(404, f"Invalid URL ({call.method} /v1/{call.rest})")
+    return json_reply({"error": {**_fault(404, f"Invalid URL ({call.method} /v1/{call.rest})"), "code": None}}, 404)
 
 
 def _wrong(call: Call, *needed: str) -> Reply | None:
