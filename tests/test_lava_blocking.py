@@ -40,7 +40,7 @@ from proxy.redaction import Secret, leaks
 
 PAGE = (Path(__file__).parent.parent / "docs" / "lava.md").read_text(encoding="utf-8")
 URL = "https://api.openai.com/v1/chat/completions"
-HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nx-lava-request-id: req_9\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\nx-lava-request-id: req_9\r\n\r\n"
 
 
 def client(upstream: Upstream, **options: Any) -> LavaSync:

@@ -364,6 +364,8 @@ def without_chance(value: dict[str, Any]) -> dict[str, Any]:
 
     def name(match: re.Match[str]) -> str:
         kind = re.sub(r"[0-9a-f]{4,}$", "", match[0])
+        if kind in ("…", "..."):
+            return f"{kind}last four"  # so few that two may be the same by chance
         return seen.setdefault(match[0], f"{kind}{len(seen)}")
 
     text = json.dumps(spelt(value), ensure_ascii=False, sort_keys=True)
