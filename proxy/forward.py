@@ -45,6 +45,8 @@ class Connection(Protocol):
     """What the HTTP front tells of the client's connection (``guard.py``)."""
 
     client_error: str | None
+    task: asyncio.Task[None] | None
+    """The one that runs us."""
     length: int | None
     """Bytes of the body as its head declares them, ``None`` where it is chunked."""
     memory: Any
@@ -178,7 +180,6 @@ class Forwarder:
         self.flights = flights
         self.collected = 0
         self._decoding = asyncio.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, call: Call, admitted: Admitted) -> None:
         """Forward one admitted request and answer it. Raises ``Fault`` where we answer ourselves, and ``Broken``."""
@@ -194,9 +195,7 @@ class Forwarder:
             )
         declared = _declared_length(call)
 
-        # The loop is passed because finding it costs a system call on Python 3.11.
-        loop = self._loop = self._loop or asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
+        task = call.connection.task if call.connection is not None else asyncio.current_task()
         assert task is not None  # noqa: S101  (a coroutine that runs is run by a task)
         flight = call.flight = Flight(task, generation.limits)
         if call.connection is not None:

@@ -69,7 +69,7 @@ class Exchange:
     """One request and its response: what the application calls, and what the forwarder watches.
 
     As ``scope["extensions"]["lava_proxy.connection"]`` it offers ``on_disconnect``, ``abort``,
-    ``write_stalled_since``, ``client_error``, ``length`` and ``memory``, and the short ways ``take_body``, ``respond``, ``pass_on`` and ``drain``. It holds no scope: both die by reference count
+    ``write_stalled_since``, ``client_error``, ``length``, ``task`` and ``memory``, and the short ways ``take_body``, ``respond``, ``pass_on`` and ``drain``. It holds no scope: both die by reference count
     alone.
     """
 
@@ -95,6 +95,7 @@ class Exchange:
         "length",
         "memory",
         "started",
+        "task",
     )
 
     def __init__(self, protocol: GuardedProtocol, head: Head, body: bytes | None) -> None:
@@ -106,6 +107,8 @@ class Exchange:
         """Bytes of the body as declared, 0 where there is none, ``None`` where it is chunked."""
         self.memory: Memory = head.memory
         """Where the application keeps what holds for every head like this one."""
+        self.task: asyncio.Task[None] | None = None
+        """What runs the application for this exchange, until it is through."""
         self.started = False
         self.complete = False
         self.gone = False
@@ -224,7 +227,8 @@ class Exchange:
                 _log().error("the application ended without a complete response")
                 self._end_badly()
         finally:
-            self._protocol.ended()
+            self._protocol.ended(self.task)
+            self.task = None  # or each would keep the other alive
 
     def _end_badly(self) -> None:
         if self.gone or self.complete:
@@ -555,7 +559,8 @@ class GuardedProtocol(asyncio.Protocol):
         self.deadline = _NEVER
         if body is None:
             self._body = ChunkedBody(self.limits) if head.length is None else LengthBody(head.length)
-        self._tasks.add(self._loop.create_task(exchange.run(self._app, scope)))
+        task = exchange.task = self._loop.create_task(exchange.run(self._app, scope))
+        self._tasks.add(task)
 
     def _scope(self, head: Head) -> dict[str, Any]:
         """What the scopes of heads alike have in common."""
@@ -577,9 +582,9 @@ class GuardedProtocol(asyncio.Protocol):
             "query_string": query,
         }
 
-    def ended(self) -> None:
+    def ended(self, task: asyncio.Task[None] | None) -> None:
         """The application is through. (Told by its task itself: a callback would cost another turn of the loop.)"""
-        self._tasks.discard(asyncio.current_task(self._loop))
+        self._tasks.discard(cast("asyncio.Task[None]", task))
 
     def _read_body(self, body: LengthBody | ChunkedBody, data: bytes, position: int) -> int:
         start = position

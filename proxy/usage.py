@@ -58,6 +58,10 @@ _MARKS: dict[Ending, tuple[bytes, ...]] = {
 }
 
 
+# Until the model has been named.
+_FIRST_MARKS = {ending: (b'"model', *marks) for ending, marks in _MARKS.items()}
+
+
 class Usage(NamedTuple):
     """Tokens as the provider counted them. What it did not say is ``None``, never 0.
 
@@ -110,7 +114,7 @@ class Scanner:
         self._counts: documents.Counts | None = None  # of a document in the usual words
         self._first: bytes | dict[str, Any] | None = None
         self._last: bytes | dict[str, Any] | None = None
-        self._marks = (b'"model', *_MARKS[ending])
+        self._marks = _FIRST_MARKS[ending]
         self._pending = bytearray()
         self._head: bytes | None = None  # of an event or document above its limit; only the tail is kept then
         self._document: deque[bytes] = deque()

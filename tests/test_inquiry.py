@@ -531,6 +531,8 @@ def test_a_client_that_leaves_ends_the_asking(before: Callable[..., Daemon]) -> 
                 upstream.wait(lambda: len(upstream.requests) == 3)
                 stays.post_json("/v1/chat/completions", CHAT)
                 upstream.wait(lambda: len(upstream.requests) == 4)
+                for _ in range(50):  # its refusal is on its way: many turns of the daemon's loop
+                    assert ask(running.port, "GET", "/healthz").status == 200
             wait_for(lambda: '"outcome":"client_gone"' in running.output())
             assert "did not answer" in stays.response().json()["error"]["lava_proxy"]["diagnosis_failed"]
     with Upstream(Account(hang)) as upstream:
