@@ -18,7 +18,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.body import decode, decode_prefix, find_model, replace_model
+from proxy import documents
+from proxy.body import decode, decode_prefix, find_model, raw_model, replace_model
 from proxy.errors import Fault
 
 if TYPE_CHECKING:
@@ -374,6 +375,30 @@ def test_no_body_holds_everybody_up(body: bytes, content_type: bytes) -> None:
             replace_model(found, "new")
     # Milliseconds each, where a look at every part took up to half a minute; the rest is for slow machines.
     assert time.process_time() - began < 1.0
+
+
+PIECES = st.sampled_from(['"', "\\", '\\"', "model", '"model":"evil"', "a", "é", "\n", "\ud83d\ude00", "{", "}"])
+
+
+@given(
+    st.lists(st.tuples(PIECES, st.sampled_from([1, 3, 63, 64, 65, 9_000, 150_000])), max_size=6),
+    st.sampled_from([None, "gpt-4o", 'a"b', "x\\", "é"]),
+    st.booleans(),
+    st.integers(0, 3),
+)
+@settings(max_examples=150, deadline=None)
+def test_long_strings_are_passed_over_and_nothing_else(
+    strings: list[tuple[str, int]], model: str | None, ascii_only: bool, place: int
+) -> None:
+    """In a large body, full of pictures or of whatever a string may hold, the model is the one that a parser reads."""
+    fields: list[tuple[str, object]] = [(f"f{number}", piece * times) for number, (piece, times) in enumerate(strings)]
+    fields.append(("numbers", [0] * 9_000))
+    fields.append(("messages", [{"model": "inner", "pad": "p" * 300_000}]))
+    if model is not None:
+        fields.insert(min(place, len(fields)), ("model", model))
+    body = json.dumps(dict(fields), ensure_ascii=ascii_only).encode("utf-8", "replace")
+    assert raw_model(body) == documents.raw_model(body)
+    assert raw_model(body) == (b"" if model is None else json.dumps(model, ensure_ascii=ascii_only).encode())
 
 
 # --- compression -----------------------------------------------------------------------------------------------------
