@@ -46,6 +46,8 @@ _QUEUE = 20_000
 # lets it go: a request that comes in the middle waits for a few lines, not for many.
 _BATCH = 2
 _MOST_LINES = 256
+# Where both threads share one core, the loop cannot take the lock that a write let go before it is given the core.
+_yield_core = getattr(os, "sched_yield", lambda: None)
 # How long lines are collected before they are written: a thread switch per line would cost the loop more
 # than the line.
 _GATHER_S = 0.02
@@ -315,6 +317,7 @@ class Logs:
                 self._sink.write("".join(lines))
             except (OSError, ValueError):  # disk full, pipe closed, stream closed
                 self._dropped += len(lines)
+            _yield_core()
 
     def _line(self, when: float, level: str, event: Any, fields: Fields) -> str:
         """One event as one line, its line end included. Never raises."""
