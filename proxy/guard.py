@@ -250,10 +250,14 @@ class Exchange:
         """The whole body, where it is there and nothing of it was received: what ``receive`` would give, without waiting."""
         if not self._body_ended or self._end_given or self.gone or self.complete:
             return None
-        self._end_given = True
+        return self._taken()
+
+    def _taken(self) -> bytes:
+        """The body bytes that wait, which no longer do."""
         body = b"".join(self._chunks)
         self._chunks.clear()
         self._waiting = 0
+        self._end_given = self._body_ended
         if self._protocol.flow.read_paused:
             self._protocol.resume_reading()
         return body
@@ -288,13 +292,7 @@ class Exchange:
             self._protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not (self.gone or self.complete):
             if self._chunks or (self._body_ended and not self._end_given):
-                body = b"".join(self._chunks)
-                self._chunks.clear()
-                self._waiting = 0
-                self._end_given = self._body_ended
-                if self._protocol.flow.read_paused:
-                    self._protocol.resume_reading()
-                return {"type": "http.request", "body": body, "more_body": not self._body_ended}
+                return {"type": "http.request", "body": self._taken(), "more_body": not self._body_ended}
             if self._changed is None:
                 self._changed = asyncio.Event()
             self._changed.clear()
