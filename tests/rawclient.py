@@ -209,3 +209,12 @@ def post(port: int, target: str, document: object, headers: Mapping[str, str] | 
     return ask(
         port, "POST", target, json.dumps(document).encode(), {"Content-Type": "application/json", **(headers or {})}
     )
+
+
+def listening(port: int) -> bool:
+    """Whether anybody takes connections there."""
+    try:
+        RawClient(port).close()
+    except OSError:
+        return False
+    return True

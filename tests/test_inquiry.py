@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-from rawclient import RawClient, Response, ask, post
+from rawclient import RawClient, Response, ask, listening, post
 from upstream import Peer, Upstream, answer
 
 from proxy.emulator.records import Subscription
@@ -578,14 +578,6 @@ def test_nothing_is_asked_on_the_way_down(before: Callable[..., Daemon]) -> None
             assert (refused.status, refused.code) == (401, "lava_unauthorized")
         assert running.process.wait(10) == 0
         assert len(upstream.requests) == 1
-
-
-def listening(port: int) -> bool:
-    try:
-        RawClient(port).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_the_drain_deadline_does_not_change_the_answer(before: Callable[..., Daemon]) -> None:

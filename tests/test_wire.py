@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from rawclient import RawClient, Response, ask, post
+from rawclient import RawClient, Response, ask, listening, post
 from upstream import Peer, Upstream, answer, chunked, serve
 
 from proxy import body as bodies
@@ -738,14 +738,6 @@ def test_sigterm_lets_streams_finish(start: Callable[..., Daemon]) -> None:
             assert client.chunk() == DONE
             assert client.line() == b"0"
         assert running.process.wait(10) == 0
-
-
-def listening(port: int) -> bool:
-    try:
-        RawClient(port).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_at_the_deadline_streams_are_told_and_cut(start: Callable[..., Daemon]) -> None:
