@@ -69,8 +69,8 @@ class Exchange:
     """One request and its response: what the application calls, and what the forwarder watches.
 
     As ``scope["extensions"]["lava_proxy.connection"]`` it offers ``on_disconnect``, ``abort``,
-    ``write_stalled_since``, ``client_error``, ``length``, ``task`` and ``memory``, and the short ways ``take_body``, ``respond``, ``pass_on`` and ``drain``. It holds no scope: both die by reference count
-    alone.
+    ``write_stalled_since``, ``client_error``, ``length``, ``task`` and ``memory``, and the short ways
+    ``take_body``, ``respond``, ``pass_on`` and ``drain``. It holds no scope: both die by reference count alone.
     """
 
     __slots__ = (

@@ -8,10 +8,11 @@ at once, after the answer has left: the two threads share one interpreter, and h
 more than the line.
 
 Masking comes twice: on the fields before rendering, and on the rendered line, for what only rendering put
-together. The template is for values in which neither look finds anything; they are remembered. Tracebacks are the plain ones of the standard library: structlog's rich and dict forms show local
-variables, and the forward token is one. The records of ``logging`` (uvicorn, asyncio, the HTTP client at any
-level) take the same way; from these, credentials that are not ours to know (a client's own key, a cookie) are
-masked by their shape as well.
+together. The template is for values in which neither look finds anything; they are remembered. Tracebacks
+are the plain ones of the standard library: structlog's rich and dict forms show local variables, and the
+forward token is one. The records of ``logging`` (uvicorn, asyncio, the HTTP client at any level) take the
+same way; from these, credentials that are not ours to know (a client's own key, a cookie) are masked by their
+shape as well.
 """
 
 from __future__ import annotations
