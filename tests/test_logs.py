@@ -123,6 +123,25 @@ def test_a_request_is_one_line_with_all_its_fields(written: Written) -> None:
     assert second["upstream_error"] == "overloaded_error"
 
 
+def test_both_ways_of_making_a_line_tell_the_same(written: Written) -> None:
+    """The template for usual values and the general way: the same fields in the same order, with the same values."""
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"scanner": None, "model": None, "status": None, "first_byte_s": None, "lava_request_id": None},
+        {"outcome": Outcome.TRUNCATED, "error_code": "upstream_closed", "upstream_error": "cut", "first_byte_s": 0.0},
+        {"project": None, "provider": None, "duration_s": 1234.56789, "bytes_out": 10**9},
+    ]
+    for kind in kinds:
+        written.logs.request(_record(**kind))
+        written.logs.request(_record(**kind, method="PÖST"))  # which only the general way writes
+    events = written.lines()
+    for usual, general in zip(events[::2], events[1::2], strict=True):
+        assert list(usual) == list(general)
+        for event in (usual, general):
+            del event["timestamp"], event["method"]
+        assert usual == general
+
+
 NASTY = 'x\r\n{"event":"forged"}\x1b[31m\x00\x9b\u202eevil\u2028"\\\ud800\ufeff'
 
 
