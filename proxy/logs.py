@@ -35,11 +35,10 @@ if TYPE_CHECKING:
     from proxy.record import Record
     from proxy.redaction import Redactor
     from proxy.settings import Log
-    from proxy.usage import Usage
 
     Fields = MutableMapping[str, Any]
-    # method, path, project, provider, model
-    _What = tuple[str, str, str | None, str | None, str | None]
+    # method, path, project, provider, model, status, outcome
+    _What = tuple[str, str, str | None, str | None, str | None, int | None, str]
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _QUEUE = 20_000
@@ -200,24 +199,35 @@ class Logs:
         if self._redactor.crosses_values:
             return None
         try:
-            scanner, usage, model = record.scanner, None, record.model
+            scanner, model = record.scanner, record.model
+            tokens = _NO_TOKENS
             if scanner is not None:
-                usage = scanner.usage
+                inputs, outputs = scanner.tokens
+                tokens = (
+                    f'"input_tokens":{"null" if inputs is None else inputs},'
+                    f'"output_tokens":{"null" if outputs is None else outputs}'
+                )
                 model = model or scanner.model
-            first, status = record.first_byte_s, record.status
+            first = record.first_byte_s
             more = ""
             if record.error_code is not None:
                 more = f',"error":{self._json_of(record.error_code)}'
             if record.upstream_error is not None:
                 more += f',"upstream_error":{self._json_of(record.upstream_error)}'
-            what = (record.method, record.path, record.project, record.provider, model)
+            what = (
+                record.method,
+                record.path,
+                record.project,
+                record.provider,
+                model,
+                record.status,
+                record.outcome,
+            )
             return (
-                f'{{"timestamp":"{self._stamp(time.time())}","level":"info","event":"request",'
-                f"{self._known.get(what) or self._json_of_what(what)},"
-                f'"status":{"null" if status is None else status},"outcome":"{record.outcome.value}",'
-                f'"first_byte_ms":{"null" if first is None else f"{first * 1000:.1f}"},'
-                f'"duration_ms":{record.duration_s * 1000:.1f},"bytes_in":{record.bytes_in},"bytes_out":{record.bytes_out},'
-                f'{_NO_TOKENS if usage is None else _tokens(usage)},"request_id":"{record.request_id}",'
+                f'{{"timestamp":"{self._stamp(time.time())}",{self._known.get(what) or self._json_of_what(what)},'
+                f'"first_byte_ms":{"null" if first is None else _milliseconds(first)},'
+                f'"duration_ms":{_milliseconds(record.duration_s)},"bytes_in":{record.bytes_in},'
+                f'"bytes_out":{record.bytes_out},{tokens},"request_id":"{record.request_id}",'
                 f'"lava_request_id":{self._json_of_id(record.lava_request_id)}{more}}}\n'
             )
         except Exception:  # noqa: BLE001 - a record of any kind comes in; the general way says what is wrong with it
@@ -225,8 +235,12 @@ class Logs:
 
     def _json_of_what(self, what: _What) -> str:
         """The fields that requests of one tool have in common, as JSON. Remembered. ValueError as `_json_of`."""
-        method, path, project, provider, model = map(self._json_of, what)
-        text = f'"method":{method},"path":{path},"project":{project},"provider":{provider},"model":{model}'
+        method, path, project, provider, model = map(self._json_of, what[:5])
+        status, outcome = what[5:]
+        text = (
+            f'"level":"info","event":"request","method":{method},"path":{path},"project":{project},'
+            f'"provider":{provider},"model":{model},"status":{"null" if status is None else status},"outcome":"{outcome}"'
+        )
         if len(text) <= _LONGEST_KNOWN:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
@@ -237,7 +251,7 @@ class Logs:
         """``_json_of`` for what is another with every request."""
         if value is None:
             return "null"
-        if _ID.match(value) and self._redactor.text(value) is value:
+        if _ID.match(value) and not self._redactor.stands_in(value):
             return f'"{value}"'
         return self._json_of(value)
 
@@ -376,8 +390,8 @@ class Logs:
             else:
                 text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             self._second = second, text
-        fraction = int((when - second) * 1000)
-        return f"{text}.{fraction:03d}" + ("" if self._console else "Z")
+        fraction = _FRACTIONS[int((when - second) * 1000)]
+        return f"{text}.{fraction}" if self._console else f"{text}.{fraction}Z"
 
 
 class _Captured(NamedTuple):
@@ -480,7 +494,7 @@ def _sink(path: str) -> _Stream | _File:
 def _of_request(record: Record, stamp: str) -> Fields:
     """The fields of a request's line. What is not known is None; times in milliseconds, sizes in bytes."""
     scanner = record.scanner
-    usage = scanner.usage if scanner is not None else None
+    inputs, outputs = scanner.tokens if scanner is not None else (None, None)
     first = record.first_byte_s
     fields: Fields = {
         "timestamp": stamp,
@@ -493,12 +507,12 @@ def _of_request(record: Record, stamp: str) -> Fields:
         "model": _cut(record.model or (scanner.model if scanner is not None else None)),
         "status": record.status,
         "outcome": str(record.outcome),
-        "first_byte_ms": None if first is None else round(first * 1000, 1),
-        "duration_ms": round(record.duration_s * 1000, 1),
+        "first_byte_ms": None if first is None else float(_milliseconds(first)),
+        "duration_ms": float(_milliseconds(record.duration_s)),
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
-        "input_tokens": usage.input_tokens if usage is not None else None,
-        "output_tokens": usage.output_tokens if usage is not None else None,
+        "input_tokens": inputs,
+        "output_tokens": outputs,
         "request_id": record.request_id,
         "lava_request_id": _cut(record.lava_request_id),
     }
@@ -512,9 +526,14 @@ def _of_request(record: Record, stamp: str) -> Fields:
 _NO_TOKENS = '"input_tokens":null,"output_tokens":null'
 
 
-def _tokens(usage: Usage) -> str:
-    inputs, outputs = usage.input_tokens, usage.output_tokens
-    return f'"input_tokens":{"null" if inputs is None else inputs},"output_tokens":{"null" if outputs is None else outputs}'
+_FRACTIONS = tuple(f"{number:03d}" for number in range(1000))
+_TENTHS = tuple(f"{number / 10:.1f}" for number in range(200))
+
+
+def _milliseconds(seconds: float) -> str:
+    """In milliseconds, to a tenth. To make text of a number takes a while, and most are small."""
+    tenths = int(seconds * 10_000 + 0.5)
+    return _TENTHS[tenths] if 0 <= tenths < 200 else f"{tenths / 10:.1f}"
 
 
 def _mask(match: re.Match[str]) -> str:

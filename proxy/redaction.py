@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
 _MASK = "***"
+_WORD = re.compile(rb"[A-Za-z0-9_-]+")
 # Below four characters a "secret" is part of ordinary words: masking it would destroy lines and hide nothing.
 _SHORTEST_RAW = 4
 # Below six bytes the windows get so short that innocent text would match.
@@ -149,7 +150,7 @@ class Redactor(Unshown):
     Values under 4 characters are not masked, those under 6 only as they are.
     """
 
-    __slots__ = ("_forms", "_probe", "_reach", "crosses_values")
+    __slots__ = ("_forms", "_probe", "_reach", "_words", "crosses_values")
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         wanted: dict[bytes, None] = {}
@@ -157,6 +158,7 @@ class Redactor(Unshown):
             for each in (value, *_inside(value)):
                 wanted.update(dict.fromkeys(_forms(each)))
         self._forms = tuple(wanted)
+        self._words = sorted((form.decode("ascii") for form in wanted if _WORD.fullmatch(form)), key=len)
         self.crosses_values = any(b'"' in form for form in self._forms)
         """Whether a hit can begin in one value of a JSON object and end in another: between two there is a quote."""
         self._probe = _probe(self._forms)
@@ -178,6 +180,16 @@ class Redactor(Unshown):
             done = end
         parts.append(raw[done:])
         return b"".join(parts).decode("utf-8", "replace")
+
+    def stands_in(self, word: str) -> bool:
+        """Whether a value stands in a short `word` of ASCII letters, digits, hyphens and underscores: none is escaped there."""
+        size = len(word)
+        for form in self._words:  # the shortest first
+            if len(form) > size:
+                break
+            if form in word:
+                return True
+        return False
 
     def data(self, data: bytes) -> bytes:
         """`data` with every byte of every hit made ``*``: the length stays (and Content-Length true)."""

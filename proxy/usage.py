@@ -149,6 +149,16 @@ class Scanner:
         return self._model
 
     @property
+    def tokens(self) -> tuple[int | None, int | None]:
+        """Input and output tokens of ``usage``, found with less ado: every request's log line tells them."""
+        self._read()
+        counts = self._counts
+        if counts is not None:
+            return _inputs(counts), _outputs(counts)
+        usage = self.usage
+        return (None, None) if usage is None else (usage.input_tokens, usage.output_tokens)
+
+    @property
     def usage(self) -> Usage | None:
         """The tokens counted by the last event (or document) that did; Anthropic's two halves joined."""
         self._read()
@@ -416,10 +426,17 @@ def _tail_count(tail: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _inputs(counts: documents.Counts) -> int | None:
+    return counts.prompt_tokens if counts.prompt_tokens is not None else counts.input_tokens
+
+
+def _outputs(counts: documents.Counts) -> int | None:
+    return counts.completion_tokens if counts.completion_tokens is not None else counts.output_tokens
+
+
 def _usual(counts: documents.Counts) -> Usage | None:
     """What ``_usage`` says of the same counts."""
-    inputs = counts.prompt_tokens if counts.prompt_tokens is not None else counts.input_tokens
-    outputs = counts.completion_tokens if counts.completion_tokens is not None else counts.output_tokens
+    inputs, outputs = _inputs(counts), _outputs(counts)
     read, total = counts.cache_read_input_tokens, counts.total_tokens
     cached = read if read is not None else counts.prompt_cache_hit_tokens
     for details in (counts.prompt_tokens_details, counts.input_tokens_details):
