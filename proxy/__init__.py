@@ -11,6 +11,7 @@ One request, as a story, and the room where each step lives:
 7. answer        ``errors.py``                    Lava's 401 and 402 become sentences a person understands;
                  ``diagnosis.py``, ``inquiry.py`` Lava's account is asked which part is wrong
 8. relay         ``forward.py``, ``usage.py``     bytes leave as they came; a scanner reads along
+                 ``express.py``                   the same steps without waiting, for a request like one before
 9. record        ``record.py``, ``logs.py``, ``metrics.py``   how it ended, exactly once
 
 Around it: ``settings.py`` (what the user said), ``credentials.py`` (what a login brought), ``providers.py`` and ``dialects.py``

@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections import deque
 from email.utils import formatdate
+from functools import partial
 from html import escape
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +20,7 @@ from starlette.routing import Route, Router
 
 from proxy import __version__, dialects, errors, gate, headers, routing
 from proxy.errors import Fault
+from proxy.express import Express, Ride
 from proxy.flights import Flights
 from proxy.forward import Admitted, Broken, Call, Forwarder, Receive, Scope, Send, shutting_down
 from proxy.generation import Generation
@@ -122,6 +124,7 @@ class App:
         self._forward = Forwarder(runtime.flights)
         self._control = _control(runtime)
         self._ids = errors.RequestIds()
+        self._express = Express(runtime, self._ids, self._record)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -134,21 +137,27 @@ class App:
         connection = scope["extensions"].get("lava_proxy.connection") if "extensions" in scope else None
         # A tool sends the same head over and over: what was found out about it then is true now.
         admitted: Admitted | None = connection.memory.application if connection is not None else None
-        if admitted is not None and admitted.generation is not generation:
+        ride: Ride | None = connection.ride if connection is not None else None
+        if ride is not None:  # it has begun already, and only goes on here
+            admitted, generation = ride.admitted, ride.admitted.generation
+        elif admitted is not None and admitted.generation is not generation:
             admitted = None
         received = headers.read(scope["headers"]) if admitted is None else admitted.received
         raw_path: bytes = scope.get("raw_path") or b"/"
-        record = Record(self._ids.next(), scope["method"], raw_path.decode("ascii", "replace"), monotonic())
+        if ride is not None:
+            record = ride.record
+        else:
+            record = Record(self._ids.next(), scope["method"], raw_path.decode("ascii", "replace"), monotonic())
+            runtime.metrics.started()
         call = Call(scope, receive, send, generation, received, record, connection)
         # Health probes are asked every few seconds: only what went wrong with one is worth a line.
         recorded = raw_path not in CONTROL
-        runtime.metrics.started()
         try:
             if admitted is None:
                 admitted = await self._admit(call, raw_path)
             if admitted is not None:
                 call.admission, call.dialect = admitted.admission, admitted.place.dialect
-                if runtime.draining:
+                if runtime.draining and ride is None:
                     raise shutting_down()
                 await self._forward(call, admitted)
         except Fault as fault:
@@ -190,9 +199,11 @@ class App:
         if place.kind is Kind.INFO:
             await _send_response(call, _info(call))
             return None
-        admitted = Admitted(generation, received, admission, place, project)
+        admitted = Admitted(generation, received, admission, place, project, call.record.method, call.record.path)
         if call.connection is not None and origin is None:  # a page's answers need its headers each time
-            call.connection.memory.application = admitted
+            memory = call.connection.memory
+            memory.application = admitted
+            memory.shortcut = partial(self._express.take, admitted) if admitted.repeats else None
         return admitted
 
     async def _at_control(self, call: Call, path: bytes) -> None:

@@ -43,8 +43,12 @@ class Flight:
 
     def __init__(self, task: asyncio.Task[Any], limits: Limits) -> None:
         self.task = task
+        self.begin(limits, Phase.CLIENT)
+
+    def begin(self, limits: Limits, phase: Phase) -> None:
+        """It starts now, and waits for ``phase``."""
         self.limits = limits
-        self.phase = Phase.CLIENT
+        self.phase = phase
         self.started = self.since = monotonic()
         self.answered = False
         self.reason: Reason | None = None

@@ -36,7 +36,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _ERROR_BODY = 256 * 1024  # bytes of an error answer that are collected to be understood and masked
 _ERROR_SEARCHED = 1024 * 1024  # of a compressed one that cannot be read in whole, decoded
 _COLLECTING_FLOOR = 256 * 1024 * 1024
-_HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
+HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MOST_SENDINGS = 32  # two for each model that one client uses by turns
 _NOBODY = Admission()
 
@@ -51,11 +51,15 @@ class Connection(Protocol):
     """Bytes of the body as its head declares them, ``None`` where it is chunked."""
     memory: Any
     """``memory.application`` is ours, and the same for every request with this head (``framing.Heads``)."""
+    ride: Any
+    """The ``express.Ride`` in which this request began, where it did."""
+    ready: bool
+    """Whether the client has read so much that it may be given more."""
 
     def on_disconnect(self, callback: Callable[[], None]) -> None: ...
     def abort(self) -> None: ...
     def take_body(self) -> bytes | None: ...
-    def respond(self, status: int, headers: headers.Pairs, body: bytes) -> bool: ...
+    def respond(self, status: int, headers: headers.Pairs, body: bytes) -> None: ...
     def pass_on(self, piece: bytes) -> bool: ...
     async def drain(self) -> None: ...
 
@@ -77,11 +81,20 @@ class Admitted(Unshown):
     as long as the configuration is the same.
     """
 
-    __slots__ = ("admission", "generation", "json", "place", "project", "received", "sendings")
+    __slots__ = ("admission", "generation", "json", "method", "path", "place", "project", "received", "sendings")
 
     def __init__(
-        self, generation: Generation, received: Received, admission: Admission, place: Place, project: str
+        self,
+        generation: Generation,
+        received: Received,
+        admission: Admission,
+        place: Place,
+        project: str,
+        method: str,
+        path: str,
     ) -> None:
+        self.method = method
+        self.path = path
         self.generation = generation
         self.received = received
         self.admission = admission
@@ -90,6 +103,19 @@ class Admitted(Unshown):
         self.json = bodies.is_plain_json(received.noted.get(b"content-type"), received.noted.get(b"content-encoding"))
         self.sendings: dict[str | bytes | None, Sending] = {}
         """By the body's model, or by the raw JSON string of it where nothing of the body is to be replaced."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether requests with this head are worth a shorter way: their body, whole, is all that need be looked at."""
+        plain = self.json or not self.place.reads_body
+        return plain and self.method in HAS_BODY and self.place.kind is not Kind.CATALOG
+
+    def ready(self, body: bytes) -> Sending | None:
+        """What a request like this with this whole body became before, where no byte of it was to be changed."""
+        if not self.place.reads_body:
+            return self.sendings.get(None)
+        raw = bodies.raw_model(body)
+        return self.sendings.get(raw) if raw else None
 
     def keep(self, model: str | bytes | None, sending: Sending) -> None:
         """For the next request with this model."""
@@ -183,60 +209,32 @@ class Forwarder:
 
     async def __call__(self, call: Call, admitted: Admitted) -> None:
         """Forward one admitted request and answer it. Raises ``Fault`` where we answer ourselves, and ``Broken``."""
-        generation, record, method = call.generation, call.record, call.record.method
-        place = admitted.place
-        record.project = admitted.project
-        if len(self.flights) >= generation.settings.server.max_concurrent:
-            raise Fault(
-                "overloaded",
-                "This daemon has as many requests in flight as max_concurrent allows.",
-                "Try again in a moment, or raise max_concurrent under [server].",
-                headers=[(b"retry-after", b"1")],
-            )
-        declared = _declared_length(call)
-
-        task = call.connection.task if call.connection is not None else asyncio.current_task()
+        generation, connection = call.generation, call.connection
+        task = connection.task if connection is not None else asyncio.current_task()
         assert task is not None  # noqa: S101  (a coroutine that runs is run by a task)
-        flight = call.flight = Flight(task, generation.limits)
-        if call.connection is not None:
-            call.connection.on_disconnect(lambda: flight.end("client_gone"))
-        self.flights.add(flight)
-        generation.in_flight += 1
+        ride = connection.ride if connection is not None else None
+        if ride is not None:
+            flight = call.flight = ride
+        else:
+            call.record.project = admitted.project
+            declared = self._within_limits(call)
+            flight = call.flight = Flight(task, generation.limits)
+            if connection is not None:
+                connection.on_disconnect(lambda: flight.end("client_gone"))
+            self.flights.add(flight)
+            generation.in_flight += 1
         try:
-            if place.kind is Kind.CATALOG:
-                await self._send_catalog(call, place, admitted.project)
+            if ride is not None:
+                call.plan, call.opened = ride.plan, ride.answer
+                answer = ride.resume(task)
+            elif admitted.place.kind is Kind.CATALOG:
+                await self._send_catalog(call, admitted.place, admitted.project)
                 return
-            content: bytes | AsyncIterator[bytes] | None
-            length: int | None = None
-            if place.reads_body and (method in _HAS_BODY or declared):
-                whole = call.connection.take_body() if call.connection is not None else None
-                if whole is None:
-                    whole = await self._collect(call)
-                elif len(whole) > generation.settings.server.max_body_bytes:
-                    raise _too_large(generation.settings.server.max_body_bytes)
-                record.bytes_in = len(whole)
-                found = None if admitted.json else await self._find_model(call, whole)
-                sending, content = self._sending_by_body(call, admitted, whole, found)
             else:
-                sending = self._sending(call, admitted, None)
-                content, length = await self._stream(call, declared), declared
-            plan = sending.plan
-            streamed = content is not None and not isinstance(content, bytes)
-            out = Outgoing(
-                sending.method,
-                plan.origin,
-                plan.target,
-                sending.headers,
-                content,
-                length if streamed else None,
-                sending.wire,
-            )
-            if content is None or isinstance(content, bytes):
-                flight.wait(Phase.HEAD)
-            answer = call.opened = await generation.engine.open(out)
+                out = await self._outgoing(call, admitted, declared)
+                answer = call.opened = await generation.engine.open(out)
             flight.answered = True
-            record.status = answer.status
-            await self._answer(call, plan, answer)
+            await self._answer(call, answer)
         except asyncio.CancelledError:
             if flight.reason is None:
                 raise
@@ -246,8 +244,8 @@ class Forwarder:
         except UpstreamError as error:
             raise _upstream_fault(error, call) from error
         except ClientGone:
-            broke = call.connection is not None and call.connection.client_error is not None
-            record.outcome = Outcome.CLIENT_ERROR if broke else Outcome.CLIENT_GONE
+            broke = connection is not None and connection.client_error is not None
+            call.record.outcome = Outcome.CLIENT_ERROR if broke else Outcome.CLIENT_GONE
         finally:
             self.flights.remove(flight)
             generation.in_flight -= 1
@@ -255,6 +253,43 @@ class Forwarder:
                 await _absorb(task)
 
     # --- the request -------------------------------------------------------------------------------------------------
+
+    def _within_limits(self, call: Call) -> int | None:
+        """The length that the request declares. Raises ``Fault`` where that, or what is in flight, is too much."""
+        if len(self.flights) >= call.generation.settings.server.max_concurrent:
+            raise Fault(
+                "overloaded",
+                "This daemon has as many requests in flight as max_concurrent allows.",
+                "Try again in a moment, or raise max_concurrent under [server].",
+                headers=[(b"retry-after", b"1")],
+            )
+        return _declared_length(call)
+
+    async def _outgoing(self, call: Call, admitted: Admitted, declared: int | None) -> Outgoing:
+        """What goes to Lava: a new request beside the received one. Waits for a body that decides where it goes."""
+        record, flight = call.record, call.flight
+        assert flight is not None  # noqa: S101  (made by the caller)
+        limit = call.generation.settings.server.max_body_bytes
+        content: bytes | AsyncIterator[bytes] | None
+        length: int | None = None
+        if admitted.place.reads_body and (record.method in HAS_BODY or declared):
+            whole = call.connection.take_body() if call.connection is not None else None
+            if whole is None:
+                whole = await self._collect(call)
+            elif len(whole) > limit:
+                raise _too_large(limit)
+            record.bytes_in = len(whole)
+            found = None if admitted.json else await self._find_model(call, whole)
+            sending, content = self._sending_by_body(call, admitted, whole, found)
+        else:
+            sending = self._sending(call, admitted, None)
+            content = await self._stream(call, declared)
+        if content is None or isinstance(content, bytes):
+            flight.wait(Phase.HEAD)
+        else:
+            length = declared
+        plan = sending.plan
+        return Outgoing(sending.method, plan.origin, plan.target, sending.headers, content, length, sending.wire)
 
     def _sending(self, call: Call, admitted: Admitted, model: str | None, *, decoded: bool = False) -> Sending:
         """Where the request goes, with which credential and headers: worked out once for the same request."""
@@ -350,7 +385,7 @@ class Forwarder:
     async def _stream(self, call: Call, declared: int | None) -> bytes | AsyncIterator[bytes] | None:
         """The body to send on: ``None`` where there is none, bytes where it came in one piece, else an iterator."""
         if declared is None and not _is_chunked(call):
-            return b"" if call.record.method in _HAS_BODY else None
+            return b"" if call.record.method in HAS_BODY else None
         message = await call.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
@@ -421,28 +456,22 @@ class Forwarder:
 
     # --- the answer --------------------------------------------------------------------------------------------------
 
-    async def _answer(self, call: Call, plan: Plan, answer: Answer) -> None:
-        record, status = call.record, answer.status
-        record.first_byte_s = monotonic() - record.started
-        if 300 <= status < 400 and status != 304:
-            raise errors.redirected(status)
-        answered = headers.to_client(answer.headers, keep_length=answer.framing == "length" or record.method == "HEAD")
-        if answered.lava_request_id is not None:
-            record.lava_request_id = answered.lava_request_id.decode("ascii", "replace")[:200]
-        answered.onward += plan.ours
-        answered.onward.append((b"x-lava-proxy-request-id", record.request_id.encode("ascii")))
+    async def _answer(self, call: Call, answer: Answer) -> None:
+        record, plan, status = call.record, call.plan, answer.status
+        assert plan is not None  # noqa: S101  (made before the request was opened)
+        answered = sort_head(record, plan, answer)
         if status >= 400:
             await self._error_answer(call, plan, answer, answered)
             return
         if status == 304:  # no 2xx either, and without a body
             answered.onward = _masked(call.generation.redactor(plan.credential), answered.onward)
-
         if call.generation.inquiries.known:
             call.generation.inquiries.forget(plan.route.project)
-        scanner = record.scanner = Scanner(plan.route.ending, answered.event_stream, answered.encoding is not None)
-        await self._relay(call, plan.route, answer, answered, scanner)
-        if answered.event_stream and record.outcome is Outcome.OK and scanner.error is not None:
-            record.outcome, record.upstream_error = Outcome.PROVIDER_ERROR, scanner.error
+        call.answering = True
+        if call.direct is None or not give_whole(call.direct, record, plan.route, answer, answered):
+            scanner = record.scanner = _scanner(plan.route, answered)
+            await self._relay(call, plan.route, answer, answered, scanner)
+            _note_error(record, answered, scanner)
 
     async def _relay(
         self, call: Call, route: Route, answer: Answer, answered: headers.Answered, scanner: Scanner
@@ -451,17 +480,7 @@ class Forwarder:
         record, flight, send = call.record, call.flight, call.send
         assert flight is not None  # noqa: S101  (made before the request was opened)
         call.total = answered.length if answer.framing == "length" else None
-        call.answering = True
         flight.wait(Phase.WRITE)
-        whole = answer.whole() if call.direct is not None else None
-        if whole is not None and call.direct is not None and call.direct.respond(answer.status, answered.onward, whole):
-            # The usual small answer: it is here already, and leaves in one piece.
-            record.bytes_out = len(whole)
-            scanner.feed(whole)
-            scanner.finish()
-            if _lacks_its_end(route, answered, scanner):
-                record.outcome = Outcome.INCOMPLETE
-            return
         await send({"type": "http.response.start", "status": answer.status, "headers": answered.onward})
         client, feed = call.connection or _AnyFront(send), scanner.feed
 
@@ -474,9 +493,7 @@ class Forwarder:
 
         flight.wait(Phase.READ)
         try:
-            going = not whole or take(whole)
-            while not (going and await answer.pour(take)):
-                going = True
+            while not await answer.pour(take):
                 flight.wait(Phase.WRITE)
                 await client.drain()
                 flight.wait(Phase.READ)
@@ -652,6 +669,46 @@ def _chosen(call: Call, sending: Sending) -> Sending:
     plan = call.plan = sending.plan
     call.record.provider, call.record.model = plan.route.provider.name, plan.route.model
     return sending
+
+
+def sort_head(record: Record, plan: Plan, answer: Answer) -> headers.Answered:
+    """The head of an answer as the client gets it; what it says is recorded. Raises ``Fault`` for a redirect."""
+    record.first_byte_s = monotonic() - record.started
+    status = record.status = answer.status
+    if 300 <= status < 400 and status != 304:
+        raise errors.redirected(status)
+    answered = headers.to_client(answer.headers, keep_length=answer.framing == "length" or record.method == "HEAD")
+    if answered.lava_request_id is not None:
+        record.lava_request_id = answered.lava_request_id.decode("ascii", "replace")[:200]
+    answered.onward += plan.ours
+    answered.onward.append((b"x-lava-proxy-request-id", record.request_id.encode("ascii")))
+    return answered
+
+
+def give_whole(client: Connection, record: Record, route: Route, answer: Answer, answered: headers.Answered) -> bool:
+    """The usual small answer: where it is here already, it leaves in one piece. False, and nothing done, where not."""
+    whole = answer.whole() if client.ready else None
+    if whole is None:
+        return False
+    client.respond(answer.status, answered.onward, whole)
+    record.bytes_out = len(whole)
+    scanner = record.scanner = _scanner(route, answered)
+    scanner.feed(whole)
+    scanner.finish()
+    if _lacks_its_end(route, answered, scanner):
+        record.outcome = Outcome.INCOMPLETE
+    _note_error(record, answered, scanner)
+    return True
+
+
+def _scanner(route: Route, answered: headers.Answered) -> Scanner:
+    return Scanner(route.ending, answered.event_stream, answered.encoding is not None)
+
+
+def _note_error(record: Record, answered: headers.Answered, scanner: Scanner) -> None:
+    """An error that came inside a stream is the provider's, and how the request ended."""
+    if answered.event_stream and record.outcome is Outcome.OK and scanner.error is not None:
+        record.outcome, record.upstream_error = Outcome.PROVIDER_ERROR, scanner.error
 
 
 def _lacks_its_end(route: Route, answered: headers.Answered, scanner: Scanner) -> bool:

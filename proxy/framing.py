@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -60,13 +63,16 @@ class Refusal(Exception):
 class Memory:
     """What was worked out for a head and holds for every head like it (see ``Heads``).
 
-    For the front its ASGI scope; for the application whatever it keeps, which may depend on nothing but such a head.
+    For the front its ASGI scope; for the application whatever it keeps, which may depend on nothing but such a head, and
+    a ``shortcut``: asked instead of the application where the body is there, whole, with the exchange, the head and the
+    body. It takes the request (True) or does nothing, and then the application is called.
     """
 
-    __slots__ = ("application", "scope")
+    __slots__ = ("application", "scope", "shortcut")
 
     def __init__(self) -> None:
         self.application: Any = None
+        self.shortcut: Callable[[Any, Head, bytes], bool] | None = None
         self.scope: dict[str, Any] | None = None
 
 

@@ -69,8 +69,8 @@ class Exchange:
     """One request and its response: what the application calls, and what the forwarder watches.
 
     As ``scope["extensions"]["lava_proxy.connection"]`` it offers ``on_disconnect``, ``abort``,
-    ``write_stalled_since``, ``client_error``, ``length``, ``task`` and ``memory``, and the short ways
-    ``take_body``, ``respond``, ``pass_on`` and ``drain``. It holds no scope: both die by reference count alone.
+    ``write_stalled_since``, ``client_error``, ``length``, ``task``, ``memory``, ``ride`` and ``ready``, and the short
+    ways ``take_body``, ``respond``, ``pass_on``, ``drain`` and ``call``. It holds no scope: both die by reference count alone.
     """
 
     __slots__ = (
@@ -94,6 +94,7 @@ class Exchange:
         "keep_alive",
         "length",
         "memory",
+        "ride",
         "started",
         "task",
     )
@@ -107,6 +108,8 @@ class Exchange:
         """Bytes of the body as declared, 0 where there is none, ``None`` where it is chunked."""
         self.memory: Memory = head.memory
         """Where the application keeps what holds for every head like this one."""
+        self.ride: Any = None
+        """Where the application began with it outside a task (``Memory.shortcut``): what it keeps of that."""
         self.task: asyncio.Task[None] | None = None
         """What runs the application for this exchange, until it is through."""
         self.started = False
@@ -211,9 +214,13 @@ class Exchange:
 
     # what the application calls
 
+    def call(self, head: Head) -> None:
+        """Run the application for this exchange, in a task of its own; ``head`` is the exchange's."""
+        self._protocol.call_application(self, head)
+
     async def run(self, app: Application, scope: Scope) -> None:
         try:
-            if self.gone:
+            if self.gone and self.ride is None:
                 return  # over before it began: the first body bytes came with the head, and were wrong
             await app(scope, self.receive, self.send)
         except Exception:  # noqa: BLE001 -- the last border: a fault of ours becomes a 500 or a broken connection
@@ -262,15 +269,16 @@ class Exchange:
             self._protocol.resume_reading()
         return body
 
-    def respond(self, status: int, headers: Any, body: bytes) -> bool:
-        """Send a whole response, as two ``send`` would, at once. False, and nothing done, where the client reads too slowly."""
-        if self.gone:
-            return True
-        if self._protocol.flow.write_paused:
-            return False
-        self._start(status, headers)
-        self._continue(body, False)
-        return True
+    @property
+    def ready(self) -> bool:
+        """Whether the client has read so much that it may be given more; so has one that is gone."""
+        return self.gone or not self._protocol.flow.write_paused
+
+    def respond(self, status: int, headers: Any, body: bytes) -> None:
+        """Send a whole response, as two ``send`` would, at once."""
+        if not self.gone:
+            self._start(status, headers)
+            self._continue(body, False)
 
     def pass_on(self, piece: bytes) -> bool:
         """Send a piece of the body of a response that was started. False where the client has to read first: ``drain``."""
@@ -546,17 +554,24 @@ class GuardedProtocol(asyncio.Protocol):
 
     def _begin(self, head: Head, body: bytes | None) -> None:
         """Start the application: the framing is proven. ``body`` where it is there, whole."""
+        exchange = self._exchange = Exchange(self, head, body)
+        self.deadline = _NEVER
+        if body is None:
+            self._body = ChunkedBody(self.limits) if head.length is None else LengthBody(head.length)
+        else:
+            shortcut = head.memory.shortcut
+            if shortcut is not None and shortcut(exchange, head, body):
+                return
+        self.call_application(exchange, head)
+
+    def call_application(self, exchange: Exchange, head: Head) -> None:
         memory = head.memory
         if memory.scope is None:
             memory.scope = self._scope(head)
-        exchange = self._exchange = Exchange(self, head, body)
         scope: Scope = memory.scope.copy()  # the application may write into its scope
         scope["headers"] = head.headers
         scope["state"] = self._app_state.copy()
         scope["extensions"] = {EXTENSION: exchange}
-        self.deadline = _NEVER
-        if body is None:
-            self._body = ChunkedBody(self.limits) if head.length is None else LengthBody(head.length)
         task = exchange.task = self._loop.create_task(exchange.run(self._app, scope))
         self._tasks.add(task)
 

@@ -292,7 +292,7 @@ def test_one_connection_cannot_fill_the_memory(tmp_path: Path) -> None:
     settings = loaded(tmp_path, f'[lava]\nsecret_key = "{KEY}"\n')
     made_ready = Generation(settings, create_engine(settings.upstream))
     place = made_ready.locate("POST", b"/v1/chat/completions", {})
-    admitted = Admitted(made_ready, read([]), Admission(), place, "default")
+    admitted = Admitted(made_ready, read([]), Admission(), place, "default", "POST", "/")
     plan = made_ready.plan(route("POST", place, b"", "default", "gpt-4o", made_ready.table), None)
     for number in range(10_000):
         admitted.keep(b'"gpt-%d"' % number, Sending(plan, b"POST", plan.head))

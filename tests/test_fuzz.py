@@ -92,6 +92,9 @@ class NoEngine:
     async def open(self, out: Outgoing) -> Answer:
         raise AssertionError("nothing may be sent here")
 
+    def begin(self, *request: object) -> None:
+        raise AssertionError("nothing may be sent here")
+
     async def aclose(self) -> None: ...
 
 

@@ -31,6 +31,9 @@ class Nowhere:
     async def open(self, out: Outgoing) -> Answer:
         raise AssertionError("the gate does not call anybody")
 
+    def begin(self, *request: object) -> None:
+        raise AssertionError("the gate does not call anybody")
+
     async def aclose(self) -> None:
         raise AssertionError("nothing was opened")
 

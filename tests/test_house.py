@@ -54,6 +54,7 @@ ORDER = (
     "metrics",
     "catalog",
     "forward",
+    "express",
     "logs",
     "app",
     # The HTTP front.

@@ -327,6 +327,9 @@ class Noting:
         self.sent.append(out)
         raise UpstreamError("unreachable", False, "nobody is there")
 
+    def begin(self, *request: object) -> None:
+        """Nothing is at hand."""
+
     async def aclose(self) -> None:
         """Nothing is open."""
 

@@ -466,6 +466,9 @@ class Scripted:
         for name, value in options.items():
             setattr(self, name, value)
 
+    def begin(self, *request: object) -> None:
+        """Nothing is at hand."""
+
     async def open(self, out: Outgoing) -> Any:
         token = dict(out.headers)[b"authorization"]
         assert token
@@ -691,7 +694,7 @@ def test_no_dump_of_anything_that_lives_shows_a_secret(settings_of_all: Settings
         sending.wire.lines = b"authorization: " + plan.credential.authorization
         things[f"sending of {name}"] = sending
         things[f"wire of {name}"] = sending.wire
-        admitted = forward.Admitted(made_ready, headers.read(plan.head), gate.Admission(), place, name)
+        admitted = forward.Admitted(made_ready, headers.read(plan.head), gate.Admission(), place, name, "POST", "/")
         admitted.sendings[None] = sending
         things[f"admitted of {name}"] = admitted
     client = made_ready.credential("lab", "anthropic", CLIENT_KEY)

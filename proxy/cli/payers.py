@@ -30,6 +30,9 @@ class _NoWay:
     async def open(self, out: Outgoing) -> Answer:
         self._refuse()
 
+    def begin(self, *request: object) -> None:
+        self._refuse()
+
     async def aclose(self) -> None:
         """Nothing is open."""
 

@@ -12,7 +12,7 @@ variable that the configuration did not name, or sends a request twice once a by
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from proxy.redaction import Unshown
 
@@ -107,8 +107,30 @@ class Answer(Protocol):
         """Give the connection back or drop it. May be called twice, early, and under cancellation."""
 
 
+class Waiter(Protocol):
+    """Who is told, as a future is, how a request that has begun went on: with an ``Answer`` or an ``UpstreamError``."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...
+
+
+class Begun(Protocol):
+    """A request on its way, of which nothing is known yet."""
+
+    def abandon(self, waiter: Any) -> None:
+        """``waiter`` waits no more: the request is broken off, and it is told nothing."""
+
+
 class Engine(Protocol):
     """Opens requests. Keeps the connect timeout only; the other times belong to whoever cancels the task."""
+
+    def begin(self, origin: Origin, wire: Wire, body: bytes, waiter: Waiter) -> Begun | None:
+        """Send at once what ``open`` would send for an ``Outgoing`` with this ``wire`` and a small ``body``.
+
+        ``None``, and nothing was sent, where that would take any waiting, or ``wire`` is not known yet. ``waiter`` is told
+        when the final head is there, after as much of the body as came with it was put into the answer.
+        """
 
     async def open(self, out: Outgoing) -> Answer:
         """Send ``out`` and return at the final response head.

@@ -37,6 +37,8 @@ from proxy.upstream import (
     Outgoing,
     UpstreamError,
     UpstreamSettings,
+    Waiter,
+    Wire,
     trust,
 )
 
@@ -71,6 +73,9 @@ class HttpxEngine:
         self._pools: dict[tuple[str, str], httpcore2.AsyncConnectionPool] = {}
         self._trust: asyncio.Future[ssl.SSLContext] | None = None
         self._closing: set[asyncio.Task[None]] = set()
+
+    def begin(self, origin: Origin, wire: Wire, body: bytes, waiter: Waiter) -> None:
+        """Never: every request gets a connection of its own, for which it must wait."""
 
     async def open(self, out: Outgoing) -> HttpxAnswer:
         import httpcore2

@@ -50,6 +50,8 @@ from proxy.upstream import (
     Outgoing,
     UpstreamError,
     UpstreamSettings,
+    Waiter,
+    Wire,
     trust,
 )
 
@@ -142,12 +144,29 @@ class NativeEngine:
         connection = self._take(out.origin)
         if connection is None or not connection.peek():
             connection = await self._sound(out.origin, connection)
-        waiter = connection.ask(head, source, length, out.method == b"HEAD")
+        waiter: asyncio.Future[NativeAnswer] = connection.loop.create_future()
+        connection.ask(head, source, length, out.method == b"HEAD", waiter)
         try:
             return await waiter
         except BaseException:
             connection.abandon(waiter)
             raise
+
+    def begin(self, origin: Origin, wire: Wire, body: bytes, waiter: Waiter) -> _Connection | None:
+        if wire.lines is None or len(body) > ONE_WRITE:
+            return None
+        connection = self._take(origin)
+        if connection is None:
+            return None
+        sound = connection.peek()
+        if not sound:
+            if sound is None:
+                self._keep(connection)  # TLS has something to read first
+            else:
+                connection.kill()
+            return None
+        connection.ask(b"%bcontent-length: %d\r\n\r\n%b" % (wire.lines, len(body), body), None, None, False, waiter)
+        return connection
 
     async def _sound(self, origin: Origin, connection: _Connection | None) -> _Connection:
         """A connection to be used at once, ``connection`` if that is one."""
@@ -214,11 +233,14 @@ class NativeEngine:
             connection.kill()
             return
         connection.idle_since = self._monotonic()
+        self._keep(connection)
+        if self._sweeper is None:
+            self._sweeper = connection.loop.call_later(IDLE_SECONDS, self._sweep)
+
+    def _keep(self, connection: _Connection) -> None:
         connection.stack.append(connection)
         connection.pooled = True
         self._idle += 1
-        if self._sweeper is None:
-            self._sweeper = connection.loop.call_later(IDLE_SECONDS, self._sweep)
 
     def made(self, connection: _Connection) -> None:
         self._live.add(connection)
@@ -530,7 +552,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._phase = _IDLE
         self._sent = False
         self._answer: NativeAnswer | None = None
-        self._waiter: asyncio.Future[NativeAnswer] | None = None
+        self._waiter: Waiter | None = None
         self._drained: asyncio.Future[None] | None = None
         self._sender: asyncio.Task[None] | None = None
         self._parser: HttpResponseParser | None = None
@@ -596,19 +618,18 @@ class _Connection(asyncio.BufferedProtocol):
     # One exchange.
 
     def ask(
-        self, first: bytes, source: AsyncIterator[bytes] | None, length: int | None, head_only: bool
-    ) -> asyncio.Future[NativeAnswer]:
-        """Write the request: ``first``, then ``source``. The future gets the answer at its final head."""
+        self, first: bytes, source: AsyncIterator[bytes] | None, length: int | None, head_only: bool, waiter: Waiter
+    ) -> None:
+        """Write the request: ``first``, then ``source``. ``waiter`` gets the answer at its final head."""
         self._phase = _HEAD
         self._sent = True
         self._head_only = head_only
-        self._waiter = waiter = self.loop.create_future()
+        self._waiter = waiter
         self._transport.write(first)
         if source is not None:
             self._sender = self.loop.create_task(self._send(source, length))
-        return waiter
 
-    def abandon(self, waiter: asyncio.Future[NativeAnswer]) -> None:
+    def abandon(self, waiter: Any) -> None:
         """Nobody waits for ``waiter`` any more."""
         if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
             # Cancelled in the very turn in which the head came; the connection may be another's by now.
@@ -834,17 +855,17 @@ class _Connection(asyncio.BufferedProtocol):
             self._parser = HttpResponseParser(self)
             self._parser.feed_data(CHUNKED_HEAD)
         self._phase = _BODY
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            if waiter.done():
-                # Cancelled in this very turn: whoever asked has yet to run, and nobody else may get this connection.
-                return self.kill()
-            waiter.set_result(answer)
+        waiter: Waiter = self._waiter  # type: ignore[assignment]  # there is one in HEAD
+        self._waiter = None
+        if waiter.done():
+            # Cancelled in this very turn: whoever asked has yet to run, and nobody else may get this connection.
+            return self.kill()
         if framing == "none" or (framing == "length" and not length):
             self._finish(clean and not rest)
         elif rest:
             self._body(rest)
-        return None
+        # Last, for the one that waits may go on in this very call, and even ask again on this connection.
+        return waiter.set_result(answer)
 
     def _body(self, data: bytes) -> None:
         answer: NativeAnswer = self._answer  # type: ignore[assignment]  # there is one in BODY
