@@ -124,6 +124,7 @@ class App:
         self._forward = Forwarder(runtime.flights)
         self._control = _control(runtime)
         self._ids = errors.RequestIds()
+        self._over: list[Record] = []
         self._express = Express(runtime, self._ids, self._record)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -269,18 +270,27 @@ class App:
             call.connection.abort()
 
     def _record(self, record: Record) -> None:
+        """A request is over. It is counted and told when the loop turns, after the answers of this turn have left, together
+        with all others that end in it: the same work done in a row takes half the time."""
         record.duration_s = monotonic() - record.started
-        runtime = self.runtime
-        runtime.metrics.finished(
-            record.project,
-            record.provider,
-            record.status,
-            record.outcome,
-            record.first_byte_s,
-            record.duration_s,
-        )
-        if runtime.log is not None:
-            runtime.log.request(record)
+        if not self._over:
+            asyncio.get_running_loop().call_soon(self._tell)
+        self._over.append(record)
+
+    def _tell(self) -> None:
+        over, self._over = self._over, []
+        finished, log = self.runtime.metrics.finished, self.runtime.log
+        for record in over:
+            finished(
+                record.project,
+                record.provider,
+                record.status,
+                record.outcome,
+                record.first_byte_s,
+                record.duration_s,
+            )
+            if log is not None:
+                log.request(record)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
