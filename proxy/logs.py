@@ -17,6 +17,7 @@ shape as well.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import json
 import logging
@@ -48,8 +49,7 @@ _BATCH = 2
 _MOST_LINES = 256
 # Where both threads share one core, the loop cannot take the lock that a write let go before it is given the core.
 _yield_core = getattr(os, "sched_yield", lambda: None)
-# How long lines are collected before they are written: a thread switch per line would cost the loop more
-# than the line.
+# How long lines are collected before they are written: a thread switch per line would cost the loop more than the line.
 _GATHER_S = 0.02
 _CLOSE_S = 5.0
 _LONGEST = 8 * 1024
@@ -108,6 +108,8 @@ class Logs:
         self._wake = Event()
         self._stop = Event()
         self._busy = False
+        self._waking: asyncio.AbstractEventLoop | None = None  # will wake the writer
+        self._gathered = False  # it did, and lines were collected meanwhile
         self._reopen = False
         self._handler = _Handler(self)
         self._levels: dict[str, int] = {}
@@ -143,7 +145,7 @@ class Logs:
         if line is None:
             self._put("info", record, {})
         else:
-            self._append(line)
+            self._append(line, soon=False)
 
     def set_redactor(self, redactor: Redactor) -> None:
         """From the next line on, these values are masked (a reload). Lines still queued get the new one, too."""
@@ -186,13 +188,26 @@ class Logs:
     def _put(self, level: str, event: Any, fields: Fields) -> None:
         self._append((time.time(), level, event, fields))
 
-    def _append(self, line: str | tuple[float, str, Any, Fields]) -> None:
+    def _append(self, line: str | tuple[float, str, Any, Fields], *, soon: bool = True) -> None:
+        """Queue a line. ``soon``: what explains a fault must not wait for a loop that may be stuck in it."""
         if len(self._queue) >= _QUEUE or self._stop.is_set():
             self._dropped += 1
             return
         self._queue.append(line)
-        if not (self._busy or self._wake.is_set()):
+        if self._busy or self._wake.is_set():
+            return
+        loop = None if soon else _running_loop()
+        if loop is None:
             self._wake.set()
+        elif self._waking is not loop:
+            # Waking the thread at once would take the core, and the interpreter's lock, from the next request.
+            self._waking = loop
+            loop.call_later(_GATHER_S, self._wake_up)
+
+    def _wake_up(self) -> None:
+        self._waking = None
+        self._gathered = True
+        self._wake.set()
 
     def _request_line(self, record: Record) -> str | None:
         """The line of `record`, or None where the general way must make it. Never raises."""
@@ -291,7 +306,9 @@ class Logs:
         while True:
             self._wake.wait()
             self._busy = True
-            self._stop.wait(_GATHER_S)
+            gathered, self._gathered = self._gathered, False
+            if not gathered:
+                self._stop.wait(_GATHER_S)
             self._wake.clear()
             stopping = self._stop.is_set()
             try:
@@ -483,6 +500,13 @@ class _File:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _sink(path: str) -> _Stream | _File:
