@@ -16,7 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy.flights import Flight, Flights, Limits, Phase, Reason
-from proxy.forward import Admitted, Connection, Sending, give_whole, sort_head
+from proxy.forward import Admitted, Connection, Sending, begin_stream, give_whole, sort_head
 from proxy.record import Record
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from proxy.errors import RequestIds
     from proxy.generation import Generation, Plan
+    from proxy.headers import Answered
     from proxy.metrics import Metrics
     from proxy.upstream import Answer, Begun
 
@@ -59,6 +60,7 @@ class Ride(Flight):
         "_resumed",
         "admitted",
         "answer",
+        "given",
         "plan",
         "record",
     )
@@ -70,6 +72,8 @@ class Ride(Flight):
         self.admitted = admitted
         self.plan: Plan = sending.plan
         self.answer: Answer | None = None
+        self.given: Answered | None = None
+        """The head that the client was given, where it was given one."""
         record = self.record = Record(express.ids.next(), admitted.method, admitted.path, self.started)
         record.project = admitted.project
         record.provider, record.model = self.plan.route.provider.name, self.plan.route.model
@@ -96,9 +100,18 @@ class Ride(Flight):
         try:
             if 200 <= answer.status < 300 and not self._express.runtime.retired:
                 answered = sort_head(self.record, self.plan, answer)
-                if give_whole(self._exchange, self.record, self.plan.route, answer, answered):
+                inquiries = self.admitted.generation.inquiries
+                if inquiries.known:
+                    inquiries.forget(self.admitted.project)
+                what = self._exchange, self.record, self.plan.route, answer, answered
+                if give_whole(*what):
                     self._express.arrived(self)
                     return
+                self.given = answered
+                if begin_stream(*what):
+                    self.wait(Phase.READ)
+                else:
+                    self.given = None
         except Exception as error:  # noqa: BLE001  (raised again where the long way goes on)
             self._fault = error
         self.answer = answer
@@ -180,6 +193,4 @@ class Express:
         runtime.flights.remove(ride)
         generation = ride.admitted.generation
         generation.in_flight -= 1
-        if generation.inquiries.known:
-            generation.inquiries.forget(ride.plan.route.project)
         self._record(ride.record)

@@ -59,6 +59,7 @@ class Connection(Protocol):
     def on_disconnect(self, callback: Callable[[], None]) -> None: ...
     def abort(self) -> None: ...
     def take_body(self) -> bytes | None: ...
+    def start(self, status: int, headers: headers.Pairs) -> None: ...
     def respond(self, status: int, headers: headers.Pairs, body: bytes) -> None: ...
     def pass_on(self, piece: bytes) -> bool: ...
     async def drain(self) -> None: ...
@@ -175,6 +176,11 @@ class Call:
         self.total: int | None = None
         """The length that the answer has declared."""
 
+    def begin_answer(self, answered: headers.Answered, answer: Answer) -> None:
+        """From now on a fault cannot be told but inside the answer."""
+        self.answering = True
+        self.total = answered.length if answer.framing == "length" else None
+
 
 class _AnyFront:
     """For a front that knows ASGI alone: it takes a piece, and sends it where there is time to wait."""
@@ -224,8 +230,11 @@ class Forwarder:
             self.flights.add(flight)
             generation.in_flight += 1
         try:
+            given: headers.Answered | None = None
             if ride is not None:
-                call.plan, call.opened = ride.plan, ride.answer
+                call.plan, call.opened, given = ride.plan, ride.answer, ride.given
+                if given is not None:
+                    call.begin_answer(given, ride.answer)
                 answer = ride.resume(task)
             elif admitted.place.kind is Kind.CATALOG:
                 await self._send_catalog(call, admitted.place, admitted.project)
@@ -234,7 +243,10 @@ class Forwarder:
                 out = await self._outgoing(call, admitted, declared)
                 answer = call.opened = await generation.engine.open(out)
             flight.answered = True
-            await self._answer(call, answer)
+            if given is None:
+                await self._answer(call, answer)
+            else:
+                await self._relay(call, answer, given)
         except asyncio.CancelledError:
             if flight.reason is None:
                 raise
@@ -467,21 +479,21 @@ class Forwarder:
             answered.onward = _masked(call.generation.redactor(plan.credential), answered.onward)
         if call.generation.inquiries.known:
             call.generation.inquiries.forget(plan.route.project)
-        call.answering = True
-        if call.direct is None or not give_whole(call.direct, record, plan.route, answer, answered):
-            scanner = record.scanner = _scanner(plan.route, answered)
-            await self._relay(call, plan.route, answer, answered, scanner)
-            _note_error(record, answered, scanner)
+        call.begin_answer(answered, answer)
+        if call.direct is not None and give_whole(call.direct, record, plan.route, answer, answered):
+            return
+        assert call.flight is not None  # noqa: S101  (made before the request was opened)
+        call.flight.wait(Phase.WRITE)
+        await call.send({"type": "http.response.start", "status": status, "headers": answered.onward})
+        record.scanner = _scanner(plan.route, answered)
+        await self._relay(call, answer, answered)
 
-    async def _relay(
-        self, call: Call, route: Route, answer: Answer, answered: headers.Answered, scanner: Scanner
-    ) -> None:
+    async def _relay(self, call: Call, answer: Answer, answered: headers.Answered) -> None:
         """Bytes out as they come in. One chunk is held at a time."""
-        record, flight, send = call.record, call.flight, call.send
-        assert flight is not None  # noqa: S101  (made before the request was opened)
-        call.total = answered.length if answer.framing == "length" else None
-        flight.wait(Phase.WRITE)
-        await send({"type": "http.response.start", "status": answer.status, "headers": answered.onward})
+        record, plan, scanner, flight, send = call.record, call.plan, call.record.scanner, call.flight, call.send
+        assert plan is not None  # noqa: S101  (made before the request was opened, as was the flight)
+        assert flight is not None  # noqa: S101
+        assert scanner is not None  # noqa: S101  (made with the answer's head)
         client, feed = call.connection or _AnyFront(send), scanner.feed
 
         def take(chunk: bytes) -> bool:
@@ -501,12 +513,13 @@ class Forwarder:
             record.outcome, record.upstream_error = Outcome.TRUNCATED, error.detail
             await self._break(call, _cut_off("Lava's connection broke in the middle of the answer."))
         scanner.finish()
-        if _lacks_its_end(route, answered, scanner):
+        if _lacks_its_end(plan.route, answered, scanner):
             if answer.framing == "close":
                 record.outcome = Outcome.TRUNCATED
                 await self._break(call, _cut_off("The answer ended before its own end marker."))
             record.outcome = Outcome.INCOMPLETE
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+        _note_error(record, answered, scanner)
 
     async def _break(self, call: Call, fault: Fault) -> NoReturn:
         """Tell a client in mid-stream that its stream broke, where it can be told; then break its connection too.
@@ -698,6 +711,21 @@ def give_whole(client: Connection, record: Record, route: Route, answer: Answer,
     if _lacks_its_end(route, answered, scanner):
         record.outcome = Outcome.INCOMPLETE
     _note_error(record, answered, scanner)
+    return True
+
+
+def begin_stream(client: Connection, record: Record, route: Route, answer: Answer, answered: headers.Answered) -> bool:
+    """Send on the head of an answer that is not here whole, and what is here of its body. False, and nothing done, where
+    the client reads too slowly."""
+    if not client.ready:
+        return False
+    scanner = record.scanner = _scanner(route, answered)
+    client.start(answer.status, answered.onward)
+    piece = answer.now()
+    if piece:
+        scanner.feed(piece)
+        record.bytes_out += len(piece)
+        client.pass_on(piece)
     return True
 
 

@@ -70,7 +70,7 @@ class Exchange:
 
     As ``scope["extensions"]["lava_proxy.connection"]`` it offers ``on_disconnect``, ``abort``,
     ``write_stalled_since``, ``client_error``, ``length``, ``task``, ``memory``, ``ride`` and ``ready``, and the short
-    ways ``take_body``, ``respond``, ``pass_on``, ``drain`` and ``call``. It holds no scope: both die by reference count alone.
+    ways ``take_body``, ``start``, ``respond``, ``pass_on``, ``drain`` and ``call``. It holds no scope: both die by reference count alone.
     """
 
     __slots__ = (
@@ -273,6 +273,12 @@ class Exchange:
     def ready(self) -> bool:
         """Whether the client has read so much that it may be given more; so has one that is gone."""
         return self.gone or not self._protocol.flow.write_paused
+
+    def start(self, status: int, headers: Any) -> None:
+        """Start a response, as ``send`` would, at once."""
+        if not self.gone:
+            self._start(status, headers)
+            self._protocol.hold(self)
 
     def respond(self, status: int, headers: Any, body: bytes) -> None:
         """Send a whole response, as two ``send`` would, at once."""

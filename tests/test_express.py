@@ -461,8 +461,15 @@ def test_a_shutdown_ends_what_is_on_its_way(tmp_path: Path, case: Case) -> None:
     assert "shutting_down" in body
 
 
+def fails(peer: Peer) -> None:
+    """Says the head of an error, then nothing until the daemon leaves."""
+    peer.send(answer(400, b"{}", JSON)[:-2])
+    peer.gone()
+
+
+@pytest.mark.parametrize(("case", "status"), [(begins, 200), (fails, 503)])
 def test_a_request_that_is_ended_as_its_answer_comes_is_ended_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Case, status: int
 ) -> None:
     """Between the head of an answer and the task that goes on with it, whoever ends the request is heard, and nothing leaks."""
     told_of_it = Ride.set_result
@@ -472,12 +479,14 @@ def test_a_request_that_is_ended_as_its_answer_comes_is_ended_once(
         ride.end("shutdown")
         ride.end("client_gone")
 
-    with Upstream(before(begins)) as upstream, House(tmp_path, upstream) as house:
+    with Upstream(before(case)) as upstream, House(tmp_path, upstream) as house:
         with Client(house.port) as client:
             client.prime()
             monkeypatch.setattr(Ride, "set_result", ended_at_once)
             client.ask("case")
-            assert client.response().status == 503
+            response = client.response()
+            assert (response.status, response.complete) == (status, status == 503)
+            assert b"shutting_down" in response.body
         assert [line["outcome"] for line in house.told(3)] == ["ok", "ok", "shutdown"]
         upstream.wait(lambda: upstream.connected == 0)
         upstream.wait(house.idle)

@@ -100,6 +100,9 @@ class Answer(Protocol):
         Ends and raises as ``read`` does; what ``take`` raises passes through.
         """
 
+    def now(self) -> bytes:
+        """What is here of the body; ``b""`` where there is nothing yet, or no more."""
+
     def whole(self) -> bytes | None:
         """The rest of the body, where it is there to its proper end already; else ``None``, and nothing is taken."""
 
