@@ -758,6 +758,11 @@ class GuardedProtocol(asyncio.Protocol):
             self._transport.close()
 
     @property
+    def serving(self) -> bool:
+        """Inside a request that has not its whole answer."""
+        return self._exchange is not None
+
+    @property
     def busy(self) -> bool:
         """Inside a request or a head, or with bytes unsent."""
         inside = self._exchange is not None or self._body is not None or bool(self._pending)
@@ -917,6 +922,11 @@ class Watch:
         _log().info("refused a connection's bytes: %s", code)
         if self._on_refusal is not None:
             self._on_refusal(code)
+
+    @property
+    def requests(self) -> int:
+        """How many have begun and have not their whole answer."""
+        return sum(connection.serving for connection in self.connections)
 
     def busy(self) -> bool:
         """Is there a connection that still owes or is owed something?"""

@@ -380,14 +380,14 @@ class Daemon:
         self._close_listeners()
         app.runtime.begin_drain()
         watch.begin_drain()
-        _log().info("stopping: %d requests are finishing", len(tasks))
+        _log().info("stopping: %d requests are finishing", watch.requests)
         seconds = self.settings.server.drain_seconds
         if await self._until(lambda: not tasks and not watch.busy(), seconds):
             # What is left has its whole answer, and only waits for the client to close.
             await self._until(lambda: not watch.connections, 0.2)
             return True
         if not self._forced:
-            _log().warning("%g seconds are over: cutting %d requests", seconds, len(tasks))
+            _log().warning("%g seconds are over: cutting %d requests", seconds, watch.requests)
             self._end_process_after(CUT_SECONDS + 0.9, EXIT_OK)
             app.runtime.cut()
             await self._until(lambda: not tasks and not watch.busy(), CUT_SECONDS)

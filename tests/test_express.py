@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ from proxy.server import _uvicorn
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
+
+    from daemons import StartDaemon
 
 SSE = [(b"Content-Type", b"text/event-stream")]
 DELTA = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
@@ -465,6 +468,48 @@ def fails(peer: Peer) -> None:
     """Says the head of an error, then nothing until the daemon leaves."""
     peer.send(answer(400, b"{}", JSON)[:-2])
     peer.gone()
+
+
+def test_a_daemon_waits_for_what_took_the_short_way(daemon: StartDaemon) -> None:
+    """SIGTERM: a drain counts and awaits such a request, gives it its whole answer, and tells of it in the log."""
+    go = threading.Event()
+
+    def late(peer: Peer) -> None:
+        peer.upstream.wait(go.is_set)
+        peer.send(GOOD)
+
+    with Upstream(before(late)) as upstream:
+        running = daemon(f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"', env={"KEY": LAVA_KEY})
+        with Client(running.port) as client:
+            client.prime().ask("case")
+            upstream.wait(came(upstream))
+            running.process.send_signal(signal.SIGTERM)
+            upstream.wait(lambda: "1 requests are finishing" in running.output())
+            go.set()
+            assert client.response().status == 200
+            assert client.closed()
+        assert running.process.wait(PATIENCE) == 0
+    told = [json.loads(line) for line in running.output().splitlines() if '"event":"request"' in line]
+    assert [line["outcome"] for line in told] == ["ok"] * 3
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_daemon_that_waits_no_longer_tells_what_took_the_short_way(daemon: StartDaemon, signals: int) -> None:
+    """Past drain_seconds it gets 503 and exit code 0; at a second signal the daemon ends at once, with 1."""
+    more = "[server]\ndrain_seconds = " + ("0.3" if signals == 1 else "30.0")
+    with Upstream(before(waits)) as upstream:
+        config = f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n{more}'
+        running = daemon(config, env={"KEY": LAVA_KEY})
+        with Client(running.port) as client:
+            client.prime().ask("case")
+            upstream.wait(came(upstream))
+            running.process.send_signal(signal.SIGTERM)
+            upstream.wait(lambda: "requests are finishing" in running.output())
+            if signals == 1:
+                assert client.response().code == "shutting_down"
+            else:
+                running.process.send_signal(signal.SIGTERM)
+            assert running.process.wait(PATIENCE) == signals - 1
 
 
 @pytest.mark.parametrize(("case", "status"), [(begins, 200), (fails, 503)])
