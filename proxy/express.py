@@ -137,6 +137,7 @@ class Ride(Flight):
     def resume(self, task: asyncio.Task[Any]) -> Answer:
         """From now on the request is ``task``'s. Raises what has happened to it on the way, ``CancelledError`` where it was ended."""
         self.task, self._resumed = task, True
+        self._exchange.ride = None  # or each would keep the other alive
         if self.reason is not None:
             raise asyncio.CancelledError
         if self._fault is not None:
@@ -173,7 +174,7 @@ class Express:
             or len(body) > server.max_body_bytes
         ):
             return False
-        sending = admitted.ready(body)
+        sending = admitted.known(body)
         if sending is None:
             return False
         ride = Ride(self, generation.limits, admitted, sending, exchange, head)

@@ -111,7 +111,7 @@ class Admitted(Unshown):
         plain = self.json or not self.place.reads_body
         return plain and self.method in HAS_BODY and self.place.kind is not Kind.CATALOG
 
-    def ready(self, body: bytes) -> Sending | None:
+    def known(self, body: bytes) -> Sending | None:
         """What a request like this with this whole body became before, where no byte of it was to be changed."""
         if not self.place.reads_body:
             return self.sendings.get(None)

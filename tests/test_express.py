@@ -8,6 +8,7 @@ compared: what the client got and how it ended, what the upstream got and what b
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import signal
@@ -27,8 +28,9 @@ from proxy import express
 from proxy.app import App, create_app
 from proxy.express import Ride
 from proxy.framing import Limits
-from proxy.guard import GuardedProtocol, Watch
+from proxy.guard import Exchange, GuardedProtocol, Watch
 from proxy.logs import configure
+from proxy.record import Record
 from proxy.redaction import Redactor
 from proxy.server import _uvicorn
 
@@ -552,6 +554,30 @@ def test_a_fault_of_our_own_is_answered(tmp_path: Path, monkeypatch: pytest.Monk
         assert (response.status, response.code) == (500, "internal_error")
         assert [line["outcome"] for line in house.told(3)] == ["ok", "ok", "refused"]
         upstream.wait(house.idle)
+
+
+def test_nothing_is_left_for_the_collector(tmp_path: Path) -> None:
+    """Requests that took the short way die by reference count, whole answers and streams alike: the collector rarely looks."""
+
+    def remaining() -> int:
+        return sum(isinstance(each, (Ride, Exchange, Record)) for each in gc.get_objects())
+
+    with Upstream(before(ANSWERS["events, chunked"])) as upstream, House(tmp_path, upstream) as house:
+        with Client(house.port) as client:
+            client.prime()
+            gc.collect()
+            gc.disable()
+            try:
+                there = remaining()
+                for number in range(10):
+                    client.ask("case" if number % 2 else "")
+                    assert client.response().complete
+                house.told(12)
+                upstream.wait(house.idle)
+                assert remaining() == there
+            finally:
+                gc.enable()
+        assert house.rides == 11
 
 
 # --- what does not take the short way --------------------------------------------------------------------------------
