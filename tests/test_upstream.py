@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
-from conversations import conversation
+from conversations import conversation, mutated
 from upstream import Certificate, Peer, Script, Upstream, answer, certificate, chunked
 
 from proxy.settings import Upstream as UpstreamTable
 from proxy.upstream import Engine, Origin, Outgoing, UpstreamError, create_engine
+from proxy.upstream.heads import LONGEST_LINE, MOST_LINES, Heads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -1196,6 +1197,40 @@ def test_both_engines_agree_ten_thousand_times() -> None:
     """The same with 10,000 further seeds."""
     counts = compare(range(1_000, 11_000))
     assert counts["native is stricter"] < 200
+
+
+# Heads, and what is remembered of them.
+
+
+def test_a_head_is_read_the_same_whatever_came_before_it() -> None:
+    """Sound and damaged heads, read anew and by somebody who has read thousands: the same, or refused for the same reason."""
+
+    def read(by: Heads, head: bytes) -> object:
+        try:
+            return by.read(head)
+        except ValueError as wrong:
+            return str(wrong)
+
+    experienced, verdicts = Heads(), set()
+    for seed in range(2000):
+        wire = b"".join(conversation(seed).segments)
+        head = wire.partition(b"\r\n\r\n")[0]
+        for damaged in (head, mutated(random.Random(seed), head)):
+            found = read(Heads(), damaged)
+            assert read(experienced, damaged) == found, seed
+            assert read(experienced, damaged) == found, seed
+            verdicts.add(found if isinstance(found, str) else "sound")
+    assert verdicts == {"sound", "malformed status line", "malformed response head"}
+
+
+def test_what_is_remembered_of_heads_is_bounded() -> None:
+    """Lines that are another each time, and long ones, do not fill the memory."""
+    heads = Heads()
+    for number in range(5000):
+        heads.read(b"HTTP/1.1 200 %d\r\nx-request-id: %d\r\nx-long: %b" % (number, number, b"%d" % number * 100))
+    for known in (heads._fields, heads._statuses):
+        assert 0 < len(known) <= MOST_LINES
+        assert all(len(line) <= LONGEST_LINE for line in known)
 
 
 # Cancellation.

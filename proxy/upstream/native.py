@@ -9,11 +9,10 @@ and only a ``_finish`` without the slightest doubt puts the connection back into
 connection, bytes beyond the end of a message, a body where none may be, a request not sent to its end: each
 drops the connection, so that no byte of one answer can reach another request.
 
-**Who knows the framing.** Two expressions read the head: ``STATUS_LINE`` and ``FIELD``, and every byte stands in
-a match of one of them, or the head is refused; what it says about the body is judged in ``_answered``. (Handing
-each header to a callback, as parsers do, costs more than reading them all at once.) Lengths are counted here, so
-a large body is passed on without a copy, and the end of a message is exact to the byte. httptools takes the
-chunked coding apart, and sees nothing else.
+**Who knows the framing.** ``heads.py`` reads the head, every byte of it, or it is refused; what it says about the
+body is judged in ``_answered``. (Handing each header to a callback, as parsers do, costs more than reading all
+lines at once.) Lengths are counted here, so a large body is passed on without a copy, and the end of a message
+is exact to the byte. httptools takes the chunked coding apart, and sees nothing else.
 
 **No lock and no await in a clean-up.** Closing, failing and giving back are plain function calls, so
 cancellation can strike only where this module waits: name lookup, connect, head, body, and the drain of a
@@ -29,7 +28,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import select
 import socket
 import ssl
@@ -54,6 +52,7 @@ from proxy.upstream import (
     Wire,
     trust,
 )
+from proxy.upstream.heads import Heads, may_begin
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -92,10 +91,6 @@ EYEBALLS_SECONDS: Final = 0.25
 TLS_TURNS: Final = 8
 """Turns of the loop that an idle TLS connection gets to read what waits on it before it is given up."""
 
-STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
-FIELD = re.compile(rb"(?<=\n)([!#$%&'*+\-.^_`|~0-9A-Za-z]++):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n")
-"""One header line, whole. White space after the value is left to be cut."""
-
 TARGET_BYTES = bytes(range(0x21, 0x7F))
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 """What the parser is told before it sees a chunked body."""
@@ -128,6 +123,7 @@ class NativeEngine:
         self._trust: asyncio.Future[ssl.SSLContext] | None = None
         self._emptied: asyncio.Future[None] | None = None
         self.buffer = memoryview(bytearray(ONE_READ))
+        self.heads = Heads()
 
     @property
     def idle(self) -> int:
@@ -758,19 +754,13 @@ class _Connection(asyncio.BufferedProtocol):
                 return self._partial(data)
             if end + 2 > MAX_HEAD_BYTES:
                 return self._fail("protocol", "the response head is too large")
-            head, rest = data[:end], data[end + 2 :]
-            line = STATUS_LINE.match(head)
-            if line is None:
-                return self._fail("protocol", "malformed status line")
-            fields = FIELD.findall(head, line.end())
-            # Every match is one whole line with one LF: equal numbers mean that no byte stands outside a match.
-            if len(fields) + 1 != head.count(b"\n"):
-                return self._fail("protocol", "malformed response head")
-            minor, code = line.groups()
-            status = int(code)
+            head, rest = data[: end - 2], data[end + 2 :]
+            try:
+                http11, status, headers = self.engine.heads.read(head)
+            except ValueError as wrong:
+                return self._fail("protocol", str(wrong))
             if status >= 200:
-                headers = [(name.lower(), value.rstrip()) for name, value in fields]
-                return self._answered(minor == b"1", status, headers, rest)
+                return self._answered(http11, status, headers, rest)
             self._informational += 1
             if status == 101:
                 return self._fail("protocol", "the upstream switched protocols")
@@ -794,16 +784,10 @@ class _Connection(asyncio.BufferedProtocol):
             unfinished += b"HTTP/1.1 200"[len(unfinished) :]
         elif unfinished and b":" not in unfinished:
             unfinished += b":"
-        lines = data[start:end] + unfinished + b"\r\n" if unfinished else data[start:end]
-        if not start:
-            line = STATUS_LINE.match(lines)
-            if line is None:
-                return self._fail("protocol", "malformed status line")
-            lines = lines[line.end() - 1 :]
-        else:
-            lines = b"\n" + lines
-        if len(FIELD.findall(lines, 1)) + 1 != lines.count(b"\n"):
-            return self._fail("protocol", "malformed response head")
+        lines = data[start:end] + unfinished if unfinished else data[start:end].removesuffix(b"\r\n")
+        wrong = may_begin(lines.split(b"\r\n"), first=not start) if lines else None
+        if wrong is not None:
+            return self._fail("protocol", wrong)
         self._raw, self._judged = data, end
         return None
 
