@@ -350,7 +350,7 @@ class Exchange:
                 if name == b"connection" and b"close" in tokens(value):
                     self.keep_alive = False
                 onward = [pair for pair in onward if pair[0] != name]
-        lines = [_status_line(status), *[b": ".join(pair) for pair in onward]]
+        lines = [_status_line(status), *map(b": ".join, onward)]
         if self._left is None and not bodiless and not self._http10:
             self._chunked = True
             lines.append(b"transfer-encoding: chunked")
@@ -359,8 +359,8 @@ class Exchange:
             lines.append(b"connection: close")
         lines += (b"", b"")
         head = b"\r\n".join(lines)
-        # What an upstream put into a header must not split the response.
-        if not len(lines) - 1 == head.count(b"\n") == head.count(b"\r") or b"\0" in head:
+        # What an upstream put into a header must not split the response: there are these line ends, and no others.
+        if len(head) - len(head.translate(None, b"\r\n\0")) != 2 * (len(lines) - 1):
             raise RuntimeError("a response header is malformed")
         if bodiless:
             self._left = 0
@@ -382,9 +382,9 @@ class Exchange:
             if body:
                 tail = b"\r\n" if more else b"\r\n0\r\n\r\n"
                 if len(body) < _COPY_BELOW:
-                    protocol.write(b"%b%x\r\n%b%b" % (self._head, len(body), body, tail))
+                    protocol.write(b"".join((self._head, _size_line(len(body)), body, tail)))
                 else:
-                    protocol.write(b"%b%x\r\n" % (self._head, len(body)), body, tail)
+                    protocol.write(self._head + _size_line(len(body)), body, tail)
                 self._head = b""
             elif not more:
                 protocol.write(self._head + b"0\r\n\r\n")
@@ -847,6 +847,11 @@ def _linger_zero(transport: asyncio.Transport) -> None:
         )
     except OSError:
         _log().debug("could not ask for a reset")
+
+
+@functools.lru_cache(maxsize=1024)  # the pieces of a stream have few sizes
+def _size_line(size: int) -> bytes:
+    return b"%x\r\n" % size
 
 
 @functools.cache

@@ -815,7 +815,7 @@ class _Connection(asyncio.BufferedProtocol):
                 return self._fail("protocol", "a transfer coding other than chunked")
             if announced is not None or not http11:
                 return self._fail("protocol", "transfer-encoding beside content-length, or in HTTP/1.0")
-        clean = http11 and (connection is None or b"close" not in connection.lower())
+        clean = http11 and (connection is None or connection.lower().find(b"close") < 0)
         framing: Framing
         if self._head_only or status == 204 or status == 304:
             framing = "none"
