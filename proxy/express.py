@@ -151,7 +151,8 @@ class Ride(Flight):
     def _hand_over(self) -> None:
         self._handed_over = True
         self._exchange.ride = self
-        self._exchange.call(self._head)
+        # Not before the loop turns: what was given to the client leaves first.
+        asyncio.get_running_loop().call_soon(self._exchange.call, self._head)
 
 
 class Express:
