@@ -33,6 +33,8 @@ from upstream import Upstream, answer
 
 from proxy import (
     app,
+    errors,
+    express,
     forward,
     gate,
     generation,
@@ -49,6 +51,7 @@ from proxy.emulator.faults import FAULTS
 from proxy.redaction import Redactor, leaks
 from proxy.settings import load
 from proxy.upstream import UpstreamError
+from proxy.upstream.heads import Heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -671,7 +674,7 @@ def shown(thing: object) -> Iterator[str]:
 
 @pytest.mark.filterwarnings("ignore:The `(dict|json)` method is deprecated")
 def test_no_dump_of_anything_that_lives_shows_a_secret(settings_of_all: Settings) -> None:
-    """SEC-07: settings, each part of them, the generation and what it keeps: credentials, plans, redactors, routes."""
+    """SEC-07: settings, each part of them, the generation and what it keeps: credentials, plans, redactors, routes; requests."""
     made_ready = generation.Generation(settings_of_all, Scripted())
     things: dict[str, object] = {"settings": settings_of_all, "generation": made_ready}
     for part in ("server", "lava", "upstream", "log"):
@@ -697,6 +700,12 @@ def test_no_dump_of_anything_that_lives_shows_a_secret(settings_of_all: Settings
         admitted = forward.Admitted(made_ready, headers.read(plan.head), gate.Admission(), place, name, "POST", "/")
         admitted.sendings[None] = sending
         things[f"admitted of {name}"] = admitted
+        runtime: Any = None
+        ways = express.Express(runtime, errors.RequestIds(), lambda record: None)
+        things[f"ride of {name}"] = express.Ride(ways, made_ready.limits, admitted, sending, runtime, None)
+        heads = Heads()
+        heads.read(b"HTTP/1.1 401 No\r\nx-echo: " + plan.credential.authorization[:200])
+        things[f"heads that echo {name}"] = heads
     client = made_ready.credential("lab", "anthropic", CLIENT_KEY)
     things["credential with the tool's own key"] = client
     things["all credentials"] = made_ready._credentials
