@@ -4,7 +4,7 @@ Theory. A forwarded request waits in five places, and each wait has a limit of i
 per chunk; instead each ``Flight`` notes what it waits for and since when (two assignments), and one sweep over all of them
 looks a few times per limit. Whoever ends a flight (the sweep, a client that left, a shutdown) gives the reason first and
 then cancels its task; the forwarder reads the reason where the cancellation arrives. A cancellation without a reason is
-somebody else's and passes on.
+somebody else's and passes on. (A flight that has no task yet, an ``express.Ride``, gets one when it is ended.)
 """
 
 from __future__ import annotations
