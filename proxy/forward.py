@@ -36,7 +36,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _ERROR_BODY = 256 * 1024  # bytes of an error answer that are collected to be understood and masked
 _ERROR_SEARCHED = 1024 * 1024  # of a compressed one that cannot be read in whole, decoded
 _COLLECTING_FLOOR = 256 * 1024 * 1024
-HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
+_HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MOST_SENDINGS = 32  # two for each model that one client uses by turns
 _NOBODY = Admission()
 
@@ -109,7 +109,7 @@ class Admitted(Unshown):
     def repeats(self) -> bool:
         """Whether requests with this head are worth a shorter way: their body, whole, is all that need be looked at."""
         plain = self.json or not self.place.reads_body
-        return plain and self.method in HAS_BODY and self.place.kind is not Kind.CATALOG
+        return plain and self.method in _HAS_BODY and self.place.kind is not Kind.CATALOG
 
     def known(self, body: bytes) -> Sending | None:
         """What a request like this with this whole body became before, where no byte of it was to be changed."""
@@ -284,7 +284,7 @@ class Forwarder:
         limit = call.generation.settings.server.max_body_bytes
         content: bytes | AsyncIterator[bytes] | None
         length: int | None = None
-        if admitted.place.reads_body and (record.method in HAS_BODY or declared):
+        if admitted.place.reads_body and (record.method in _HAS_BODY or declared):
             whole = call.connection.take_body() if call.connection is not None else None
             if whole is None:
                 whole = await self._collect(call)
@@ -397,7 +397,7 @@ class Forwarder:
     async def _stream(self, call: Call, declared: int | None) -> bytes | AsyncIterator[bytes] | None:
         """The body to send on: ``None`` where there is none, bytes where it came in one piece, else an iterator."""
         if declared is None and not _is_chunked(call):
-            return b"" if call.record.method in HAS_BODY else None
+            return b"" if call.record.method in _HAS_BODY else None
         message = await call.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
