@@ -215,13 +215,9 @@ class Logs:
             return None
         try:
             scanner, model = record.scanner, record.model
-            tokens = _NO_TOKENS
+            inputs = outputs = None
             if scanner is not None:
                 inputs, outputs = scanner.tokens
-                tokens = (
-                    f'"input_tokens":{"null" if inputs is None else inputs},'
-                    f'"output_tokens":{"null" if outputs is None else outputs}'
-                )
                 model = model or scanner.model
             first = record.first_byte_s
             more = ""
@@ -242,7 +238,8 @@ class Logs:
                 f'{{"timestamp":"{self._stamp(time.time())}",{self._known.get(what) or self._json_of_what(what)},'
                 f'"first_byte_ms":{"null" if first is None else _milliseconds(first)},'
                 f'"duration_ms":{_milliseconds(record.duration_s)},"bytes_in":{record.bytes_in},'
-                f'"bytes_out":{record.bytes_out},{tokens},"request_id":"{record.request_id}",'
+                f'"bytes_out":{record.bytes_out},"input_tokens":{"null" if inputs is None else inputs},'
+                f'"output_tokens":{"null" if outputs is None else outputs},"request_id":"{record.request_id}",'
                 f'"lava_request_id":{self._json_of_id(record.lava_request_id)}{more}}}\n'
             )
         except Exception:  # noqa: BLE001 - a record of any kind comes in; the general way says what is wrong with it
@@ -545,9 +542,6 @@ def _of_request(record: Record, stamp: str) -> Fields:
     if record.upstream_error is not None:
         fields["upstream_error"] = _cut(record.upstream_error)
     return fields
-
-
-_NO_TOKENS = '"input_tokens":null,"output_tokens":null'
 
 
 _FRACTIONS = tuple(f"{number:03d}" for number in range(1000))
