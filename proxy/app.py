@@ -179,13 +179,15 @@ class App:
     async def _admit(self, call: Call, path: bytes) -> Admitted | None:
         """Gate and router. ``None`` where the request is not to be forwarded: then it is answered. Raises ``Fault``."""
         received, generation = call.received, call.generation
-        host = gate.check_host(received, call.scope.get("server"), generation)
-        origin = gate.check_origin(received, host, generation)
-        if origin is not None:
+        origin = gate.listed_origin(received, generation)
+        if origin is not None:  # before anything is judged: its page may read refusals, too
             call.send, call.direct = _readable_by(origin, call.send), None
-            if call.record.method == "OPTIONS" and b"access-control-request-method" in received.noted:
-                await _answer(call, 204, gate.preflight(received, origin))
-                return None
+        host = gate.check_host(received, call.scope.get("server"), generation)
+        if origin is None:
+            gate.check_origin(received, host)
+        elif call.record.method == "OPTIONS" and b"access-control-request-method" in received.noted:
+            await _answer(call, 204, gate.preflight(received))
+            return None
         admission = call.admission = gate.check_key(received, path, generation)
         if path in CONTROL:
             await self._at_control(call, path)
@@ -336,9 +338,7 @@ def _readable_by(origin: bytes, send: Send) -> Send:
 
     async def readable(message: Any) -> None:
         if message["type"] == "http.response.start":
-            # By pair: an upstream's own Vary says nothing of the origin.
-            more = [pair for pair in gate.readable_by(origin) if pair not in message["headers"]]
-            message = {**message, "headers": [*message["headers"], *more]}
+            message = {**message, "headers": gate.readable_by(origin, message["headers"])}
         await send(message)
 
     return readable

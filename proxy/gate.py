@@ -21,7 +21,7 @@ from proxy.headers import CREDENTIALS, PROXY_KEY, PROXY_PROJECT, Pairs, Received
 OPEN_PATHS = frozenset({b"/", b"/healthz", b"/readyz"})
 """Served without a local key: nothing there is worth one."""
 
-EXPOSED = b"x-lava-proxy-error, x-lava-proxy-request-id, x-lava-proxy-project, x-lava-proxy-provider, x-lava-request-id, x-request-id"
+_CORS = b"access-control-"
 _PREFLIGHT_SECONDS = b"600"
 _AUTHORITY = re.compile(rb"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]{1,5})?\Z")
 
@@ -93,32 +93,30 @@ def _spellings(bound: str) -> set[str]:
     return {f"[{name}]" if ":" in name else name for name in (written, str(address))}
 
 
-def check_origin(received: Received, host: bytes, generation: Generation) -> bytes | None:
-    """The listed origin of a browser's request, ``None`` for our own pages and for programs.
-
-    Raises ``Fault`` ``origin_not_allowed``.
-    """
-    noted = received.noted
-    origin = noted.get(b"origin")
-    site = noted.get(b"sec-fetch-site")
-    if origin is None and site is None:
+def listed_origin(received: Received, generation: Generation) -> bytes | None:
+    """The origin of a page that the configuration lists, ``None`` for our own pages, foreign ones and programs."""
+    origin = received.noted.get(b"origin")
+    if origin is None or b"origin" in received.repeated:
         return None
-    if origin is not None:
-        lowered = origin.lower()
-        listed = lowered in generation.allowed_origins or (
-            bool(generation.allowed_schemes) and lowered.startswith(generation.allowed_schemes)
-        )
-        if listed and b"origin" not in received.repeated:
-            return origin
-        if lowered != b"http://" + host.lower() or b"origin" in received.repeated:
-            shown = origin.decode("ascii", "replace")[:100]
-            advice = f'add allowed_origins = ["{shown}"]'
-            if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._:\[\]-]+", shown) is None:
-                advice = "give it an origin of its own and add that to allowed_origins"
-            raise _foreign(f'A page of "{shown}" may not call this daemon.', advice)
+    lowered = origin.lower()
+    listed = lowered in generation.allowed_origins or (
+        bool(generation.allowed_schemes) and lowered.startswith(generation.allowed_schemes)
+    )
+    return origin if listed else None
+
+
+def check_origin(received: Received, host: bytes) -> None:
+    """That no page calls which is not listed. Raises ``Fault`` ``origin_not_allowed``."""
+    origin = received.noted.get(b"origin")
+    site = received.noted.get(b"sec-fetch-site")
+    if origin is not None and (origin.lower() != b"http://" + host.lower() or b"origin" in received.repeated):
+        shown = origin.decode("ascii", "replace")[:100]
+        advice = f'add allowed_origins = ["{shown}"]'
+        if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._:\[\]-]+", shown) is None:
+            advice = "give it an origin of its own and add that to allowed_origins"
+        raise _foreign(f'A page of "{shown}" may not call this daemon.', advice)
     if site is not None and site.lower() not in (b"none", b"same-origin"):
         raise _foreign("A page of another site may not call this daemon.", "add the page's origin to allowed_origins")
-    return None
 
 
 def _foreign(message: str, advice: str) -> Fault:
@@ -126,28 +124,30 @@ def _foreign(message: str, advice: str) -> Fault:
     return Fault("origin_not_allowed", f"{message} {hint}", hint)
 
 
-def preflight(received: Received, origin: bytes) -> Pairs:
-    """The headers of the answer (204) to a preflight of a listed origin: no key, no credentials."""
-    asked = received.noted.get(b"access-control-request-headers")
+def preflight(received: Received) -> Pairs:
+    """The headers of the answer (204) to a preflight of a listed origin, beside those of ``readable_by``: no key, no
+    credentials."""
     headers: Pairs = [
-        (b"access-control-allow-origin", origin),
-        (b"vary", b"Origin"),
         (b"access-control-allow-methods", b"GET, HEAD, POST, PUT, PATCH, DELETE"),
         (b"access-control-max-age", _PREFLIGHT_SECONDS),
-        (b"access-control-expose-headers", EXPOSED),
     ]
+    asked = received.noted.get(b"access-control-request-headers")
     if asked is not None:
         headers.append((b"access-control-allow-headers", asked))
     return headers
 
 
-def readable_by(origin: bytes) -> Pairs:
-    """The headers that let a page of a listed origin read an answer."""
-    return [
+def readable_by(origin: bytes, answer: Pairs) -> Pairs:
+    """The headers of an answer and those that let a page of a listed origin read it: every header by its name, for the SDK
+    in a page acts on ``x-should-retry``, ``retry-after``, ``request-id`` and ``x-ratelimit-*`` as anywhere else."""
+    names = dict.fromkeys([b"x-lava-proxy-error", *(name for name, _ in answer if not name.startswith(_CORS))])
+    more: Pairs = [
         (b"access-control-allow-origin", origin),
         (b"vary", b"Origin"),
-        (b"access-control-expose-headers", EXPOSED),
+        (b"access-control-expose-headers", b", ".join(names)),
     ]
+    # By pair: an upstream's own Vary says nothing of the origin.
+    return [*answer, *(pair for pair in more if pair not in answer)]
 
 
 _OWN_HEADER = {Dialect.ANTHROPIC: b"x-api-key", Dialect.GOOGLE: b"x-goog-api-key"}

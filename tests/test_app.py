@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from configurations import loaded
 from rawclient import RawClient, ask, post
-from upstream import Peer, Upstream, answer, chunked
+from upstream import Peer, Upstream, answer, chunked, serve
 
 from proxy.forward import Admitted, Sending
 from proxy.gate import Admission
@@ -165,6 +165,70 @@ def test_a_page_gets_nothing_and_a_listed_one_gets_cors(keyed: Callable[..., Dae
         unkeyed = ask(port, "POST", "/openai/v1/x", b"{}", {"Origin": "https://good.example"})
         assert unkeyed.code == "local_key_required"
         assert unkeyed.header("access-control-allow-origin") == "https://good.example"
+
+
+LIMITED = answer(
+    429,
+    b'{"a": 1}',
+    [
+        (b"retry-after", b"7"),
+        (b"retry-after-ms", b"7000"),
+        (b"x-should-retry", b"true"),
+        (b"x-ratelimit-remaining-requests", b"0"),
+        (b"request-id", b"req_1"),
+        (b"access-control-expose-headers", b"*"),
+    ],
+)
+STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-custom: 1\r\ntransfer-encoding: chunked\r\n\r\n"
+UNAUTHORIZED = answer(401, b'{"error":{"message":"no","code":"x","status":401}}')
+MODELS = answer(body=b'{"object":"list","data":[]}')
+PAGE = "https://good.example"
+
+
+@pytest.mark.parametrize(
+    ("comes", "method", "path", "headers", "status", "exposed"),
+    [
+        (answer(body=b"{}"), "POST", "/v1/chat/completions", bearer(LOCAL), 200, "x-lava-proxy-request-id"),
+        (LIMITED, "POST", "/v1/chat/completions", bearer(LOCAL), 429, "retry-after-ms"),
+        (LIMITED, "POST", "/v1/chat/completions", bearer(LOCAL), 429, "x-should-retry"),
+        (LIMITED, "POST", "/v1/chat/completions", bearer(LOCAL), 429, "x-ratelimit-remaining-requests"),
+        (LIMITED, "POST", "/v1/chat/completions", bearer(LOCAL), 429, "request-id"),
+        (STREAM + chunked(b"data: [DONE]\n\n"), "POST", "/openai/v1/x", bearer(LOCAL), 200, "x-custom"),
+        (UNAUTHORIZED, "POST", "/v1/chat/completions", bearer(LOCAL), 401, "x-should-retry"),
+        (b"nonsense\r\n\r\n", "POST", "/v1/chat/completions", bearer(LOCAL), 502, "x-should-retry"),
+        (MODELS, "GET", "/v1/models", bearer(LOCAL), 200, "x-lava-proxy-project"),
+        (b"", "POST", "/v1/chat/completions", {}, 401, "www-authenticate"),
+        (b"", "POST", "/nothing/at/all", bearer(LOCAL), 404, "x-request-id"),
+        (b"", "POST", "/v1/chat/completions", {**bearer(LOCAL), "Host": "other"}, 421, "x-should-retry"),
+        (b"", "POST", "/v1/chat/completions", {**bearer(LOCAL), "Content-Length": "99999999"}, 413, "request-id"),
+        (b"", "GET", "/", {}, 200, "content-type"),
+        (b"", "GET", "/healthz", {}, 200, "content-type"),
+        (b"", "GET", "/metrics", bearer(LOCAL), 200, "content-type"),
+    ],
+)
+def test_a_listed_page_sees_every_header_of_every_answer(
+    keyed: Callable[..., Daemon],
+    comes: bytes,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    status: int,
+    exposed: str,
+) -> None:
+    """Whoever made it: all names of that answer are exposed, and nothing else of CORS stands in it than ours."""
+    sent = {**headers, "Origin": PAGE}
+    host = sent.pop("Host", None)
+    content = b"{}" if method == "POST" and "Content-Length" not in sent else None
+    with Upstream(serve(comes)) as upstream:
+        came = ask(keyed(upstream, f'allowed_origins = ["{PAGE}"]\n').port, method, path, content, sent, host=host)
+    assert came.status == status
+    assert came.header("access-control-allow-origin") == PAGE
+    assert "Origin" in [value for name, value in came.headers if name == "vary"]
+    named = set((came.header("access-control-expose-headers") or "").split(", "))
+    assert exposed in named
+    cors = {"access-control-allow-origin", "access-control-expose-headers", "vary"}
+    framing = {"transfer-encoding", "connection"}
+    assert {name for name, _ in came.headers} - cors - framing <= named
 
 
 def test_a_preflight_of_a_listed_origin(keyed: Callable[..., Daemon]) -> None:
