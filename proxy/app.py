@@ -182,7 +182,7 @@ class App:
         origin = gate.listed_origin(received, generation)
         if origin is not None:  # before anything is judged: its page may read refusals, too
             call.send, call.direct = _readable_by(origin, call.send), None
-        host = gate.check_host(received, call.scope.get("server"), generation)
+        host = gate.check_host(received, path, call.scope.get("server"), generation)
         if origin is None:
             gate.check_origin(received, host)
         elif call.record.method == "OPTIONS" and b"access-control-request-method" in received.noted:

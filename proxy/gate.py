@@ -21,9 +21,14 @@ from proxy.headers import CREDENTIALS, PROXY_KEY, PROXY_PROJECT, Pairs, Received
 OPEN_PATHS = frozenset({b"/", b"/healthz", b"/readyz"})
 """Served without a local key: nothing there is worth one."""
 
+PROBES = frozenset({b"/healthz", b"/readyz"})
+"""Answered under any name: an orchestrator's probe comes by the address of the moment."""
+
 _CORS = b"access-control-"
 _PREFLIGHT_SECONDS = b"600"
 _AUTHORITY = re.compile(rb"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]{1,5})?\Z")
+_PLAIN_HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
+_ONE_HOST = "Send exactly one Host header, as every HTTP client does."
 
 
 @dataclass(slots=True)
@@ -36,14 +41,17 @@ class Admission:
     """The header that carried the local key: it must not serve as anything else."""
 
 
-def check_host(received: Received, server: tuple[str, int | None] | None, generation: Generation) -> bytes:
-    """The ``Host`` we were called by. Raises ``Fault`` ``bad_request`` or ``host_not_allowed``."""
+def check_host(received: Received, path: bytes, server: tuple[str, int | None] | None, generation: Generation) -> bytes:
+    """The ``Host`` we were called by; empty where a probe came by a name that is not ours, which is no origin of ours.
+
+    Raises ``Fault`` ``bad_request`` or ``host_not_allowed``.
+    """
     host = received.noted.get(b"host")
     if host is None or b"host" in received.repeated:
         raise Fault(
             "bad_request",
             "The request has no Host header, or more than one.",
-            "Send exactly one Host header, as every HTTP client does.",
+            _ONE_HOST,
         )
     port = server[1] if server is not None else None
     own = generation.own_hosts.get(port or 0)
@@ -58,9 +66,13 @@ def check_host(received: Received, server: tuple[str, int | None] | None, genera
         return host
     if port is None and name == b"localhost":  # a unix socket: no browser can reach it
         return host
+    if path in PROBES:
+        if _PLAIN_HOST.fullmatch(host) is None:
+            raise Fault("bad_request", "The Host header is not a name or an address with a port.", _ONE_HOST)
+        return b""
     shown = host.decode("ascii", "replace")[:100]
     advice = "Call it localhost or 127.0.0.1, with its port."
-    if re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?", shown):
+    if _PLAIN_HOST.fullmatch(host) and len(host) <= 100:
         advice = f'Call it localhost or 127.0.0.1, or, if that name is yours, add allowed_hosts = ["{shown}"] under [server].'
     raise Fault("host_not_allowed", f'This daemon is not called "{shown}". {advice}', advice)
 

@@ -62,9 +62,11 @@ def code(caught: pytest.ExceptionInfo[Fault]) -> tuple[str, int]:
 # --- Host ------------------------------------------------------------------------------------------------------------
 
 
-def called(host: bytes, where: Generation = PLAIN, port: int | None = PORT) -> bytes:
+def called(
+    host: bytes, where: Generation = PLAIN, port: int | None = PORT, path: bytes = b"/v1/chat/completions"
+) -> bytes:
     """A request that calls us so."""
-    return check_host(read([(b"host", host)]), ("127.0.0.1", port), where)
+    return check_host(read([(b"host", host)]), path, ("127.0.0.1", port), where)
 
 
 @pytest.mark.parametrize(
@@ -224,17 +226,44 @@ def test_the_refusal_gives_the_line_to_add() -> None:
 def test_one_host_there_must_be(hosts: list[bytes]) -> None:
     """None or several is 400: what names whom would be a guess."""
     with pytest.raises(Fault) as caught:
-        check_host(read([(b"host", host) for host in hosts]), SERVER, PLAIN)
+        check_host(read([(b"host", host) for host in hosts]), b"/healthz", SERVER, PLAIN)
     assert code(caught) == ("bad_request", 400)
+
+
+@pytest.mark.parametrize("path", [b"/healthz", b"/readyz"])
+def test_a_probe_may_come_under_any_name(path: bytes) -> None:
+    """By the address of a pod, say. It is no origin of ours then, and what is no Host at all is 400."""
+    for host in (b"10.1.2.3:5282", b"10.1.2.3", b"[fd00::7]:5282", b"lava-proxy.prod.svc:80", b"rebind.evil:5282"):
+        assert called(host, path=path) == b""
+        with pytest.raises(Fault) as caught:
+            check_origin(read([(b"host", host), (b"origin", b"http://" + host)]), b"")
+        assert code(caught) == ("origin_not_allowed", 403)
+    for host in (
+        b"",
+        b"a b",
+        b"user@10.1.2.3",
+        b"10.1.2.3/x",
+        b"10.1.2.3:x",
+        b"10.1.2.3, evil",
+        b"http://10.1.2.3",
+        b"\xff",
+    ):
+        with pytest.raises(Fault) as caught:
+            called(host, path=path)
+        assert code(caught) == ("bad_request", 400)
+    for other in (b"/", b"/metrics", b"/healthz/", b"//healthz", b"/readyz/x", b"/dashboard"):
+        with pytest.raises(Fault) as caught:
+            called(b"10.1.2.3:5282", path=other)
+        assert code(caught) == ("host_not_allowed", 421)
 
 
 def test_a_unix_socket_is_called_localhost() -> None:
     """No browser reaches it; with or without a port."""
     for server in (None, ("/run/lava.sock", None)):
         for host in (b"localhost", b"localhost:1"):
-            assert check_host(read([(b"host", host)]), server, PLAIN) == host
+            assert check_host(read([(b"host", host)]), b"/metrics", server, PLAIN) == host
         with pytest.raises(Fault):
-            check_host(read([(b"host", b"evil")]), server, PLAIN)
+            check_host(read([(b"host", b"evil")]), b"/metrics", server, PLAIN)
 
 
 # --- Origin ----------------------------------------------------------------------------------------------------------
