@@ -640,31 +640,50 @@ def _open(family: socket.AddressFamily, address: Any, host: str) -> socket.socke
 
 def open_unix_listener(path: str) -> socket.socket:
     """Listen on a unix socket that only this user may use. A dead one is replaced. Raises ``CannotListen``."""
-    try:
-        mode = os.lstat(path).st_mode
-    except OSError:
-        mode = None
-    if mode is not None:
-        if not stat.S_ISSOCK(mode):
-            raise CannotListen(EXIT_CONFIGURATION, f"{path} (unix_socket under [server]) exists and is no socket.")
-        if _answers(path):
-            raise CannotListen(EXIT_UNAVAILABLE, f"another program answers at {path} (unix_socket under [server]).")
-        with contextlib.suppress(FileNotFoundError):
-            Path(path).unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)  # so that there is no moment in which others could connect
     try:
+        _remove_dead(path)
         listener.bind(path)
         listener.listen(BACKLOG)
         listener.setblocking(False)
-    except OSError as fault:
+    except (OSError, ValueError) as fault:  # ValueError: no path at all, such as one with a NUL
         listener.close()
-        code = EXIT_UNAVAILABLE if fault.errno == errno.EADDRINUSE else EXIT_CONFIGURATION
-        why = os.strerror(fault.errno) if fault.errno else str(fault)
-        raise CannotListen(code, f"cannot listen on {path} (unix_socket under [server]): {why}.") from None
+        number = getattr(fault, "errno", None)
+        why = os.strerror(number) if number else str(fault)
+        raise CannotListen(
+            EXIT_UNAVAILABLE if number == errno.EADDRINUSE else EXIT_CONFIGURATION,
+            f"cannot listen on {path} (unix_socket under [server]): {why}. {_remedy(path, number)}",
+        ) from None
+    except CannotListen:
+        listener.close()
+        raise
     finally:
         os.umask(mask)
     return listener
+
+
+def _remedy(path: str, number: int | None) -> str:
+    folder = os.path.dirname(path) or "."
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return f"Make the directory {folder}, or choose another path."
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"Choose a path in a directory that this user may write to; {folder} is none."
+    return "Choose another path."
+
+
+def _remove_dead(path: str) -> None:
+    """Remove a socket at ``path`` that nobody listens on. Raises ``CannotListen`` for anything else there, and ``OSError``."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise CannotListen(EXIT_CONFIGURATION, f"{path} (unix_socket under [server]) exists and is no socket.")
+    if _answers(path):
+        raise CannotListen(EXIT_UNAVAILABLE, f"another program answers at {path} (unix_socket under [server]).")
+    with contextlib.suppress(FileNotFoundError):
+        Path(path).unlink()
 
 
 def _answers(path: str) -> bool:
@@ -674,8 +693,10 @@ def _answers(path: str) -> bool:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except PermissionError:
+            raise  # another user's, dead or alive
         except OSError:
-            return True  # not allowed to ask, or too busy to answer: somebody is there
+            return True  # too busy to answer: somebody is there
     return True
 
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -483,6 +484,42 @@ def test_a_file_in_place_of_the_unix_socket_is_kept(tmp_path: Path) -> None:
         open_unix_listener(str(path))
     assert caught.value.exit_code == 78
     assert path.read_text() == "data"
+
+
+@pytest.mark.parametrize("place", ["missing/s", "file/s", "folder", "x" * 200, "no\0path", "long/" + "x/" * 60 + "s"])
+def test_a_unix_socket_that_cannot_be_made_is_78(tmp_path: Path, place: str) -> None:
+    """Whatever is wrong with the path: a sentence that names it and says what to do, and nothing is made or removed."""
+    (tmp_path / "file").write_text("data")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CannotListen) as caught:
+        open_unix_listener(str(tmp_path / place))
+    assert caught.value.exit_code == 78
+    assert str(tmp_path / place) in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_a_unix_socket_where_we_may_not_write_is_78(tmp_path: Path) -> None:
+    """A directory of somebody else's; a dead socket in it; a socket that only another user may use."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as dead:
+        here = Path(folder)
+        here.chmod(0o755)
+        dead.bind(str(here / "dead"))
+        (here / "dead").chmod(0o666)
+        with open_unix_listener(str(here / "live")):
+            program = (
+                "import os, sys; from proxy.server import CannotListen, open_unix_listener\n"
+                "os.setuid(65534)\n"
+                "try: open_unix_listener(sys.argv[1])\n"
+                "except CannotListen as fault: print(fault); sys.exit(fault.exit_code)"
+            )
+            for name in ("new", "dead", "live"):
+                done = subprocess.run([sys.executable, "-c", program, str(here / name)], capture_output=True, text=True)
+                assert (done.returncode, done.stderr) == (78, ""), name
+                assert str(here / name) in done.stdout
+                assert "this user may write to" in done.stdout
+        assert (here / "dead").exists()
 
 
 def test_sockets_of_systemd_are_used(run: Callable[..., Running]) -> None:
