@@ -130,8 +130,7 @@ def _document(path: Path) -> dict[str, Any]:
         file = read_file(path, MAX_SECRET_BYTES)
         if file.readable_by_others or file.writable_by_others:
             raise Unreadable(f"is open to group or others (mode {file.mode:04o}): chmod 600 it")
-        if file.foreign:
-            raise Unreadable(f"belongs to another user (uid {file.owner})")
+        file.require_own()
         found = json.loads(decode(file))
     except FileNotFoundError:
         raise Unreadable(f"{path} leads nowhere") from None

@@ -51,13 +51,18 @@ class File:
 
     @property
     def writable_by_others(self) -> bool:
-        """Whether everybody may write it. (By group is the rule where each user has a group of his own.)"""
-        return os.name == "posix" and bool(self.mode & stat.S_IWOTH)
+        """Whether group or others may write it. Always false where modes mean nothing (Windows)."""
+        return os.name == "posix" and bool(self.mode & (stat.S_IWGRP | stat.S_IWOTH))
 
-    @property
-    def foreign(self) -> bool:
-        """Whether it belongs to somebody who is neither we nor root."""
-        return os.name == "posix" and self.owner not in (0, os.geteuid())
+    def require_own(self) -> None:
+        """Raise Unreadable where another user may change it: by its mode, or as an owner who is neither we nor root."""
+        if self.writable_by_others:
+            raise Unreadable(f"can be changed by other users (mode {self.mode:04o}): chmod go-w {self.path}")
+        if os.name == "posix" and self.owner not in (0, os.geteuid()):
+            raise Unreadable(
+                f"belongs to another user (uid {self.owner}, mode {self.mode:04o}), who can change it: "
+                f"chown {os.geteuid()} {self.path}, or make a copy with mode 0600 (chmod 600)"
+            )
 
 
 def read_file(path: Path, limit: int) -> File:
@@ -160,6 +165,7 @@ def _from_file(name: str, base: Path, environ: Mapping[str, str]) -> tuple[str, 
         raise Unreadable("a file reference is written file:PATH")
     try:
         file = read_file(locate(name, base, environ), MAX_SECRET_BYTES)
+        file.require_own()
         value = decode(file)
     except FileNotFoundError:
         raise Unreadable(f"{shown} does not exist") from None
@@ -172,6 +178,4 @@ def _from_file(name: str, base: Path, environ: Mapping[str, str]) -> tuple[str, 
     warning = None
     if file.readable_by_others:
         warning = f"{shown} holds a secret and is readable by group or others (mode {file.mode:04o}): chmod 600 it"
-    elif file.foreign:
-        warning = f"{shown} holds a secret and belongs to another user (uid {file.owner})"
     return value, warning

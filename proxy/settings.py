@@ -363,7 +363,7 @@ def load(
     named = config or surroundings.get("LAVA_PROXY_CONFIG")
     path = Path(named) if named else find_config(surroundings)
     if path is not None:
-        read_config(path, faults, warnings)
+        read_config(path, faults)
     if sources.broken:
         raise ConfigError(faults.sentences())  # rules between keys would only blame what could not be read
 

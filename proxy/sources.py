@@ -282,12 +282,13 @@ def find_config(environ: Mapping[str, str], system: Path = SYSTEM_CONFIG) -> Pat
     return next((place for place in places if place is not None and os.path.lexists(place)), None)
 
 
-def read_config(path: Path, faults: Faults, warnings: list[str]) -> None:
+def read_config(path: Path, faults: Faults) -> None:
     """Read the file, and where each of its keys stands."""
     sources = faults.sources
     sources.path = path.absolute()
     try:
         sources.file = read_file(sources.path, MAX_CONFIG_BYTES)
+        sources.file.require_own()
         text = decode(sources.file)
     except FileNotFoundError:
         faults.add_file("no such file")
@@ -305,11 +306,6 @@ def read_config(path: Path, faults: Faults, warnings: list[str]) -> None:
         end = text.count("\n") + 1 if "(at end of document)" in message else None
         faults.add_file(f"not valid TOML: {message}", int(at[1]) if at else end)
         return
-    mode = f"(mode {sources.file.mode:04o})"
-    if sources.file.writable_by_others:
-        warnings.append(f"{sources.path} can be changed by everybody {mode}: chmod 600 it")
-    elif sources.file.foreign:
-        warnings.append(f"{sources.path} belongs to another user (uid {sources.file.owner}), who can change it")
 
 
 def read_environment(model: type[BaseModel], environ: Mapping[str, str], faults: Faults) -> None:

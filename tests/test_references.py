@@ -158,14 +158,27 @@ def test_link(tmp_path: Path) -> None:
 
 @posix
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
-def test_foreign_owner(tmp_path: Path) -> None:
-    """A secret that belongs to somebody else is used, with a warning."""
+def test_a_secret_of_another_user(tmp_path: Path) -> None:
+    """A secret file that belongs to somebody else, who can change it, is refused with the owner and what to do."""
     path = held(tmp_path / "key", b"value")
     os.chown(path, 4321, -1)
-    value, warning = resolve(f"file:{path}", tmp_path, {})
-    assert value == "value"
-    assert warning is not None
-    assert "uid 4321" in warning
+    with pytest.raises(Unreadable, match=r"uid 4321, mode 0600.*chown") as caught:
+        resolve(f"file:{path}", tmp_path, {})
+    assert "value" not in str(caught.value)
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o660, 0o664, 0o666, 0o777])
+def test_a_secret_that_others_may_write(tmp_path: Path, mode: int) -> None:
+    """It is refused with path, mode and the command that repairs it, and used once that was done."""
+    path = held(tmp_path / "key", b"value", mode)
+    (tmp_path / "link").symlink_to(path)
+    for written in (f"file:{path}", "file:link"):
+        with pytest.raises(Unreadable) as caught:
+            resolve(written, tmp_path, {})
+        assert f"(mode {mode:04o}): chmod go-w {tmp_path}" in str(caught.value)
+    path.chmod(mode & ~0o022)
+    assert resolve("file:link", tmp_path, {})[0] == "value"
 
 
 class Box(KeyringBackend):

@@ -118,6 +118,31 @@ def test_broken_file(tmp_path: Path, data: bytes, words: str) -> None:
     assert caught.value.__context__ is None
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes and owners mean something on POSIX only")
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o660, 0o664, 0o666, 0o777])
+def test_a_file_that_others_may_write(tmp_path: Path, mode: int) -> None:
+    """It is refused, even without a secret in it: whoever writes it says where the key goes."""
+    path = tmp_path / "config.toml"
+    path.write_text("[server]\nport = 1234\n")
+    path.chmod(mode)
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    assert caught.value.faults == (f"{path}: can be changed by other users (mode {mode:04o}): chmod go-w {path}",)
+    path.chmod(mode & ~0o022)
+    assert load(path, {}).server.port == 1234
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_of_another_user(tmp_path: Path) -> None:
+    """It is refused as well, whatever its mode."""
+    path = tmp_path / "config.toml"
+    path.write_text("[server]\nport = 1234\n")
+    path.chmod(0o600)
+    os.chown(path, 4321, -1)
+    with pytest.raises(ConfigError, match=r"uid 4321, mode 0600"):
+        load(path, {})
+
+
 def test_ten_megabytes(tmp_path: Path) -> None:
     """A file far too large is refused without being read as a whole."""
     with (tmp_path / "config.toml").open("wb") as stream:
@@ -154,23 +179,6 @@ def test_link(tmp_path: Path) -> None:
     assert load(None, environ).server.port == 7
     (tmp_path / "config.toml").unlink()
     assert "no such file" in environment_faults(environ)[0]
-
-
-@posix
-def test_file_others_may_change(tmp_path: Path) -> None:
-    """Whoever may write the file decides where keys go: a warning."""
-    (warning,) = load(written(tmp_path, "", 0o666), {}).warnings
-    assert "everybody (mode 0666)" in warning
-
-
-@posix
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
-def test_file_of_somebody_else(tmp_path: Path) -> None:
-    """So does the file's owner, if that is neither we nor root."""
-    path = written(tmp_path, "")
-    os.chown(path, 4321, -1)
-    (warning,) = load(path, {}).warnings
-    assert "uid 4321" in warning
 
 
 def test_windows_text(tmp_path: Path) -> None:
