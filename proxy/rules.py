@@ -129,6 +129,8 @@ class Secrets:
         if not isinstance(written, str):
             self.faults.add(where, "must be a string: a key, env:NAME, file:PATH or keyring:SERVICE/USER")
             return None
+        if written.startswith("file:"):
+            self.faults.sources.files.append(locate(written[5:], self._base(where), self.environ))
         try:
             value, warning = resolve(written, self._base(where), self.environ)
         except Unreadable as error:

@@ -7,7 +7,7 @@ client that sends its body slowly, and exits by raising the signal again. The li
 1. **Prepare** the process: more descriptors, no core dumps (a core holds the key).
 2. **Listen**: systemd's sockets or our own. A port in use ends here, before anything else was touched.
 3. **Start** the application's lifespan, then accept, then say that we are ready.
-4. **Serve** until a signal. SIGHUP or a changed file load the configuration again: it is validated first and swapped
+4. **Serve** until a signal. SIGHUP or a changed file (``watching.py``) load the configuration again: it is validated first and swapped
    then; on any fault the old one stays.
 5. **Drain**: listeners closed at once, idle connections closed, requests finish. At ``drain_seconds`` the application
    cuts what is left (with an error inside the stream). A second signal ends everything at once.
@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from proxy.framing import Limits
 from proxy.guard import GuardedProtocol, Watch
+from proxy.watching import Reloader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, MutableMapping, Sequence
@@ -205,7 +206,7 @@ class Daemon:
         self._limits = limits
         self._descriptors = descriptors
         self._on_ready = on_ready
-        self._load = reload
+        self._reloader = Reloader(reload, settings) if reload is not None else None
         self._owns_process = owns_process
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
@@ -252,7 +253,7 @@ class Daemon:
             gc.freeze()
             gc.set_threshold(YOUNG_OBJECTS)
             keep_freed_memory()
-        chores = [loop.create_task(self._reload_when_wanted(app)), loop.create_task(self._poll_config())]
+        chores = [loop.create_task(self._reload_when_wanted(app)), loop.create_task(self._poll_files())]
         await self._stop.wait()
 
         for chore in chores:
@@ -330,13 +331,12 @@ class Daemon:
 
     async def _reload(self, app: App) -> None:
         """Validate, then swap; whatever goes wrong, the old configuration stays in use."""
-        loop = asyncio.get_running_loop()
-        if self._load is None:
+        if self._reloader is None:
             _log().warning("asked to reload, but this daemon runs without a configuration that could be reloaded")
             return
         notify_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            loaded = await loop.run_in_executor(None, self._load)
+            loaded = await self._reloader.load()
             fitted, _ = self._fit(loaded)
             answer = app.runtime.reload(fitted)
             if inspect.isawaitable(answer):
@@ -358,18 +358,11 @@ class Daemon:
         finally:
             notify_systemd("READY=1")
 
-    async def _poll_config(self) -> None:
-        """Ask for a reload when the file has changed. A Kubernetes ConfigMap changes behind a link: ``stat`` sees it."""
-        path = self.settings.path
-        if path is None or self._load is None:
-            return
-        loop = asyncio.get_running_loop()
-        known = await loop.run_in_executor(None, _signature, path)
-        while True:
+    async def _poll_files(self) -> None:
+        """Ask for a reload when a file of the configuration has changed."""
+        while self._reloader is not None:
             await asyncio.sleep(CONFIG_POLL_SECONDS)
-            seen = await loop.run_in_executor(None, _signature, path)
-            if seen is not None and seen != known:
-                known = seen
+            if await self._reloader.changed():
                 self._reload_wanted.set()
 
     # the end
@@ -519,14 +512,6 @@ async def _accept(
     # From 3.13 a loop removes the file by itself, also one that belongs to systemd.
     own_cleanup: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
     return await loop.create_unix_server(connection, sock=sock, backlog=BACKLOG, **own_cleanup)
-
-
-def _signature(path: Path) -> tuple[int, int, int] | None:
-    try:
-        seen = path.stat()
-    except OSError:
-        return None  # being replaced just now, or gone: the configuration in use stays
-    return seen.st_mtime_ns, seen.st_size, seen.st_ino
 
 
 # --- sockets ---------------------------------------------------------------------------------------------------

@@ -68,10 +68,11 @@ Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. ``faults`` has a sentence for each thing wrong, and no secret."""
+    """The configuration cannot be used. ``faults`` has a sentence for each thing wrong, and no secret; ``files`` were read."""
 
-    def __init__(self, faults: Iterable[str]) -> None:
+    def __init__(self, faults: Iterable[str], files: Iterable[Path] = ()) -> None:
         self.faults = tuple(faults)
+        self.files = tuple(files)
         super().__init__("\n".join(self.faults))
 
 
@@ -298,7 +299,8 @@ class CustomProvider(_Part):
 
 
 class Settings(_Part):
-    """Everything, resolved. ``path`` is the file it came from; ``warnings`` are for the log at start."""
+    """Everything, resolved. ``path`` is the file it came from, ``files`` are those behind ``file:``; ``warnings`` are for the
+    log at start."""
 
     default_project: str | None = None
     server: Server = Server()
@@ -309,6 +311,7 @@ class Settings(_Part):
     models: dict[str, tuple[str, ...]] = {}
     providers: dict[str, CustomProvider] = {}
     path: Path | None = Field(default=None, exclude=True)
+    files: tuple[Path, ...] = Field(default=(), exclude=True)
     warnings: tuple[str, ...] = Field(default=(), exclude=True)
 
     @field_validator("models", mode="before")
@@ -365,7 +368,9 @@ def load(
     if path is not None:
         read_config(path, faults)
     if sources.broken:
-        raise ConfigError(faults.sentences())  # rules between keys would only blame what could not be read
+        raise ConfigError(
+            faults.sentences(), sources.files
+        )  # rules between keys would only blame what could not be read
 
     data: Table = {}
     for source in (sources.from_file, sources.from_environment, sources.from_flags):
@@ -381,14 +386,15 @@ def load(
             )
     settings = None
     try:
-        settings = Settings.model_validate({**data, "path": sources.path, "warnings": tuple(warnings)})
+        told = {"path": sources.path, "files": tuple(sources.files), "warnings": tuple(warnings)}
+        settings = Settings.model_validate({**data, **told})
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
         for detail in details:
             faults.add_shape(detail)
     # Raised out here, so that no exception that holds the values hangs on it as its context.
     if faults or settings is None:
-        raise ConfigError(faults.sentences())
+        raise ConfigError(faults.sentences(), sources.files)
     return settings
 
 

@@ -123,6 +123,7 @@ class Sources:
     def __init__(self) -> None:
         self.path: Path | None = None
         self.file: File | None = None
+        self.files: list[Path] = []  # those behind ``file:``, readable or not
         self.broken = False
         self.lines: dict[Where, int] = {}
         self.variables: dict[tuple[str, ...], str] = {}

@@ -3,6 +3,7 @@ the hostile list: kept connections while it drains, files that are replaced, poo
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -238,6 +239,40 @@ def test_a_replaced_file_is_noticed_however_it_is_replaced(daemon: StartDaemon, 
         assert goes_by("fourth")
         write(tmp_path / "two" / "config.toml", "fifth")
         wait_for(lambda: goes_by("fifth"), what="for the file that came back")
+
+
+def test_a_rotated_secret_is_used_without_a_signal(daemon: StartDaemon, tmp_path: Path) -> None:
+    """Behind ``file:``, also where a variable names it and there is no configuration file. While it is empty the old one is
+    used, and the log says why, once."""
+    secret = tmp_path / "secret"
+
+    def rotate(key: str) -> None:
+        fresh = tmp_path / "fresh"
+        fresh.touch(mode=0o600)
+        fresh.write_text(key + "\n")
+        fresh.rename(secret)
+
+    def sends(key: str) -> bool:
+        assert post(running.port, "/v1/chat/completions", CHAT).status == 200
+        token = (upstream.requests[-1].header(b"authorization") or b"").removeprefix(b"Bearer ")
+        return bool(json.loads(base64.b64decode(token))["secret_key"] == key)
+
+    keys = ["aks_live_" + letter * 24 for letter in "ABC"]
+    rotate(keys[0])
+    with Upstream(answer(body=b"{}")) as upstream:
+        variables = {"LAVA_PROXY_LAVA__SECRET_KEY": f"file:{secret}", "LAVA_PROXY_LAVA__BASE_URL": upstream.url}
+        running = daemon("", env=variables, secrets=keys)
+        assert sends(keys[0])
+        rotate(keys[1])
+        wait_for(lambda: sends(keys[1]), what="for the secret renamed over")
+        secret.write_text("")
+        wait_for(lambda: said(running, "is empty"), what="for a word about the empty file")
+        assert sends(keys[1])
+        looks = time.monotonic() + 2.5  # longer than between two looks at the file
+        wait_for(lambda: time.monotonic() > looks)
+        assert sum("is empty" in str(event["event"]) for event in events(running)) == 1
+        secret.write_text(keys[2])
+        wait_for(lambda: sends(keys[2]), what="for the secret written in place")
 
 
 def test_what_cannot_change_while_it_runs_is_said_so(daemon: StartDaemon, tmp_path: Path) -> None:
