@@ -37,6 +37,7 @@ ORDER = (
     "credentials",
     "rules",
     "settings",
+    "watching",
     # Decisions.
     "routing",
     "body",
