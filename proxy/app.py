@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from proxy.settings import Settings
+    from proxy.upstream import Engine
 
 CONTROL = frozenset({b"/", b"/healthz", b"/readyz", b"/metrics"})
 _LAVA_CODES = frozenset({"lava_unauthorized", "lava_insufficient_balance", "lava_spend_limit", "lava_forbidden"})
@@ -59,7 +60,7 @@ class Runtime:
     """What lives as long as the daemon: the configuration in use, the requests in flight, the way down."""
 
     def __init__(self, settings: Settings, log: Log | None) -> None:
-        self.generation = Generation(settings, create_engine(settings.upstream))
+        self.generation = Generation(settings, _engine(settings))
         self.flights = Flights()
         self.draining = False
         self.log = log
@@ -88,8 +89,11 @@ class Runtime:
     def reload(self, settings: Settings) -> None:
         """New requests get ``settings``; those in flight keep what they began with."""
         old = self.generation
-        same = settings.upstream == old.settings.upstream
-        self.generation = Generation(settings, old.engine if same else create_engine(settings.upstream))
+        same = (
+            settings.upstream == old.settings.upstream
+            and settings.server.max_concurrent == old.settings.server.max_concurrent
+        )
+        self.generation = Generation(settings, old.engine if same else _engine(settings))
         if not same:
             self.retired.append(old)
         self.metrics.config_reload(True)
@@ -114,6 +118,10 @@ class Runtime:
         self.flights.close()
         await self.close_retired(everything=True)
         await self.generation.engine.aclose()
+
+
+def _engine(settings: Settings) -> Engine:
+    return create_engine(settings.upstream, settings.server.max_concurrent)
 
 
 class App:

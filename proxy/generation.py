@@ -16,7 +16,7 @@ from proxy.flights import Limits
 from proxy.inquiry import Inquiries
 from proxy.redaction import Redactor, Secret, Unshown
 from proxy.routing import Place, Route, Table
-from proxy.upstream import Engine, Origin
+from proxy.upstream import Engine, Origin, pool_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,7 +33,10 @@ _LONGEST_ROUTE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Lava:
-    """Lava as one project reaches it: ``base_path`` begins with a slash and has none at its end."""
+    """Lava as one project reaches it: ``base_path`` begins with a slash and has none at its end.
+
+    The connections of ``origin`` are for questions about the project's account, those of ``Plan.origin`` for its requests.
+    """
 
     origin: Origin
     host: bytes
@@ -104,6 +107,7 @@ class Generation:
         self.inquiries = Inquiries(engine)
         self._lava: dict[str, Lava] = {}
         self._credentials: dict[tuple[str, str], Credential] = {}
+        self._origins: dict[Origin, Origin] = {}
         self._redactors: dict[tuple[str, str], Redactor] = {}
         self._of_all: Redactor | None = None
 
@@ -115,18 +119,20 @@ class Generation:
         """Where this project reaches Lava."""
         found = self._lava.get(project_name)
         if found is None:
-            found = self._lava[project_name] = self._find_lava(self.project(project_name))
+            found = self._lava[project_name] = self._find_lava(project_name, self.project(project_name))
         return found
 
-    def _find_lava(self, project: Project) -> Lava:
+    def _find_lava(self, name: str, project: Project) -> Lava:
         base = self.settings.lava.base_url
+        secret = project.forward_token or project.spend_key or project.secret_key or self.account_key
+        credential = secret.reveal() if secret is not None else ""
         if base == "auto":
-            secret = project.forward_token or project.spend_key or project.secret_key or self.account_key
-            base = tokens.base_url_for(secret.reveal() if secret is not None else None)
+            base = tokens.base_url_for(credential)
         parts = urlsplit(base)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         host = parts.netloc.rpartition("@")[2].encode("ascii")
-        return Lava(Origin(parts.scheme, parts.hostname or "", port), host, parts.path.rstrip("/").encode("ascii"))
+        origin = Origin(parts.scheme, parts.hostname or "", port, pool_key(name, credential.encode("utf-8")))
+        return Lava(origin, host, parts.path.rstrip("/").encode("ascii"))
 
     def credential(self, project_name: str, provider: str, client_key: str | None) -> Credential:
         """The credential to send; see ``tokens.credential`` for the faults it raises."""
@@ -193,10 +199,14 @@ class Generation:
         """Everything about a route that does not change from request to request; see ``credential`` for the faults."""
         made = self.credential(route.project, route.provider.name, client_key)
         lava = self.lava(route.project)
+        own = pool_key(route.project, made.authorization)
+        origin = Origin(lava.origin.scheme, lava.origin.host, lava.origin.port, own)
+        if not made.payment.byok_from_client:
+            origin = self._origins.setdefault(origin, origin)  # the engine finds the pool of the same object faster
         return Plan(
             route,
             made,
-            lava.origin,
+            origin,
             lava.base_path + b"/" + route.target,
             [(b"host", lava.host), (b"authorization", made.authorization)],
             self.project(route.project).metadata,

@@ -634,8 +634,8 @@ def test_a_reload_is_heeded_at_once(tmp_path: Path) -> None:
         assert old.in_flight == 0
 
 
-def test_a_reload_that_keeps_the_connections_is_heeded_at_once(tmp_path: Path) -> None:
-    """Another key in the configuration: the very next request on the same connections carries it."""
+def test_a_reload_that_keeps_the_engine_is_heeded_at_once(tmp_path: Path) -> None:
+    """Another key in the configuration: the very next request carries it, on a connection of its own."""
     other_key = LAVA_KEY.replace("c4n", "n4c")
     (tmp_path / "other").mkdir()
     with Upstream(GOOD) as upstream, House(tmp_path, upstream) as house, Client(house.port) as client:
@@ -646,10 +646,11 @@ def test_a_reload_that_keeps_the_connections_is_heeded_at_once(tmp_path: Path) -
         for _ in range(2):
             client.ask()
             assert client.response().status == 200
+            upstream.wait(house.idle)
         assert house.rides == rides + 1
         tokens = [each.header(b"authorization") for each in upstream.requests]
         assert tokens[0] == tokens[1] != tokens[2] == tokens[3]
-        assert upstream.accepted == 1
+        assert [each.connection for each in upstream.requests] == [0, 0, 1, 1]
 
 
 def test_a_full_or_draining_daemon_refuses(tmp_path: Path) -> None:

@@ -62,22 +62,22 @@ class Kind:
     def native(self) -> bool:
         return self.engine == "native"
 
-    def make(self, settings: Settings | UpstreamTable, **clocks: Any) -> Engine:
+    def make(self, settings: Settings | UpstreamTable, **more: Any) -> Engine:
         if self.native:
             from proxy.upstream.native import NativeEngine
 
-            return NativeEngine(settings, **clocks)
+            return NativeEngine(settings, **more)
         from proxy.upstream.httpx_engine import HttpxEngine
 
         return HttpxEngine(settings)
 
-    def run(self, use: Use[T], clocks: dict[str, Any] | None = None, patience: float = 45.0, **settings: Any) -> T:
+    def run(self, use: Use[T], more: dict[str, Any] | None = None, patience: float = 45.0, **settings: Any) -> T:
         """``await use(engine)`` on a loop of its own, which must be left as it was found."""
 
         async def main() -> T:
             # With a proxy the real table: it keeps the credentials apart from the address.
             table = UpstreamTable(**settings) if settings.get("proxy") else Settings(**settings)
-            engine = self.make(table, **(clocks or {}))
+            engine = self.make(table, **(more or {}))
             try:
                 async with asyncio.timeout(patience):
                     return await use(engine)
@@ -1428,7 +1428,7 @@ def test_an_idle_connection_grows_too_old(kind: Kind) -> None:
             assert upstream.accepted == connections
 
     with Upstream(answer()) as upstream:
-        kind.run(use, clocks={"wall": wall, "monotonic": monotonic})
+        kind.run(use, more={"wall": wall, "monotonic": monotonic})
 
 
 @native_engine
@@ -1445,7 +1445,7 @@ def test_the_pool_is_dropped_when_the_machine_slept(kind: Kind, jump: float, con
         assert upstream.accepted == connections
 
     with Upstream(answer()) as upstream:
-        kind.run(use, clocks={"wall": wall, "monotonic": monotonic})
+        kind.run(use, more={"wall": wall, "monotonic": monotonic})
 
 
 @native_engine

@@ -11,7 +11,9 @@ variable that the configuration did not name, or sends a request twice once a by
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from proxy.redaction import Unshown
@@ -35,14 +37,28 @@ MAX_HEADERS = 200
 """Header lines of one response head."""
 
 
+MAX_CONNECTIONS = 1000
+"""Connections that may be open, unless the engine is given another number."""
+
+_POOL_KEYS = secrets.token_bytes(32)
+
+
+def pool_key(project: str, credential: bytes) -> bytes:
+    """The key of the connections of ``project`` with ``credential``; nothing can be learned from it about either."""
+    return blake2b(b"%b\0%b" % (project.encode(), credential), digest_size=16, key=_POOL_KEYS).digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a connection goes: ``scheme`` is ``http`` or ``https``, ``host`` an ASCII name or a bare IP
-    address."""
+    """Where a connection goes: ``scheme`` is ``http`` or ``https``, ``host`` an ASCII name or a bare IP address.
+
+    Requests share connections only if their ``pool_key`` is the same (see the function).
+    """
 
     scheme: str
     host: str
     port: int
+    pool_key: bytes = field(default=b"", repr=False)
 
 
 class Wire(Unshown):
@@ -180,9 +196,9 @@ class UpstreamSettings(Protocol):
         """``proxy`` with its credentials, which are kept apart so that ``proxy`` can be shown."""
 
 
-def create_engine(settings: UpstreamSettings) -> Engine:
+def create_engine(settings: UpstreamSettings, max_connections: int = MAX_CONNECTIONS) -> Engine:
     """The engine that these settings ask for. Opens nothing, and imports nothing that the first request may
-    load.
+    load. With ``max_connections`` open, a new connection takes the place of the one that is idle longest.
 
     Raises ``ValueError`` for an outbound proxy that no engine can use.
     """
@@ -192,4 +208,4 @@ def create_engine(settings: UpstreamSettings) -> Engine:
         return HttpxEngine(settings)
     from proxy.upstream.native import NativeEngine
 
-    return NativeEngine(settings)
+    return NativeEngine(settings, max_connections=max_connections)

@@ -18,9 +18,11 @@ is exact to the byte. httptools takes the chunked coding apart, and sees nothing
 cancellation can strike only where this module waits: name lookup, connect, head, body, and the drain of a
 request body. Each of these kills the connection or leaves it to the answer, which does.
 
-**The pool** is a stack per origin. A connection is peeked at before use: one that the upstream closed in the
-meantime is replaced before anything was written, and a request of which a byte was written is never sent
-again.
+**The pools.** Each origin has a stack of idle connections, and an origin names the credential as well as the address
+(``Origin.pool_key``): what an upstream sends too late, on a connection that is in use again, cannot reach another project.
+The limits hold for all pools together, and a pool ends with its last connection. A connection is peeked at before use: one
+that the upstream closed in the meantime is replaced before anything was written, and a request of which a byte was written
+is never sent again.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from httptools import HttpParserError, HttpResponseParser
 
 from proxy.upstream import (
+    MAX_CONNECTIONS,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     MAX_INFORMATIONAL,
@@ -60,7 +63,7 @@ if TYPE_CHECKING:
     Address = tuple[str, int]
 
 MAX_IDLE: Final = 512
-"""Connections kept for later, all origins together."""
+"""Connections kept for later, all pools together."""
 
 IDLE_SECONDS: Final = 15.0
 """Below the idle limits of servers and of NATs that forget in silence."""
@@ -99,12 +102,16 @@ _IDLE, _HEAD, _BODY, _DEAD = range(4)
 
 
 class NativeEngine:
-    """``wall`` and ``monotonic`` are the clocks, in seconds."""
+    """With ``max_connections`` open, a new connection takes the place of the one that is idle longest.
+
+    ``wall`` and ``monotonic`` are the clocks, in seconds.
+    """
 
     def __init__(
         self,
         settings: UpstreamSettings,
         *,
+        max_connections: int = MAX_CONNECTIONS,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -112,11 +119,13 @@ class NativeEngine:
         self._wall = wall
         self._monotonic = monotonic
         self._drift = wall() - monotonic()
-        # A stack stays for good: the configuration bounds their number, and connections hold theirs.
-        self._stacks: dict[Origin, list[_Connection]] = {}
-        self._stack: list[_Connection] = []
+        self._max_connections = max_connections
+        self._pools: dict[Origin, _Pool] = {}
+        # The pool that was asked for last.
         self._origin: Origin | None = None
-        self._idle = 0
+        self._pool: _Pool | None = None
+        self._idle: dict[_Connection, None] = {}
+        """All idle connections, in the order in which they were given back."""
         self._live: set[_Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._lookups: dict[str, asyncio.Future[list[Address]]] = {}
@@ -127,8 +136,13 @@ class NativeEngine:
 
     @property
     def idle(self) -> int:
-        """Connections in the pool."""
-        return self._idle
+        """Idle connections, of all pools."""
+        return len(self._idle)
+
+    @property
+    def pools(self) -> int:
+        """Pools that have a connection, idle or in use."""
+        return len(self._pools)
 
     @property
     def live(self) -> int:
@@ -200,78 +214,89 @@ class NativeEngine:
     # The pool.
 
     def _take(self, origin: Origin) -> _Connection | None:
-        stack = self._stack
+        pool = self._pool
         if origin is not self._origin:
             # Nearly every request goes where the last one went, and an origin takes long to hash.
             self._origin = origin
-            stack = self._stack = self._stacks.setdefault(origin, [])
-        if not stack:
+            pool = self._pool = self._pools.get(origin)
+        if not pool:
             return None
         now = self._monotonic()
         if abs(self._wall() - now - self._drift) > CLOCK_JUMP_SECONDS:
             self._drop_all()
             return None
-        connection = stack.pop()
-        connection.pooled = False
-        self._idle -= 1
+        connection = pool.pop()
+        del self._idle[connection]
         if now - connection.idle_since <= IDLE_SECONDS:
             return connection
         connection.kill()
         # The one given back last is too old, so all of them are.
-        self._idle -= len(stack)
-        while stack:
-            stack.pop().kill()
+        while pool:
+            self._drop(pool[-1])
         return None
 
     def release(self, connection: _Connection) -> None:
-        """Keep ``connection`` for a later request, or close it where there is no room."""
-        if self._idle >= MAX_IDLE:
-            connection.kill()
-            return
+        """Keep ``connection`` for a later request, in the place of the one idle longest if there are too many."""
+        if len(self._idle) >= MAX_IDLE:
+            self._drop_oldest()
         connection.idle_since = self._monotonic()
         self._keep(connection)
         if self._sweeper is None:
             self._sweeper = connection.loop.call_later(IDLE_SECONDS, self._sweep)
 
     def _keep(self, connection: _Connection) -> None:
-        connection.stack.append(connection)
-        connection.pooled = True
-        self._idle += 1
+        connection.pool.append(connection)
+        self._idle[connection] = None
 
     def made(self, connection: _Connection) -> None:
+        """Count a new connection; the one idle longest makes room for it."""
+        if len(self._live) >= self._max_connections and self._idle:
+            self._drop_oldest()
         self._live.add(connection)
+        pool = self._pools.get(connection.origin)
+        if pool is None:
+            pool = self._pools[connection.origin] = _Pool(connection.origin)
+            self._origin = self._pool = None
+        pool.open += 1
+        connection.pool = pool
 
     def lost(self, connection: _Connection) -> None:
-        """Forget a connection that is closed."""
-        self._live.discard(connection)
-        if connection.pooled and connection in connection.stack:
-            connection.stack.remove(connection)
-            self._idle -= 1
+        """Forget a connection that is closed, and its pool with the last one."""
+        if connection in self._live:
+            self._live.discard(connection)
+            if connection in self._idle:
+                self._drop(connection)
+            pool = connection.pool
+            pool.open -= 1
+            if not pool.open:
+                del self._pools[pool.origin]
+                self._origin = self._pool = None
         if not self._live and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
 
+    def _drop(self, connection: _Connection) -> None:
+        """Close an idle connection."""
+        del self._idle[connection]
+        connection.pool.remove(connection)
+        connection.kill()
+
+    def _drop_oldest(self) -> None:
+        self._drop(next(iter(self._idle)))
+
     def _drop_all(self) -> None:
         self._drift = self._wall() - self._monotonic()
-        self._idle = 0
-        for stack in self._stacks.values():
-            while stack:
-                stack.pop().kill()
+        for connection in list(self._idle):
+            self._drop(connection)
 
     def _sweep(self) -> None:
         self._sweeper = None
         now = self._monotonic()
         if abs(self._wall() - now - self._drift) > CLOCK_JUMP_SECONDS:
             self._drop_all()
-        oldest = now
-        for stack in self._stacks.values():
-            expired = [one for one in stack if now - one.idle_since >= IDLE_SECONDS]
-            stack[:] = [one for one in stack if now - one.idle_since < IDLE_SECONDS]
-            self._idle -= len(expired)
-            if stack:
-                oldest = min(oldest, stack[0].idle_since)
-            for connection in expired:
-                connection.kill()
+        for connection in [one for one in self._idle if now - one.idle_since >= IDLE_SECONDS]:
+            self._drop(connection)
         if self._idle:
+            oldest = min(one.idle_since for one in self._idle)
             loop = asyncio.get_running_loop()
             self._sweeper = loop.call_later(max(0.01, oldest + IDLE_SECONDS - now), self._sweep)
 
@@ -348,7 +373,7 @@ class NativeEngine:
         raise fault or OSError(0, "the name has no address")
 
     async def _attempt(self, loop: asyncio.AbstractEventLoop, origin: Origin, address: Address) -> _Connection:
-        connection = _Connection(self, origin, loop, self._stacks.setdefault(origin, []))
+        connection = _Connection(self, origin, loop)
         try:
             await loop.create_connection(lambda: connection, *address)
         except BaseException:
@@ -368,6 +393,17 @@ class NativeEngine:
             args = (loop, lookup, origin)
             threading.Thread(target=_look_up, args=args, name="lookup", daemon=True).start()
         return await asyncio.shield(lookup)
+
+
+class _Pool(list["_Connection"]):
+    """The idle connections of one origin, a stack, and how many are open, these among them."""
+
+    __slots__ = ("open", "origin")
+
+    def __init__(self, origin: Origin) -> None:
+        super().__init__()
+        self.origin = origin
+        self.open = 0
 
 
 class NativeAnswer:
@@ -531,22 +567,18 @@ class _Connection(asyncio.BufferedProtocol):
         "loop",
         "on_body",
         "origin",
-        "pooled",
+        "pool",
         "spoke_first",
-        "stack",
     )
 
-    def __init__(
-        self, engine: NativeEngine, origin: Origin, loop: asyncio.AbstractEventLoop, stack: list[_Connection]
-    ) -> None:
+    def __init__(self, engine: NativeEngine, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
         self.engine = engine
         self.origin = origin
         self.loop = loop
-        self.stack = stack
+        self.pool: _Pool  # from ``made`` on
         self._buffer = engine.buffer
         self._transport: asyncio.Transport
         self.idle_since = 0.0
-        self.pooled = False
         self.spoke_first = False
         self._phase = _IDLE
         self._sent = False
