@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 OPENAI = "https://api.openai.com/v1"
 ANTHROPIC = "https://api.anthropic.com/v1"
+GOOGLE = "https://generativelanguage.googleapis.com"
 GEMINI = "https://generativelanguage.googleapis.com/v1beta/models/gemini-2.5-flash"
 
 QUESTION = [{"role": "user", "content": "one two three four"}]
@@ -795,7 +796,7 @@ NEEDED = "model messages input prompt contents max_tokens input_file_id endpoint
 OPTIONAL = (
     "stream stream_options system n dimensions stop stop_sequences metadata purpose encoding_format tools text "
     "instructions response_format max_completion_tokens temperature generateContentRequest outputDimensionality "
-    "tool_choice output_config toolConfig generationConfig"
+    "tool_choice output_config toolConfig generationConfig partial_images stream_format ttl expireTime file store"
 )
 
 
@@ -828,6 +829,9 @@ def test_no_body_makes_the_emulator_fail(lava: Lava, document: Any, at: int) -> 
         f"forward?u={GEMINI}:embedContent",
         f"forward?u={GEMINI}:batchEmbedContents",
         f"forward?u={GEMINI}:countTokens",
+        f"forward?u={ANTHROPIC}/messages/batches",
+        f"forward?u={GOOGLE}/v1beta/cachedContents",
+        f"forward?u={GOOGLE}/upload/v1beta/files",
         f"rewrite/openai/{ANTHROPIC}/messages",
         f"rewrite/anthropic/{OPENAI}/chat/completions",
         "chat/completions",

@@ -9,8 +9,9 @@ over a world, ``Emulator`` a running one in a thread, ``serve_forever`` the same
   ``records.py`` is what they keep and ``shapes.py`` how that looks as JSON in either generation of names
 - ``login.py``  the login flow; ``pages.py`` its HTML; ``outbox.py`` delivers webhooks
 - ``credentials.py``  forward tokens, secret keys, spend keys: who calls, who pays
-- ``players.py``    which provider a target means; ``openai.py``, ``anthropic.py``, ``google.py``,
-  ``elevenlabs.py`` play them
+- ``players.py``    which provider a target means; ``openai.py`` (``openai_media.py``, ``openai_stored.py``),
+  ``anthropic.py`` (``anthropic_batches.py``), ``google.py`` (``google_files.py``, ``google_caches.py``) and
+  ``elevenlabs.py`` play them; ``wording.py`` has their errors
 - ``wanted.py``     what a request wants beside words: JSON after a schema, the call of a tool
 - ``rewriting.py``  chat completions and messages, translated into each other
 - ``faults.py``     what can go wrong on demand, in one table

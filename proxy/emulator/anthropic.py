@@ -1,10 +1,11 @@
-"""Plays Anthropic: messages (streaming and not), token counting, models."""
+"""Plays Anthropic: messages (streaming and not), token counting, models; batches are in ``anthropic_batches.py``."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
 
+from proxy.emulator import anthropic_batches
 from proxy.emulator.exchange import (
     Call,
     Reply,
@@ -19,41 +20,18 @@ from proxy.emulator.exchange import (
     token_cost,
 )
 from proxy.emulator.wanted import ANY, ToolCall, json_text, table, tables, tool_call
+from proxy.emulator.wording import anthropic_error, anthropic_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MODELS = ("claude-opus-4-6", "claude-sonnet-4-6", "claude-haiku-4-5")
 
-_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    402: "billing_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    504: "timeout_error",
-    529: "overloaded_error",
-}
-
-
-def error(status: int, message: str) -> Reply:
-    """An error in Anthropic's own shape."""
-    reply = json_reply({**_fault(status, message), "request_id": "req_anthropic_emulated"}, status)
-    reply.headers.append(("request-id", "req_anthropic_emulated"))
-    return reply
-
-
-def _fault(status: int, message: str) -> dict[str, Any]:
-    kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": message}}
-
 
 def answer(call: Call) -> Reply:
     """What Anthropic answers; never raises."""
     if call.received.header("anthropic-version") is None:
-        return error(400, "anthropic-version: header is required")
+        return anthropic_error(400, "anthropic-version: header is required")
     return play(call)
 
 
@@ -76,12 +54,14 @@ def _dispatch(call: Call) -> Reply:
         case ("GET", "models"):
             data = [_model(name) for name in MODELS]
             return json_reply({"data": data, "has_more": False, "first_id": MODELS[0], "last_id": MODELS[-1]})
+    if re.match("messages/batches(/|$)", call.rest):
+        return anthropic_batches.answer(call, _messages)
     one = re.fullmatch("models/([^/]+)", call.rest)
     if call.method == "GET" and one:
-        return json_reply(_model(one[1])) if one[1] in MODELS else error(404, f"model: {one[1]}")
+        return json_reply(_model(one[1])) if one[1] in MODELS else anthropic_error(404, f"model: {one[1]}")
     if call.rest in ("messages", "messages/count_tokens", "models"):
-        return error(405, "Method Not Allowed")
-    return error(404, "Not Found")
+        return anthropic_error(405, "Method Not Allowed")
+    return anthropic_error(404, "Not Found")
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -90,12 +70,12 @@ def _model(name: str) -> dict[str, Any]:
 
 def _wrong(call: Call, *needed: str) -> Reply | None:
     if not isinstance(call.document, dict):
-        return error(400, "The request body is not valid JSON.")
+        return anthropic_error(400, "The request body is not valid JSON.")
     for name in needed:
         if name not in call.document:
-            return error(400, f"{name}: Field required")
+            return anthropic_error(400, f"{name}: Field required")
     if not isinstance(call.document["messages"], list) or not call.document["messages"]:
-        return error(400, "messages: at least one message is required")
+        return anthropic_error(400, "messages: at least one message is required")
     return None
 
 
@@ -145,7 +125,7 @@ def _messages(call: Call) -> Reply:
     }
     if not call.document.get("stream"):
         return json_reply(message, cost=cost)
-    fault = named_event(_fault(529, "Overloaded"))
+    fault = named_event(anthropic_fault(529, "Overloaded"))
     return event_stream(map(named_event, _events(message, wanted)), marker=1, error_event=fault, cost=cost)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from proxy.emulator.exchange import FLAT_COST, Call, Reply, json_reply, said
-from proxy.emulator.openai import sound
+from proxy.emulator.openai_media import sound
 
 _WORDS = {
     400: "invalid_request",

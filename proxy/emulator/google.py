@@ -1,5 +1,5 @@
 """Plays Google's Gemini API in its native form: generation (streaming in both framings), embeddings,
-counting, models.
+counting, models. Its files are in ``google_files.py``, its caches in ``google_caches.py``.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from proxy.emulator import google_caches, google_files
 from proxy.emulator.exchange import (
     Call,
     Reply,
@@ -22,60 +23,37 @@ from proxy.emulator.exchange import (
 )
 from proxy.emulator.openai import embedding
 from proxy.emulator.wanted import ANY, ToolCall, json_text, table, tables, tool_call
+from proxy.emulator.wording import google_error, google_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MODELS = ("gemini-2.5-flash", "gemini-2.5-pro", "gemini-embedding-001")
 
-_STATUSES = {
-    400: "INVALID_ARGUMENT",
-    401: "UNAUTHENTICATED",
-    402: "FAILED_PRECONDITION",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    429: "RESOURCE_EXHAUSTED",
-    500: "INTERNAL",
-    503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
-}
-
-
-def error(status: int, message: str) -> Reply:
-    """An error in Google's own shape."""
-    return json_reply(_fault(status, message), status)
-
-
-def _fault(status: int, message: str) -> dict[str, Any]:
-    word = _STATUSES.get(status, "UNAVAILABLE" if status >= 500 else "INVALID_ARGUMENT")
-    return {"error": {"code": status, "message": message, "status": word}}
-
 
 def answer(call: Call) -> Reply:
     """What Google answers; never raises. ``call.rest`` is the path without its version segment."""
     if call.method == "GET" and call.rest == "models":
         return json_reply({"models": [_model(name) for name in MODELS]})
-    if call.method == "POST" and call.rest == "files":
-        stored = {
-            "name": call.world.next_id("files/"),
-            "sizeBytes": str(len(call.received.body)),
-            "state": "ACTIVE",
-        }
-        return json_reply({"file": stored})
+    match call.rest.partition("/")[0]:
+        case "files":
+            return google_files.answer(call)
+        case "cachedContents":
+            return google_caches.answer(call)
     named = re.fullmatch("(?:models|tunedModels)/([^/:]+)(?::([A-Za-z]+))?", call.rest)
     if named is None:
-        return error(404, f"{call.method} {call.rest} was not found.")
+        return google_error(404, f"{call.method} {call.rest} was not found.")
     name, method = named[1], named[2]
     if method is None:
         if call.method != "GET":
-            return error(404, "A method after a colon is missing.")
+            return google_error(404, "A method after a colon is missing.")
         if name not in MODELS:
-            return error(404, f"models/{name} is not found for this API version.")
+            return google_error(404, f"models/{name} is not found for this API version.")
         return json_reply(_model(name))
     if call.method != "POST":
-        return error(404, f"{call.method} is not served for :{method}.")
+        return google_error(404, f"{call.method} is not served for :{method}.")
     if not isinstance(call.document, dict):
-        return error(400, "Invalid JSON payload received.")
+        return google_error(400, "Invalid JSON payload received.")
     match method:
         case "generateContent":
             return _generate(call, name, streamed=False)
@@ -87,14 +65,14 @@ def answer(call: Call) -> Reply:
         case "batchEmbedContents":
             requests = call.document.get("requests")
             if not isinstance(requests, list) or not requests:
-                return error(400, "BatchEmbedContentsRequest.requests: at least one request is required.")
+                return google_error(400, "BatchEmbedContentsRequest.requests: at least one request is required.")
             found = [_embedding(one if isinstance(one, dict) else {}) for one in requests]
             return json_reply({"embeddings": found}, cost=token_cost(len(found), 0))
         case "countTokens":
             inner = call.document.get("generateContentRequest")
             body = inner if isinstance(inner, dict) else call.document
             return json_reply({"totalTokens": count_tokens(_question(body))})
-    return error(404, f"models/{name} has no method {method}.")
+    return google_error(404, f"models/{name} has no method {method}.")
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -124,7 +102,11 @@ def _embedding(body: dict[str, Any]) -> dict[str, Any]:
 
 def _generate(call: Call, model: str, *, streamed: bool) -> Reply:
     if not isinstance(call.document.get("contents"), list) or not call.document["contents"]:
-        return error(400, "* GenerateContentRequest.contents: contents is not specified")
+        return google_error(400, "* GenerateContentRequest.contents: contents is not specified")
+    cached = call.document.get("cachedContent", call.document.get("cached_content"))
+    cache = google_caches.find(call.world, cached)
+    if cached is not None and cache is None:
+        return google_caches.missing(cached)
     question = _question(call.document)
     text = said(question)
     asked = table(call.document.get("generationConfig"))
@@ -136,12 +118,16 @@ def _generate(call: Call, model: str, *, streamed: bool) -> Reply:
     parts: list[dict[str, Any]] = [{"text": piece} for piece in pieces(text)]
     if wanted:
         parts = [{"functionCall": {"name": wanted.name, "args": wanted.arguments}}]
-    usage = {
+    usage: dict[str, Any] = {
         "promptTokenCount": read,
         "candidatesTokenCount": written,
         "totalTokenCount": read + written,
         "promptTokensDetails": [{"modality": "TEXT", "tokenCount": read}],
     }
+    if cache is not None:
+        counted = cache["usageMetadata"]["totalTokenCount"]
+        usage |= {"cachedContentTokenCount": counted, "promptTokenCount": read + counted}
+        usage["totalTokenCount"] += counted
     cost = token_cost(read, written)
     tail = {"modelVersion": model, "responseId": call.world.next_id("gen")}
     if not streamed:
@@ -151,7 +137,7 @@ def _generate(call: Call, model: str, *, streamed: bool) -> Reply:
             "index": 0,
         }
         return json_reply({"candidates": [candidate], "usageMetadata": usage, **tail}, cost=cost)
-    fault = _fault(503, "The model is overloaded. Please try again later.")
+    fault = google_fault(503, "The model is overloaded. Please try again later.")
     found = list(_stream(parts, usage, tail))
     if call.query.get("alt") == "sse":
         # Google ends its lines with CR LF, which a reader of SSE has to take as well.

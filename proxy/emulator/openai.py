@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import re
 import struct
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from proxy.emulator import openai_media as media
+from proxy.emulator import openai_stored as stored
 from proxy.emulator.exchange import (
     FLAT_COST,
     FREE,
@@ -26,9 +27,8 @@ from proxy.emulator.exchange import (
     said,
     token_cost,
 )
-from proxy.emulator.records import Consumption
-from proxy.emulator.state import StoredFile
 from proxy.emulator.wanted import ANY, ToolCall, json_text, table, tables, tool_call
+from proxy.emulator.wording import openai_error, openai_fault, openai_stream_error, openai_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,38 +44,6 @@ MODELS = (
 )
 
 DONE = b"data: [DONE]\n\n"
-
-# A PNG of one grey pixel.
-PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
-
-_TYPES = {
-    400: "invalid_request_error",
-    401: "invalid_request_error",
-    402: "insufficient_quota",
-    403: "permission_error",
-    404: "invalid_request_error",
-    413: "invalid_request_error",
-    422: "invalid_request_error",
-    429: "rate_limit_error",
-}
-_CODES = {
-    401: "invalid_api_key",
-    402: "insufficient_balance",
-    404: "model_not_found",
-    429: "rate_limit_exceeded",
-}
-
-
-def error(status: int, message: str, param: str | None = None) -> Reply:
-    """An error in OpenAI's own shape."""
-    reply = json_reply({"error": _fault(status, message, param)}, status)
-    reply.headers.append(("x-request-id", "req_openai_emulated"))
-    return reply
-
-
-def _fault(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"message": message, "type": kind, "param": param, "code": _CODES.get(status)}
 
 
 def answer(call: Call) -> Reply:
@@ -94,18 +62,12 @@ def answer(call: Call) -> Reply:
             return reply
         allowed.append(method)
     if allowed:
-        return error(405, f"Not allowed to {call.method} on /v1/{call.rest} (HINT: Perhaps you meant {allowed[0]}?)")
-    return json_reply({"error": {**_fault(404, f"Invalid URL ({call.method} /v1/{call.rest})"), "code": None}}, 404)
-
-
-def _wrong(call: Call, *needed: str) -> Reply | None:
-    """The 400 for a body that is not JSON or lacks a member."""
-    if not isinstance(call.document, dict):
-        return error(400, "We could not parse the JSON body of your request.")
-    for name in needed:
-        if name not in call.document:
-            return error(400, f"Missing required parameter: '{name}'.", name)
-    return None
+        return openai_error(
+            405, f"Not allowed to {call.method} on /v1/{call.rest} (HINT: Perhaps you meant {allowed[0]}?)"
+        )
+    return json_reply(
+        {"error": {**openai_fault(404, f"Invalid URL ({call.method} /v1/{call.rest})"), "code": None}}, 404
+    )
 
 
 # Chat and completions ---
@@ -122,12 +84,12 @@ def _tokens(prompt: int, completion: int) -> dict[str, Any]:
 
 
 def _chat(call: Call) -> Reply:
-    wrong = _wrong(call, "model", "messages")
+    wrong = openai_wrong(call, "model", "messages")
     if wrong:
         return wrong
     body = call.document
     if not isinstance(body["messages"], list) or not body["messages"]:
-        return error(400, "Invalid type for 'messages': expected a non-empty array of objects.", "messages")
+        return openai_error(400, "Invalid type for 'messages': expected a non-empty array of objects.", "messages")
     prompt = sum(count_tokens(plain_text(m.get("content"))) for m in body["messages"] if isinstance(m, dict))
     text = said(last_text(body["messages"]))
     tools = [table(tool.get("function")) for tool in tables(body.get("tools"))]
@@ -142,7 +104,7 @@ def _chat(call: Call) -> Reply:
 
 
 def _text_completion(call: Call) -> Reply:
-    wrong = _wrong(call, "model", "prompt")
+    wrong = openai_wrong(call, "model", "prompt")
     if wrong:
         return wrong
     prompt = plain_text(call.document["prompt"])
@@ -174,7 +136,7 @@ def _completion(call: Call, text: str, prompt: int, *, chat: bool, wanted: ToolC
     contents = [{"delta": delta} for delta in deltas] if chat else [{"text": piece} for piece in pieces(text)]
     finish = "tool_calls" if wanted else "stop"
     events = _completion_events(head, contents, finish, usage if counted else None, chat=chat)
-    return event_stream(events, marker=1, error_event=_stream_error(), cost=cost)
+    return event_stream(events, marker=1, error_event=openai_stream_error(), cost=cost)
 
 
 def _function(call: Call, wanted: ToolCall) -> dict[str, Any]:
@@ -211,17 +173,11 @@ def _completion_events(
     yield DONE
 
 
-def _stream_error() -> bytes:
-    return data_event(
-        {"error": _fault(500, "The server had an error while processing your request. Sorry about that!")}
-    )
-
-
 # Responses ---
 
 
 def _responses(call: Call) -> Reply:
-    wrong = _wrong(call, "model", "input")
+    wrong = openai_wrong(call, "model", "input")
     if wrong:
         return wrong
     given = call.document["input"]
@@ -265,15 +221,31 @@ def _responses(call: Call) -> Reply:
     }
     cost = token_cost(prompt, answered)
     item = _called(call, wanted) if wanted else _spoken(call, text)
-    if not call.document.get("stream"):
-        return json_reply({**response, "output": [item]}, cost=cost)
-    events = [
-        named_event({**event, "sequence_number": at}) for at, event in enumerate(_response_events(response, item))
-    ]
-    fault = _fault(500, "The server had an error while processing your request.")
+    response["output"] = [item]
+    if call.document.get("store") is not False:
+        stored.keep_response(call.world, response)
+    return _response_stream(response, cost) if call.document.get("stream") else json_reply(response, cost=cost)
+
+
+def _response_stream(response: dict[str, Any], cost: Cost, after: int = -1) -> Reply:
+    """The events of a response, those behind the number ``after``."""
+    numbered = [{**event, "sequence_number": at} for at, event in enumerate(_response_events(response))]
+    fault = openai_fault(500, "The server had an error while processing your request.")
     # The reference puts code and message at the top, the service inside "error": both are here.
     failed = {**fault, "type": "error", "error": fault, "sequence_number": 2}
+    events = map(named_event, numbered[after + 1 :])
     return event_stream(events, marker=1, error_event=named_event(failed), cost=cost)
+
+
+def _one_response(call: Call, response_id: str) -> Reply:
+    """``GET responses/{id}``: as it is, or its stream once more, from where a client lost it."""
+    response = call.world.responses.get(response_id)
+    if response is None:
+        return openai_error(404, f"Response with id '{response_id}' not found.")
+    if call.query.get("stream") != "true":
+        return json_reply(response)
+    after = call.query.get("starting_after", "")
+    return _response_stream(response, FREE, int(after) if re.fullmatch("[0-9]{1,9}", after) else -1)
 
 
 def _output_text(text: str) -> dict[str, Any]:
@@ -290,8 +262,9 @@ def _called(call: Call, wanted: ToolCall) -> dict[str, Any]:
     return {**item, "call_id": call.world.next_id("call_"), "name": wanted.name, "arguments": wanted.text}
 
 
-def _response_events(response: dict[str, Any], item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    begun = {**response, "status": "in_progress", "usage": None}
+def _response_events(response: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    item = response["output"][0]
+    begun = {**response, "status": "in_progress", "output": [], "usage": None}
     yield {"type": "response.created", "response": begun}
     yield {"type": "response.in_progress", "response": begun}
     empty: dict[str, Any] = {"content": []} if "content" in item else {"arguments": ""}
@@ -299,7 +272,7 @@ def _response_events(response: dict[str, Any], item: dict[str, Any]) -> Iterator
     yield {"type": "response.output_item.added", "output_index": 0, "item": started}
     yield from _text_events(item) if "content" in item else _argument_events(item)
     yield {"type": "response.output_item.done", "output_index": 0, "item": item}
-    yield {"type": "response.completed", "response": {**response, "output": [item]}}
+    yield {"type": "response.completed", "response": response}
 
 
 def _argument_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -324,7 +297,7 @@ def _text_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _embeddings(call: Call) -> Reply:
-    wrong = _wrong(call, "model", "input")
+    wrong = openai_wrong(call, "model", "input")
     if wrong:
         return wrong
     given = call.document["input"]
@@ -353,80 +326,11 @@ def embedding(text: str, width: int) -> list[float]:
     return [((seed * (at + 3)) % 256 - 128) / 128 for at in range(width)]
 
 
-def _images(call: Call) -> Reply:
-    asked = call.document if isinstance(call.document, dict) else {}
-    prompt = asked.get("prompt") or next((part.text for part in call.form if part.name == "prompt"), None)
-    if not isinstance(prompt, str):
-        return error(400, "Missing required parameter: 'prompt'.", "prompt")
-    count = asked.get("n")
-    image: dict[str, Any] = {"b64_json": base64.b64encode(PIXEL).decode()}
-    if asked.get("response_format") == "url":
-        image = {"url": "https://images.example.com/pixel.png"}
-    read = count_tokens(prompt)
-    counted = {
-        "input_tokens": read,
-        "input_tokens_details": {"text_tokens": read, "image_tokens": 0},
-        "output_tokens": 1,
-        "total_tokens": read + 1,
-    }
-    data = [{**image, "revised_prompt": said(prompt)}] * (count if isinstance(count, int) and 1 <= count <= 10 else 1)
-    return json_reply({"created": int(call.world.clock()), "data": data, "usage": counted}, cost=FLAT_COST)
-
-
-_SOUNDS = {
-    "mp3": "audio/mpeg",
-    "opus": "audio/opus",
-    "aac": "audio/aac",
-    "flac": "audio/flac",
-    "wav": "audio/wav",
-    "pcm": "audio/pcm",
-}
-
-
-def _speech(call: Call) -> Reply:
-    wrong = _wrong(call, "model", "input")
-    if wrong:
-        return wrong
-    kind = str(call.document.get("response_format") or "mp3")
-    if kind not in _SOUNDS:
-        return error(400, f"Invalid value: '{kind}'. Supported values are: {', '.join(_SOUNDS)}.", "response_format")
-    return sound(str(call.document["input"]), _SOUNDS[kind])
-
-
-def sound(text: str, content_type: str) -> Reply:
-    """Binary in several chunks with every byte value in it: what a proxy that decodes or re-codes would
-    damage.
-    """
-    noise = bytes(range(256)) * 4
-    chunks = [b"ID3" + text.encode("utf-8", "replace")[:256] + noise, noise, noise[::-1]]
-    cost = Cost(FLAT_COST.amount, Consumption(input_characters=len(text)))
-    return Reply(200, chunks, content_type, streamed=True, cost=cost)
-
-
-def _transcription(call: Call) -> Reply:
-    fields = {part.name: part for part in call.form}
-    upload = fields.get("file")
-    if upload is None or upload.filename is None:
-        return error(400, "Missing required parameter: 'file' (as multipart/form-data).", "file")
-    if "model" not in fields:
-        return error(400, "you must provide a model parameter", "model")
-    text = said(f"{len(upload.content)} bytes of {upload.filename}")
-    cost = Cost(FLAT_COST.amount, Consumption(input_seconds=Decimal(1)))
-    wanted = fields["response_format"].text if "response_format" in fields else "json"
-    if wanted in ("text", "srt", "vtt"):
-        return Reply(200, [text.encode() + b"\n"], "text/plain; charset=utf-8", cost=cost)
-    usage = {"type": "duration", "seconds": 1}
-    reply: dict[str, Any] = {"text": text, "usage": usage}
-    if wanted == "verbose_json":
-        reply |= {"task": "transcribe", "language": "english", "duration": 1.0, "segments": [], "words": []}
-    return json_reply(reply, cost=cost)
-
-
 _CATEGORIES = ("harassment", "hate", "illicit", "self-harm", "sexual", "violence")
 
 
 def _moderations(call: Call) -> Reply:
-    wrong = _wrong(call, "input")
+    wrong = openai_wrong(call, "input")
     if wrong:
         return wrong
     given = call.document["input"]
@@ -450,123 +354,33 @@ def _models(call: Call) -> Reply:
 
 def _one_model(call: Call, name: str) -> Reply:
     if name not in MODELS:
-        return error(404, f"The model '{name}' does not exist or you do not have access to it.", "model")
+        return openai_error(404, f"The model '{name}' does not exist or you do not have access to it.", "model")
     return json_reply(_model(name))
-
-
-# Files and batches ---
-
-
-def _file(stored: StoredFile) -> dict[str, Any]:
-    return {
-        "id": stored.file_id,
-        "object": "file",
-        "bytes": len(stored.content),
-        "created_at": stored.created_at,
-        "filename": stored.filename,
-        "purpose": stored.purpose,
-        "status": "processed",
-    }
-
-
-def _upload(call: Call) -> Reply:
-    fields = {part.name: part for part in call.form}
-    upload = fields.get("file")
-    if upload is None or upload.filename is None:
-        return error(400, "Missing required parameter: 'file' (as multipart/form-data).", "file")
-    purpose = fields["purpose"].text if "purpose" in fields else "user_data"
-    stored = StoredFile(call.world.next_id("file-"), upload.filename, purpose, upload.content, int(call.world.clock()))
-    call.world.files[stored.file_id] = stored
-    return json_reply(_file(stored))
-
-
-def _page(data: list[dict[str, Any]]) -> Reply:
-    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-    return json_reply({"object": "list", "data": data, **ends, "has_more": False})
-
-
-def _files(call: Call) -> Reply:
-    purpose = call.query.get("purpose")
-    return _page([_file(stored) for stored in call.world.files.values() if purpose in (None, stored.purpose)])
-
-
-def _no_such(kind: str, name: str) -> Reply:
-    return error(404, f"No such {kind} object: {name}", "id")
-
-
-def _one_file(call: Call, file_id: str) -> Reply:
-    stored = call.world.files.get(file_id)
-    return json_reply(_file(stored)) if stored else _no_such("File", file_id)
-
-
-def _file_content(call: Call, file_id: str) -> Reply:
-    stored = call.world.files.get(file_id)
-    return Reply(200, [stored.content], "application/octet-stream") if stored else _no_such("File", file_id)
-
-
-def _delete_file(call: Call, file_id: str) -> Reply:
-    if call.world.files.pop(file_id, None) is None:
-        return _no_such("File", file_id)
-    return json_reply({"id": file_id, "object": "file", "deleted": True})
-
-
-def _create_batch(call: Call) -> Reply:
-    wrong = _wrong(call, "input_file_id", "endpoint", "completion_window")
-    if wrong:
-        return wrong
-    given = {name: call.document[name] for name in ("input_file_id", "endpoint", "completion_window")}
-    if str(given["input_file_id"]) not in call.world.files:
-        return _no_such("File", str(given["input_file_id"]))
-    batch: dict[str, Any] = {
-        "id": call.world.next_id("batch_"),
-        "object": "batch",
-        **given,
-        "status": "validating",
-        "created_at": int(call.world.clock()),
-        "request_counts": {"total": 0, "completed": 0, "failed": 0},
-        "metadata": call.document.get("metadata"),
-    }
-    call.world.batches[batch["id"]] = batch
-    return json_reply(batch)
-
-
-def _batches(call: Call) -> Reply:
-    return _page(list(call.world.batches.values()))
-
-
-def _one_batch(call: Call, batch_id: str) -> Reply:
-    batch = call.world.batches.get(batch_id)
-    return json_reply(batch) if batch else _no_such("Batch", batch_id)
-
-
-def _cancel_batch(call: Call, batch_id: str) -> Reply:
-    batch = call.world.batches.get(batch_id)
-    if batch is None:
-        return _no_such("Batch", batch_id)
-    batch["status"] = "cancelling"
-    return json_reply(batch)
 
 
 _ENDPOINTS: tuple[tuple[str, str, Callable[..., Reply]], ...] = (
     ("POST", "chat/completions", _chat),
     ("POST", "completions", _text_completion),
     ("POST", "responses", _responses),
+    ("GET", "responses/([^/]+)", _one_response),
+    ("DELETE", "responses/([^/]+)", stored.delete_response),
+    ("POST", "responses/([^/]+)/cancel", stored.cancel_response),
     ("POST", "embeddings", _embeddings),
-    ("POST", "images/(?:generations|edits|variations)", _images),
-    ("POST", "audio/speech", _speech),
-    ("POST", "audio/(?:transcriptions|translations)", _transcription),
+    ("POST", "images/(generations|edits|variations)", media.images),
+    ("POST", "audio/speech", media.speech),
+    ("POST", "audio/(transcriptions|translations)", media.hearing),
     ("POST", "moderations", _moderations),
     ("GET", "models", _models),
     ("GET", "models/(.+)", _one_model),
-    ("POST", "files", _upload),
-    ("GET", "files", _files),
-    ("GET", "files/([^/]+)", _one_file),
-    ("DELETE", "files/([^/]+)", _delete_file),
-    ("GET", "files/([^/]+)/content", _file_content),
-    ("POST", "batches", _create_batch),
-    ("GET", "batches", _batches),
-    ("GET", "batches/([^/]+)", _one_batch),
-    ("POST", "batches/([^/]+)/cancel", _cancel_batch),
+    ("POST", "files", stored.upload),
+    ("GET", "files", stored.files),
+    ("GET", "files/([^/]+)", stored.one_file),
+    ("DELETE", "files/([^/]+)", stored.delete_file),
+    ("GET", "files/([^/]+)/content", stored.file_content),
+    ("POST", "batches", stored.create_batch),
+    ("GET", "batches", stored.batches),
+    ("GET", "batches/([^/]+)", stored.one_batch),
+    ("POST", "batches/([^/]+)/cancel", stored.cancel_batch),
 )
 
 FIRST_WORDS = frozenset(re.split(r"[/(]", pattern)[0] for _, pattern, _ in _ENDPOINTS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from proxy.dialects import Dialect
-from proxy.emulator import anthropic, elevenlabs, google, openai
+from proxy.emulator import anthropic, elevenlabs, google, openai, wording
 from proxy.providers import BUILTIN
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ PLAYERS: Mapping[Dialect, Callable[[Call], Reply]] = {
 }
 
 ERRORS: Mapping[Dialect, Callable[[int, str], Reply]] = {
-    Dialect.OPENAI: openai.error,
-    Dialect.ANTHROPIC: anthropic.error,
-    Dialect.GOOGLE: google.error,
+    Dialect.OPENAI: wording.openai_error,
+    Dialect.ANTHROPIC: wording.anthropic_error,
+    Dialect.GOOGLE: wording.google_error,
     Dialect.OTHER: elevenlabs.error,
 }
 

@@ -11,8 +11,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from proxy.dialects import Dialect
-from proxy.emulator import anthropic, openai
+from proxy.emulator import openai
 from proxy.emulator.exchange import Reply, data_event, event_stream, json_reply, named_event, plain_text
+from proxy.emulator.wording import anthropic_error, openai_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -76,7 +77,7 @@ def request_for_openai(body: dict[str, Any]) -> dict[str, Any]:
 def reply_for_openai(reply: Reply, now: float, *, counted: bool) -> Reply:
     """A messages answer as a chat completion; ``counted``: the client asked for the usage of its stream."""
     if reply.status >= 400:
-        return openai.error(reply.status, _message_of(reply))
+        return openai_error(reply.status, _message_of(reply))
     if reply.streamed:
         fault = data_event(
             {"error": {"message": "Overloaded", "type": "overloaded_error", "param": None, "code": None}}
@@ -98,7 +99,7 @@ def reply_for_openai(reply: Reply, now: float, *, counted: bool) -> Reply:
 def reply_for_anthropic(reply: Reply) -> Reply:
     """A chat completion as a messages answer."""
     if reply.status >= 400:
-        return anthropic.error(reply.status, _message_of(reply))
+        return anthropic_error(reply.status, _message_of(reply))
     if reply.streamed:
         fault = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
         events = map(named_event, _message_events(_events_of(reply.chunks)))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from proxy.emulator.exchange import Reply
+    from proxy.emulator.google_files import Upload
 
 __all__ = ["Connection", "Received", "SpendKey", "StoredFile", "World"]
 
@@ -135,6 +136,11 @@ class World:
     extra_hosts: set[str] = field(default_factory=lambda: {"api.example.com"})
     files: dict[str, StoredFile] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    responses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    message_batches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    google_files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    google_caches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    uploads: dict[str, Upload] = field(default_factory=dict)
     received: list[Received] = field(default_factory=list)
     wallet_id: str = "wal_demo"
     keep: int = 10_000

@@ -1,0 +1,146 @@
+"""Plays Anthropic's message batches.
+
+A batch is in progress in the answer that makes it, and ended when it is next looked at: no clock decides, and a client
+that polls sees both. Its requests are answered then; nothing is charged for them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from proxy.emulator.exchange import Call, Reply, compact, json_reply
+from proxy.emulator.shapes import instant
+from proxy.emulator.wanted import table
+from proxy.emulator.wording import anthropic_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DAY_S = 24 * 3600
+_CUSTOM_ID = re.compile("[a-zA-Z0-9_-]{1,64}")
+_MOST_REQUESTS = 10_000
+_RESULTS = ("succeeded", "errored", "canceled", "expired")
+
+
+def answer(call: Call, play: Callable[[Call], Reply]) -> Reply:
+    """Everything below ``messages/batches``; ``play`` answers one of its requests."""
+    _, _, below = call.rest.partition("messages/batches")
+    name, _, action = below.strip("/").partition("/")
+    if not name:
+        match call.method:
+            case "POST":
+                return _create(call)
+            case "GET":
+                return _listed(call, play)
+        return anthropic_error(405, "Method Not Allowed")
+    kept = call.world.message_batches.get(name)
+    if kept is None:
+        return anthropic_error(404, f"Message Batch {name} not found.")
+    if (call.method, action) == ("POST", "cancel"):
+        return _cancel(call, kept)
+    _look(call, kept, play)
+    match (call.method, action):
+        case ("GET", ""):
+            return json_reply(kept["batch"])
+        case ("DELETE", ""):
+            del call.world.message_batches[name]
+            return json_reply({"id": name, "type": "message_batch_deleted"})
+        case ("GET", "results"):
+            lines = [compact(result) + b"\n" for result in kept["results"]]
+            return Reply(200, lines, "application/x-jsonl", streamed=True)
+    return anthropic_error(404, "Not Found")
+
+
+def _create(call: Call) -> Reply:
+    requests = table(call.document).get("requests")
+    if not isinstance(requests, list) or not 1 <= len(requests) <= _MOST_REQUESTS:
+        return anthropic_error(400, f"requests: a list of 1 to {_MOST_REQUESTS} requests is required")
+    seen = set()
+    for at, one in enumerate(requests):
+        custom_id = table(one).get("custom_id")
+        if not isinstance(custom_id, str) or not _CUSTOM_ID.fullmatch(custom_id) or custom_id in seen:
+            return anthropic_error(400, f"requests.{at}.custom_id: must match {_CUSTOM_ID.pattern} and be unique")
+        if not isinstance(one.get("params"), dict):
+            return anthropic_error(400, f"requests.{at}.params: Field required")
+        seen.add(custom_id)
+    now = call.world.clock()
+    batch: dict[str, Any] = {
+        "id": call.world.next_id("msgbatch_"),
+        "type": "message_batch",
+        "processing_status": "in_progress",
+        "request_counts": {"processing": len(requests), **dict.fromkeys(_RESULTS, 0)},
+        "created_at": instant(now),
+        "expires_at": instant(now + _DAY_S),
+        "ended_at": None,
+        "archived_at": None,
+        "cancel_initiated_at": None,
+        "results_url": None,
+    }
+    call.world.message_batches[batch["id"]] = {"batch": batch, "requests": requests, "results": []}
+    return json_reply(batch)
+
+
+def _look(call: Call, kept: dict[str, Any], play: Callable[[Call], Reply]) -> None:
+    """End a batch that has not ended."""
+    batch = kept["batch"]
+    if batch["processing_status"] == "ended":
+        return
+    canceled = batch["processing_status"] == "canceling"
+    results = [
+        {
+            "custom_id": one["custom_id"],
+            "result": {"type": "canceled"} if canceled else _result(call, one["params"], play),
+        }
+        for one in kept["requests"]
+    ]
+    kinds = [result["result"]["type"] for result in results]
+    kept["requests"], kept["results"] = [], results
+    kept["batch"] = {
+        **batch,
+        "processing_status": "ended",
+        "request_counts": {"processing": 0, **{kind: kinds.count(kind) for kind in _RESULTS}},
+        "ended_at": instant(call.world.clock()),
+        # Anthropic names its own host here, and its SDKs ask exactly that address. A path leads them back to where
+        # they asked before, so that an offline batch stays offline.
+        "results_url": f"/v1/messages/batches/{batch['id']}/results",
+    }
+
+
+def _result(call: Call, params: dict[str, Any], play: Callable[[Call], Reply]) -> dict[str, Any]:
+    model = params.get("model")
+    received = replace(call.received, model=model if isinstance(model, str) else None)
+    document = {**params, "stream": False}
+    told = json.loads(b"".join(play(replace(call, received=received, method="POST", document=document)).chunks))
+    if told.get("type") == "error":
+        return {"type": "errored", "error": told}
+    return {"type": "succeeded", "message": told}
+
+
+def _cancel(call: Call, kept: dict[str, Any]) -> Reply:
+    batch = kept["batch"]
+    if batch["processing_status"] == "in_progress":
+        batch |= {"processing_status": "canceling", "cancel_initiated_at": instant(call.world.clock())}
+    return json_reply(batch)
+
+
+def _listed(call: Call, play: Callable[[Call], Reply]) -> Reply:
+    """The newest first, a page at a time."""
+    for kept in call.world.message_batches.values():
+        _look(call, kept, play)
+    found = [kept["batch"] for kept in reversed(call.world.message_batches.values())]
+    names = [batch["id"] for batch in found]
+    limit = call.query.get("limit", "")
+    size = int(limit) if re.fullmatch("[1-9][0-9]{0,2}|1000", limit) else 20
+    start, end = 0, len(found)
+    if call.query.get("after_id") in names:
+        start = names.index(call.query["after_id"]) + 1
+    if call.query.get("before_id") in names:
+        end = names.index(call.query["before_id"])
+        start = max(start, end - size)
+    page = found[start : min(end, start + size)]
+    ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
+    more = start > 0 if "before_id" in call.query else start + len(page) < end
+    return json_reply({"data": page, **ends, "has_more": more})

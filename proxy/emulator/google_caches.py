@@ -1,0 +1,113 @@
+"""Plays Google's cached contents."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from proxy.emulator.exchange import Call, Reply, count_tokens, json_reply, plain_text
+from proxy.emulator.google_files import page
+from proxy.emulator.shapes import instant
+from proxy.emulator.wanted import table, tables
+from proxy.emulator.wording import google_error
+
+if TYPE_CHECKING:
+    from proxy.emulator.state import World
+
+_HOUR_S = 3600.0
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")
+
+
+def answer(call: Call) -> Reply:
+    """Everything below ``cachedContents``."""
+    name = call.rest
+    if name == "cachedContents":
+        match call.method:
+            case "GET":
+                return page(call, "cachedContents", list(_alive(call.world).values()))
+            case "POST":
+                return _create(call)
+        return google_error(404, f"{call.method} is not served for {name}.")
+    found = find(call.world, name)
+    if found is None:
+        return missing(name)
+    match call.method:
+        case "GET":
+            return json_reply(found)
+        case "PATCH":
+            return _update(call, found)
+        case "DELETE":
+            del call.world.google_caches[name]
+            return json_reply({})
+    return google_error(404, f"{call.method} is not served for {name}.")
+
+
+def find(world: World, name: Any) -> dict[str, Any] | None:
+    """The cache of this name, unless it has expired."""
+    return _alive(world).get(name) if isinstance(name, str) else None
+
+
+def missing(name: Any) -> Reply:
+    """Google's answer for a cache that is not there."""
+    return google_error(403, f"CachedContent not found (or permission denied): {str(name)[:200]}")
+
+
+def _alive(world: World) -> dict[str, dict[str, Any]]:
+    now = instant(world.clock())
+    for name in [name for name, one in world.google_caches.items() if one["expireTime"] <= now]:
+        del world.google_caches[name]
+    return world.google_caches
+
+
+def _create(call: Call) -> Reply:
+    given = table(call.document)
+    model = given.get("model")
+    if not isinstance(model, str) or not model.startswith("models/"):
+        return google_error(400, "CachedContent.model: models/NAME is required.")
+    contents = tables(given.get("contents"))
+    system = table(given.get("systemInstruction"))
+    if not contents and not system:
+        return google_error(400, "CachedContent: contents or systemInstruction is required.")
+    now = call.world.clock()
+    expires = _expiry(given, now) if "ttl" in given or "expireTime" in given else now + _HOUR_S
+    if expires is None:
+        return google_error(400, "CachedContent: ttl (such as 300s) or expireTime is not valid.")
+    counted = sum(count_tokens(plain_text(one.get("parts"))) for one in [*contents, *([system] if system else [])])
+    made: dict[str, Any] = {
+        "name": call.world.next_id("cachedContents/"),
+        "model": model,
+        "createTime": instant(now),
+        "updateTime": instant(now),
+        "expireTime": instant(expires),
+        "usageMetadata": {"totalTokenCount": counted},
+    }
+    if isinstance(given.get("displayName"), str):
+        made["displayName"] = given["displayName"]
+    call.world.google_caches[made["name"]] = made
+    return json_reply(made)
+
+
+def _update(call: Call, found: dict[str, Any]) -> Reply:
+    """Only the expiry can be changed."""
+    now = call.world.clock()
+    expires = _expiry(table(call.document), now)
+    if expires is None:
+        return google_error(400, "CachedContent: only ttl (such as 300s) or expireTime can be changed.")
+    found |= {"updateTime": instant(now), "expireTime": instant(expires)}
+    return json_reply(found)
+
+
+def _expiry(given: dict[str, Any], now: float) -> float | None:
+    """When it expires by what a request says, or ``None`` where it says nothing sound."""
+    ttl, at = given.get("ttl"), given.get("expireTime")
+    if isinstance(ttl, str):
+        duration = _DURATION.fullmatch(ttl)
+        return now + float(duration[1]) if duration else None
+    if not isinstance(at, str):
+        return None
+    try:
+        found = datetime.fromisoformat(at)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
