@@ -455,11 +455,13 @@ class Forwarder:
 
     def _to_lava(self, call: Call, plan: Plan, onward: headers.Pairs) -> headers.Pairs:
         """New headers beside the received ones: ours first, then what may travel of the client's."""
-        noted = call.received.noted
+        noted, single = call.received.noted, call.received.metadata
+        if not plan.credential.payment.byok:
+            onward = headers.without(onward, *headers.ACCOUNTS)
         pairs = plan.head + onward
         asked = noted.get(headers.METADATA)
-        if asked is not None or plan.metadata:
-            metadata = headers.merge_metadata(asked, plan.metadata)
+        if asked is not None or single or plan.metadata:
+            metadata = headers.merge_metadata(asked, single, plan.metadata)
             if metadata is not None:
                 pairs.append((headers.METADATA, metadata))
         if plan.route.wants_anthropic_version and b"anthropic-version" not in noted:
@@ -693,6 +695,8 @@ def sort_head(record: Record, plan: Plan, answer: Answer) -> headers.Answered:
     answered = headers.to_client(answer.headers, keep_length=answer.framing == "length" or record.method == "HEAD")
     if answered.lava_request_id is not None:
         record.lava_request_id = answered.lava_request_id.decode("ascii", "replace")[:200]
+    if not answered.inert:
+        answered.onward.append(headers.SANDBOX)
     answered.onward += plan.ours
     answered.onward.append((b"x-lava-proxy-request-id", record.request_id.encode("ascii")))
     return answered

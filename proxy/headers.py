@@ -32,6 +32,7 @@ CREDENTIALS: tuple[bytes, ...] = (
 PROXY_KEY = b"x-lava-proxy-key"
 PROXY_PROJECT = b"x-lava-proxy-project"
 METADATA = b"x-lava-metadata"
+_METADATA_OF = METADATA + b"-"
 
 _HOP_BY_HOP = frozenset(
     {
@@ -55,11 +56,34 @@ _KEPT_FROM_LAVA = frozenset(
         b"expect",
         b"cookie",
         b"cookie2",
+        # What the gate has judged: whoever reads it behind us would judge the page again, by other rules.
+        b"origin",
+        b"referer",
+        # What a proxy in front says of the caller and of the request it got. Nothing of it is true of what leaves here.
         b"forwarded",
-        b"x-original-url",
-        b"x-rewrite-url",
+        b"front-end-https",
+        b"x-host",
+        b"x-host-override",
+        b"x-method-override",
+        b"x-scheme",
+        b"x-url-scheme",
     }
 )
+_KINDS_KEPT_FROM_LAVA = (
+    b"sec-fetch-",
+    b"access-control-request-",
+    b"x-forward",
+    b"x-original-",
+    b"x-rewrite-",
+    b"x-http-",
+    b"x-envoy-",
+    b"x-appengine-",
+)
+_ADDRESSES_KEPT_FROM_LAVA = (b"-ip", b"-ipv4", b"-ipv6", b"-addr", b"clientip", b"socketip")
+"""How names end that hold the caller's address: ``x-real-ip``, ``cf-connecting-ipv6``, ``x-azure-clientip`` …"""
+ACCOUNTS = (b"openai-organization", b"openai-project", b"x-goog-user-project")
+"""Headers that name an account of the client's own at a provider: they go with the client's own key alone."""
+
 _KEPT_FROM_CLIENT = frozenset(
     {
         b"set-cookie",
@@ -96,14 +120,15 @@ _STOPPED = _HOP_BY_HOP | _KEPT_FROM_LAVA | frozenset(CREDENTIALS)
 
 class Received:
     """The headers of one request, sorted: ``noted`` by name (lower case), ``repeated`` names that may stand only once but
-    came twice, and ``onward``, the pairs that may travel to Lava."""
+    came twice, ``onward``, the pairs that may travel to Lava, and ``metadata``, those of ``x-lava-metadata-<key>`` by key."""
 
-    __slots__ = ("noted", "onward", "repeated")
+    __slots__ = ("metadata", "noted", "onward", "repeated")
 
-    def __init__(self, noted: dict[bytes, bytes], repeated: tuple[bytes, ...], onward: Pairs) -> None:
+    def __init__(self, noted: dict[bytes, bytes], repeated: tuple[bytes, ...], onward: Pairs, metadata: Pairs) -> None:
         self.noted = noted
         self.repeated = repeated
         self.onward = onward
+        self.metadata = metadata
 
     def get(self, name: bytes) -> bytes | None:
         """The (first) value of a noted header."""
@@ -115,6 +140,7 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Received:
     noted: dict[bytes, bytes] = {}
     repeated: tuple[bytes, ...] = ()
     onward: Pairs = []
+    metadata: Pairs = []
     for pair in headers:
         name = pair[0]
         if name in _NOTED:
@@ -125,9 +151,13 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Received:
                     noted[name] += b"," + pair[1]
             else:
                 noted[name] = pair[1]
-        if name in _STOPPED or b"_" in name:
+        if name in _STOPPED:
             continue
-        if name.startswith((b"x-lava-", b"x-forwarded-")):
+        if name.startswith(b"x-lava-"):
+            if name.startswith(_METADATA_OF):
+                metadata.append((name[len(_METADATA_OF) :], pair[1]))
+            continue
+        if b"_" in name or name.startswith(_KINDS_KEPT_FROM_LAVA) or name.endswith(_ADDRESSES_KEPT_FROM_LAVA):
             continue
         onward.append(pair)
     nominated = noted.get(b"connection")
@@ -135,28 +165,31 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Received:
         # Before our own headers are set, so that a client can never nominate those away.
         drop = _tokens(nominated)
         onward = [pair for pair in onward if pair[0] not in drop]
+        metadata = [pair for pair in metadata if _METADATA_OF + pair[0] not in drop]
         for name in drop & {METADATA, b"anthropic-version"}:
             noted.pop(name, None)
-    return Received(noted, repeated, onward)
+    return Received(noted, repeated, onward, metadata)
 
 
 def _tokens(value: bytes) -> set[bytes]:
     return {token.strip().lower() for token in value.split(b",")}
 
 
-def without(pairs: Pairs, name: bytes) -> Pairs:
-    """``pairs`` without one name."""
-    return [pair for pair in pairs if pair[0] != name]
+def without(pairs: Pairs, *names: bytes) -> Pairs:
+    """``pairs`` without these names."""
+    return [pair for pair in pairs if pair[0] not in names]
 
 
 class Answered:
     """The headers of an answer, sorted: ``onward`` may travel to the client, the rest is what the forwarder asks for."""
 
-    __slots__ = ("encoding", "event_stream", "lava_request_id", "length", "onward")
+    __slots__ = ("encoding", "event_stream", "inert", "lava_request_id", "length", "onward")
 
     def __init__(self) -> None:
         self.onward: Pairs = []
         self.event_stream = False
+        self.inert: bool | None = None
+        """Whether the type is one of which no browser makes a page that runs scripts; ``None`` without a type."""
         self.encoding: bytes | None = None
         """``Content-Encoding``, unless it is empty or ``identity``."""
         self.length: int | None = None
@@ -186,6 +219,10 @@ def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> A
                 answered.length = int(value)
             elif name == b"content-type":
                 answered.event_stream = value[:17].lower() == b"text/event-stream"
+                if not (answered.event_stream or value == b"application/json" or _INERT.match(value)):
+                    answered.inert = False
+                elif answered.inert is None:
+                    answered.inert = True
             elif name == b"date":
                 if date_seen:
                     continue
@@ -223,6 +260,15 @@ def _fate(name: bytes) -> int:
 
 _ASKED = frozenset({b"content-length", b"content-type", b"content-encoding", b"date", b"server", b"x-lava-request-id"})
 _DROPPED = _HOP_BY_HOP | _KEPT_FROM_CLIENT
+SANDBOX = (b"content-security-policy", b"sandbox")
+"""Added to an answer that a browser might run as a page of this daemon. A policy of the upstream's own stays beside it:
+browsers obey both."""
+# The types of ``Answered.inert``. XML may come under any name that ends in «+xml»; two types in one value are none.
+_INERT = re.compile(
+    rb"(application/(json|[a-z0-9.-]+\+json|jsonl|x-ndjson|octet-stream|zip|gzip)|text/(event-stream|plain|csv)"
+    rb"|image/(?!svg)[a-z0-9.-]+|(audio|video)/[a-z0-9.-]+)[ \t]*(;[^,]*)?\Z",
+    re.IGNORECASE,
+)
 # What an upstream cannot take away by naming it in Connection: the body could not be read without it.
 _FRAMING = frozenset({b"keep-alive", b"close", b"content-length", b"content-type", b"content-encoding", b"date", b""})
 
@@ -233,16 +279,19 @@ _KEY = re.compile(r"[A-Za-z0-9_]{1,255}\Z")
 MAX_PAIRS = 100
 
 
-def merge_metadata(client: bytes | None, project: Mapping[str, str]) -> bytes | None:
+def merge_metadata(client: bytes | None, single: Pairs, project: Mapping[str, str]) -> bytes | None:
     """The value of ``x-lava-metadata`` to send, or ``None``: the client's pairs under the project's, which win.
 
-    Lava's limits: at most 100 pairs, keys of ASCII letters, digits and underscore, keys and values of 1 to 255
-    characters. Raises ``Fault`` ``bad_request`` when the client's header breaks them. Every character beyond ASCII is
-    escaped: a header is no place for UTF-8.
+    ``client`` is the value of that header, ``single`` are the pairs of ``x-lava-metadata-<key>``, which go before it.
+    Lava's limits: at most 100 pairs, keys of ASCII letters, digits and underscore, keys and values of 1 to 255 characters.
+    Raises ``Fault`` ``bad_request`` when a header of the client breaks them. Every character beyond ASCII is escaped: a
+    header is no place for UTF-8.
     """
     pairs: dict[str, str] = {}
     if client is not None:
         pairs = _parse_metadata(client)
+    if single:
+        pairs.update(_single_metadata(single))
     pairs.update(project)
     if len(pairs) > MAX_PAIRS:
         raise _bad_metadata(f"together with the project's own it has more than {MAX_PAIRS} pairs")
@@ -259,18 +308,36 @@ def _parse_metadata(value: bytes) -> dict[str, str]:
     if len(document) > MAX_PAIRS:
         raise _bad_metadata(f"it has more than {MAX_PAIRS} pairs")
     for key, entry in document.items():
-        if not _KEY.match(key):
-            raise _bad_metadata(
-                "a key has other characters than ASCII letters, digits and underscore, or is not 1 to 255 long"
-            )
-        if not isinstance(entry, str) or not 1 <= len(entry) <= 255:
-            raise _bad_metadata("a value is not a string of 1 to 255 characters")
+        _check_pair(key, entry)
     return document
+
+
+def _single_metadata(single: Pairs) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for name, value in single:
+        try:
+            key, entry = name.decode("ascii"), value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise _bad_metadata("a value of x-lava-metadata-<key> is not UTF-8") from None
+        _check_pair(key, entry)
+        if key in pairs:
+            raise _bad_metadata("x-lava-metadata-<key> stands twice with the same key")
+        pairs[key] = entry
+    return pairs
+
+
+def _check_pair(key: str, entry: object) -> None:
+    if not _KEY.match(key):
+        raise _bad_metadata(
+            "a key has other characters than ASCII letters, digits and underscore, or is not 1 to 255 long"
+        )
+    if not isinstance(entry, str) or not 1 <= len(entry) <= 255:
+        raise _bad_metadata("a value is not a string of 1 to 255 characters")
 
 
 def _bad_metadata(why: str) -> Fault:
     return Fault(
         "bad_request",
         f"The header x-lava-metadata cannot be sent: {why}.",
-        'Send a JSON object of strings, such as {"team": "web"}, or leave the header out.',
+        'Send a JSON object of strings, such as {"team": "web"}, or single pairs, such as x-lava-metadata-team: web.',
     )

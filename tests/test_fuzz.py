@@ -238,7 +238,8 @@ def test_what_is_remembered_of_one_request_never_changes_another(conversation: l
 # --- headers ---------------------------------------------------------------------------------------------------------
 
 TOKEN_BYTES = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
-NAME_STARTS = [b"", b"x-lava-", b"x-forwarded-", b"x-lava-proxy-", b"access-control-", b"content-", b"x-"]
+NAME_STARTS = [b"", b"x-lava-", b"x-forwarded-", b"x-lava-proxy-", b"access-control-", b"sec-fetch-", b"content-"]
+NAME_STARTS += [b"x-", b"access-control-request-"]
 WHOLE_NAMES = [
     *headers.CREDENTIALS,
     *(b"cookie", b"set-cookie", b"connection", b"host", b"te", b"upgrade", b"transfer-encoding", b"content-length"),
@@ -246,6 +247,10 @@ WHOLE_NAMES = [
     *(
         b"proxy-authorization",
         b"x-original-url",
+        b"x-real-ip",
+        b"x-http-method-override",
+        b"origin",
+        b"referer",
         b"expect",
         b"anthropic-version",
         b"content-type",
@@ -283,9 +288,18 @@ def test_no_header_gets_through_that_may_not(pairs: headers.Pairs, keep_length: 
     assert in_order(to_lava, pairs)
     names = {name for name, _ in to_lava}
     stopped = {*headers.CREDENTIALS, b"cookie", b"host", b"te", b"upgrade", b"forwarded", b"expect", b"content-length"}
-    stopped |= {b"connection", b"transfer-encoding", b"proxy-authorization", b"x-original-url", b"keep-alive"}
+    stopped |= {
+        b"connection",
+        b"transfer-encoding",
+        b"proxy-authorization",
+        b"x-original-url",
+        b"keep-alive",
+        b"origin",
+    }
+    stopped |= {b"referer", b"x-real-ip", b"x-http-method-override"}
     assert not names & (stopped | nominated(pairs))
-    assert not [name for name in names if name.startswith((b"x-lava-", b"x-forwarded-")) or b"_" in name]
+    kinds = (b"x-lava-", b"x-forwarded-", b"sec-fetch-", b"access-control-request-")
+    assert not [name for name in names if name.startswith(kinds) or b"_" in name]
 
     answered = headers.to_client(pairs, keep_length=keep_length)
     to_client = [pair for pair in answered.onward if pair[0] != b"date"]

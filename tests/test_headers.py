@@ -36,9 +36,59 @@ NOT_TO_LAVA = [
     b"x-forwarded-for",
     b"x-forwarded-host",
     b"x-forwarded-anything",
+    # What the gate has judged.
+    b"origin",
+    b"referer",
+    b"sec-fetch-site",
+    b"sec-fetch-mode",
+    b"sec-fetch-anything",
+    b"access-control-request-method",
+    b"access-control-request-headers",
+    b"access-control-request-private-network",
+    # What a proxy in front says of the caller and the request.
+    b"x-forwarded",
+    b"x-forwarded-client-cert",
+    b"x-forward-for",
+    b"x-real-ip",
+    b"x-client-ip",
+    b"client-ip",
+    b"x-cluster-client-ip",
+    b"cf-connecting-ip",
+    b"cf-connecting-ipv6",
+    b"cf-pseudo-ipv4",
+    b"true-client-ip",
+    b"fastly-client-ip",
+    b"fly-client-ip",
+    b"do-connecting-ip",
+    b"x-nf-client-connection-ip",
+    b"x-appengine-user-ip",
+    b"x-appengine-city",
+    b"x-azure-clientip",
+    b"x-azure-socketip",
+    b"x-remote-ip",
+    b"x-remote-addr",
+    b"x-originating-ip",
+    b"x-proxyuser-ip",
+    b"wl-proxy-client-ip",
+    b"x-envoy-external-address",
+    b"x-envoy-original-path",
     b"x-original-url",
+    b"x-original-uri",
+    b"x-original-host",
+    b"x-original-forwarded-for",
     b"x-rewrite-url",
+    b"x-host",
+    b"x-host-override",
+    b"x-http-host-override",
+    b"x-http-method",
+    b"x-http-method-override",
+    b"x-method-override",
+    b"x-scheme",
+    b"x-url-scheme",
+    b"front-end-https",
+    b"x-lava-metadata-team",
     b"x_lava_metadata",
+    b"x_real_ip",
     b"content_type",
     b"a_b",
     # Framing is the engine's.
@@ -69,7 +119,13 @@ TO_LAVA = [
     b"user-agent",
     b"x-claude-code-session-id",
     b"x-goog-api-client",
+    b"x-goog-upload-protocol",
+    b"x-request-id",
+    b"x-session-id",
     b"x-stainless-lang",
+    b"anthropic-dangerous-direct-browser-access",
+    b"openai-beta",
+    b"openrouter-zip",
     b"x-custom",
 ]
 TO_CLIENT = [
@@ -234,10 +290,57 @@ def test_what_the_forwarder_asks_of_an_answer(pairs: Pairs, stream: bool, encodi
     assert answered.onward == [*pairs, (b"x-lava-request-id", b"req_1"), DATE]
 
 
+@pytest.mark.parametrize(
+    ("types", "inert"),
+    [
+        ([], None),
+        ([b"application/json"], True),
+        ([b"Application/JSON; charset=utf-8"], True),
+        ([b"application/problem+json"], True),
+        ([b"application/x-ndjson"], True),
+        ([b"application/octet-stream"], True),
+        ([b"text/event-stream"], True),
+        ([b"text/plain; charset=utf-8"], True),
+        ([b"audio/mpeg"], True),
+        ([b"video/mp4"], True),
+        ([b"image/png"], True),
+        ([b""], False),
+        ([b"*/*"], False),
+        ([b"unknown/unknown"], False),
+        ([b"html"], False),
+        ([b"text/html"], False),
+        ([b"TEXT/HTML;charset=utf-8"], False),
+        ([b"text/html, application/json"], False),
+        ([b"application/json, text/html"], False),
+        ([b"application/json;a=b,text/html"], False),
+        ([b"application/json", b"text/html"], False),
+        ([b"text/html", b"application/json"], False),
+        ([b"application/xhtml+xml"], False),
+        ([b"application/xml"], False),
+        ([b"text/xml"], False),
+        ([b"text/xsl"], False),
+        ([b"image/svg+xml"], False),
+        ([b"Image/SVG"], False),
+        ([b"audio/x+xml"], False),
+        ([b"application/rss+xml"], False),
+        ([b"application/pdf"], False),
+        ([b"multipart/x-mixed-replace; boundary=a"], False),
+        ([b"multipart/related"], False),
+        ([b"message/rfc822"], False),
+        ([b"application/jsonp"], False),
+        ([b"text/javascript"], False),
+    ],
+)
+def test_what_a_browser_might_run(types: list[bytes], inert: bool | None) -> None:
+    """Everything that is not known to be data, and what has several types, of which browsers take the last."""
+    assert to_client([(b"content-type", each) for each in types], keep_length=True).inert is inert
+
+
 def test_without_leaves_the_rest() -> None:
-    """One name gone, all its lines, in a new list."""
+    """These names gone, all their lines, in a new list."""
     pairs = [(b"a", b"1"), (b"b", b"2"), (b"a", b"3")]
     assert without(pairs, b"a") == [(b"b", b"2")]
+    assert without(pairs, b"a", b"b") == []
     assert len(pairs) == 3
 
 
@@ -260,22 +363,68 @@ def test_policy_is_a_filter(pairs: list[tuple[bytes, bytes]]) -> None:
 
 def test_the_clients_pairs_and_the_projects() -> None:
     """Merged, and the project's win."""
-    merged = merge_metadata(b'{"team":"client","user":"u 1"}', {"team": "web", "site": "x"})
+    merged = merge_metadata(b'{"team":"client","user":"u 1"}', [], {"team": "web", "site": "x"})
     assert merged is not None
     assert json.loads(merged) == {"team": "web", "user": "u 1", "site": "x"}
 
 
+def single(*pairs: tuple[bytes, bytes]) -> Pairs:
+    """What ``read`` makes of these ``x-lava-metadata-<key>``."""
+    received = read([(b"x-lava-metadata-" + key, value) for key, value in pairs])
+    assert not received.onward
+    return received.metadata
+
+
+def test_single_pairs_are_the_clients_too() -> None:
+    """Beside the JSON object, before it where both name a key, and under the project's."""
+    pairs = single((b"team", b"single"), (b"user", b"u 2"), (b"user_id", "é".encode()))
+    merged = merge_metadata(b'{"user":"u 1","more":"x"}', pairs, {"team": "web"})
+    assert merged is not None
+    assert json.loads(merged) == {"team": "web", "user": "u 2", "more": "x", "user_id": "é"}
+    assert merge_metadata(None, single((b"a", b"b")), {}) == b'{"a":"b"}'
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [(b"", b"v")],
+        [(b"a", b"")],
+        [(b"a-b", b"v")],
+        [(b"a.b", b"v")],
+        [(b"k" * 256, b"v")],
+        [(b"a", b"v" * 256)],
+        [(b"a", b"\xff")],
+        [(b"a", b"1"), (b"a", b"2")],
+        [(b"a%d" % number, b"v") for number in range(101)],
+    ],
+    ids=lambda pairs: repr(pairs[0])[:24],
+)
+def test_malformed_single_pairs_are_refused(pairs: Pairs) -> None:
+    """By the same rules, and one that stands twice says two things."""
+    for project in ({}, {"a": "web"}):
+        with pytest.raises(Fault) as caught:
+            merge_metadata(None, single(*pairs), project)
+        assert (caught.value.code, caught.value.status) == ("bad_request", 400)
+        assert "x-lava-metadata" in caught.value.message
+
+
+def test_single_pairs_can_be_nominated_away() -> None:
+    """By the client that sent them, as any header of its own."""
+    pairs = [(b"connection", b"X-Lava-Metadata-A"), (b"x-lava-metadata-a", b"1"), (b"x-lava-metadata-b", b"2")]
+    assert read(pairs).metadata == [(b"b", b"2")]
+
+
 def test_no_pairs_no_header() -> None:
     """Nothing is sent where neither side says something."""
-    assert merge_metadata(None, {}) is None
-    assert merge_metadata(b"{}", {}) is None
-    assert merge_metadata(None, {"team": "web"}) == b'{"team":"web"}'
+    assert merge_metadata(None, [], {}) is None
+    assert merge_metadata(b"{}", [], {}) is None
+    assert merge_metadata(None, [], {"team": "web"}) == b'{"team":"web"}'
 
 
 def test_a_header_is_ascii() -> None:
     """Other characters are escaped on their way out, however they came."""
     for came in ('{"k":"é鍵🔑"}'.encode(), b'{"k":"\\u00e9\\u9375\\ud83d\\udd11"}'):
-        sent = merge_metadata(came, {"p": "ü"})
+        sent = merge_metadata(came, [], {"p": "ü"})
         assert sent is not None
         assert sent.isascii()
         assert json.loads(sent) == {"k": "é鍵🔑", "p": "ü"}
@@ -318,7 +467,7 @@ def test_malformed_metadata_is_refused(value: bytes) -> None:
     """400 ``bad_request`` that names the header, with or without pairs of the project."""
     for project in ({}, {"team": "web"}):
         with pytest.raises(Fault) as caught:
-            merge_metadata(value, project)
+            merge_metadata(value, [], project)
         assert (caught.value.code, caught.value.status) == ("bad_request", 400)
         assert "x-lava-metadata" in caught.value.message
 
@@ -327,10 +476,10 @@ def test_the_limits_themselves_are_allowed() -> None:
     """100 pairs, 255 characters on either side; together with the project's never more than 100."""
     pairs = {f"{number:0255d}": "é" * 255 for number in range(100)}
     value = json.dumps(pairs).encode()
-    assert merge_metadata(value, {}) is not None
-    assert merge_metadata(value, {f"{5:0255d}": "replaced"}) is not None
+    assert merge_metadata(value, [], {}) is not None
+    assert merge_metadata(value, [], {f"{5:0255d}": "replaced"}) is not None
     with pytest.raises(Fault, match="100 pairs"):
-        merge_metadata(value, {"one_more": "x"})
+        merge_metadata(value, [], {"one_more": "x"})
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -338,7 +487,7 @@ def test_the_limits_themselves_are_allowed() -> None:
 def test_metadata_is_refused_or_sound(value: bytes, project: bool) -> None:
     """Whatever a client sends: 400, or a JSON object of strings in ASCII."""
     try:
-        sent = merge_metadata(value, {"team": "web"} if project else {})
+        sent = merge_metadata(value, [], {"team": "web"} if project else {})
     except Fault as fault:
         assert fault.code == "bad_request"  # noqa: PT017  (either is right)
     else:

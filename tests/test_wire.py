@@ -583,6 +583,10 @@ def test_what_travels_to_lava(start: Callable[..., Daemon]) -> None:
                 ("x-api-key", "also-from-the-tool"),
                 ("Cookie", "a=b"),
                 ("X-Forwarded-For", "1.2.3.4"),
+                ("X-Real-IP", "1.2.3.4"),
+                ("Referer", "http://127.0.0.1/app"),
+                ("Sec-Fetch-Site", "same-origin"),
+                ("X-HTTP-Method-Override", "DELETE"),
                 ("Forwarded", "for=1.2.3.4"),
                 ("X-Lava-Evil", "1"),
                 ("X_Lava_Metadata", "{}"),
@@ -604,6 +608,10 @@ def test_what_travels_to_lava(start: Callable[..., Daemon]) -> None:
             b"x-api-key",
             b"cookie",
             b"x-forwarded-for",
+            b"x-real-ip",
+            b"referer",
+            b"sec-fetch-site",
+            b"x-http-method-override",
             b"forwarded",
             b"x-lava-evil",
             b"x_lava_metadata",
@@ -620,6 +628,83 @@ def test_what_travels_to_lava(start: Callable[..., Daemon]) -> None:
         assert received.target == b"/v1/forward?u=https%3A%2F%2Fapi.anthropic.com%2Fv1%2Fmessages%3Fbeta%3Dtrue"
         assert b"AIzaNotForLava" not in received.raw
         assert b"from-the-tool" not in received.raw
+
+
+ACCOUNTS = {"OpenAI-Organization": "org-1", "OpenAI-Project": "proj_1", "x-goog-user-project": "p-1"}
+
+
+@pytest.mark.parametrize(
+    ("project", "path", "travel"),
+    [
+        ("", "/v1/chat/completions", False),
+        ('meter = "m"', "/openai/v1/files", False),
+        ('spend_key = "lava_sk_abcdef0123456789"', "/openai/v1/files", False),
+        ('byok.openai = "sk-own-0123456789"', "/v1/chat/completions", True),
+        ('byok = "client"', "/openai/v1/files", True),
+        ('meter = "m"\nbyok.anthropic = "sk-own-0123456789"', "/v1/chat/completions", False),
+    ],
+)
+def test_an_account_of_the_clients_travels_with_a_key_of_the_clients(
+    daemon: StartDaemon, project: str, path: str, travel: bool
+) -> None:
+    """With Lava's managed key the provider would refuse a foreign organization, or learn whose it is."""
+    with Upstream(serve(answer(body=b"{}"))) as upstream:
+        port = daemon(f"{config(upstream)}[projects.main]\n{project}\n", env={"KEY": KEY}, secrets=[KEY]).port
+        for _ in range(2):  # also where the head is known already
+            assert post(port, path, CHAT, {"Authorization": "Bearer sk-from-the-tool", **ACCOUNTS}).status == 200
+        for received in upstream.requests:
+            for name, value in ACCOUNTS.items():
+                assert received.header(name.encode()) == (value.encode() if travel else None)
+
+
+def test_metadata_in_single_headers_reaches_lava(daemon: StartDaemon) -> None:
+    """``x-lava-metadata-<key>`` becomes a pair of ``x-lava-metadata``; a malformed one is refused and nothing is sent."""
+    with Upstream(serve(answer(body=b"{}"))) as upstream:
+        more = '[projects.main]\nmetadata = { team = "web" }\n'
+        port = daemon(config(upstream, more), env={"KEY": KEY}, secrets=[KEY]).port
+        sent = {"X-Lava-Metadata-User": "u1", "x-lava-metadata-team": "mine", "x-lava-metadata-run_id": "7"}
+        assert post(port, "/v1/chat/completions", CHAT, sent).status == 200
+        (received,) = upstream.requests
+        assert json.loads(received.header(b"x-lava-metadata") or b"") == {"user": "u1", "run_id": "7", "team": "web"}
+        assert b"x-lava-metadata-" not in received.raw.lower()
+        for bad in ({"x-lava-metadata-": "v"}, {"x-lava-metadata-a": ""}, {"x-lava-metadata-a": "v" * 256}):
+            refused = post(port, "/v1/chat/completions", CHAT, bad)
+            assert (refused.status, refused.code) == (400, "bad_request")
+        assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("status", [200, 404, 502])
+@pytest.mark.parametrize(
+    ("content_type", "sandboxed"),
+    [
+        (b"text/html; charset=utf-8", True),
+        (b"image/svg+xml", True),
+        (None, True),
+        (b"application/json", False),
+        (b"text/event-stream", False),
+        (b"audio/mpeg", False),
+    ],
+)
+def test_a_page_of_an_upstream_is_none_of_ours(
+    start: Callable[..., Daemon], content_type: bytes | None, sandboxed: bool, status: int
+) -> None:
+    """What a browser might run comes with ``sandbox``, whatever policy or ``Connection`` the upstream itself sends."""
+    pairs = [(b"Content-Security-Policy", b"default-src *"), (b"Connection", b"content-security-policy")]
+    pairs += [(b"X-Kept", b"1")] + ([(b"Content-Type", content_type)] if content_type is not None else [])
+    with Upstream(serve(answer(status, b"<script>1</script>", pairs))) as upstream:
+        came = ask(start(upstream).port, "GET", "/openai/v1/files/x/content")
+    assert (came.status, came.body, came.header("x-kept")) == (status, b"<script>1</script>", "1")
+    policies = [value for name, value in came.headers if name == "content-security-policy"]
+    assert policies == (["sandbox"] if sandboxed else [])
+
+
+def test_an_upstreams_own_policy_stays_beside_ours(start: Callable[..., Daemon]) -> None:
+    """Browsers obey both, so neither weakens the other."""
+    pairs = [(b"Content-Security-Policy", b"sandbox allow-scripts"), (b"Content-Type", b"text/html")]
+    with Upstream(serve(answer(200, b"<p>", pairs))) as upstream:
+        came = ask(start(upstream).port, "GET", "/openai/v1/files/x/content")
+    policies = [value for name, value in came.headers if name == "content-security-policy"]
+    assert policies == ["sandbox allow-scripts", "sandbox"]
 
 
 def test_what_travels_to_the_client(start: Callable[..., Daemon]) -> None:
