@@ -194,7 +194,7 @@ class App:
         if origin is None:
             gate.check_origin(received, host)
         elif call.record.method == "OPTIONS" and b"access-control-request-method" in received.noted:
-            await _answer(call, 204, gate.preflight(received))
+            await _answer(call, 204, [*gate.preflight(received), *_ours()])
             return None
         admission = call.admission = gate.check_key(received, path, generation)
         if path in CONTROL:
@@ -234,7 +234,7 @@ class App:
         if path == b"/":
             await _send_response(call, _info(call))
             return
-        await self._control(call.scope, call.receive, _dated(call.send))
+        await self._control(call.scope, call.receive, _completed(call.send))
 
     async def _refuse(self, call: Call, fault: Fault) -> None:
         """Answer with a fault, in the client's dialect."""
@@ -352,14 +352,17 @@ def _readable_by(origin: bytes, send: Send) -> Send:
     return readable
 
 
-def _dated(send: Send) -> Send:
-    async def dated(message: Any) -> None:
+def _ours() -> headers.Pairs:
+    return [(b"date", formatdate(usegmt=True).encode("ascii")), *errors.GUARDED]
+
+
+def _completed(send: Send) -> Send:
+    async def completed(message: Any) -> None:
         if message["type"] == "http.response.start":
-            date = (b"date", formatdate(usegmt=True).encode("ascii"))
-            message = {**message, "headers": [*message["headers"], date]}
+            message = {**message, "headers": [*message["headers"], *_ours()]}
         await send(message)
 
-    return dated
+    return completed
 
 
 # --- control addresses -----------------------------------------------------------------------------------------------
@@ -392,8 +395,7 @@ def _info(call: Call) -> Response:
 
 
 async def _send_response(call: Call, response: Response) -> None:
-    pairs = [*response.raw_headers, (b"date", formatdate(usegmt=True).encode("ascii"))]
-    await _answer(call, response.status_code, pairs, bytes(response.body))
+    await _answer(call, response.status_code, [*response.raw_headers, *_ours()], bytes(response.body))
 
 
 def _control(runtime: Runtime) -> Callable[..., Any]:

@@ -69,6 +69,7 @@ async def answer(generation: Generation, dialect: Dialect, project_name: str, re
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"date", formatdate(usegmt=True).encode("ascii")),
+        *errors.GUARDED,
         (b"x-lava-proxy-request-id", record.request_id.encode("ascii")),
         (b"x-lava-proxy-project", project_name.encode("ascii")),
         (b"x-lava-proxy-provider", PROVIDER.encode("ascii")),

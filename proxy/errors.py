@@ -44,6 +44,10 @@ class Kind(NamedTuple):
     retry: bool | None
 
 
+GUARDED: Headers = [(b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin")]
+"""On every answer that we make ourselves: no page of another origin gets at it, not even as an image or a script. (A listed
+origin's ``fetch`` is not held to this.)"""
+
 _INVALID = ("invalid_request_error", "invalid_request_error", "INVALID_ARGUMENT")
 _UNAUTHENTICATED = ("authentication_error", "authentication_error", "UNAUTHENTICATED")
 _PERMISSION = ("permission_error", "permission_error", "PERMISSION_DENIED")
@@ -208,6 +212,7 @@ def render(
         (b"content-length", b"%d" % len(body)),
         (b"date", formatdate(usegmt=True).encode("ascii")),
         (b"cache-control", b"no-store"),
+        *GUARDED,
         (b"x-lava-proxy-error", fault.code.encode("ascii")),
         (b"x-lava-proxy-request-id", encoded_id),
         (b"x-request-id", encoded_id),

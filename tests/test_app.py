@@ -231,6 +231,39 @@ def test_a_listed_page_sees_every_header_of_every_answer(
     assert {name for name, _ in came.headers} - cors - framing <= named
 
 
+@pytest.mark.parametrize(
+    ("comes", "method", "path", "headers", "status"),
+    [
+        (UNAUTHORIZED, "POST", "/v1/chat/completions", bearer(LOCAL), 401),
+        (b"nonsense\r\n\r\n", "POST", "/v1/chat/completions", bearer(LOCAL), 502),
+        (MODELS, "GET", "/v1/models", bearer(LOCAL), 200),
+        (b"", "POST", "/v1/chat/completions", {}, 401),
+        (b"", "GET", "/nothing/at/all", bearer(LOCAL), 404),
+        (b"", "GET", "/healthz", {"Origin": "https://evil.example"}, 403),
+        (b"", "GET", "/", {"Sec-Fetch-Site": "cross-site"}, 403),
+        (b"", "TRACE", "/", {}, 405),
+        (b"", "GET", "/" + "a" * 9000, {}, 414),
+        (b"", "GET", "/v1/realtime", {**bearer(LOCAL), "Upgrade": "websocket", "Connection": "Upgrade"}, 426),
+        (b"", "GET", "/", {}, 200),
+        (b"", "GET", "/", {"Accept": "text/html"}, 200),
+        (b"", "HEAD", "/openai", bearer(LOCAL), 200),
+        (b"", "GET", "/healthz", {}, 200),
+        (b"", "GET", "/readyz", {}, 200),
+        (b"", "GET", "/metrics", bearer(LOCAL), 200),
+    ],
+)
+def test_what_we_say_ourselves_is_for_no_other_page(
+    keyed: Callable[..., Daemon], comes: bytes, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    """Refusals, explained errors, lists and control pages: not sniffed, and not embedded elsewhere. What is forwarded is not
+    ours to restrict."""
+    with Upstream(serve(comes)) as upstream:
+        came = ask(keyed(upstream).port, method, path, b"{}" if method == "POST" else None, headers)
+    assert came.status == status
+    assert came.header("x-content-type-options") == "nosniff"
+    assert came.header("cross-origin-resource-policy") == "same-origin"
+
+
 def test_a_preflight_of_a_listed_origin(keyed: Callable[..., Daemon]) -> None:
     """204 without a key: that exact origin, the asked headers echoed, no credentials; anybody else gets no CORS header."""
     with Upstream(answer()) as upstream:
