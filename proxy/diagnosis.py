@@ -51,6 +51,8 @@ class Subject:
     connection_id: str | None = None
     customer_id: str | None = None
     meter: str | None = None
+    provider_key: bool = False
+    """Whether it brings a provider's key of its own (a tool's is ``byok``, too)."""
 
     @property
     def person(self) -> str | None:
@@ -103,6 +105,7 @@ def subject_of(name: str, project: Project, account_key: Secret | None, base_url
             connection,
             customer,
             text("meter_slug"),
+            text("provider_key") is not None,
         )
     secret = project.secret_key or account_key
     billed = bool(project.connection_id or project.customer_id) and project.disable_billing is not True
@@ -118,6 +121,7 @@ def subject_of(name: str, project: Project, account_key: Secret | None, base_url
         project.connection_id,
         project.customer_id,
         project.meter,
+        any(isinstance(key, Secret) for key in project.byok.values()),
     )
 
 
@@ -168,11 +172,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A whole look at a project: what is wrong, what is good, and what could not be found out (empty: nothing)."""
+    """A whole look at a project: what is wrong, what is good, and what could not be found out."""
 
     wrong: list[Finding] = field(default_factory=list)
     good: list[str] = field(default_factory=list)
-    open: str = ""
+    open: list[str] = field(default_factory=list)
 
 
 def nearest(slug: str, slugs: Iterable[str]) -> tuple[str, ...]:
@@ -315,7 +319,7 @@ def explain(fault: Fault, subject: Subject, account: Account, age_s: float, mask
 def good(subject: Subject, account: Account) -> list[str]:
     """What holds, a clause each."""
     found = []
-    if account.key:
+    if account.key and subject.kind != "spend key":  # the list of models, all that it can ask for, is open to anybody
         found.append(f"Lava knows {_credential(subject)}{_kind(subject)}")
     if account.customer:
         found.append(f"{_person(subject)} exists")
@@ -332,17 +336,37 @@ def report(subject: Subject, account: Account, mask: Callable[[str], str]) -> Re
         log_in = "Run `lava-proxy login`, or set LAVA_SECRET_KEY, or write secret_key under [lava]."
         return Report([Finding("key", "no Lava secret key is configured", log_in)])
     found, fine = wrong(subject, account, owner=True), good(subject, account)
-    if subject.silent is not None and subject.kind != "spend key":
-        fine.append(f"not checked: {subject.silent}")
+    unknown = _unknown(subject, account)
     state, gone = money(subject, account)
     # Who pays the provider oneself owes Lava little: an empty wallet stops nothing that is certain.
     if gone and not subject.byok:
         found += state
     else:
         fine += [each.problem for each in state]
-    if subject.byok:
-        fine.append("the provider's key is not checked: it leaves this machine with a request only")
-    return Report([each.masked(mask) for each in found], [*map(mask, fine)], mask(account.failure))
+    if subject.provider_key:
+        unknown.append("the provider's key is not checked: it leaves this machine with a request only")
+    return Report([each.masked(mask) for each in found], [*map(mask, fine)], [*map(mask, unknown)])
+
+
+def _unknown(subject: Subject, account: Account) -> list[str]:
+    """What Lava left open, a clause each: silence is no proof that anything is good."""
+    if subject.silent is not None:
+        return [f"not checked: {subject.silent}"]
+    if account.failure:
+        return [account.failure]
+    if account.key is False:
+        return []
+    found = []
+    if subject.person is not None and account.customer is None:
+        found.append(f"not checked: Lava does not say whether {_person(subject)} exists")
+    if subject.meter is not None and account.meter is None:
+        found.append(f'not checked: Lava does not say whether meter "{subject.meter}" exists')
+    told = (account.customer_balance, account.has_credit, account.subscribed)
+    if subject.payer == "merchant" and account.balance is None:
+        found.append("not checked: Lava does not say what the merchant wallet holds")
+    elif subject.payer == "customer" and account.customer and all(each is None for each in told):
+        found.append(f"not checked: Lava does not say what the wallet behind {_person(subject)} holds")
+    return found
 
 
 def _credential(subject: Subject) -> str:

@@ -595,7 +595,7 @@ class Forwarder:
             return fault
         flight.wait(Phase.READ)
         try:
-            await call.generation.explain(fault, project)
+            await call.generation.explain(fault, project, call.record.provider)
         except asyncio.CancelledError:
             if flight.reason is None or flight.reason in ("client_gone", "client_error"):
                 raise

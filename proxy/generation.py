@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from proxy import diagnosis, routing, tokens
+from proxy import diagnosis, prefixes, routing, tokens
 from proxy.flights import Limits
 from proxy.inquiry import Inquiries
 from proxy.redaction import Redactor, Secret, Unshown
@@ -168,8 +168,10 @@ class Generation:
         base_url = f"{lava.origin.scheme}://{lava.host.decode('ascii')}{lava.base_path.decode('ascii')}"
         return diagnosis.subject_of(project_name, self.project(project_name), self.account_key, base_url)
 
-    async def explain(self, fault: Fault, project_name: str) -> None:
-        """Where ``fault`` is a 401 or 402 of Lava's: ask Lava's account which part is wrong, and put it in."""
+    async def explain(self, fault: Fault, project_name: str, provider: str | None = None) -> None:
+        """Put into ``fault`` which part is wrong: a key whose prefix says so, or what Lava's account says of a 401 or 402."""
+        if prefixes.explain(fault, project_name, self.project(project_name), self.account_key, provider or ""):
+            return
         if not (self.settings.lava.diagnose and diagnosis.wanted(fault)):
             return
         subject = self.subject(project_name)

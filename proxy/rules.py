@@ -76,6 +76,7 @@ class Secrets:
         self.faults = faults
         self.warnings = warnings
         self.local: dict[Secret, Where] = {}
+        self.account_key_from = ""
 
     def resolve(self, data: Table) -> None:
         """Change ``data`` in place. What cannot be resolved is a fault, and a stand-in takes its place."""
@@ -85,17 +86,19 @@ class Secrets:
             put_at(data, where, Secret(value or ""))
             if value is not None and where[-2] == "keys":
                 self._local_key(where, value)
-        if "secret_key" not in table_at(data, "lava"):
-            if self.environ.get("LAVA_SECRET_KEY"):
-                self._default_key(data)
-            else:
-                self._key_of_login(data)
+        if "secret_key" in table_at(data, "lava"):
+            self.account_key_from = "lava.secret_key"
+        elif self.environ.get("LAVA_SECRET_KEY"):
+            self._default_key(data)
+        else:
+            self._key_of_login(data)
         self._paths(data)
         self._refuse_open_file()
 
     def _default_key(self, data: Table) -> None:
         # Only this default may be absent; when it is there it is a key like any other.
         value = self.environ["LAVA_SECRET_KEY"]
+        self.account_key_from = "LAVA_SECRET_KEY"
         if _NO_CONTROL.fullmatch(value):
             put_at(data, ("lava", "secret_key"), Secret(value))
         else:

@@ -312,6 +312,8 @@ class Settings(_Part):
     providers: dict[str, CustomProvider] = {}
     path: Path | None = Field(default=None, exclude=True)
     files: tuple[Path, ...] = Field(default=(), exclude=True)
+    account_key_from: str = Field(default="", exclude=True)
+    """Where ``lava.secret_key`` was found: the key of the configuration, the variable, or empty for a login."""
     warnings: tuple[str, ...] = Field(default=(), exclude=True)
 
     @field_validator("models", mode="before")
@@ -376,7 +378,8 @@ def load(
     for source in (sources.from_file, sources.from_environment, sources.from_flags):
         merge(data, source)
     prune(data, key_tree(Settings), faults)
-    Secrets(surroundings, faults, warnings).resolve(data)
+    secrets = Secrets(surroundings, faults, warnings)
+    secrets.resolve(data)
     Rules(data, faults).check()
     if not table_at(data, "upstream").get("proxy"):
         ignored = [name for name in _PROXY_VARIABLES if surroundings.get(name)]
@@ -385,8 +388,13 @@ def load(
                 f'{" and ".join(ignored)} is set, but not followed: write proxy = "env" in [upstream] to follow it'
             )
     settings = None
+    told = {
+        "path": sources.path,
+        "files": tuple(sources.files),
+        "account_key_from": secrets.account_key_from,
+        "warnings": tuple(warnings),
+    }
     try:
-        told = {"path": sources.path, "files": tuple(sources.files), "warnings": tuple(warnings)}
         settings = Settings.model_validate({**data, **told})
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)

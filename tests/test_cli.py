@@ -256,12 +256,43 @@ def test_check_without_any_file_works_by_the_environment(tmp_path: Path) -> None
     assert "any value" in ran.out
 
 
-def test_check_without_a_key_is_valid_and_says_not_ready(tmp_path: Path) -> None:
-    """The default of ``lava.secret_key`` may be unset: a good configuration, but nobody pays yet."""
+def test_check_without_a_key_fails_as_readyz_does(tmp_path: Path) -> None:
+    """The default of ``lava.secret_key`` may be unset, so it is no configuration fault (78); but nobody pays yet."""
     ran = lava_proxy(tmp_path, "check")
-    assert ran.code == 0
-    assert "not ready" in ran.out
+    assert ran.code == 1
+    assert "The configuration is not ready" in ran.out
     assert "LAVA_SECRET_KEY" in ran.out
+    report = lava_proxy(tmp_path, "check", "--json")
+    assert (report.code, report.json["ok"]) == (1, False)
+    assert "LAVA_SECRET_KEY" in report.json["not_ready"]
+
+
+@pytest.mark.parametrize(
+    ("text", "env", "said"),
+    [
+        ("", {"LAVA_SECRET_KEY": SPEND_KEY}, "LAVA_SECRET_KEY begins with lava_sk_, as Lava's spend keys do"),
+        (f'[lava]\nsecret_key = "sk-{"x" * 24}"\n', {}, "lava.secret_key begins with sk-, as OpenAI's keys do"),
+        (f'[projects.a]\nspend_key = "{TEST_KEY}"\n', {}, "projects.a.spend_key begins with aks_"),
+        (f'[projects.a.byok]\nopenai = "sk-ant-{"x" * 24}"\n', KEY, "projects.a.byok.openai begins with sk-ant-"),
+    ],
+)
+def test_check_names_a_key_in_the_wrong_place(tmp_path: Path, text: str, env: dict[str, str], said: str) -> None:
+    """By its prefix, with what to do; exit code 1. A prefix is a hint: the daemon starts all the same, and warns."""
+    path = written(tmp_path, text)
+    ran = lava_proxy(tmp_path, "check", "--config", path, env=env)
+    assert ran.code == 1, ran
+    assert said in " ".join(ran.out.split())
+    assert "The configuration is good" not in ran.out
+    report = lava_proxy(tmp_path, "check", "--config", path, "--json", env=env)
+    assert (report.code, report.json["ok"]) == (1, False)
+    assert [said in each for each in report.json["misplaced_keys"]] == [True]
+    assert not leaks(ran.out + report.out, [*SECRETS, "x" * 24])
+
+
+def test_serve_warns_of_a_key_in_the_wrong_place_and_starts(daemon: StartDaemon) -> None:
+    """A prefix is a hint that may be wrong: it stops nobody."""
+    running = daemon(env={"LAVA_SECRET_KEY": SPEND_KEY}, secrets=SECRETS, ready="/readyz")
+    assert "LAVA_SECRET_KEY begins with lava_sk_" in running.output()
 
 
 def test_check_warns_of_a_project_that_no_key_opens(tmp_path: Path) -> None:

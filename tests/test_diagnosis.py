@@ -299,10 +299,31 @@ def test_before_anything_fails() -> None:
         "the merchant wallet holds $0.00"
     ]
     fine = report(subject(), Account(key=True, balance=SOME), str)
-    assert (fine.wrong, fine.good[-1], fine.open) == ([], "the merchant wallet holds $12.50", "")
+    assert (fine.wrong, fine.good[-1], fine.open) == ([], "the merchant wallet holds $12.50", [])
     own = report(subject({"byok": {"openai": "x" * 20}}), Account(key=True, balance=ZERO), str)
     assert own.wrong == []
-    assert "the provider's key is not checked" in own.good[-1]
+    assert own.open == ["the provider's key is not checked: it leaves this machine with a request only"]
     assert [each.part for each in report(subject(key=None), Account(), str).wrong] == ["key"]
     unread = report(subject({"forward_token": "no token"}), Account(), str)
-    assert (unread.wrong, unread.good) == ([], ["not checked: the key in its forward token cannot be read"])
+    assert (unread.wrong, unread.good) == ([], [])
+    assert unread.open == ["not checked: the key in its forward token cannot be read"]
+
+
+@pytest.mark.parametrize(
+    ("project", "said", "unknown"),
+    [
+        ({}, Account(key=True), ["what the merchant wallet holds"]),
+        ({"meter": "m"}, Account(key=True, balance=SOME), ['whether meter "m" exists']),
+        (CUSTOMER, Account(key=True, meter=True), ["whether connection conn_demo exists"]),
+        (CUSTOMER, Account(key=True, meter=True, customer=True), ["what the wallet behind connection conn_demo holds"]),
+        ({"spend_key": "lava_sk_" + "x" * 20}, Account(key=True, models=3), ["a spend key cannot ask Lava's account"]),
+        ({"byok": {"openai": "client"}}, Account(key=True, balance=SOME), []),
+    ],
+)
+def test_what_lava_left_open_is_not_good(project: dict[str, Any], said: Account, unknown: list[str]) -> None:
+    """Each thing that could not be checked is told as such, and nothing of it among what is good."""
+    told = report(subject(project), said, str)
+    assert told.wrong == []
+    assert len(told.open) == len(unknown)
+    assert all(words in each for each, words in zip(told.open, unknown, strict=True))
+    assert not any("not checked" in each or "knows the spend key" in each for each in told.good)

@@ -42,6 +42,7 @@ ORDER = (
     "routing",
     "body",
     "tokens",
+    "prefixes",
     # Lava's account, for people and scripts.
     "lava",
     "diagnosis",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from configurations import written
+from rawclient import post
 from test_cli import Ran, lava_proxy
 from upstream import Upstream, answer
 
@@ -14,6 +16,8 @@ from proxy.tokens import mint_token
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from daemons import StartDaemon
 
     from proxy.emulator import Emulator
 
@@ -125,8 +129,11 @@ def test_everything_that_would_fail_is_told_at_once(check: Checks) -> None:
     assert "✗ Lava does not know the secret key …rrrr" in flat
     assert '✗ meter "demo-cha" does not exist; did you mean "demo-chat"?' in flat
     assert "models for this spend key" in flat
-    assert "✓ the provider's key is not checked" in flat
-    assert ran.out.endswith("Something is wrong in: typo, gone, empty, revoked, ready.\n")
+    assert "? the provider's key is not checked" in flat
+    assert "? not checked: a spend key cannot ask Lava's account" in flat
+    assert "knows the spend key" not in flat
+    assert "Something is wrong in: typo, gone, empty, revoked, ready.\n" in ran.out
+    assert ran.out.endswith("Could not be checked: agent, lab.\n")
 
 
 def test_the_same_as_json(check: Checks) -> None:
@@ -140,8 +147,10 @@ def test_the_same_as_json(check: Checks) -> None:
         "empty": ["wallet"],
         "revoked": ["key"],
         "ready": ["meter"],
+        "agent": [],
+        "lab": [],
     }
-    assert all(row["not_known"] is None for row in rows.values())
+    assert [name for name, row in rows.items() if row["not_known"] is not None] == ["agent", "lab"]
     good = check(GOOD, "--json").json
     assert (good["ok"], [row["online"]["ok"] for row in good["projects"]]) == (True, [True, True])
 
@@ -167,9 +176,10 @@ def test_no_key(check: Checks) -> None:
 
 
 def test_a_token_that_cannot_be_read(check: Checks) -> None:
-    """Nothing can be asked with it: told, and no fault."""
-    ran = check('[projects.ready]\nforward_token = "env:TOKEN"\n', TOKEN="some-ready-token-that-is-none")
-    assert "✓ not checked: the key in its forward token cannot be read." in ran.out
+    """Nothing can be asked with it: that is no proof that it is good."""
+    ran = check('[projects.ready]\nforward_token = "env:TOKEN"\n', code=1, TOKEN="some-ready-token-that-is-none")
+    assert "? not checked: the key in its forward token cannot be read." in ran.out
+    assert "✓" not in ran.out
 
 
 def test_the_network_is_down(check: Checks, free_port: int) -> None:
@@ -216,3 +226,29 @@ def test_every_generation_of_names(check: Checks, generation: Any) -> None:
     """It works whichever names Lava speaks."""
     check.world.generation = generation
     assert "✓ connection conn_demo exists." in check(GOOD).out
+
+
+@pytest.mark.parametrize(
+    ("config", "prefix", "said"),
+    [
+        ("[projects.main]\n", "lava_sk_", "secret_key under [lava] begins with lava_sk_"),
+        ("[projects.main]\n", "sk-ant-", "secret_key under [lava] begins with sk-ant-"),
+        ('[projects.main]\nbyok.openai = "env:OWN"\n', "", "byok.openai under [projects.main] begins with gsk_"),
+    ],
+)
+def test_the_first_refusal_names_a_misplaced_key(
+    emulator: Emulator, daemon: StartDaemon, config: str, prefix: str, said: str
+) -> None:
+    """A request that Lava or the provider refuses with 401: the client reads which key is in the wrong place."""
+    tail = "Wq8z" * 6
+    key = prefix + tail if prefix else emulator.world.secret_key
+    env = {"LAVA_SECRET_KEY": key, "OWN": "gsk_" + tail, "LAVA_PROXY_LAVA__BASE_URL": emulator.base_url}
+    running = daemon(config, env=env, secrets=[tail])
+    emulator.world.rejected_provider_keys.add("gsk_" + tail)
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
+    got = post(running.port, "/v1/chat/completions", body)
+    assert got.status == 401
+    error = json.loads(got.body)["error"]
+    assert f'Project "main": {said}' in error["message"]
+    assert error["lava_proxy"]["hint"].startswith("Write it as ")
+    assert tail not in got.body.decode()

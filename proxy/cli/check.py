@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.cli import addresses, loading, payers
 from proxy.cli.terminal import Exit, Screen, put_json
+from proxy.prefixes import of_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,9 +20,10 @@ _TOOLS = {"openai": "OpenAI tools", "anthropic": "Anthropic tools", "google": "G
 
 
 def run(config: Path | None, *, as_json: bool, online: bool = False) -> int:
-    """Tell about the configuration; returns the exit code (0; exits with 78 where it cannot be used).
+    """Tell about the configuration; returns the exit code (exits with 78 where it cannot be used).
 
-    ``online`` asks Lava's account about each project: 1 where something is wrong there or could not be found out.
+    1 where no request could be paid, where a key seems to be in the wrong place, and with ``online``, which asks Lava's
+    account about each project, where something is wrong there or could not be found out.
     """
     settings = loading.settings(config, as_json=as_json)
     report = describe(settings)
@@ -30,7 +32,7 @@ def run(config: Path | None, *, as_json: bool, online: bool = False) -> int:
         from proxy.cli import online as asking
 
         said = asking.reports(settings)
-        report["ok"] = not any(each.wrong or each.open for each in said.values())
+        report["ok"] = report["ok"] and not any(each.wrong or each.open for each in said.values())
         for row in report["projects"]:
             row["online"] = asking.document(said[row["name"]])
     code = Exit.OK if report["ok"] else Exit.FAILED
@@ -38,8 +40,12 @@ def run(config: Path | None, *, as_json: bool, online: bool = False) -> int:
         put_json(report)
         return code
     screen = Screen()
-    screen.write("The configuration is good", "good")
+    wrong = report["misplaced_keys"]
+    verdict = "has a key in the wrong place" if wrong else "is not ready" if report["not_ready"] else "is good"
+    screen.write(f"The configuration {verdict}", "bad" if wrong or report["not_ready"] else "good")
     screen.line(f": {report['config']}" if report["config"] else " (no file; environment and defaults only).")
+    for each in wrong:
+        screen.prose(each, "bad", lead="✗ ", indent=2)
     screen.line()
     screen.pairs(
         [
@@ -90,10 +96,12 @@ def describe(settings: Settings) -> dict[str, Any]:
         if not account.reachable
     ]
     generation = payers.prepared(settings)
+    not_ready, misplaced = generation.usable(), list(of_settings(settings))
     return {
-        "ok": True,
+        "ok": not_ready is None and not misplaced,
         "config": str(settings.path) if settings.path else None,
-        "not_ready": generation.usable(),
+        "not_ready": not_ready,
+        "misplaced_keys": misplaced,
         "listen": addresses.listening(settings.server),
         "default_project": generation.table.default_project,
         "projects": [_project(account, base) for account in found],

@@ -77,7 +77,7 @@ def document(found: Report) -> dict[str, Any]:
         "ok": not (found.wrong or found.open),
         "wrong": [each.document() for each in found.wrong],
         "good": found.good,
-        "not_known": found.open or None,
+        "not_known": "; ".join(found.open) or None,
     }
 
 
@@ -88,8 +88,8 @@ def show(screen: Screen, found: Report) -> None:
     for finding in found.wrong:
         end = "" if finding.problem.endswith("?") else "."
         screen.prose(f"{finding.problem}{end} {finding.suggestion}", "bad", lead="✗ ", indent=2)
-    if found.open:
-        screen.prose(f"{found.open}.", "bad", lead="? ", indent=2)
+    for each in found.open:
+        screen.prose(f"{each}.", "bad", lead="? ", indent=2)
 
 
 def conclude(screen: Screen, said: Mapping[str, Report]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from proxy.cli import loading, payers
 from proxy.cli.terminal import Exit, say
+from proxy.prefixes import of_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +71,7 @@ def _introduce(log: Logs, settings: Settings) -> None:
         )
     if len(accounts) > _MOST_PROJECTS_TOLD:
         log.info(f"and {len(accounts) - _MOST_PROJECTS_TOLD} more projects: `lava-proxy check` shows them all")
-    for warning in settings.warnings:
+    for warning in (*settings.warnings, *of_settings(settings)):
         log.warning(warning)
     reason = payers.prepared(settings).usable()
     if reason is not None:
