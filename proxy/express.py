@@ -68,7 +68,7 @@ class Ride(Flight):
     def __init__(
         self, express: Express, limits: Limits, admitted: Admitted, sending: Sending, exchange: Exchange, head: Any
     ) -> None:
-        self.begin(limits, Phase.HEAD)  # there is no task yet
+        self.begin(limits, admitted.project, Phase.HEAD)  # there is no task yet
         self.admitted = admitted
         self.plan: Plan = sending.plan
         self.answer: Answer | None = None
@@ -167,12 +167,11 @@ class Express:
         """Begin a request that is like ``admitted``; False, and nothing was done, where it must go the long way."""
         runtime = self.runtime
         generation, flights = admitted.generation, runtime.flights
-        server = generation.settings.server
         if (
             generation is not runtime.generation
             or runtime.draining
-            or len(flights) >= server.max_concurrent
-            or len(body) > server.max_body_bytes
+            or generation.crowded(flights, admitted.project) is not None
+            or len(body) > generation.settings.server.max_body_bytes
         ):
             return False
         sending = admitted.known(body)

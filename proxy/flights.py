@@ -39,15 +39,16 @@ class Limits(NamedTuple):
 class Flight:
     """One request in flight."""
 
-    __slots__ = ("answered", "limits", "over", "phase", "reason", "since", "started", "task", "told")
+    __slots__ = ("answered", "limits", "over", "phase", "project", "reason", "since", "started", "task", "told")
 
-    def __init__(self, task: asyncio.Task[Any], limits: Limits) -> None:
+    def __init__(self, task: asyncio.Task[Any], limits: Limits, project: str) -> None:
         self.task = task
-        self.begin(limits, Phase.CLIENT)
+        self.begin(limits, project, Phase.CLIENT)
 
-    def begin(self, limits: Limits, phase: Phase) -> None:
+    def begin(self, limits: Limits, project: str, phase: Phase) -> None:
         """It starts now, and waits for ``phase``."""
         self.limits = limits
+        self.project = project
         self.phase = phase
         self.started = self.since = monotonic()
         self.answered = False
@@ -89,21 +90,34 @@ class Flights:
     def __init__(self) -> None:
         self.draining = False
         self._flights: set[Flight] = set()
+        self._of: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._flights)
 
+    def of(self, project: str) -> int:
+        """How many are this project's, whatever configuration they began with."""
+        return self._of.get(project, 0)
+
     def add(self, flight: Flight) -> None:
         """Watch this flight."""
         self._flights.add(flight)
+        self._of[flight.project] = self._of.get(flight.project, 0) + 1
         if self._timer is None:
             self._schedule(flight.limits)
 
     def remove(self, flight: Flight) -> None:
         """This flight is over: nothing may end it any more."""
         flight.over = True
-        self._flights.discard(flight)
+        if flight not in self._flights:
+            return
+        self._flights.remove(flight)
+        left = self._of[flight.project] - 1
+        if left:
+            self._of[flight.project] = left
+        else:  # a project that is configured no more leaves nothing behind
+            del self._of[flight.project]
 
     def end_all(self, reason: Reason) -> None:
         """End every flight."""

@@ -223,8 +223,11 @@ class Forwarder:
             flight = call.flight = ride
         else:
             call.record.project = admitted.project
-            declared = self._within_limits(call)
-            flight = call.flight = Flight(task, generation.limits)
+            crowded = generation.crowded(self.flights, admitted.project)
+            if crowded is not None:
+                raise crowded
+            declared = _declared_length(call)
+            flight = call.flight = Flight(task, generation.limits, admitted.project)
             if connection is not None:
                 connection.on_disconnect(lambda: flight.end("client_gone"))
             self.flights.add(flight)
@@ -265,17 +268,6 @@ class Forwarder:
                 await _absorb(task)
 
     # --- the request -------------------------------------------------------------------------------------------------
-
-    def _within_limits(self, call: Call) -> int | None:
-        """The length that the request declares. Raises ``Fault`` where that, or what is in flight, is too much."""
-        if len(self.flights) >= call.generation.settings.server.max_concurrent:
-            raise Fault(
-                "overloaded",
-                "This daemon has as many requests in flight as max_concurrent allows.",
-                "Try again in a moment, or raise max_concurrent under [server].",
-                headers=[(b"retry-after", b"1")],
-            )
-        return _declared_length(call)
 
     async def _outgoing(self, call: Call, admitted: Admitted, declared: int | None) -> Outgoing:
         """What goes to Lava: a new request beside the received one. Waits for a body that decides where it goes."""

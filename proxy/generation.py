@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from proxy import diagnosis, prefixes, routing, tokens
-from proxy.flights import Limits
+from proxy.errors import Fault
+from proxy.flights import Flights, Limits
 from proxy.inquiry import Inquiries
 from proxy.redaction import Redactor, Secret, Unshown
 from proxy.routing import Place, Route, Table
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from proxy.diagnosis import Subject
-    from proxy.errors import Fault
     from proxy.headers import Pairs
     from proxy.settings import Project, Settings
     from proxy.tokens import Credential
 
 _MOST_ROUTES = 4096
 _LONGEST_ROUTE = 1024
+_SHARE_PERCENT = 80
+"""Of ``max_concurrent`` for each of several projects that sets none of its own: one of them must not shut the others out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,9 @@ class Generation:
         for name, project in settings.projects.items():
             for key in project.keys:
                 self.keys[digest(key.reveal().encode("utf-8"))] = name
+        whole = settings.server.max_concurrent
+        most = whole if len(self.table.projects) == 1 else max(1, whole * _SHARE_PERCENT // 100)
+        self._most = {name: project.max_concurrent or most for name, project in self.table.projects.items()}
         self.account_key: Secret | None = settings.lava.secret_key
         self.in_flight = 0
         self.retired = False
@@ -114,6 +119,16 @@ class Generation:
     def project(self, name: str) -> Project:
         """The settings of a project that routing has chosen."""
         return self.table.projects[name]
+
+    def crowded(self, flights: Flights, project_name: str) -> Fault | None:
+        """Why no other request of this project may be in flight, or ``None`` where there is room."""
+        most = self.settings.server.max_concurrent
+        if len(flights) >= most:
+            return _overloaded("This daemon has", most, "[server]")
+        most = self._most[project_name]
+        if flights.of(project_name) >= most:
+            return _overloaded(f'Project "{project_name}" has', most, f"[projects.{project_name}]")
+        return None
 
     def lava(self, project_name: str) -> Lava:
         """Where this project reaches Lava."""
@@ -235,6 +250,15 @@ class Generation:
             if project.forward_token or project.spend_key or project.secret_key or self.account_key:
                 return None
         return "no Lava secret key is configured: set LAVA_SECRET_KEY, or secret_key under [lava], or run `lava-proxy login`"
+
+
+def _overloaded(who: str, most: int, table: str) -> Fault:
+    return Fault(
+        "overloaded",
+        f"{who} as many requests in flight as max_concurrent under {table} allows ({most}).",
+        f"Try again in a moment, or raise max_concurrent under {table}.",
+        headers=[(b"retry-after", b"1")],
+    )
 
 
 def digest(key: bytes) -> bytes:

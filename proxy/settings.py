@@ -231,6 +231,7 @@ class Project(_Part):
     meter: Text | None = None
     disable_billing: Switch | None = None
     keys: tuple[Secret, ...] = ()
+    max_concurrent: Count | None = None
     metadata: dict[str, str] = {}
     byok: dict[str, Literal["client"] | Secret] = {}
     secret_key: Secret | None = None

@@ -22,7 +22,7 @@ def in_flight(body: Callable[[Flights, Flight], Awaitable[None]], limits: Limits
     async def request(flights: Flights) -> Flight:
         task = asyncio.current_task()
         assert task is not None
-        flight = Flight(task, limits)
+        flight = Flight(task, limits, "main")
         flights.add(flight)
         try:
             await body(flights, flight)
@@ -158,7 +158,7 @@ def test_all_are_ended_at_once() -> None:
         async def request() -> None:
             task = asyncio.current_task()
             assert task is not None
-            flight = Flight(task, LONG)
+            flight = Flight(task, LONG, "main")
             flights.add(flight)
             try:
                 await for_ever()
@@ -190,7 +190,7 @@ def test_nothing_is_swept_when_nothing_flies() -> None:
         assert task is not None
         limits = LONG._replace(idle=0.05)
         for _ in range(2):  # and it starts again
-            flight = Flight(task, limits)
+            flight = Flight(task, limits, "main")
             flights.add(flight)
             assert flights._timer is not None
             flights.remove(flight)
@@ -198,9 +198,31 @@ def test_nothing_is_swept_when_nothing_flies() -> None:
             while flights._timer is not None:
                 assert monotonic() < deadline
                 await asyncio.sleep(0.01)
-        flights.add(Flight(task, limits))
+        flights.add(Flight(task, limits, "main"))
         flights.close()
         assert flights._timer is None
+        flights.close()
+
+    asyncio.run(main())
+
+
+def test_each_projects_flights_are_counted() -> None:
+    """From add to remove, whatever is removed twice; a project without any leaves nothing behind."""
+
+    async def main() -> None:
+        flights = Flights()
+        task = asyncio.current_task()
+        assert task is not None
+        one, two, other = Flight(task, LONG, "a"), Flight(task, LONG, "a"), Flight(task, LONG, "b")
+        for flight in (one, two, other):
+            flights.add(flight)
+        assert (flights.of("a"), flights.of("b"), flights.of("c"), len(flights)) == (2, 1, 0, 3)
+        flights.remove(one)
+        flights.remove(one)
+        assert (flights.of("a"), flights.of("b")) == (1, 1)
+        flights.remove(two)
+        flights.remove(other)
+        assert flights._of == {}
         flights.close()
 
     asyncio.run(main())
@@ -216,7 +238,7 @@ def test_one_sweep_watches_all_by_their_own_limits() -> None:
         async def request(idle: float) -> None:
             task = asyncio.current_task()
             assert task is not None
-            flight = Flight(task, LONG._replace(idle=idle))
+            flight = Flight(task, LONG._replace(idle=idle), "main")
             flight.wait(Phase.READ)
             flights.add(flight)
             try:

@@ -566,6 +566,57 @@ def test_above_max_concurrent_it_says_so(start: Callable[..., Daemon]) -> None:
         assert post(port, "/v1/chat/completions", CHAT).status == 200
 
 
+BUSY = "/p/busy/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("more", "most", "said"),
+    [
+        ("[projects.busy]\n[projects.other]\n", 4, "[projects.busy]"),  # 80 % of five
+        ("[projects.busy]\nmax_concurrent = 2\n[projects.other]\n", 2, "[projects.busy]"),
+        ("[projects.busy]\nmax_concurrent = 9\n[projects.other]\n", 5, "[server]"),
+        ("[projects.busy]\n", 5, "[server]"),
+    ],
+    ids=["a share by default", "a share of its own", "no more than the whole", "alone"],
+)
+def test_a_project_has_no_more_than_its_share(start: Callable[..., Daemon], more: str, most: int, said: str) -> None:
+    """Beyond it the project is told so, by its name and what to raise, on new and on known connections; another one is served.
+    What ended is given back, however it ended."""
+    go = threading.Event()
+
+    def script(peer: Peer) -> None:
+        while (received := peer.request()) is not None:
+            if b"held" in received.body:
+                assert go.wait(30)
+            peer.send(answer(body=b"{}"))
+
+    held = {**CHAT, "model": "gpt-4o", "user": "held"}
+    with Upstream(script) as upstream:
+        port = start(upstream, f"[server]\nmax_concurrent = 5\n{more}").port
+        clients = [RawClient(port) for _ in range(most)]
+        known = RawClient(port)
+        for client in (*clients, known):
+            client.post_json(BUSY, CHAT)
+            assert client.response().status == 200
+        for client in clients:
+            client.post_json(BUSY, held)
+        upstream.wait(lambda: sum(b"held" in each.body for each in upstream.requests) == most)
+        known.post_json(BUSY, CHAT)
+        for refused in (known.response(), post(port, BUSY, CHAT)):
+            assert (refused.status, refused.code, refused.header("retry-after")) == (503, "overloaded", "1")
+            message = refused.json()["error"]["message"]
+            assert f"max_concurrent under {said}" in message
+            assert ('"busy"' in message) == (said != "[server]")
+        if "other" in more and most < 5:
+            assert post(port, "/p/other/v1/chat/completions", CHAT).status == 200
+        clients.pop().reset()
+        wait_for(lambda: post(port, BUSY, CHAT).status == 200)
+        go.set()
+        assert [client.response().status for client in clients] == [200] * (most - 1)
+        for client in (*clients, known):
+            client.close()
+
+
 # --- headers ---------------------------------------------------------------------------------------------------------
 
 
