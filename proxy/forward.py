@@ -13,7 +13,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from proxy import body as bodies
-from proxy import catalog, errors, headers, routing, tokens
+from proxy import errors, headers, routing, tokens
+from proxy.catalog import Catalog
 from proxy.dialects import Dialect, Ending, error_event
 from proxy.errors import Fault
 from proxy.flights import Flight, Flights, Phase, Reason
@@ -212,6 +213,7 @@ class Forwarder:
         self.flights = flights
         self.collected = 0
         self._decoding = asyncio.Lock()
+        self._catalog = Catalog()
 
     async def __call__(self, call: Call, admitted: Admitted) -> None:
         """Forward one admitted request and answer it. Raises ``Fault`` where we answer ourselves, and ``Broken``."""
@@ -239,8 +241,7 @@ class Forwarder:
                 if given is not None:
                     call.begin_answer(given, ride.answer)
                 answer = ride.resume(task)
-            elif admitted.place.kind is Kind.CATALOG:
-                await self._send_catalog(call, admitted.place, admitted.project)
+            elif admitted.place.kind is Kind.CATALOG and await self._send_catalog(call, admitted):
                 return
             else:
                 out = await self._outgoing(call, admitted, declared)
@@ -632,18 +633,20 @@ class Forwarder:
         record.bytes_out += len(piece)
         await call.send({"type": "http.response.body", "body": piece, "more_body": False})
 
-    async def _send_catalog(self, call: Call, place: Place, project: str) -> None:
-        """``GET /v1/models``: Lava's list and the aliases, in the client's shape."""
-        call.record.provider = catalog.PROVIDER
+    async def _send_catalog(self, call: Call, admitted: Admitted) -> bool:
+        """``GET /v1/models`` and its members, as far as they are listed; False where the request is to be forwarded."""
         assert call.flight is not None  # noqa: S101  (made by the caller)
-        call.flight.wait(Phase.HEAD)
+        call.flight.wait(Phase.CLIENT)  # the asking has a limit of its own
         try:
-            reply = await catalog.answer(call.generation, place.dialect, project, call.record)
+            reply = await self._catalog.answer(call.generation, admitted.place, admitted.project, call.record)
         except Fault as fault:
-            raise await self._explained(call, fault, project) from None
+            raise await self._explained(call, fault, admitted.project) from None
+        if reply is None:
+            return False
         call.answering = True
         await call.send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
         await call.send({"type": "http.response.body", "body": reply.body, "more_body": False})
+        return True
 
     # --- ends that are not the answer's own --------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ literal ``/`` to a base address that was fixed before the request came.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_plus
@@ -112,7 +112,9 @@ class Kind(Enum):
 
     PROVIDER = "provider"  # a provider by name
     MODEL = "model"  # a provider to be found by the model's name
-    CATALOG = "catalog"  # the list of models, answered here
+    CATALOG = (
+        "catalog"  # the list of models or one of it, answered here; a model that is not in it goes where its name leads
+    )
     INFO = "info"  # a bare base address: what is this?
 
 
@@ -286,13 +288,14 @@ def _by_model(method: str, project: str | None, words: list[bytes], headers: Map
         if len(words) > 1 and method == "POST" and b":" in words[-1]:
             return _at_google(project, b"v1/" + rest, None)
         dialect = of_headers(headers)
-        if len(words) == 1 and method in ("GET", "HEAD"):
-            return Place(Kind.CATALOG, dialect, rest, project)
-        if dialect is Dialect.GOOGLE:
-            return _at_google(project, b"v1/" + rest, None)
-        if len(words) > 1:
-            named = unquote(rest.partition(b"/")[2].decode("ascii"))
-            return Place(Kind.MODEL, dialect, rest, project, model=named)
+        asks = method in ("GET", "HEAD")
+        named = unquote(rest.partition(b"/")[2].decode("ascii")) or None
+        if dialect is Dialect.GOOGLE and (named is not None or not asks):
+            place = _at_google(project, b"v1/" + rest, None)
+            # An operation of a model is none: Google's clients ask for it until it is done.
+            return replace(place, kind=Kind.CATALOG, model=named) if asks and b"operations" not in words else place
+        if named is not None or asks:
+            return Place(Kind.CATALOG if asks else Kind.MODEL, dialect, rest, project, model=named)
     return Place(Kind.MODEL, Dialect.OPENAI, rest, project)
 
 

@@ -152,7 +152,7 @@ PLACES = [
     ("proxy.usage", "Scanner.__init__"),
     ("proxy.usage", "Scanner.feed"),
     ("proxy.usage", "Scanner.finish"),
-    ("proxy.catalog", "answer"),
+    ("proxy.catalog", "Catalog.answer"),
     ("proxy.flights", "Flights.add"),
     ("proxy.metrics", "Metrics.finished"),
     ("proxy.metrics", "Metrics.render"),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import pytest
 from rawclient import ask
 from upstream import Upstream, answer
+
+from proxy.tokens import mint_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,26 +106,231 @@ def test_a_compressed_list_is_read(start: Callable[[Upstream], Daemon]) -> None:
         assert len(ask(start(upstream).port, "GET", "/v1/models").json()["data"]) == 3
 
 
-@pytest.mark.parametrize(
-    ("raw", "status", "code"),
-    [
-        (answer(200, b"<html>"), 502, "upstream_protocol"),
-        (answer(200, b'{"data": 7}'), 502, "upstream_protocol"),
-        (answer(500, b"oops"), 502, "upstream_protocol"),
-        (answer(401, b'{"error":{"message":"bad key","code":"unauthorized","status":401}}'), 401, "lava_unauthorized"),
-        (answer(429, b'{"error":{"message":"slow","code":"rate","status":429}}'), 429, "lava_error"),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", 502, "upstream_closed"),
-    ],
-)
-def test_a_list_that_cannot_be_read_is_an_error(
-    start: Callable[[Upstream], Daemon], raw: bytes, status: int, code: str
-) -> None:
-    """Never half a list, and never the aliases alone as if they were all."""
+# --- one model -------------------------------------------------------------------------------------------------------
+
+ANTHROPIC = {"anthropic-version": "2023-06-01"}
+GOOGLE = {"x-goog-api-key": "any"}
+
+
+SPELLINGS = [
+    ("gpt-5", "gpt-5"),
+    ("fast", "fast"),
+    ("claude-opus-4-6", "claude-opus-4-6"),
+    ("gemini-2.5-flash", "gemini-2.5-flash"),
+    ("Qwen%2FQwen3-Coder", "Qwen/Qwen3-Coder"),
+    ("Qwen/Qwen3-Coder", "Qwen/Qwen3-Coder"),
+    ("openai%2Fgpt-5", "openai/gpt-5"),
+    ("groq/Qwen/Qwen3-Coder", "groq/Qwen/Qwen3-Coder"),
+    ("llama3.2:latest", "llama3.2:latest"),
+    ("g%C3%BCnstig", "g\u00fcnstig"),
+    ("gpt%2D5/", "gpt-5"),
+]
+
+
+def test_a_listed_model_is_retrieved_under_the_name_that_was_asked(start: Callable[[Upstream], Daemon]) -> None:
+    """Whoever made it, whatever the client speaks, and however its name is spelled in the address."""
+    names = ["gpt-5", "claude-opus-4-6", "gemini-2.5-flash", "Qwen/Qwen3-Coder", "llama3.2:latest", "g\u00fcnstig"]
+    with Upstream(listed({"data": [{"id": each, "created": 5, "owned_by": "x"} for each in names]})) as upstream:
+        port = start(upstream).port
+        for path, name in SPELLINGS:
+            for base in ("/v1", "", "/v1/v1", "/p/main/v1"):
+                model = ask(port, "GET", f"{base}/models/{path}").json()
+                owner = "lava-proxy" if name == "fast" else "x"
+                assert (model["id"], model["owned_by"]) == (name, owner), f"{base}/models/{path}"
+            page = ask(port, "GET", f"/v1/models/{path}", headers=ANTHROPIC).json()
+            assert (page["type"], page["id"]) == ("model", name)
+            assert ask(port, "GET", f"/v1/models/{path}", headers=GOOGLE).json()["name"] == f"models/{name}"
+        assert {request.target for request in upstream.requests} == {b"/v1/models"}
+
+
+def test_head_is_answered_as_get_without_a_body(start: Callable[[Upstream], Daemon]) -> None:
+    """For the list and for one of it."""
+    with Upstream(listed()) as upstream:
+        port = start(upstream).port
+        for path in ("/v1/models", "/v1/models/gpt-5", "/v1/models/fast"):
+            came, whole = ask(port, "HEAD", path), ask(port, "GET", path)
+            assert (came.status, came.body) == (200, b"")
+            assert came.header("content-length") == str(len(whole.body))
+
+
+def test_an_unlisted_model_is_asked_of_its_provider(start: Callable[[Upstream], Daemon]) -> None:
+    """A fine-tuned model is in nobody's list but the provider's; what the provider says passes as it came."""
+
+    def script(peer: Any) -> None:
+        while (request := peer.request()) is not None:
+            theirs = b"forward" in request.target
+            peer.send(answer(404, b'{"error":{"message":"no","type":"t","param":null}}') if theirs else listed())
+
+    with Upstream(script) as upstream:
+        port = start(upstream).port
+        for headers, path, url in (
+            ({}, "ft:gpt-4o:org::id", "https://api.openai.com/v1/models/ft:gpt-4o:org::id"),
+            ({}, "groq/new", "https://api.groq.com/openai/v1/models/new"),
+            (ANTHROPIC, "claude-new", "https://api.anthropic.com/v1/models/claude-new"),
+            (GOOGLE, "gemini-new", "https://generativelanguage.googleapis.com/v1/models/gemini-new"),
+        ):
+            came = ask(port, "GET", f"/v1/models/{path}", headers=headers)
+            assert (came.status, came.code) == (404, None)
+            assert [unquote(request.target.decode()) for request in upstream.requests[-2:]] == [
+                "/v1/models",
+                f"/v1/forward?u={url}",
+            ]
+
+
+def test_an_unlisted_model_of_another_dialect_is_not_found(start: Callable[[Upstream], Daemon]) -> None:
+    """Its provider could not be asked in the client's dialect: 404, and the nearest name that is listed."""
+    with Upstream(listed({"data": [{"id": "claude-opus-4-6"}, {"id": "gpt-5"}]})) as upstream:
+        port = start(upstream).port
+        for headers, name, near in (
+            ({}, "anthropic/claude-opus-4-7", "claude-opus-4-6"),
+            ({}, "claude-opus-4-7", "claude-opus-4-6"),
+            (ANTHROPIC, "gpt-6", "gpt-5"),
+        ):
+            came = ask(port, "GET", f"/v1/models/{name}", headers=headers)
+            assert (came.status, came.code, came.header("x-should-retry")) == (404, "path_not_found", "false")
+            assert ("type" in came.json()) == bool(headers)
+            assert f'"{near}"' in came.json()["error"]["message"]
+        assert {request.target for request in upstream.requests} == {b"/v1/models"}
+
+
+# --- with which key --------------------------------------------------------------------------------------------------
+
+
+def test_a_ready_token_asks_without_a_key(daemon: StartDaemon) -> None:
+    """It is for forwarding; and the account's key is not this project's, nor meant for the token's host."""
+    token = mint_token("aks_live_" + "t" * 24)
+    with Upstream(listed()) as upstream:
+        config = (
+            f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n[projects.ready]\nforward_token = "env:TOKEN"\n'
+            '[projects.own]\nsecret_key = "env:OWN"\n[projects.agent]\nspend_key = "env:SPEND"\n[projects.main]\n'
+        )
+        own = "aks_live_" + "o" * 24
+        keys = {"KEY": KEY, "TOKEN": token, "OWN": own, "SPEND": SPEND}
+        port = daemon(config, env=keys, secrets=keys.values()).port
+        for project, key in (("ready", None), ("own", own), ("agent", SPEND), ("main", KEY)):
+            assert ask(port, "GET", f"/p/{project}/v1/models").status == 200
+            sent = upstream.requests[-1].header(b"authorization")
+            assert sent == (f"Bearer {key}".encode() if key else None), project
+
+
+# --- while Lava is away ----------------------------------------------------------------------------------------------
+
+
+def cut(peer: Any) -> None:
+    peer.request()
+
+
+def says(raw: bytes) -> Callable[[Any], None]:
+    def script(peer: Any) -> None:
+        while peer.request() is not None:
+            peer.send(raw)
+
+    return script
+
+
+AWAY: dict[str, Callable[[Any], None]] = {
+    "closed": cut,
+    "html": says(answer(200, b"<html>")),
+    "no list": says(answer(200, b'{"data": 7}')),
+    "500": says(answer(500, b"oops")),
+    "503": says(answer(503, b'{"error":{"message":"down","code":"down","status":503}}')),
+    "redirect": says(answer(302, b"", [(b"location", b"https://example.com/")])),
+    "half": says(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"),
+    "no HTTP": says(b"SSH-2.0-OpenSSH\r\n"),
+}
+
+
+def test_the_aliases_alone_while_lava_is_away(start: Callable[[Upstream], Daemon]) -> None:
+    """Marked as incomplete: a tool can go on with what is configured."""
+    with Upstream(cut) as upstream:
+        port = start(upstream).port
+        for how, upstream.script in AWAY.items():
+            upstream.hang_up()
+            came = ask(port, "GET", "/v1/models")
+            assert [entry["id"] for entry in came.json()["data"]] == ["fast", "smart"], how
+            assert came.header("x-lava-proxy-incomplete") == "models"
+            assert ask(port, "GET", "/v1/models/fast").json()["id"] == "fast"
+
+
+def test_the_last_good_list_while_lava_is_away(start: Callable[[Upstream], Daemon]) -> None:
+    """Also for one model of it; complete again when Lava is back."""
+    with Upstream(listed()) as upstream:
+        port = start(upstream).port
+
+        def names() -> tuple[list[str], str | None]:
+            came = ask(port, "GET", "/v1/models")
+            return [entry["id"] for entry in came.json()["data"]], came.header("x-lava-proxy-incomplete")
+
+        for how, away in AWAY.items():
+            assert names() == (["fast", "smart", "gpt-5"], None), how
+            upstream.script = away
+            upstream.hang_up()
+            assert names() == (["fast", "smart", "gpt-5"], "models"), how
+            one = ask(port, "GET", "/v1/models/gpt-5")
+            assert (one.json()["id"], one.header("x-lava-proxy-incomplete")) == ("gpt-5", "models")
+            upstream.script = says(listed())
+            upstream.hang_up()
+
+
+def test_a_list_is_kept_for_the_credential_that_it_was_given_to(start: Callable[[Upstream], Daemon]) -> None:
+    """A spend key's list never serves another project, nor the account's list a spend key."""
+    with Upstream(listed()) as upstream:
+        port = start(upstream).port
+        assert len(ask(port, "GET", "/p/main/v1/models").json()["data"]) == 3
+        upstream.script = cut
+        upstream.hang_up()
+        assert [entry["id"] for entry in ask(port, "GET", "/p/agent/v1/models").json()["data"]] == ["fast", "smart"]
+
+
+def test_the_last_good_list_outlives_a_reload(start: Callable[[Upstream], Daemon]) -> None:
+    """New aliases, the same list."""
+    with Upstream(listed()) as upstream:
+        running = start(upstream)
+        assert ask(running.port, "GET", "/v1/models").status == 200
+        upstream.script = cut
+        upstream.hang_up()
+        running.config.write_text(running.config.read_text().replace("smart =", "clever ="))
+        running.process.send_signal(signal.SIGHUP)
+        upstream.wait(lambda: ask(running.port, "GET", "/v1/models/clever").status == 200)
+        names = [entry["id"] for entry in ask(running.port, "GET", "/v1/models").json()["data"]]
+        assert names == ["fast", "clever", "gpt-5"]
+
+
+def test_a_lava_that_does_not_answer_is_not_waited_for_as_a_completion_is(daemon: StartDaemon) -> None:
+    """The limit for a first byte, and never more than a quarter of a minute."""
 
     def script(peer: Any) -> None:
         peer.request()
-        peer.send(raw)
+        peer.gone()
 
     with Upstream(script) as upstream:
+        config = f'[lava]\nbase_url = "{upstream.url}"\n[upstream]\nfirst_byte = 0.3\n'
+        port = daemon(config).port
+        came = ask(port, "GET", "/v1/models")
+        assert (came.status, came.code) == (504, "upstream_timeout")
+        port = daemon(config + '[models]\nfast = "groq/llama"\n').port
+        came = ask(port, "GET", "/v1/models")
+        assert [entry["id"] for entry in came.json()["data"]] == ["fast"]
+        assert came.header("x-lava-proxy-incomplete") == "models"
+
+
+def test_without_list_and_aliases_it_is_an_error(daemon: StartDaemon) -> None:
+    """An empty list would say that there are no models."""
+    with Upstream(cut) as upstream:
+        port = daemon(f'[lava]\nbase_url = "{upstream.url}"\n').port
+        came = ask(port, "GET", "/v1/models")
+        assert (came.status, came.code) == (502, "upstream_closed")
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "code"),
+    [
+        (answer(401, b'{"error":{"message":"bad key","code":"unauthorized","status":401}}'), 401, "lava_unauthorized"),
+        (answer(429, b'{"error":{"message":"slow","code":"rate","status":429}}'), 429, "lava_error"),
+    ],
+)
+def test_a_refusal_is_told(start: Callable[[Upstream], Daemon], raw: bytes, status: int, code: str) -> None:
+    """Lava is there and says no: the aliases alone would hide that the key is wrong."""
+    with Upstream(says(raw)) as upstream:
         came = ask(start(upstream).port, "GET", "/v1/models")
         assert (came.status, came.code) == (status, code)

@@ -73,7 +73,7 @@ def asked(request: str, model: str | None = None, headers: Mapping[bytes, bytes]
     # Latin-1 lets a test write any byte.
     place = locate(method, path.encode("latin-1"), headers or {}, TABLE)
     project = choose_project(None, place.project, (headers or {}).get(b"x-lava-proxy-project"), TABLE)
-    if place.kind in (Kind.CATALOG, Kind.INFO):
+    if place.kind is Kind.INFO or (place.kind is Kind.CATALOG and place.model is None):
         return place
     return route(method, place, query.encode("latin-1"), project, model if place.reads_body else None, TABLE)
 

@@ -235,6 +235,15 @@ class Upstream:
             with self._changed:
                 self._changed.wait(0.02)
 
+    def hang_up(self) -> None:
+        """Close every connection, idle or not; new ones are taken."""
+        with self._changed:
+            live = list(self._live)
+        for sock in live:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self.wait(lambda: self._live.isdisjoint(live))
+
     def note(self, received: Received) -> None:
         with self._changed:
             self.requests.append(received)
