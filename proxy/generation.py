@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from proxy import diagnosis, prefixes, routing, tokens
+from proxy.dialects import Dialect, of_headers
 from proxy.errors import Fault
 from proxy.flights import Flights, Limits
 from proxy.inquiry import Inquiries
@@ -107,7 +108,7 @@ class Generation:
         self.account_key: Secret | None = settings.lava.secret_key
         self.in_flight = 0
         self.retired = False
-        self.places: dict[tuple[str, bytes], Place] = {}
+        self.places: dict[tuple[str, bytes, Dialect], Place] = {}
         self.plans: dict[tuple[object, ...], Plan] = {}
         self.inquiries = Inquiries(engine)
         self._lava: dict[str, Lava] = {}
@@ -201,12 +202,12 @@ class Generation:
         return lambda text: all_.text(own.text(text))
 
     def locate(self, method: str, path: bytes, noted: Mapping[bytes, bytes]) -> Place:
-        """``routing.locate``, remembered for the addresses whose meaning no header decides."""
-        key = (method, path)
+        """``routing.locate``, remembered: of the headers only what they speak decides."""
+        key = (method, path, of_headers(noted))
         place = self.places.get(key)
         if place is None:
             place = routing.locate(method, path, noted, self.table)
-            if b"models" not in path and len(path) <= _LONGEST_ROUTE:
+            if len(path) <= _LONGEST_ROUTE:
                 if len(self.places) >= _MOST_ROUTES:
                     self.places.clear()
                 self.places[key] = place
