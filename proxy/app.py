@@ -93,7 +93,8 @@ class Runtime:
             settings.upstream == old.settings.upstream
             and settings.server.max_concurrent == old.settings.server.max_concurrent
         )
-        self.generation = Generation(settings, old.engine if same else _engine(settings))
+        engine = old.engine if same else _engine(settings)
+        self.generation = Generation(settings, engine, old.inquiries)
         if not same:
             self.retired.append(old)
         self.metrics.config_reload(True)

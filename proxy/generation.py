@@ -78,7 +78,7 @@ class Plan(Unshown):
 class Generation:
     """A configuration in use."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: Settings, engine: Engine, inquiries: Inquiries | None = None) -> None:
         self.settings = settings
         self.engine = engine
         self.table = Table.of(settings)
@@ -110,7 +110,7 @@ class Generation:
         self.retired = False
         self.places: dict[tuple[str, bytes, Dialect], Place] = {}
         self.plans: dict[tuple[object, ...], Plan] = {}
-        self.inquiries = Inquiries(engine)
+        self.inquiries = inquiries or Inquiries()
         self._lava: dict[str, Lava] = {}
         self._credentials: dict[tuple[str, str], Credential] = {}
         self._origins: dict[Origin, Origin] = {}
@@ -192,7 +192,7 @@ class Generation:
             return
         subject = self.subject(project_name)
         if subject.silent is None:
-            found = await self.inquiries.about(subject, self.lava(project_name))
+            found = await self.inquiries.about(subject, self.lava(project_name), self.engine)
             if found is not None:
                 diagnosis.explain(fault, subject, *found, self.mask_of(subject))
 
