@@ -317,6 +317,8 @@ class Payment:
         return {name: value for name, value in known.items() if value is not None}
 
 
+# What of a refusal's headers goes on: they tell an SDK when to come back, and a person what to quote.
+_KEPT = (b"retry-after", b"x-ratelimit-", b"x-lava-request-id")
 UNSUPPORTED = frozenset({"forward_endpoint_not_supported", "forward_model_not_supported", "forward_model_invalid"})
 # Whole words: a «parameter» is no meter.
 _MENTIONS_LAVA = re.compile(
@@ -396,11 +398,8 @@ def from_answer(
         details["upstream_message"] = said.message
     if lava_request_id is not None:
         details["lava_request_id"] = lava_request_id
-    keep = [(name, value) for name, value in headers if name.lower() in (b"retry-after", b"x-lava-request-id")]
+    keep = [(name, value) for name, value in headers if name.lower().startswith(_KEPT)]
     code, message, hint = _explain(status, said, payment, from_lava, owner)
-    if code == "lava_error":
-        # The details of a rate limit tell an SDK when to come back.
-        keep += [(name, value) for name, value in headers if name.lower().startswith(b"x-ratelimit-")]
     # A target that Lava does not serve is always 400; everything else keeps the status it came with.
     fixed = None if code == "lava_unsupported_target" else status
     return Fault(code, message, hint, status=fixed, owner=owner, details=details, headers=keep)

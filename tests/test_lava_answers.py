@@ -227,6 +227,22 @@ def test_a_cursor_that_repeats_ends_in_an_error(turns: list[str]) -> None:
     assert "circle" in str(found)
 
 
+def test_a_circle_back_to_the_callers_own_cursor_ends_at_once() -> None:
+    """The cursor that the list began with is one of the circle: its page is not asked for twice."""
+    seen: list[str] = []
+
+    async def collect(lava: Lava) -> None:
+        async for each in lava.customers.list(cursor="cur_1"):
+            seen.append(each.customer_id or "")
+
+    found, upstream = asked(
+        json_answer({"data": [{"customer_id": "c"}], "has_more": True, "next_cursor": "cur_1"}), collect
+    )
+    assert isinstance(found, UnexpectedAnswer)
+    assert "circle" in str(found)
+    assert (seen, len(upstream.requests)) == (["c"], 1)
+
+
 def test_more_without_a_cursor_is_an_error() -> None:
     """Records would be missing."""
     found, _ = asked(page(["1"], has_more=True, next_cursor=None), collected)

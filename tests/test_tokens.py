@@ -185,6 +185,20 @@ ROWS: list[tuple[dict[str, Any], str, str | None, dict[str, Any], str]] = [
         {"secret_key": LIVE, "connection_id": None, "meter_slug": None, "provider_key": "one-account"},
         "provider_account",
     ),
+    (
+        {"byok": {"googleOpenaiCompatible": "one-account"}},
+        "google",
+        None,
+        {"secret_key": LIVE, "connection_id": None, "meter_slug": None, "provider_key": "one-account"},
+        "provider_account",
+    ),
+    (
+        {"byok": {"google": "this-account", "googleOpenaiCompatible": "other-account"}},
+        "google",
+        None,
+        {"secret_key": LIVE, "connection_id": None, "meter_slug": None, "provider_key": "this-account"},
+        "provider_account",
+    ),
     # nothing; and a key of the project's own
     ({}, "openai", None, {"secret_key": LIVE}, "merchant"),
     ({"secret_key": OWN}, "openai", None, {"secret_key": OWN}, "merchant"),

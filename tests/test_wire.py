@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import json
@@ -708,6 +709,29 @@ def test_an_account_of_the_clients_travels_with_a_key_of_the_clients(
                 assert received.header(name.encode()) == (value.encode() if travel else None)
 
 
+@pytest.mark.parametrize("written", ["google", "google-openai", "googleOpenaiCompatible"])
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1beta/models/gemini-2.5-flash:generateContent", None),
+        ("/google/v1beta/models/gemini-2.5-flash:generateContent", None),
+        ("/google-openai/chat/completions", "gemini-2.5-flash"),
+        ("/v1/chat/completions", "gemini-2.5-flash"),
+    ],
+)
+def test_one_key_of_googles_is_good_for_both_its_addresses(
+    daemon: StartDaemon, written: str, path: str, model: str | None
+) -> None:
+    """However the provider is spelled in ``byok``, and by whichever address it is asked."""
+    own = "AIza-own-" + "g" * 20
+    with Upstream(serve(answer(body=b"{}"))) as upstream:
+        more = f'[projects.lab.byok]\n{written} = "env:OWN"\n'
+        port = daemon(config(upstream, more), env={"KEY": KEY, "OWN": own}, secrets=[KEY, own]).port
+        assert post(port, path, {"model": model} if model else {"contents": []}).status == 200
+        token = (upstream.requests[0].header(b"authorization") or b"").removeprefix(b"Bearer ")
+        assert json.loads(base64.b64decode(token))["provider_key"] == own
+
+
 def test_metadata_in_single_headers_reaches_lava(daemon: StartDaemon) -> None:
     """``x-lava-metadata-<key>`` becomes a pair of ``x-lava-metadata``; a malformed one is refused and nothing is sent."""
     with Upstream(serve(answer(body=b"{}"))) as upstream:
@@ -795,6 +819,23 @@ def test_what_travels_to_the_client(start: Callable[..., Daemon]) -> None:
     assert came.header("x-lava-proxy-provider") == "openai"
     assert (came.header("x-lava-proxy-request-id") or "").startswith("req_")
     assert came.code is None
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 429, 503])
+def test_an_explained_error_keeps_the_figures_of_a_rate_limit(start: Callable[..., Daemon], status: int) -> None:
+    """They and ``Retry-After`` tell an SDK when to come back."""
+    figures = [
+        (b"x-ratelimit-limit-requests", b"60"),
+        (b"X-RateLimit-Reset", b"1790000000"),
+        (b"retry-after", b"7"),
+        (b"retry-after-ms", b"7000"),
+    ]
+    body = b'{"error":{"message":"no","code":"x","status":%d}}' % status
+    with Upstream(serve(answer(status, body, figures))) as upstream:
+        came = post(start(upstream, "diagnose = false\n").port, "/v1/chat/completions", CHAT)
+    assert (came.status, came.code is not None) == (status, True)
+    for name, value in figures:
+        assert came.header(name.decode().lower()) == value.decode()
 
 
 @pytest.mark.parametrize("encoding", [None, "gzip"])
