@@ -100,12 +100,20 @@ _LOOSE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _VERSION_AT_END = re.compile(rb" HTTP/(\d{1,3})\.(\d{1,3})\Z")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})((?:[ \t]*+;[\t\x20-\x7e\x80-\xff]*+)?+)\r\n\Z")
 
+_ASKED_FOR = re.compile(rb"(?:\r\n)?(" + _TOKEN + rb"{1,32} /[^\x00-\x20?#]{0,200})")
+
 _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,6})\r\n")
 
 _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 _FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"))
 _REQUEST_LINE_SLACK = 64  # method, version, spaces: what a request line holds beside its target
 _CONTENT_LENGTH_DIGITS = 15  # just under a petabyte; more digits are an attack on somebody's integers
+
+
+def asked_for(head: bytes) -> str:
+    """Method and path of a refused head, for the log; empty where they cannot be told. No query: it may hold a key."""
+    found = _ASKED_FOR.match(head)
+    return found[1].decode("ascii", "replace") if found is not None else ""
 
 
 def read_head(head: bytes, limits: Limits) -> Head:

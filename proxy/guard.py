@@ -47,7 +47,18 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
 from proxy import errors
-from proxy.framing import ChunkedBody, Head, Heads, LengthBody, Limits, Memory, Refusal, refuse_early, tokens
+from proxy.framing import (
+    ChunkedBody,
+    Head,
+    Heads,
+    LengthBody,
+    Limits,
+    Memory,
+    Refusal,
+    asked_for,
+    refuse_early,
+    tokens,
+)
 
 if TYPE_CHECKING:
     from uvicorn import Config
@@ -534,7 +545,7 @@ class GuardedProtocol(asyncio.Protocol):
                 try:
                     head = self._heads.read(data[position : end + 2])
                 except Refusal as refusal:
-                    self.refuse(refusal)
+                    self.refuse(refusal, data[position:end])
                     return
                 position = end + 4
                 length = head.length
@@ -551,7 +562,7 @@ class GuardedProtocol(asyncio.Protocol):
     def _keep_partial(self, partial: bytes) -> None:
         refusal = refuse_early(partial, self._judged, self.limits)
         if refusal is not None:
-            self.refuse(refusal)
+            self.refuse(refusal, partial)
             return
         if not self._judged:
             self.deadline = self._loop.time() + self.limits.header_seconds
@@ -657,9 +668,9 @@ class GuardedProtocol(asyncio.Protocol):
         """Let ``exchange`` send its head when the loop turns."""
         self._watch.hold(exchange, self._loop)
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Answer bytes that will not become a (whole) request, and close."""
-        self._watch.refused(refusal.code)
+    def refuse(self, refusal: Refusal, head: bytes = b"") -> None:
+        """Answer bytes that will not become a (whole) request, and close. ``head`` is what came of it, for the log."""
+        self._watch.refused(refusal.code, asked_for(head))
         self.answer_and_close(refusal)
 
     def answer_and_close(self, refusal: Refusal) -> None:
@@ -803,7 +814,7 @@ class GuardedProtocol(asyncio.Protocol):
             else:
                 self._fail(Refusal("request_timeout", "The request body came too slowly."))
         elif self._pending:
-            self.refuse(Refusal("request_timeout", "The request head took too long."))
+            self.refuse(Refusal("request_timeout", "The request head took too long."), self._pending)
         else:
             self._close(linger=False)
 
@@ -923,8 +934,8 @@ class Watch:
         """Are there descriptors to spare for an answer to a connection too many?"""
         return len(self.ending) < _MOST_ENDING
 
-    def refused(self, code: str) -> None:
-        _log().info("refused a connection's bytes: %s", code)
+    def refused(self, code: str, request: str) -> None:
+        _log().info("refused before routing: %s", f"{code} ({request})" if request else code)
         if self._on_refusal is not None:
             self._on_refusal(code)
 

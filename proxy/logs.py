@@ -57,6 +57,9 @@ _LONGEST = 8 * 1024
 _MOST_KNOWN = 2048
 _LONGEST_KNOWN = 512
 _LONGEST_TRACE = 64 * 1024
+# The columns of a row for people; where it went is cut to at least _LEAST, and a terminal below _NARROW has no tokens.
+_PROJECT, _WHERE, _TOKENS, _DURATION, _OUTCOME, _LEAST, _NARROW = 8, 34, 12, 7, 14, 8, 72
+_DIM, _RED, _GREEN, _YELLOW, _RESET = "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
 # Libraries that at INFO tell every URL with its query; hpack and h2 tell every header at DEBUG.
 _QUIET = {"httpx2": "warning", "httpcore2": "warning", "uvicorn.access": "critical"}
 _NEVER_DEBUG = ("hpack", "h2")
@@ -358,11 +361,30 @@ class Logs:
                 told: Fields = {"timestamp": self._stamp(when), "level": level, "event": text, "logger": event.name}
                 return self._rendered({**told, "exc_info": event.error})
             told = _of_request(event, self._stamp(when))
-            if self._console:
-                told = {name: value for name, value in told.items() if value is not None}
-            return self._rendered(told)
+            return self._row(told) if self._console else self._rendered(told)
         except Exception as error:  # noqa: BLE001 - fields of any kind come in, and a line must come out
             return json.dumps({"level": "error", "event": "unloggable", "reason": type(error).__name__}) + "\n"
+
+    def _row(self, told: Fields) -> str:
+        """What a person wants to know of a request, in one row of the terminal. Its other fields are in the JSON form."""
+        redactor = self._redactor
+        told = redactor.event(None, "", told)
+        where = f"{told['method']} {told['path']}"
+        if told["provider"] is not None:
+            where = f"{told['provider']}/{told['model']}" if told["model"] else f"{told['provider']} {where}"
+        error = told.get("error") or told.get("upstream_error")
+        cells = _Row(
+            str(told["timestamp"])[:8],
+            "---" if told["status"] is None else str(told["status"]),
+            _ascii(redactor.text(told["project"] or "-")),
+            _ascii(redactor.text(where)),
+            _tokens(told["input_tokens"], told["output_tokens"]),
+            _duration(told["duration_ms"]),
+            _ascii(redactor.text(f"{told['outcome']}: {error}" if error else told["outcome"])),
+        ).fitted(self._sink.width())
+        line = str(cells)
+        masked = redactor.text(line)
+        return (cells.coloured() if self._sink.colours and masked is line else masked) + "\n"
 
     def _rendered(self, event: Fields) -> str:
         """The general way: exception, masked fields, plain values, structlog's renderer, masked line."""
@@ -406,6 +428,50 @@ class Logs:
             self._second = second, text
         fraction = _FRACTIONS[int((when - second) * 1000)]
         return f"{text}.{fraction}" if self._console else f"{text}.{fraction}Z"
+
+
+class _Row(NamedTuple):
+    """The cells of a request's row, in ASCII, so that each letter takes one column."""
+
+    time: str
+    status: str
+    project: str
+    where: str
+    tokens: str
+    duration: str
+    outcome: str
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, self)).rstrip()
+
+    def fitted(self, width: int) -> _Row:
+        """Padded into columns, and no longer than ``width`` where that is known (0: it is not)."""
+        width = width or _LONGEST
+        tokens = self.tokens.rjust(_TOKENS) if self.tokens and width >= _NARROW else ""
+        row = self._replace(
+            project=_shortened(self.project, width // 5).ljust(_PROJECT),
+            tokens=tokens,
+            duration=self.duration.rjust(_DURATION),
+        )
+        # A request without tokens has their room as well.
+        most = _WHERE if tokens or width < _NARROW else _WHERE + _TOKENS + 1
+        beside = len(str(row._replace(where=".", outcome="."))) - 2
+        # An end that takes more than one word to tell needs the room more than the column does.
+        column = max(min(width - beside - _OUTCOME, most), _LEAST)
+        room = max(width - beside - max(len(self.outcome), _OUTCOME), _LEAST)
+        where = _shortened(self.where, room).ljust(min(column, room))
+        return row._replace(where=where, outcome=self.outcome[: max(width - beside - len(where), 0)])
+
+    def coloured(self) -> str:
+        good = self.status[0] == "2"
+        colour = _GREEN if good else _RED if self.status[0] in "5-" else _YELLOW
+        ended = _DIM if self.outcome == "ok" else _YELLOW if good else colour
+        painted = self._replace(
+            time=f"{_DIM}{self.time}{_RESET}",
+            status=f"{colour}{self.status}{_RESET}",
+            outcome=f"{ended}{self.outcome}{_RESET}",
+        )
+        return str(painted)
 
 
 class _Captured(NamedTuple):
@@ -452,6 +518,15 @@ class _Stream:
             self._stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
         self._stream.flush()
 
+    def width(self) -> int:
+        """Columns of the terminal (80 where it does not say); 0 where there is none."""
+        if self._stream is None or not self.terminal:
+            return 0
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
+
     def reopen(self) -> None:
         """A stream has no other file to go to."""
 
@@ -489,6 +564,9 @@ class _File:
         data = memoryview(text.encode("utf-8", "backslashreplace"))
         while data:
             data = data[os.write(self._descriptor, data) :]
+
+    def width(self) -> int:
+        return 0
 
     def reopen(self) -> None:
         """Goes on in a new file of the same name; stays with the old one where that fails (OSError)."""
@@ -552,6 +630,34 @@ def _milliseconds(seconds: float) -> str:
     """In milliseconds, to a tenth. To make text of a number takes a while, and most are small."""
     tenths = int(seconds * 10_000 + 0.5)
     return _TENTHS[tenths] if 0 <= tenths < 200 else f"{tenths / 10:.1f}"
+
+
+def _ascii(text: str) -> str:
+    """`text` in letters that take one column each, anything else as an escape."""
+    return _plain(text).encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _shortened(text: str, room: int) -> str:
+    """`text` without its middle where it is longer than `room`: both ends of a name or a path tell something."""
+    if len(text) <= room:
+        return text
+    if room < 8:
+        return text[:room]
+    left = (room - 2) // 2
+    return f"{text[:left]}..{text[len(text) - (room - 2 - left) :]}"
+
+
+def _tokens(inputs: int | None, outputs: int | None) -> str:
+    if inputs is None and outputs is None:
+        return ""
+    return f"{'?' if inputs is None else inputs}+{'?' if outputs is None else outputs} tok"
+
+
+def _duration(milliseconds: float) -> str:
+    if milliseconds < 999.5:
+        return f"{milliseconds:.0f} ms"
+    seconds = milliseconds / 1000
+    return f"{seconds:.2f} s" if seconds < 99.995 else f"{seconds:.0f} s"
 
 
 def _mask(match: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -18,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from proxy.dialects import Ending
+from proxy.framing import asked_for
 from proxy.logs import Logs, configure
 from proxy.record import Outcome, Record
 from proxy.redaction import Redactor, leaks
 from proxy.settings import Log
 from proxy.usage import Scanner
+from proxy.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -498,19 +501,83 @@ def test_console_lines_are_readable_and_uncoloured_outside_a_terminal() -> None:
     assert not result.stderr.startswith("{")
 
 
+#: Told to a log by a program of its own: requests of many kinds.
+REQUESTS = f"""
+from proxy.record import Outcome, Record
+def told(**more):
+    record = Record("req_" + "0" * 24, "POST", "/v1/chat/completions", 0.0)
+    for name, value in more.items():
+        setattr(record, name, value)
+    logs.request(record)
+told(project="main", provider="openai", model="gpt-4o-mini", status=200, duration_s=1.5)
+told(project="website", provider="anthropic", model="claude-" + "opus-" * 40, status=502, duration_s=0.25,
+     outcome=Outcome.UPSTREAM_ERROR, error_code="upstream_unreachable")
+told(path="/v1/groq/chat/completions", status=404, outcome=Outcome.REFUSED, error_code="path_not_found")
+told(project="main", provider="openai", path="/openai/v1/files", method="GET", status=200)
+told(project="p" * 64, provider="x" * 64, model="m", status=None, outcome=Outcome.CLIENT_GONE, duration_s=123456)
+told(path={NASTY!r} * 9, method={NASTY!r}, status=400, outcome=Outcome.REFUSED, error_code="bad_target")
+told(project="main", provider="openai", model="\u65e5\u672c" * 30, status=200)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize("columns", [40, 80, 120, 0])
+def test_a_request_is_one_row_of_a_terminal(columns: int) -> None:
+    """Time, status, project, provider and model (a refusal has its path), duration, outcome: whatever comes in, one row that
+    is no wider than the terminal, coloured by how it ended."""
+    seen = _at_a_terminal(REQUESTS, columns)
+    rows = [re.sub(r"\x1b\[\d*m", "", row) for row in seen.split("\r\n")[:-1]]
+    assert len(rows) == 7
+    assert max(map(len, rows)) <= (columns or 80)
+    assert all(re.match(r"\d\d:\d\d:\d\d (\d{3}|---) ", row) and row.isascii() and row.isprintable() for row in rows)
+    if columns != 40:
+        assert rows[0].split()[1:] == ["200", "main", "openai/gpt-4o-mini", "1.50", "s", "ok"]
+        assert "POST /v1/" in rows[2]
+        assert "refused: path_not_found" in rows[2]
+        assert "GET /openai/v1/files" in rows[3]
+        assert "client_gone" in rows[4]
+        assert rows[0].rindex("ok") == rows[3].rindex("ok")
+    assert "\x1b[32m200" in seen
+    assert "\x1b[31m502" in seen
+    assert "\x1b[33m404" in seen
+
+
+def test_a_row_has_tokens_and_masks_before_it_cuts(tmp_path: Path) -> None:
+    """What a stream told of its tokens stands there; no part of a secret is left where a long name was cut."""
+    log = Written(tmp_path / "log", form="console")
+    log.logs.request(_record())
+    log.logs.request(_record(model="m" * 20 + CANARY))
+    log.logs.close()
+    first, second = log.text().splitlines()
+    assert re.sub(r" +", " ", first[9:]) == "200 main openai/gpt-answered 11+5 tok 1.50 s ok"
+    assert leaks(second, [CANARY]) == []
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_a_terminal_gets_the_console_format_and_colours_unless_told_not_to(no_color: str) -> None:
     """auto on a terminal is the console; NO_COLOR takes its colours away."""
+    seen = _at_a_terminal("logs.info('hello', port=1)", 80, NO_COLOR=no_color)
+    assert "hello" in seen
+    assert not seen.startswith("{")
+    assert ("\x1b[" in seen) is (no_color == "")
+
+
+def _at_a_terminal(code: str, columns: int, **environment: str) -> str:
+    """What a program writes that tells `code` to a log at a terminal of so many columns (0: it does not say)."""
+    import fcntl
     import pty
+    import struct
+    import termios
 
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     code = (
         "from proxy.logs import configure; from proxy.settings import Log; from proxy.redaction import Redactor\n"
-        "logs = configure(Log(), Redactor())\nlogs.info('hello', port=1)\nlogs.close()"
+        f"logs = configure(Log(), Redactor())\n{code}\nlogs.close()"
     )
-    environment = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm"}
-    with subprocess.Popen([sys.executable, "-c", code], stderr=slave, env=environment) as process:
+    env = {**os.environ, "NO_COLOR": "", "TERM": "xterm", **environment}
+    with subprocess.Popen([sys.executable, "-c", code], stderr=slave, env=env) as process:
         os.close(slave)
         seen = b""
         with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
@@ -518,9 +585,7 @@ def test_a_terminal_gets_the_console_format_and_colours_unless_told_not_to(no_co
                 seen += chunk
         assert process.wait(50) == 0
     os.close(master)
-    assert b"hello" in seen
-    assert not seen.startswith(b"{")
-    assert (b"\x1b[" in seen) is (no_color == "")
+    return seen.decode()
 
 
 def test_the_log_does_not_load_rich() -> None:
@@ -530,3 +595,30 @@ def test_the_log_does_not_load_rich() -> None:
         "assert 'rich' not in sys.modules\nimport rich.console\nassert sys.modules['rich'] is not None"
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("head", "shown"),
+    [
+        (b"GET /v1/realtime?model=gpt-realtime HTTP/1.1\r\nHost: x\r\nUpgrade: websocket", "GET /v1/realtime"),
+        (b"\r\nPOST /v1/files HTTP/1.1\r\n", "POST /v1/files"),
+        (b"GET /" + b"a" * 9000, "GET /" + "a" * 200),
+        (b"GET /v1/x#fragment HTTP/1.1\r\n", "GET /v1/x"),
+        (b"BREW /pot HTTP/1.1\r\n", "BREW /pot"),
+        (b"GET http://user:password@host/x HTTP/1.1\r\n", ""),
+        (b"\x16\x03\x01\x02\x00\x01", ""),
+        (b"", ""),
+    ],
+)
+def test_a_refusal_before_routing_has_its_path(head: bytes, shown: str) -> None:
+    """Bytes that never become a request are told with what they asked for: no query, nothing that a terminal acts on."""
+    assert asked_for(head) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1, "1 request"), (0, "0 requests"), (2, "2 requests"), (1.0, "1 request"), (0.5, "0.5 requests")],
+)
+def test_one_is_no_plural(number: float, text: str) -> None:
+    """Every message that counts things spells them by this."""
+    assert counted(number, "request") == text
