@@ -10,6 +10,7 @@ import re
 import socket
 import stat
 import subprocess
+import sys
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -25,7 +26,7 @@ from test_cli import Ran, command, lava_proxy
 from proxy import credentials
 from proxy.cli import login
 from proxy.cli.browser import opened
-from proxy.cli.callback import Callback, LoginFailed
+from proxy.cli.callback import Callback, LoginFailed, user_of
 from proxy.credentials import Login
 from proxy.emulator import Emulator, World
 from proxy.redaction import Secret, leaks
@@ -223,7 +224,11 @@ def test_a_browser_is_opened_where_there_is_one(tmp_path: Path, app: str) -> Non
     )
     url = running.url()
     assert "A browser opens" in running.seen
-    assert (tmp_path / "opened").read_text() == url
+    start = (tmp_path / "opened").read_text()
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", start)  # all that other users see in the process list
+    status, headers, _ = get(start)
+    assert (status, headers["location"]) == (302, url)
+    assert (headers["cache-control"], headers["referrer-policy"]) == ("no-store", "no-referrer")
     get(allow(url))
     assert running.end().code == 0
 
@@ -462,27 +467,27 @@ def test_nobody_comes_back(
     assert login.LIMIT_S == 120.0
 
 
+def waiting() -> Callback:
+    """A callback that waits for the state ``right``."""
+    return Callback("right", lambda port: f"https://lava.example/auth/connect?state=right&port={port}")
+
+
 # --- the callback ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
-        ("code=abc&state=wrong", "another login"),
-        ("code=abc", "another login"),
-        ("code=abc&state=right&state=right", "another login"),
         ("state=right", "no code"),
         ("code=&state=right", "no code"),
         ("error=access_denied&state=right", "refused in the browser"),
-        ("error=access_denied&state=wrong", "another login"),
         ("error=server_error&state=right", "no code"),
         ("code=a&code=b&state=right", "two codes"),
-        ("state=%C3%A9%FF&code=abc", "another login"),
     ],
 )
 def test_a_wrong_answer_ends_the_login(query: str, reason: str) -> None:
     """400, and the whole login has failed: what comes later, though right, is too late."""
-    with Callback("right") as callback:
+    with waiting() as callback:
         base = f"http://127.0.0.1:{callback.port}/callback"
         assert get(f"{base}?{query}")[0] == 400
         assert get(f"{base}?code=abc&state=right")[0] == 400
@@ -490,15 +495,80 @@ def test_a_wrong_answer_ends_the_login(query: str, reason: str) -> None:
             callback.wait(5)
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "code=abc&state=wrong",
+        "code=abc&state=",
+        "code=abc",
+        "",
+        "code=abc&state=right&state=right",
+        "code=abc&state=right&state=wrong",
+        "error=access_denied&state=wrong",
+        "error=access_denied",
+        "state=%C3%A9%FF&code=abc",
+        "state=RIGHT&code=abc",
+    ],
+)
+def test_a_wrong_state_changes_nothing(query: str) -> None:
+    """Any page can ask for this address: 400, and the login goes on waiting for its own answer."""
+    with waiting() as callback:
+        base = f"http://127.0.0.1:{callback.port}/callback"
+        for _ in range(3):
+            status, _, page = get(f"{base}?{query}")
+            assert (status, "belongs to another login" in page) == (400, True)
+        assert get(f"{base}?code=good&state=right")[0] == 200
+        assert callback.wait(5) == "good"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 302),
+        ({"Sec-Fetch-Site": "none"}, 302),
+        ({"Sec-Fetch-Site": "same-origin"}, 302),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "127.0.0.1"}, 421),
+    ],
+)
+def test_no_page_can_begin_a_login(headers: dict[str, str], status: int) -> None:
+    """The address that the browser is started with leads a person on to Lava, and no web page."""
+    with waiting() as callback:
+        answer = ask(callback.port, "GET", "/", None, headers, host=headers.pop("Host", None))
+        assert answer.status == status
+        assert answer.header("location") == (callback.page if status == 302 else None)
+        assert "state=right" not in answer.body.decode()
+
+
+def test_without_a_browser_nothing_leads_to_lava() -> None:
+    """Where none is started, nobody needs the address that leads on."""
+    with Callback("right", lambda port: f"https://lava.example/?state=right&port={port}", leads=False) as callback:
+        assert get(callback.start)[0] == 404
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says whose a connection is")
+def test_another_user_does_not_learn_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address stands in the process list; whoever asks for it there must be the user who logs in."""
+    with waiting() as callback, socket.create_connection(("127.0.0.1", callback.port)) as mine:
+        assert user_of(mine.getsockname(), mine.getpeername()) == os.geteuid()
+        assert user_of(("127.0.0.1", 1), mine.getpeername()) is None
+        assert get(callback.start)[0] == 302
+        monkeypatch.setattr("proxy.cli.callback._ours", lambda: {os.geteuid() + 1})
+        status, headers, page = get(callback.start)
+        assert (status, "location" in headers, "another user" in page) == (403, False, True)
+
+
 def test_what_is_no_answer_does_not_end_it() -> None:
     """Another method is 405, another path 404; neither counts, nor does a visitor who says nothing or nonsense."""
-    with Callback("right") as callback, socket.create_connection(("127.0.0.1", callback.port)):
+    with waiting() as callback, socket.create_connection(("127.0.0.1", callback.port)):
         base = f"http://127.0.0.1:{callback.port}"
         for method in ("POST", "HEAD", "PUT", "OPTIONS", "DELETE", "NONSENSE"):
             status, headers, _ = get(f"{base}/callback?code=abc&state=right", method)
             assert (status, headers["allow"]) == (405, "GET"), method
         assert get(f"{base}/callback?code=abc&state=right", "POST", "x" * 1000)[0] == 405
-        for path in ("/", "/favicon.ico", "/callback/", "/Callback?code=abc&state=right"):
+        for path in ("/start", "/favicon.ico", "/callback/", "/Callback?code=abc&state=right"):
             assert get(base + path)[0] == 404, path
         with socket.create_connection(("127.0.0.1", callback.port)) as raw:
             raw.sendall(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
@@ -509,7 +579,7 @@ def test_what_is_no_answer_does_not_end_it() -> None:
 
 def test_the_callback_listens_on_loopback_only_and_closes() -> None:
     """127.0.0.1, a port of the system's choice; closed as soon as the login is over."""
-    with Callback("right") as callback:
+    with waiting() as callback:
         assert callback._server.server_address[0] == "127.0.0.1"
         port = callback.port
     with pytest.raises(ConnectionRefusedError):

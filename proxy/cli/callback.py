@@ -1,18 +1,28 @@
-"""Where the browser comes back to at the end of a login: one address on this machine, for one visit.
+"""Where the browser begins a login and comes back to: two addresses on this machine.
 
-As Lava's own SDK has it: ``GET /callback`` alone; another method is 405, another path 404, a wrong state 400 and the end of
-the login, and so is a missing code.
+``GET /`` leads on to Lava's page. The browser is started with this address, because everybody on the machine can read a
+command line, and Lava's address holds the state of the login. ``GET /callback`` takes the code, once: a wrong state is 400 and
+changes nothing, for any page can ask for this address; a missing code is 400 and the end of the login. Another method is
+405, another path 404.
+
+Whoever knows the state could end the login with a code of another account. So the first address is answered for this user's
+own programs alone, as far as the system tells whose a connection is (Linux does), and for no web page.
 """
 
 from __future__ import annotations
 
+import os
 import queue
+import socket
+import sys
 import threading
 from hmac import compare_digest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
+
+from proxy.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,11 +59,17 @@ class LoginFailed(Exception):
 
 
 class Callback:
-    """Listens while it is open (``with``). ``port`` was chosen by the system. Raises ``OSError`` where it cannot."""
+    """Listens while it is open (``with``). ``port`` was chosen by the system. Raises ``OSError`` where it cannot.
 
-    def __init__(self, state: str) -> None:
+    ``page`` makes Lava's address from the port; ``start`` is the address on this machine that leads there, if it ``leads``.
+    """
+
+    def __init__(self, state: str, page: Callable[[int], str], *, leads: bool = True) -> None:
         self._server = _Server(state)
         self.port: int = self._server.server_address[1]
+        self.page = page(self.port)
+        self._server.page = self.page if leads else ""
+        self.start = f"http://127.0.0.1:{self.port}/"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="callback", daemon=True)
 
     def __enter__(self) -> Callback:
@@ -72,7 +88,7 @@ class Callback:
         try:
             outcome = self._server.outcomes.get(timeout=seconds)
         except queue.Empty:
-            raise LoginFailed(f"nobody came back from the browser within {seconds:g} seconds") from None
+            raise LoginFailed(f"nobody came back from the browser within {counted(seconds, 'second')}") from None
         if isinstance(outcome, LoginFailed):
             raise outcome
         return outcome
@@ -88,6 +104,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, state: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.outcomes: queue.SimpleQueue[str | LoginFailed] = queue.SimpleQueue()
+        self.page = ""
         self._state = state
         self._lock = threading.Lock()
         self._over = False
@@ -104,11 +121,15 @@ class _Server(ThreadingHTTPServer):
         with self._lock:
             if self._over:
                 return 400, "This login is over", "Start it again in the terminal if it is still needed.", None
+            if len(states) != 1 or not compare_digest(states[0].encode("utf-8", "replace"), self._state.encode()):
+                return (
+                    400,
+                    "Not this login",
+                    "This answer belongs to another login. The one in the terminal waits on.",
+                    None,
+                )
             self._over = True
         failed = "The login failed"
-        if len(states) != 1 or not compare_digest(states[0].encode("utf-8", "replace"), self._state.encode()):
-            why = LoginFailed("what came back from the browser belongs to another login (its state is wrong)")
-            return 400, failed, "This answer belongs to another login. Go back to the terminal.", why
         if not codes and given.get("error") == ["access_denied"]:  # OAuth's word for it (RFC 6749, 4.1.2.1)
             why = LoginFailed("access was refused in the browser")
             return 400, failed, "Access was refused. Go back to the terminal.", why
@@ -133,6 +154,9 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _PATIENCE_S
 
     def do_GET(self) -> None:
+        if self.path == "/" and self.server.page:
+            self._lead_on()
+            return
         address = urlsplit(self.path)
         if address.path != "/callback":
             self._answer(404, "Not found", "There is nothing here.")
@@ -144,6 +168,17 @@ class _Handler(BaseHTTPRequestHandler):
             # Afterwards: the command may end as soon as it knows.
             if outcome is not None:
                 self.server.outcomes.put(outcome)
+
+    def _lead_on(self) -> None:
+        port = self.server.server_port
+        if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):
+            self._answer(421, "Not here", "This address is not called by that name.")
+        elif self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            self._answer(403, "Not allowed", "A web page may not begin a login.")
+        elif (user := user_of(self.client_address, self.connection.getsockname())) is not None and user not in _ours():
+            self._answer(403, "Not allowed", "This login is another user's.")
+        else:
+            self._answer(302, "Log in at Lava", "The browser is led on.", {"Location": self.server.page})
 
     def __getattr__(self, name: str) -> Callable[[], None]:
         # The library looks up a method for each word of HTTP; all but GET are the same to us.
@@ -169,3 +204,30 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the address holds the code."""
+
+
+def user_of(client: tuple[str, int], server: tuple[str, int]) -> int | None:
+    """Whose program has the other end of a connection of this machine; ``None`` where the system does not tell."""
+    local, remote = (f"{_as_listed(host)}:{port:04X}" for host, port in (client, server))
+    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+        try:
+            with open(table, encoding="ascii") as lines:
+                for line in lines:
+                    fields = line.split()
+                    if fields[1].endswith(local) and fields[2].endswith(remote):
+                        return int(fields[7])
+        except (OSError, ValueError, IndexError):
+            continue
+    return None
+
+
+def _as_listed(host: str) -> str:
+    """An IPv4 address as Linux lists it: the number that its bytes are in memory. An IPv6 socket's ends alike."""
+    return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}"
+
+
+def _ours() -> set[int]:
+    """Ourselves, root, and whoever became root to start this."""
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
+    sudo = os.environ.get("SUDO_UID", "")
+    return {0, user, *([int(sudo)] if user == 0 and sudo.isdecimal() else [])}

@@ -85,13 +85,15 @@ def _by_browser(base: str, page: str, browser: bool, limit: float, as_json: bool
 
     state = secrets.token_hex(16)
     try:
-        callback = Callback(state)
+        callback = Callback(
+            state, lambda port: f"{base}/auth/{page}?{urlencode({'state': state, 'port': port})}", leads=browser
+        )
     except OSError as error:
         why = os.strerror(error.errno or 0)
         raise LoginFailed(f"no port of 127.0.0.1 can be listened on for the browser ({why}); use --code") from None
     with callback:
-        url = f"{base}/auth/{page}?{urlencode({'state': state, 'port': callback.port})}"
-        found = browser and opened(url)
+        url = callback.page
+        found = browser and opened(callback.start)
         lead = "A browser opens. If it does not, open this address:" if found else "Open this address in a browser:"
         if as_json:
             say(f"{lead} {url}")
