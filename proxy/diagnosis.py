@@ -16,6 +16,7 @@ from proxy.errors import shorten
 from proxy.lava.money import dollars
 from proxy.redaction import Secret
 from proxy.tokens import PRODUCTION, SANDBOX, read_token
+from proxy.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -336,7 +337,7 @@ def good(subject: Subject, account: Account) -> list[str]:
     if account.meter:
         found.append(f'meter "{subject.meter}" exists')
     if account.models is not None:
-        found.append(f"Lava lists {account.models} models for this spend key, and tells no more of it")
+        found.append(f"Lava lists {counted(account.models, 'model')} for this spend key, and tells no more of it")
     return found
 
 

@@ -24,6 +24,7 @@ from proxy.redaction import Unshown
 from proxy.routing import Kind, Place, Route
 from proxy.upstream import Answer, Outgoing, UpstreamError, Wire
 from proxy.usage import Scanner
+from proxy.wording import counted
 
 if TYPE_CHECKING:
     from proxy.generation import Generation, Plan
@@ -772,7 +773,7 @@ def _declared_length(call: Call) -> int | None:
 def _too_large(limit: int) -> Fault:
     return Fault(
         "body_too_large",
-        f"The request body is larger than {limit} bytes.",
+        f"The request body is larger than {counted(limit, 'byte')}.",
         "Send less, or raise max_body_bytes under [server].",
         # What is still coming of the body must not be read as the next request.
         headers=[(b"connection", b"close")],

@@ -21,6 +21,7 @@ from proxy import body as bodies
 from proxy.diagnosis import Account, nearest, showable
 from proxy.lava.money import balance_of
 from proxy.upstream import Origin, Outgoing, UpstreamError
+from proxy.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -327,7 +328,7 @@ def _in_words(error: LavaError) -> str:
     from proxy.lava.errors import RateLimited, UnexpectedAnswer, Unreachable
 
     if isinstance(error, RateLimited):
-        when = f"in {error.retry_after:.0f} seconds" if error.retry_after else "in a minute"
+        when = f"in {counted(round(error.retry_after), 'second')}" if error.retry_after else "in a minute"
         return f"Lava allows 1000 requests a minute for a key, and this one has had them: try again {when}"
     if isinstance(error, Unreachable):
         return f"Lava's account API cannot be reached: {error.message}"

@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from proxy.framing import Limits
 from proxy.guard import GuardedProtocol, Watch
 from proxy.watching import Reloader
+from proxy.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, MutableMapping, Sequence
@@ -373,14 +374,16 @@ class Daemon:
         self._close_listeners()
         app.runtime.begin_drain()
         watch.begin_drain()
-        _log().info("stopping: %d requests are finishing", watch.requests)
+        _log().info("stopping: finishing %s", counted(watch.requests, "request"))
         seconds = self.settings.server.drain_seconds
         if await self._until(lambda: not tasks and not watch.busy(), seconds):
             # What is left has its whole answer, and only waits for the client to close.
             await self._until(lambda: not watch.connections, 0.2)
             return True
         if not self._forced:
-            _log().warning("%g seconds are over: cutting %d requests", seconds, watch.requests)
+            _log().warning(
+                "not finished within %s: cutting %s", counted(seconds, "second"), counted(watch.requests, "request")
+            )
             self._end_process_after(CUT_SECONDS + 0.9, EXIT_OK)
             app.runtime.cut()
             await self._until(lambda: not tasks and not watch.busy(), CUT_SECONDS)

@@ -486,7 +486,7 @@ def test_a_daemon_waits_for_what_took_the_short_way(daemon: StartDaemon) -> None
             client.prime().ask("case")
             upstream.wait(came(upstream))
             running.process.send_signal(signal.SIGTERM)
-            upstream.wait(lambda: "1 requests are finishing" in running.output())
+            upstream.wait(lambda: "finishing 1 request" in running.output())
             go.set()
             assert client.response().status == 200
             assert client.closed()
@@ -506,7 +506,7 @@ def test_a_daemon_that_waits_no_longer_tells_what_took_the_short_way(daemon: Sta
             client.prime().ask("case")
             upstream.wait(came(upstream))
             running.process.send_signal(signal.SIGTERM)
-            upstream.wait(lambda: "requests are finishing" in running.output())
+            upstream.wait(lambda: "stopping: finishing" in running.output())
             if signals == 1:
                 assert client.response().code == "shutting_down"
             else:

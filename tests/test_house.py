@@ -24,6 +24,7 @@ ORDER = (
     # Facts and plain tools.
     "dialects",
     "documents",
+    "wording",
     "redaction",
     "errors",
     "headers",

@@ -8,6 +8,7 @@ from proxy.cli import loading
 from proxy.cli.terminal import Exit, put_json, say
 from proxy.lava.errors import LavaError, RateLimited, Unauthorized, UnexpectedAnswer, Unreachable, UnusableKey
 from proxy.urls import is_loopback, parse_address
+from proxy.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +54,7 @@ def sentence(error: LavaError, base_url: str) -> str:
     if isinstance(error, (Unauthorized, UnusableKey)):
         return f"{error}. Run `lava-proxy login`, or check LAVA_SECRET_KEY and [lava]"
     if isinstance(error, RateLimited):
-        when = f"in {error.retry_after:.0f} seconds" if error.retry_after else "in a minute"
+        when = f"in {counted(round(error.retry_after), 'second')}" if error.retry_after else "in a minute"
         return f"{error}. Lava allows 1000 requests a minute for a key: try again {when}"
     if isinstance(error, Unreachable):
         doubt = "; it is not known whether Lava has done what was asked" if error.sent else ""

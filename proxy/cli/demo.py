@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.cli import addresses, payers
 from proxy.cli.calls import Answer, Call
 from proxy.cli.terminal import Exit, Screen, put_json, say
+from proxy.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -322,7 +323,7 @@ def _perform(step: Step, number: int, screen: Screen | None, world: World, inter
     # Beside the request itself, the daemon asks Lava's account (GET) why a request was refused.
     arrived = [each for each in world.received[before:] if each.method == "POST"]
     if not fault and len(arrived) != 1:
-        fault = f"Lava received {len(arrived)} requests instead of 1"
+        fault = f"Lava received {counted(len(arrived), 'request')} instead of 1"
     last = arrived[-1] if arrived else None
     if not fault and step.status == 200 and last is not None and last.charged <= 0:
         fault = "nobody was charged"

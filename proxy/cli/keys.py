@@ -129,7 +129,9 @@ def _row(key: SpendKey) -> dict[str, str]:
     spend, requests, rate = key.spend_limit, key.request_limit, key.rate_limit
     limits = (
         f"{dollars(spend.amount)} {spend.cycle or ''}" if spend is not None else "",
-        f"{text(requests.count)} requests {requests.cycle or ''}" if requests is not None else "",
+        f"{text(requests.count)} {'request' if requests.count == 1 else 'requests'} {requests.cycle or ''}"
+        if requests is not None
+        else "",
         f"{text(rate.rpm)} a minute" if rate is not None else "",
     )
     return {

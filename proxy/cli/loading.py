@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.cli.terminal import Exit, put_json, say
+from proxy.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +29,7 @@ def settings(config: Path | None, flags: Mapping[str, object] | None = None, *, 
 
 def report(faults: ConfigError, *, as_json: bool = False) -> None:
     """Tell what is wrong; for scripts on standard output as well."""
-    count = len(faults.faults)
-    say(f"lava-proxy: the configuration cannot be used ({count} {'fault' if count == 1 else 'faults'}):")
+    say(f"lava-proxy: the configuration cannot be used ({counted(len(faults.faults), 'fault')}):")
     for fault in faults.faults:
         say(f"  {fault}")
     if as_json:

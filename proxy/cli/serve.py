@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from proxy.cli import loading, payers
 from proxy.cli.terminal import Exit, say
 from proxy.prefixes import of_settings
+from proxy.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +71,8 @@ def _introduce(log: Logs, settings: Settings) -> None:
             f'project "{account.name}"{" (default)" if account.is_default else ""}, paid by {"; ".join(account.sentences())}'
         )
     if len(accounts) > _MOST_PROJECTS_TOLD:
-        log.info(f"and {len(accounts) - _MOST_PROJECTS_TOLD} more projects: `lava-proxy check` shows them all")
+        more = counted(len(accounts) - _MOST_PROJECTS_TOLD, "more project")
+        log.info(f"and {more}: `lava-proxy check` shows them all")
     for warning in (*settings.warnings, *of_settings(settings)):
         log.warning(warning)
     reason = payers.prepared(settings).usable()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from proxy.cli import account, words
 from proxy.cli.terminal import Exit, Screen, put_json, table_width
+from proxy.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +97,9 @@ def _draw(screen: Screen, days: Sequence[UsageDay], totals: UsageTotals | None) 
     spent = cost(totals) if totals is not None else None
     if spent is not None and len(days) > 1:
         screen.line()
-        screen.line(f"{dollars(spent)} in {len(days)} days with usage, {dollars(spent / len(days))} a day.", "note")
+        screen.line(
+            f"{dollars(spent)} in {counted(len(days), 'day')} with usage, {dollars(spent / len(days))} a day.", "note"
+        )
 
 
 def _name(day: UsageDay) -> str:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from proxy.lava.errors import Interrupted, TimedOut, UnexpectedAnswer, Unreachable
 from proxy.lava.replies import Reply
+from proxy.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -56,7 +57,7 @@ class Transport:
             ):
                 return Reply(answer.status, answer.headers, await answer.read())
         except TimeoutError:
-            raise TimedOut(f"no whole answer within {limit:g} seconds", sent=bool(sent)) from None
+            raise TimedOut(f"no whole answer within {counted(limit, 'second')}", sent=bool(sent)) from None
 
     @asynccontextmanager
     async def open(
