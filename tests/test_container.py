@@ -23,12 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-import yaml
 from daemons import SIGNS_OF_TROUBLE, free_port
 
 from proxy import __version__
 from proxy.redaction import leaks
-from proxy.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,36 +64,6 @@ def test_the_build_context_is_an_allow_list() -> None:
         if line.startswith("COPY ") and "--from" not in line:
             copied |= {word.removeprefix("./") for word in line.split()[1:-1]}
     assert copied == allowed
-
-
-def test_the_compose_example_is_true(tmp_path: Path) -> None:
-    """compose.example.yaml: its configuration loads, its secrets exist, the sidecar is locked down."""
-    compose = yaml.safe_load((ROOT / "compose.example.yaml").read_text())
-    sidecar, tool = compose["services"]["lava-proxy"], compose["services"]["tool"]
-    assert sidecar["read_only"] is True
-    assert sidecar["cap_drop"] == ["ALL"]
-    assert "no-new-privileges:true" in sidecar["security_opt"]
-    assert sidecar["healthcheck"]["test"] == ["CMD", "lava-proxy", "health"]
-    assert "ports" not in sidecar
-    assert set(sidecar["secrets"]) == set(compose["secrets"])
-
-    for name in compose["secrets"]:
-        (tmp_path / name).write_text("not-a-real-secret-" + name)
-        (tmp_path / name).chmod(0o600)
-    text = compose["configs"]["lava-proxy"]["content"]
-    assert sidecar["configs"] == [{"source": "lava-proxy", "target": "/etc/lava-proxy/config.toml"}]
-    assert "$" not in text, "compose would expand it"
-    config = tmp_path / "config.toml"
-    config.write_text(text.replace("file:/run/secrets/", f"file:{tmp_path}/"))
-    settings = load(config, environ={}, flags={"server.host": ("0.0.0.0",)})
-    assert "lava-proxy:5282" in settings.server.allowed_hosts
-    assert not settings.warnings
-    # Compose's own limit must be the longer one, else it kills what still drains.
-    assert int(sidecar["stop_grace_period"].removesuffix("s")) >= settings.server.drain_seconds + 10
-
-    hosts = {url.split("/")[2] for url in tool["environment"].values() if url.startswith("http")}
-    assert hosts == {"lava-proxy:5282"}
-    assert tool["depends_on"] == {"lava-proxy": {"condition": "service_healthy"}}
 
 
 # --- the image ---
