@@ -1,4 +1,7 @@
 # Any image with Python 3.11 or later and its venv module will do as the base: python:*-slim, or a Debian with python3-venv.
+# A tag moves. For a build that can be repeated give the digest that it has today, too, and note it:
+#   docker buildx imagetools inspect python:3.13-slim-bookworm --format '{{.Manifest.Digest}}'
+#   docker build --build-arg BASE=python:3.13-slim-bookworm@sha256:… -t lava-proxy .
 ARG BASE=python:3.13-slim-bookworm
 
 # --- build: has pip, the build backend and the sources; nothing of it but /opt/lava-proxy goes on ---
@@ -16,7 +19,7 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     && /opt/build/bin/pip install --require-hashes --only-binary=:all: -r requirements-build.lock \
     && /opt/build/bin/pip --python /opt/lava-proxy/bin/python install \
         --require-hashes --only-binary=:all: -r requirements.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE config.example.toml ./
 COPY proxy ./proxy
 RUN /opt/build/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels . \
     && /opt/build/bin/pip --python /opt/lava-proxy/bin/python install --no-deps --no-index /wheels/*.whl

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from daemons import clean_environment
 
 import proxy
 
@@ -49,7 +50,7 @@ def pinned(lock: str) -> dict[str, str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel, built by the project's own backend from a copy of its sources."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "config.example.toml"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "proxy", folder / "proxy", ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "dist")]
@@ -75,7 +76,89 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) ->
     }
     assert "proxy/py.typed" in names
     assert info + "licenses/LICENSE" in names
-    assert {name for name in names if not name.startswith(info)} == sources
+    assert {name for name in names if not name.startswith(info)} == sources | {"proxy/config.example.toml"}
+
+
+def test_the_wheel_has_the_reference_of_the_settings(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """``init --reference`` of what is installed from it prints the very file that is held against the settings' model."""
+    wheel.extractall(tmp_path / "installed")
+    command = [sys.executable, "-m", "proxy", "init", "--reference"]
+    for place in (tmp_path / "installed", ROOT):
+        env = clean_environment(tmp_path, {"PYTHONPATH": str(place)})
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == (ROOT / "config.example.toml").read_text(encoding="utf-8")
+    assert not (tmp_path / ".config").exists()
+
+
+def test_links_of_the_readme_work_where_it_is_shown(wheel: zipfile.ZipFile) -> None:
+    """An index shows the README without the files beside it: every link in it is a whole address, or one of its headings."""
+    said = str(metadata(wheel).get_payload())
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-")
+        for line in re.findall(r"^#+ (.*)$", said, re.MULTILINE)
+    }
+    links = re.findall(
+        r"\]\(([^)]+)\)|<(?:a|img) [^>]*(?:href|src)=\"([^\"]+)\"|^\[[^]]+\]: *(\S+)", said, re.MULTILINE
+    )
+    for link in ("".join(groups) for groups in links):
+        assert link.startswith("https://") or link.removeprefix("#") in headings, link
+
+
+def test_the_metadata_links_to_what_there_is(wheel: zipfile.ZipFile) -> None:
+    """An index shows these beside the description; each is an https address."""
+    links = dict(link.split(", ", 1) for link in metadata(wheel).get_all("Project-URL", []))
+    assert {"Homepage", "Changelog format", "Lava API"} >= set(links)
+    assert links
+    assert all(re.fullmatch(r"https://[a-z0-9.-]+/\S*", address) for address in links.values())
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_can_be_made_anew(lock: str) -> None:
+    """Its head has the command; the README has the same one."""
+    (command,) = re.findall(r"^#    (uv pip compile .*)$", (ROOT / lock).read_text(), re.MULTILINE)
+    assert command.endswith(f"-o {lock}")
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", "").replace("  ", " ")
+
+
+def test_the_locks_have_what_is_declared_and_what_that_needs() -> None:
+    """Each name of pyproject.toml, each name that follows from it, and no other: a lock made for another list shows here."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    def closure(texts: list[str], lock: dict[str, str]) -> set[str]:
+        found: set[str] = set()
+        waiting = [Requirement(text) for text in texts]
+        while waiting:
+            one = waiting.pop()
+            name = canonicalize_name(one.name)
+            for extra in ("", *one.extras):
+                if (key := f"{name}[{extra}]") in found:
+                    continue
+                found.add(key)
+                try:
+                    needed = [Requirement(text) for text in requires(name) or []]
+                except PackageNotFoundError:  # of another system: what it needs is not known here
+                    continue
+                for each in needed:
+                    ours = (
+                        f'extra == "{extra}"' in str(each.marker).replace("'", '"')
+                        if extra
+                        else "extra ==" not in str(each.marker)
+                    )
+                    if ours and canonicalize_name(each.name) in lock:
+                        waiting.append(each)
+        return {key.partition("[")[0] for key in found}
+
+    runtime = PROJECT["dependencies"]
+    everything = [*runtime, *PROJECT["optional-dependencies"]["dev"]]
+    for texts, name in ((runtime, "requirements.lock"), (everything, "requirements-dev.lock")):
+        lock = pinned(name)
+        declared = {canonicalize_name(Requirement(text).name) for text in texts}
+        assert declared <= set(lock), name
+        assert set(lock) <= closure(texts, lock), name
 
 
 def test_the_metadata_says_what_a_user_must_know(wheel: zipfile.ZipFile) -> None:

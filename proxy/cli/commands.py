@@ -116,6 +116,9 @@ def init(
     path: Annotated[
         Path | None, typer.Option("--path", metavar="FILE", help="Where to; default: your configuration directory.")
     ] = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Print every setting with its default instead, and write nothing.")
+    ] = False,
     as_json: AsJson = False,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="The same as --path.")] = None,
 ) -> None:
@@ -123,8 +126,10 @@ def init(
 
     It has a comment at each setting, a fresh local key, and mode 0600.
     """
-    from proxy.cli.init import run
+    from proxy.cli.init import run, show_reference
 
+    if reference:
+        raise typer.Exit(show_reference(as_json=as_json))
     raise typer.Exit(run(path, _config(context, config), as_json=as_json))
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from proxy.cli import addresses
 from proxy.cli.terminal import Exit, Screen, put_json, say
 
+REFERENCE = "config.example.toml"
+
 TEMPLATE = """\
-# lava-proxy: your configuration. `lava-proxy check` says whether it holds together, and who pays for what.
+# lava-proxy: your configuration. `lava-proxy check` says whether it holds together, and who pays for what;
+# `lava-proxy init --reference` shows every setting there is.
 #
 # A line that begins with "#" and no space is a setting that is not used yet: take the "#" away.
 # A secret is written as env:NAME, file:PATH, keyring:SERVICE/USER, or as it is. This file holds a key: it is
@@ -94,6 +97,23 @@ def run(path: Path | None, config: Path | None, *, as_json: bool) -> int:
     screen.line(f"export OPENAI_BASE_URL={base}/v1", "code", indent=5)
     screen.line(f"export OPENAI_API_KEY={key}", "code", indent=5)
     return Exit.OK
+
+
+def show_reference(*, as_json: bool) -> int:
+    """Print config.example.toml, which has every setting; returns the exit code."""
+    text = reference().read_text(encoding="utf-8")
+    if as_json:
+        put_json({"reference": text})
+    else:
+        Screen().line(text.rstrip("\n"))
+    return Exit.OK
+
+
+def reference() -> Path:
+    """The file: in the package where it was installed from a wheel, else beside the package in a checkout."""
+    package = Path(__file__).parent.parent
+    installed = package / REFERENCE
+    return installed if installed.exists() else package.parent / REFERENCE
 
 
 def _known_key() -> str:
