@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.parser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -108,17 +109,21 @@ def test_links_of_the_readme_work_where_it_is_shown(wheel: zipfile.ZipFile) -> N
 def test_the_metadata_links_to_what_there_is(wheel: zipfile.ZipFile) -> None:
     """An index shows these beside the description; each is an https address."""
     links = dict(link.split(", ", 1) for link in metadata(wheel).get_all("Project-URL", []))
-    assert {"Homepage", "Changelog format", "Lava API"} >= set(links)
-    assert links
-    assert all(re.fullmatch(r"https://[a-z0-9.-]+/\S*", address) for address in links.values())
+    assert "Homepage" in links
+    assert all(re.fullmatch(r"https://[a-z0-9.-]+(/\S*)?", address) for address in links.values())
 
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_can_be_made_anew(lock: str) -> None:
-    """Its head has the command; the README has the same one."""
-    (command,) = re.findall(r"^#    (uv pip compile .*)$", (ROOT / lock).read_text(), re.MULTILINE)
-    assert command.endswith(f"-o {lock}")
-    assert command in (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", "").replace("  ", " ")
+    """By the command in its head, which is that of the script, which the README names."""
+    (made_by,) = re.findall(r"^#    (uv pip compile .*)$", (ROOT / lock).read_text(), re.MULTILINE)
+    script = (ROOT / ".ci/lock").read_text(encoding="utf-8")
+    (common,) = re.findall(r'^common=\(--quiet (.*) "\$@"\)$', script, re.MULTILINE)
+    commands = re.findall(r"uv pip compile .*", script.replace('"${common[@]}"', common))
+    assert made_by in commands
+    assert made_by.endswith(f"-o {lock}")
+    assert os.access(ROOT / ".ci/lock", os.X_OK)
+    assert "`.ci/lock`" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_locks_have_what_is_declared_and_what_that_needs() -> None:

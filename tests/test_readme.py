@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -15,7 +17,7 @@ from daemons import clean_environment
 from rawclient import ask
 
 from proxy.errors import TABLE
-from proxy.settings import load
+from proxy.settings import Settings, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,6 +172,35 @@ def test_the_curl_example_runs(emulator: Emulator, daemon: StartDaemon) -> None:
         ["sh", "-c", block.replace(BASE, running.url)], capture_output=True, text=True, timeout=30, check=False
     )
     assert "You said: Hello" in done.stdout, done.stderr
+
+
+def test_the_docker_command_starts_a_daemon_that_answers(emulator: Emulator, daemon: StartDaemon) -> None:
+    """What it gives to the container makes a daemon that listens everywhere and answers under the published address."""
+    line = README.split("<!-- docker-command -->\n```sh\n", 1)[1].split("```", 1)[0].replace("\\\n", "")
+    build, run = (shlex.split(each) for each in line.strip().splitlines())
+    assert build == ["docker", "build", "-t", "lava-proxy", "."]
+    assert run[:2] == ["docker", "run"]
+    assert run[-1] == "lava-proxy"
+    options = argparse.ArgumentParser()
+    options.add_argument("-e", action="append")
+    options.add_argument("-p")
+    options.add_argument("--rm", action="store_true")
+    options.add_argument("--read-only", action="store_true")
+    options.add_argument("--stop-timeout", type=int)
+    given = options.parse_args(run[2:-1])
+    assert given.p == "127.0.0.1:5282:5282"
+    assert given.stop_timeout >= Settings().server.drain_seconds + 10
+    mine = {"LAVA_SECRET_KEY": emulator.world.secret_key, "LOCAL_KEY": "local-" + "k" * 20}
+    env = {name: value if equals else mine[name] for name, equals, value in (each.partition("=") for each in given.e)}
+    image = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^CMD (.*)$", image, re.MULTILINE)
+    running = daemon(
+        env=env | {"LAVA_PROXY_LAVA__BASE_URL": emulator.base_url}, args=json.loads(command)[1:], secrets=mine.values()
+    )
+    body = b'{"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}]}'
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {mine['LOCAL_KEY']}"}
+    assert ask(running.port, "POST", "/v1/chat/completions", body, headers).status == 200
+    assert ask(running.port, "POST", "/v1/chat/completions", body, {"Content-Type": "application/json"}).status == 401
 
 
 def test_the_two_commands_stand_where_the_gate_looks_for_them() -> None:
