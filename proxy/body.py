@@ -1,10 +1,11 @@
 """Where ``model`` stands in a request body, and how to put another name there without touching any other byte.
 
-Theory. On an address that does not name its provider, ``model`` in the body does. The document is not built for that:
-msgspec decodes one member and skips the rest, as raw bytes, the last one where it stands twice. What cannot be read
-(broken JSON, another encoding, absurd nesting) has no model: it travels as it came, and the provider judges it. A
-compressed body is decoded into a copy with a bound, only to be read; it is sent as it came unless the name must be
-replaced, and then decoded.
+Theory. On an address that does not name its provider, ``model`` in the body does. The document is not built for that. Of a
+small one msgspec decodes one member and skips the rest. Whatever else there is, a large document, a form, a compressed body,
+is read in pieces and in one pass by a ``search``, which gives the loop back between any two of them, and keeps nothing of
+what it has read but the place of the name. What cannot be read (broken JSON, another encoding, absurd nesting) has no model:
+it travels as it came, and the provider judges it. A compressed body is decoded to be read, within a limit, and sent as it
+came unless the name must be replaced: then it is decoded once more, as it is sent.
 """
 
 from __future__ import annotations
@@ -12,29 +13,28 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from typing import Protocol
 
 from proxy import documents
 from proxy.errors import Fault
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Model:
     """What was found: ``name`` (``None``: unknown), and where to replace it.
 
-    ``body`` is the readable body (decoded where it was compressed: ``decoded``); ``raw`` is the JSON string as it stands
-    there, and ``span`` its place in a multipart body.
+    ``raw`` is the name as it stands there, and ``span`` its place in the readable body, which is ``size`` bytes long
+    (decoded where it was compressed: ``decoded``). ``form`` says that it is a form's field, not a JSON string.
     """
 
     name: str | None
-    body: bytes
-    decoded: bool = False
     raw: bytes = b""
     span: tuple[int, int] | None = None
-    boundary: bytes | None = None
+    size: int = 0
+    decoded: bool = False
+    form: bool = False
 
 
 _BINARY = (
@@ -45,39 +45,44 @@ _BINARY = (
     b"application/zip",
     b"application/pdf",
 )
+_FORM = b"multipart/form-data"
+WINDOW = 64 * 1024  # bytes that are looked at in one go: some milliseconds at worst, in which nobody else is served
 
 
-def find_model(body: bytes, content_type: bytes | None, content_encoding: bytes | None, limit: int) -> Model:
-    """The ``model`` of a whole request body; never raises.
+def search(
+    pieces: Iterable[bytes], content_type: bytes | None, content_encoding: bytes | None, limit: int
+) -> Generator[None, None, Model]:
+    """Look for the ``model`` of a request body, step by step; the last one returns it. Never raises.
 
-    ``limit`` (bytes) bounds the decoded copy of a compressed body; beyond it the model is unknown.
+    ``limit`` (bytes) bounds what a compressed body may become; beyond it the model is unknown.
     """
-    decoded = False
-    if content_encoding is not None and content_encoding.strip().lower() not in (b"", b"identity"):
-        plain = decode(body, content_encoding, limit)
-        if plain is None:
-            return Model(None, body)
-        body, decoded = plain, True
-    kind = (content_type or b"").lower()
-    if kind.startswith(b"multipart/form-data"):
-        return _in_multipart(body, content_type or b"", decoded)
-    if kind.startswith(_BINARY):
-        return Model(None, body, decoded)
-    # Some tools send JSON as text/plain or with no type at all; the body says best what it is.
-    return _in_json(body, decoded)
+    finder = _finder(content_type or b"")
+    if finder is None:
+        return Model(None)
+    names = _names(content_encoding or b"")
+    size = 0
+    try:
+        for piece in _decoded(pieces, names, limit) if names else pieces:
+            size += len(piece)
+            yield
+            for at in range(0, len(piece), WINDOW):
+                if not finder.feed(piece[at : at + WINDOW]):
+                    return Model(None)
+                yield
+    except _Unreadable:
+        return Model(None)
+    raw, span = finder.found()
+    form = isinstance(finder, _Form)
+    return Model(_name_in(raw) if form else _text(raw), raw, span, size, bool(names), form)
 
 
 def is_plain_json(content_type: bytes | None, content_encoding: bytes | None) -> bool:
-    """Whether ``find_model`` takes a body with these headers for JSON as it stands: ``raw_model`` is its model then."""
-    if content_encoding is not None and content_encoding.strip().lower() not in (b"", b"identity"):
-        return False
-    return not (content_type or b"").lower().startswith((b"multipart/form-data", *_BINARY))
+    """Whether ``search`` takes a body with these headers for JSON as it stands: ``raw_model`` is its model then."""
+    return not _names(content_encoding or b"") and not (content_type or b"").lower().startswith((_FORM, *_BINARY))
 
 
 def raw_model(body: bytes) -> bytes:
-    """The JSON value of ``model`` as it stands in a JSON body, ``b""`` where there is none. Never raises."""
-    if len(body) > _LARGE:
-        body = _without_long_strings(body)
+    """The JSON value of ``model`` as it stands in a small JSON body, ``b""`` where there is none. Never raises."""
     found = documents.raw_model(body)
     if found or _SURROGATE.search(body) is None:
         return found
@@ -85,48 +90,52 @@ def raw_model(body: bytes) -> bytes:
     return documents.raw_model(_SURROGATE.sub(rb"\\u0000", body, _MOST_SURROGATES))
 
 
-_LARGE = 256 * 1024
-_LONG = 8 * 1024  # longer than any name, however it is escaped
-_MOST_QUOTES = 128
-_MOST_SLASHES = 64  # in a row before a quote
+def model_of(body: bytes, raw: bytes) -> Model:
+    """The model of a small JSON body where ``raw_model`` has found it; ``located`` tells its place."""
+    return Model(_text(raw), raw, None, len(body))
 
 
-def _without_long_strings(body: bytes) -> bytes:
-    """A JSON document with its first long strings emptied: pictures and files, of which a large body mostly consists.
-
-    msgspec goes through them byte by byte, a search for the quote behind them is twenty times as fast. Gives up after as
-    many quotes as say that the body is short strings.
-    """
-    pieces: list[bytes] = []
-    kept = at = 0
-    start = -1  # of the string that is open
-    for _ in range(_MOST_QUOTES):
-        quote = body.find(b'"', at)
-        if quote < 0:
-            break
-        at = quote + 1
-        if start < 0:
-            start = quote
-            continue
-        before = body[max(start + 1, quote - _MOST_SLASHES) : quote]
-        slashes = len(before) - len(before.rstrip(b"\\"))
-        if slashes == _MOST_SLASHES:
-            break
-        if slashes % 2:
-            continue  # the quote is escaped
-        if quote - start > _LONG:
-            pieces.append(body[kept : start + 1])
-            kept = quote
-        start = -1
-    return b"".join((*pieces, body[kept:])) if pieces else body
+def located(body: bytes, found: Model) -> Model:
+    """What ``model_of`` found, with its place. Raises ``Fault`` ``bad_request`` where that is not certain."""
+    finder = _Json()
+    finder.feed(body)
+    raw, span = finder.found()
+    if span is None or raw != found.raw:
+        raise Fault(
+            "bad_request",
+            "The model's name must be replaced in this body, but its place there is ambiguous.",
+            "Send the model's own name, or use an address that names its provider.",
+        )
+    return Model(found.name, raw, span, len(body))
 
 
+def written(found: Model, name: str) -> bytes:
+    """``name`` as it is to stand in the place of ``found``."""
+    return (name if found.form else json.dumps(name, ensure_ascii=False)).encode("utf-8")
+
+
+def replaced(pieces: Iterable[bytes], span: tuple[int, int], new: bytes) -> Iterator[bytes]:
+    """The (decoded) body with ``new`` at ``span`` and every other byte as it was."""
+    start, end = span
+    at = 0
+    for piece in pieces:
+        after = at + len(piece)
+        if at <= start < after:
+            yield piece[: start - at] + new + piece[max(0, end - at) :]
+        elif after <= start or at >= end:
+            yield piece
+        else:
+            yield piece[end - at :]
+        at = after
+
+
+# Half a surrogate pair. Not a whole one: that may be a part of the very name. Both kinds begin with the same two bytes, so
+# that a search leaps from one backslash to the next.
 _HIGH, _LOW = rb"[dD][89abAB][0-9a-fA-F]{2}", rb"[dD][c-fC-F][0-9a-fA-F]{2}"
-# Not a whole pair: that may be a part of the very name. Both kinds begin with the same two bytes, so that a search leaps
-# from one backslash to the next.
 _SURROGATE = re.compile(rb"\\u(?:%b(?!\\u%b)|(?<!\\u%b\\u)%b)" % (_HIGH, _LOW, _HIGH, _LOW))
 _MOST_SURROGATES = 10_000
 _LONGEST_NAME = 1024  # characters; no model is called that, and names go into the log
+_LONGEST_RAW = 12 * _LONGEST_NAME + 2  # bytes, with every character escaped
 
 
 def _name(text: str) -> str | None:
@@ -143,143 +152,313 @@ def _text(raw: bytes) -> str | None:
         return None
 
 
-def _in_json(body: bytes, decoded: bool) -> Model:
-    return model_of(body, raw_model(body), decoded=decoded)
+def _name_in(value: bytes) -> str | None:
+    try:
+        return _name(value.decode("utf-8"))
+    except UnicodeDecodeError:
+        return None
 
 
-def model_of(body: bytes, raw: bytes, *, decoded: bool = False) -> Model:
-    """The model of a JSON body where ``raw_model`` has found it."""
-    return Model(_text(raw), body, decoded, raw)
+class _Finder(Protocol):
+    def feed(self, piece: bytes) -> bool:
+        """Take the next bytes. False when nothing can be found any more."""
+
+    def found(self) -> tuple[bytes, tuple[int, int] | None]:
+        """At the end: the last model as it stands there, and its place."""
 
 
-_MOST_PLACES = 4096  # where the name might stand; each round of the search below reads the whole document
-_KEY = rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"[ \t\r\n]*:[ \t\r\n]*'
+def _finder(content_type: bytes) -> _Finder | None:
+    kind = content_type.lower()
+    if kind.startswith(_BINARY):
+        return None
+    if not kind.startswith(_FORM):
+        # Some tools send JSON as text/plain or with no type at all; the body says best what it is.
+        return _Json()
+    from python_multipart.multipart import parse_options_header
+
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    return _Form(boundary) if boundary else None
 
 
-def replace_model(found: Model, name: str) -> bytes:
-    """The (decoded) body with ``name`` as its model and every other byte as it was.
+# --- JSON ------------------------------------------------------------------------------------------------------------
 
-    Raises ``Fault`` ``bad_request`` where the place cannot be told from the rest of the document with certainty.
+# Possessive throughout: nothing is ever tried twice, so that a search takes as long as its text.
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_FLAT = rb'(?:[^"{}\[\]]++|%b)*+' % _STRING
+_NESTED = _FLAT
+for _ in range(4):
+    _NESTED = rb'(?:[^"{}\[\]]++|%b|[{\[]%b[}\]])*+' % (_STRING, _NESTED)
+_KEY = rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
+_SCALAR = rb'[^ \t\r\n,:"{}\[\]]++'
+_SPACE = rb"[ \t\r\n]*+"
+_OTHER = rb"%b(?!%b)%b%b:%b(?:%b|%b|\{%b\}|\[%b\])%b," % (
+    *(_SPACE, _KEY, _STRING, _SPACE, _SPACE),
+    *(_STRING, _SCALAR, _FLAT, _FLAT, _SPACE),
+)
+_OURS = rb"%b%b%b:%b%b%b," % (_SPACE, _KEY, _SPACE, _SPACE, _STRING, _SPACE)
+
+_string = re.compile(_STRING, re.DOTALL).match
+_rest_of_string = re.compile(rb'(?:\\.[^"\\]*+)*+', re.DOTALL).match
+_values = re.compile(_NESTED, re.DOTALL).match  # whatever is not nested deeper than that
+_many_marks = re.compile(rb"[{}\[\], \t\r\n]{8,}+").match
+_space = re.compile(_SPACE).match
+_scalar = re.compile(_SCALAR).match
+_is_key = re.compile(_KEY).fullmatch
+# Whole members that decide nothing: others, and ours where another of ours follows.
+_others = re.compile(rb"(?:%b|%b(?=%b))*+" % (_OTHER, _OURS, _OURS), re.DOTALL).match
+_ours = re.compile(_OURS.replace(_STRING, b"(%b)" % _STRING), re.DOTALL).match
+
+_LONGEST_KEY = 64  # bytes: "model" with each letter escaped has 32
+_DEEPEST = 1000
+_QUOTE, _COMMA, _COLON, _OPENED, _CLOSED = b'",:{}'
+_OPENING = b"{["
+_DEEPER = [(mark in b"{[") - (mark in b"]}") for mark in range(256)]
+_Before, _AtKey, _AtColon, _AtValue, _InScalar, _After, _Behind = range(7)
+
+
+class _Json:
+    """The member ``model`` of a JSON object that comes in pieces: of the outermost one, the last where it stands twice.
+
+    Every byte is looked at once or twice, by few calls for each piece: strings, and what is nested, are passed over. So it is
+    not proven that the document is sound, but where it is, this is the member that every reader sees.
     """
-    if found.span is not None:
-        start, end = found.span
-        changed = found.body[:start] + name.encode("utf-8") + found.body[end:]
-        if found.boundary is not None and _fields(changed, found.boundary)[0] == name:
-            return changed
-        raise _ambiguous()
-    new = json.dumps(name, ensure_ascii=False).encode("utf-8")
-    # msgspec tells the value, not its place. Every place where that member could stand gets a value that no client sends,
-    # by halves, and the reader itself says in which half the one is that it reads (of duplicates the last).
-    body = found.body
-    matches = re.finditer(_KEY + rb"(" + re.escape(found.raw) + rb")", body)
-    places = [match.span(1) for match in islice(matches, _MOST_PLACES + 1)]
-    if len(places) > _MOST_PLACES:
-        raise _ambiguous()
-    probe = b'"\\u0000' + new[1:-1] + b'\\u0000"'
-    while len(places) > 1:
-        half = places[: len(places) // 2]
-        places = half if raw_model(_put(body, half, probe)) == probe else places[len(half) :]
-    if not places or raw_model(_put(body, places, probe)) != probe:
-        raise _ambiguous()
-    return _put(body, places, new)
 
+    __slots__ = ("_at", "_depth", "_in_string", "_ours", "_raw", "_rest", "_span", "_state", "_waits")
 
-def _put(body: bytes, places: list[tuple[int, int]], value: bytes) -> bytes:
-    pieces: list[bytes] = []
-    at = 0
-    for start, end in places:
-        pieces += (body[at:start], value)
-        at = end
-    return b"".join((*pieces, body[at:]))
+    def __init__(self) -> None:
+        self._rest = b""  # of the last piece, to be seen together with the next
+        self._at = 0  # where that stands in the document
+        self._depth = 0
+        self._state = _Before
+        self._in_string = False
+        self._waits = False  # for the next piece
+        self._ours = False  # the member that is being read
+        self._raw = b""
+        self._span: tuple[int, int] | None = None
 
+    def found(self) -> tuple[bytes, tuple[int, int] | None]:
+        return (self._raw, self._span) if self._state == _Behind else (b"", None)
 
-def _ambiguous() -> Fault:
-    return Fault(
-        "bad_request",
-        "The model's name must be replaced in this body, but its place there is ambiguous.",
-        "Send the model's own name, or use an address that names its provider.",
-    )
+    def feed(self, piece: bytes) -> bool:
+        text = self._rest + piece if self._rest else piece
+        at = 0
+        self._waits = False
+        while at < len(text) and not self._waits:
+            if self._in_string:
+                at = self._pass_string(text, at)
+            elif self._depth > 1:
+                at = self._pass_values(text, at)
+            else:
+                at = self._member(text, at)
+            if at < 0 or self._depth > _DEEPEST:
+                return False
+        self._at += at
+        self._rest = text[at:]
+        return True
+
+    def _pass_string(self, text: bytes, at: int) -> int:
+        """Behind the string that is open, or as far as it is here."""
+        quote = text.find(b'"', at)
+        slash = text.find(b"\\", at, quote if quote >= 0 else len(text))
+        if slash >= 0:
+            quote = _rest_of_string(text, slash).end()  # type: ignore[union-attr]  # it matches nothing at least
+            if text[quote : quote + 1] != b'"':
+                self._waits = True
+                return quote
+        elif quote < 0:
+            return len(text)
+        self._in_string = False
+        return quote + 1
+
+    def _pass_values(self, text: bytes, at: int) -> int:
+        at = _values(text, at).end()  # type: ignore[union-attr]  # it matches nothing at least
+        if at == len(text):
+            return at
+        if text[at] == _QUOTE:
+            self._in_string = True
+            return at + 1
+        depth = self._depth
+        many = _many_marks(text, at)
+        for mark in many[0] if many else text[at : at + 1]:
+            at += 1
+            depth += _DEEPER[mark]
+            if not 1 < depth <= _DEEPEST:
+                break
+        self._depth = depth
+        return at
+
+    def _member(self, text: bytes, at: int) -> int:
+        """One step in the outermost object, and where to go on; -1 where this is no such object."""
+        state = self._state
+        if state == _InScalar:
+            scalar = _scalar(text, at)
+            at = scalar.end() if scalar else at
+            if at < len(text):
+                self._state = _After
+            return at
+        if state == _AtKey:
+            # Whole members with another behind them: many by one call, and one of ours.
+            at = _others(text, at).end()  # type: ignore[union-attr]  # it matches nothing at least
+            while ours := _ours(text, at):
+                self._take(*ours.span(1), text)
+                at = _others(text, ours.end()).end()  # type: ignore[union-attr]  # so does this
+        at = _space(text, at).end()  # type: ignore[union-attr]  # and this
+        if at == len(text):
+            return at
+        mark = text[at]
+        if state == _AtKey and mark == _QUOTE:
+            key = _string(text, at)
+            if key is None and len(text) - at <= _LONGEST_KEY:
+                self._waits = True
+                return at
+            self._state = _AtColon
+            self._ours = key is not None and _is_key(key[0]) is not None
+            if key is not None:
+                return key.end()
+            self._in_string = True
+        elif state == _AtValue:
+            return self._value(text, at, mark)
+        elif state == _AtColon and mark == _COLON:
+            self._state = _AtValue
+        elif state == _After and mark == _COMMA:
+            self._state = _AtKey
+        elif state in (_After, _AtKey) and mark == _CLOSED:
+            self._state, self._depth = _Behind, 0
+        elif state == _Before and mark == _OPENED:
+            self._state, self._depth = _AtKey, 1
+        else:
+            return -1
+        return at + 1
+
+    def _value(self, text: bytes, at: int, mark: int) -> int:
+        if self._ours:
+            self._raw, self._span = b"", None  # unless it is a string
+            if mark == _QUOTE:
+                value = _string(text, at)
+                if value is None and len(text) - at <= _LONGEST_RAW:
+                    self._waits = True
+                    return at
+                if value is not None:
+                    self._take(*value.span(), text)
+        self._state = _After
+        if mark == _QUOTE:
+            self._in_string = True
+        elif mark in _OPENING:
+            self._depth = 2
+        elif _scalar(text, at):
+            self._state = _InScalar
+            return at
+        else:
+            return -1
+        return at + 1
+
+    def _take(self, start: int, end: int, text: bytes) -> None:
+        """The model that counts until another comes."""
+        fits = end - start <= _LONGEST_RAW
+        self._raw, self._span = (text[start:end], (self._at + start, self._at + end)) if fits else (b"", None)
 
 
 # --- multipart -------------------------------------------------------------------------------------------------------
 
-
-def _in_multipart(body: bytes, content_type: bytes, decoded: bool) -> Model:
-    from python_multipart.multipart import parse_options_header
-
-    _, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary")
-    if not boundary:
-        return Model(None, body, decoded)
-    name, span = _fields(body, boundary)
-    return Model(name, body, decoded, span=span, boundary=boundary)
+_MOST_PARTS = 1000  # of a form: each costs some microseconds
+_LONGEST_VALUE = 4 * _LONGEST_NAME
 
 
-_MOST_PARTS = 1000  # of a form: each costs some microseconds, in which nobody else is served
+class _Form:
+    """The last field ``model`` of a form that comes in pieces."""
 
+    def __init__(self, boundary: bytes) -> None:
+        from python_multipart.exceptions import FormParserError
+        from python_multipart.multipart import MultipartParser
 
-def _fields(body: bytes, boundary: bytes) -> tuple[str | None, tuple[int, int] | None]:
-    """The last form field named ``model``: its value, and its place in ``body``."""
-    from python_multipart.exceptions import FormParserError
-    from python_multipart.multipart import MultipartParser, parse_options_header
+        self._at = 0  # where the piece stands in the form
+        self._piece = b""
+        self._parts = 0
+        self._header = self._said = b""
+        self._ours = False
+        self._value = b""
+        self._start = -1
+        self._found: tuple[bytes, tuple[int, int]] | None = None
+        self._faults = (FormParserError, ValueError)
+        callbacks = {
+            "on_part_begin": self._part_begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_part_data": self._part_data,
+            "on_part_end": self._part_end,
+        }
+        self._parser: MultipartParser | None
+        try:
+            self._parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]  # its TypedDict wants all
+        except self._faults:
+            self._parser = None
 
-    state: dict[str, Any] = {"header": b"", "value": b"", "ours": False, "start": None, "end": None, "parts": 0}
-    found: tuple[bytes, int, int] | None = None
+    def feed(self, piece: bytes) -> bool:
+        if self._parser is None:
+            return False
+        self._piece = piece
+        try:
+            self._parser.write(piece)
+        except self._faults:
+            return False
+        self._at += len(piece)
+        return self._parts <= _MOST_PARTS
 
-    def part_begin() -> None:
-        state["parts"] += 1
-        if state["parts"] > _MOST_PARTS:
-            raise FormParserError("too many parts")
-        state.update(ours=False, start=None, end=None)
+    def found(self) -> tuple[bytes, tuple[int, int] | None]:
+        try:
+            if self._parser is not None:
+                self._parser.finalize()
+        except self._faults:
+            return b"", None
+        return self._found or (b"", None)
 
-    def header_field(data: bytes, start: int, end: int) -> None:
-        state["header"] += data[start:end]
+    def _part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > _MOST_PARTS:
+            raise ValueError("too many parts")
+        self._ours, self._value, self._start = False, b"", -1
 
-    def header_value(data: bytes, start: int, end: int) -> None:
-        state["value"] += data[start:end]
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
 
-    def header_end() -> None:
-        if state["header"].lower() == b"content-disposition":
-            _, options = parse_options_header(state["value"])
-            state["ours"] = options.get(b"name") == b"model" and b"filename" not in options
-        state.update(header=b"", value=b"")
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._said += data[start:end]
 
-    def part_data(data: bytes, start: int, end: int) -> None:
-        if data is not body:
-            state["ours"] = False  # the parser's own buffer: a value that begins like the boundary has no place to tell
-        elif state["ours"]:
-            state["start"] = start if state["start"] is None else state["start"]
-            state["end"] = end
+    def _header_end(self) -> None:
+        from python_multipart.multipart import parse_options_header
 
-    def part_end() -> None:
-        nonlocal found
-        if state["ours"] and state["start"] is not None:
-            found = (body[state["start"] : state["end"]], state["start"], state["end"])
+        if self._header.lower() == b"content-disposition":
+            _, options = parse_options_header(self._said)
+            self._ours = options.get(b"name") == b"model" and b"filename" not in options
+        self._header = self._said = b""
 
-    callbacks = {
-        "on_part_begin": part_begin,
-        "on_header_field": header_field,
-        "on_header_value": header_value,
-        "on_header_end": header_end,
-        "on_part_data": part_data,
-        "on_part_end": part_end,
-    }
-    try:
-        parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]  # its TypedDict wants all callbacks
-        parser.write(body)
-        parser.finalize()
-    except (FormParserError, ValueError):
-        return None, None
-    if found is None:
-        return None, None
-    value, start, end = found
-    try:
-        return _name(value.decode("utf-8")), (start, end)
-    except UnicodeDecodeError:
-        return None, None
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if not self._ours:
+            return
+        if data is not self._piece or len(self._value) + end - start > _LONGEST_VALUE:
+            # The parser's own buffer (a value that begins like the boundary has no place to tell), or too long a name.
+            self._ours = False
+            return
+        if self._start < 0:
+            self._start = self._at + start
+        self._value += data[start:end]
+
+    def _part_end(self) -> None:
+        if self._ours and self._start >= 0:
+            self._found = self._value, (self._start, self._start + len(self._value))
 
 
 # --- compression -----------------------------------------------------------------------------------------------------
+
+
+class _Unreadable(Exception):
+    """This is not what its label says, or too much of it."""
+
+
+def decoded(pieces: Iterable[bytes], content_encoding: bytes, limit: int) -> Iterator[bytes]:
+    """The readable body behind ``pieces``, in pieces (some are empty, for each is one step). For what ``search`` has read."""
+    return _decoded(pieces, _names(content_encoding), limit)
 
 
 def decode(body: bytes, content_encoding: bytes, limit: int) -> bytes | None:
@@ -287,15 +466,58 @@ def decode(body: bytes, content_encoding: bytes, limit: int) -> bytes | None:
 
     Knows gzip, deflate (with and without zlib's wrapper), br and zstd, and chains of two. Never raises.
     """
-    names = _names(content_encoding)
-    if len(names) > 2:
+    try:
+        return b"".join(decoded([body], content_encoding, limit))
+    except _Unreadable:
         return None
+
+
+def _decoded(pieces: Iterable[bytes], names: list[bytes], limit: int) -> Iterator[bytes]:
+    if len(names) > 2 or any(name not in _STARTS for name in names):
+        raise _Unreadable
     for name in reversed(names):
-        plain = _decode_one(body, name, limit)
-        if plain is None:
-            return None
-        body = plain
-    return body
+        start = _deflating if name == b"deflate" else _STARTS[name][0]
+        pieces = _undone(pieces, start, _MOST_MEMBERS if name in _IN_MEMBERS else 1, limit)
+    yield from pieces
+
+
+def _undone(pieces: Iterable[bytes], start: Callable[[], _Feed], most_members: int, limit: int) -> Iterator[bytes]:
+    """One content encoding undone. Raises ``_Unreadable`` for what is broken, cut short, or longer than ``limit``."""
+    feed: _Feed | None = None
+    members = size = 0
+    for piece in pieces:
+        plain: list[bytes] = []
+        held = 0
+        for at in range(0, len(piece), _STEP):
+            rest = piece[at : at + _STEP]
+            while rest:
+                if feed is None:
+                    members += 1
+                    if members > most_members:
+                        raise _Unreadable
+                    feed = start()
+                more = True
+                while more:
+                    room = min(_ROOM, limit + 1 - size)
+                    try:
+                        got, unused = feed(rest, room)
+                    except Exception as error:
+                        raise _Unreadable from error
+                    size += len(got)
+                    if size > limit:
+                        raise _Unreadable
+                    plain.append(got)
+                    held += len(got)
+                    if held >= WINDOW:
+                        yield b"".join(plain)
+                        plain.clear()
+                        held = 0
+                    more, rest = unused is None and len(got) >= room, b""
+                if unused is not None:
+                    feed, rest = None, unused
+        yield b"".join(plain)
+    if feed is not None:
+        raise _Unreadable
 
 
 def decode_prefix(body: bytes, content_encoding: bytes, limit: int) -> bytes:
@@ -351,6 +573,7 @@ def _until_the_fault(body: bytes, at: int, start: Callable[[], _Feed], limit: in
 
 
 _STEP = 64  # bytes fed at once: zstandard has no bound for what they may become, some two MiB at worst
+_ROOM = 2 * WINDOW  # what the others may give at once; of deflate, a step cannot become as much
 
 _Feed = Callable[[bytes, int], tuple[bytes, bytes | None]]
 """Takes a piece and how much may come out of it; gives that, and, where the stream has ended, the bytes behind it."""
@@ -375,9 +598,12 @@ def _unbrotling() -> _Feed:
 
     def feed(piece: bytes, room: int) -> tuple[bytes, bytes | None]:
         plain = decoder.process(piece, output_buffer_limit=room)
-        while len(plain) < room and (more := decoder.process(b"", output_buffer_limit=room - len(plain))):
+        while not decoder.is_finished() and len(plain) < room:
+            more = decoder.process(b"", output_buffer_limit=room - len(plain))
+            if not more:
+                return plain, None
             plain += more
-        return plain, None
+        return plain, b"" if decoder.is_finished() else None
 
     return feed
 
@@ -396,21 +622,22 @@ def _unzstding() -> _Feed:
 _GZIP = 31  # zlib's number for «gzip, with the largest window»
 
 
-def _decode_one(body: bytes, name: bytes, limit: int) -> bytes | None:
-    try:
-        if name in (b"gzip", b"x-gzip"):
-            return _inflate(body, _GZIP, limit)
-        if name == b"deflate":
-            # RFC 9110 means zlib's format; some clients send a bare deflate stream.
-            plain = _inflate(body, 15, limit)
-            return plain if plain is not None else _inflate(body, -15, limit)
-        if name == b"br":
-            return _unbrotli(body, limit)
-        if name == b"zstd":
-            return _unzstd(body, limit)
-    except Exception:  # noqa: BLE001  (four libraries, each with errors of its own; an unreadable body is no fault)
-        return None
-    return None
+def _deflating() -> _Feed:
+    """RFC 9110 means zlib's format; some clients send a bare deflate stream. The first two bytes tell which it is."""
+    begin = b""
+    inner: _Feed | None = None
+
+    def feed(piece: bytes, room: int) -> tuple[bytes, bytes | None]:
+        nonlocal begin, inner
+        if inner is None:
+            begin += piece
+            if len(begin) < 2:
+                return b"", None
+            wrapped = begin[0] & 15 == 8 and int.from_bytes(begin[:2], "big") % 31 == 0
+            inner, piece = _inflating(15 if wrapped else -15)(), begin
+        return inner(piece, room)
+
+    return feed
 
 
 _STARTS: dict[bytes, tuple[Callable[[], _Feed], ...]] = {
@@ -421,60 +648,5 @@ _STARTS: dict[bytes, tuple[Callable[[], _Feed], ...]] = {
     b"zstd": (_unzstding,),
 }
 
-_MOST_MEMBERS = 16  # pieces of one gzip or zstd body; each costs a copy of what follows it
-
-
-def _inflate(body: bytes, window: int, limit: int) -> bytes | None:
-    plain = b""
-    for _ in range(_MOST_MEMBERS):
-        inflater = zlib.decompressobj(window)
-        try:
-            plain += inflater.decompress(body, limit + 1 - len(plain))
-        except zlib.error:
-            return None
-        if not inflater.eof or len(plain) > limit:
-            return None
-        body = inflater.unused_data
-        if not body:
-            return plain
-        if window != _GZIP:
-            return None  # only gzip may have several members (RFC 1952, 2.2)
-    return None
-
-
-def _unbrotli(body: bytes, limit: int) -> bytes | None:
-    import brotli
-
-    decoder = brotli.Decompressor()
-    plain = b""
-    piece = decoder.process(body, output_buffer_limit=limit + 1)
-    while piece:
-        plain += piece
-        if len(plain) > limit:
-            return None
-        piece = decoder.process(b"", output_buffer_limit=limit + 1 - len(plain)) if not decoder.is_finished() else b""
-    return plain if decoder.is_finished() else None
-
-
-def _unzstd(body: bytes, limit: int) -> bytes | None:
-    import zstandard
-
-    # 8 MiB is the largest window that this content encoding may have (RFC 9659).
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
-    plain = b""
-    with decompressor.stream_reader(body, read_across_frames=True) as reader:
-        while len(plain) <= limit and (piece := reader.read(limit + 1 - len(plain))):
-            plain += piece
-    if len(plain) > limit:
-        return None
-    # The reader takes a frame cut short for an early end. Now that the size is known to be harmless, each frame is asked
-    # for its end.
-    for _ in range(_MOST_MEMBERS):
-        frame = decompressor.decompressobj()
-        frame.decompress(body)
-        if not frame.eof:
-            return None
-        body = frame.unused_data
-        if not body:
-            return plain
-    return None
+_IN_MEMBERS = frozenset({b"gzip", b"x-gzip", b"zstd"})  # may be several streams in a row (RFC 1952, RFC 8878)
+_MOST_MEMBERS = 16

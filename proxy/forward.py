@@ -8,7 +8,7 @@ it is honest: a broken answer never ends cleanly, and no end is invented.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, MutableMapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -19,6 +19,7 @@ from proxy.dialects import Dialect, Ending, error_event
 from proxy.errors import Fault
 from proxy.flights import Flight, Flights, Phase, Reason
 from proxy.gate import Admission, key_of
+from proxy.holding import Budget, Held
 from proxy.record import Outcome, Record
 from proxy.redaction import Unshown
 from proxy.routing import Kind, Place, Route
@@ -38,6 +39,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _ERROR_BODY = 256 * 1024  # bytes of an error answer that are collected to be understood and masked
 _ERROR_SEARCHED = 1024 * 1024  # of a compressed one that cannot be read in whole, decoded
 _COLLECTING_FLOOR = 256 * 1024 * 1024
+_SMALL_BODY = 256 * 1024  # is looked through in one go, and faster
+_ONE_PIECE = 64 * 1024  # is sent as it is; a larger body is given up piece by piece
 _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MOST_SENDINGS = 32  # two for each model that one client uses by turns
 _NOBODY = Admission()
@@ -138,6 +141,7 @@ class Call:
         "direct",
         "flight",
         "generation",
+        "held",
         "opened",
         "path",
         "plan",
@@ -173,6 +177,8 @@ class Call:
         self.dialect: Dialect | None = None
         self.flight: Flight | None = None
         self.plan: Plan | None = None
+        self.held: Held | None = None
+        """The body, where it is needed to say where it goes."""
         self.opened: Answer | None = None
         self.answering = False
         self.total: int | None = None
@@ -212,8 +218,8 @@ class Forwarder:
 
     def __init__(self, flights: Flights) -> None:
         self.flights = flights
-        self.collected = 0
-        self._decoding = asyncio.Lock()
+        self.budget = Budget()
+        self._turn = asyncio.Lock()
         self._catalog = Catalog()
 
     async def __call__(self, call: Call, admitted: Admitted) -> None:
@@ -245,8 +251,8 @@ class Forwarder:
             elif admitted.place.kind is Kind.CATALOG and await self._send_catalog(call, admitted):
                 return
             else:
-                out = await self._outgoing(call, admitted, declared)
-                answer = call.opened = await generation.engine.open(out)
+                # Not kept here: it holds the body, or what is left of it.
+                answer = call.opened = await generation.engine.open(await self._outgoing(call, admitted, declared))
             flight.answered = True
             if given is None:
                 await self._answer(call, answer)
@@ -266,6 +272,8 @@ class Forwarder:
         finally:
             self.flights.remove(flight)
             generation.in_flight -= 1
+            if call.held is not None:
+                call.held.close()
             if flight.reason is not None and not flight.told:
                 await _absorb(task)
 
@@ -275,25 +283,18 @@ class Forwarder:
         """What goes to Lava: a new request beside the received one. Waits for a body that decides where it goes."""
         record, flight = call.record, call.flight
         assert flight is not None  # noqa: S101  (made by the caller)
-        limit = call.generation.settings.server.max_body_bytes
         content: bytes | AsyncIterator[bytes] | None
-        length: int | None = None
         if admitted.place.reads_body and (record.method in _HAS_BODY or declared):
-            whole = call.connection.take_body() if call.connection is not None else None
-            if whole is None:
-                whole = await self._collect(call)
-            elif len(whole) > limit:
-                raise _too_large(limit)
-            record.bytes_in = len(whole)
-            found = None if admitted.json else await self._find_model(call, whole)
-            sending, content = self._sending_by_body(call, admitted, whole, found)
+            sending, content, length = await self._sending_by_body(call, admitted, await self._collect(call))
+            flight.wait(Phase.HEAD)
         else:
             sending = self._sending(call, admitted, None)
             content = await self._stream(call, declared)
-        if content is None or isinstance(content, bytes):
-            flight.wait(Phase.HEAD)
-        else:
-            length = declared
+            length = None
+            if content is None or isinstance(content, bytes):
+                flight.wait(Phase.HEAD)
+            else:
+                length = declared
         plan = sending.plan
         return Outgoing(sending.method, plan.origin, plan.target, sending.headers, content, length, sending.wire)
 
@@ -322,71 +323,103 @@ class Forwarder:
             generation.remember(key, plan)
         return plan
 
-    async def _find_model(self, call: Call, whole: bytes) -> bodies.Model:
-        """The model of a body that is no plain JSON. A compressed one is decoded in a thread, for a few bytes can become
-        ``max_body_bytes``, and one at a time, for so many can be held."""
+    async def _search(self, call: Call, pieces: Iterable[bytes]) -> bodies.Model:
+        """The model of a body that is large or no plain JSON. All searches together take one step for each turn of the
+        loop: none waits for another to end, and nobody else for more than a step."""
         noted, limit = call.received.noted, call.generation.settings.server.max_body_bytes
-        encoding = noted.get(b"content-encoding")
-        if encoding is None:
-            return bodies.find_model(whole, noted.get(b"content-type"), None, limit)
-        async with self._decoding:
-            return await asyncio.to_thread(bodies.find_model, whole, noted.get(b"content-type"), encoding, limit)
+        steps = bodies.search(pieces, noted.get(b"content-type"), noted.get(b"content-encoding"), limit)
+        while True:
+            async with self._turn:
+                try:
+                    next(steps)
+                except StopIteration as over:
+                    found: bodies.Model = over.value
+                    return found
+                await asyncio.sleep(0)
 
-    def _sending_by_body(
-        self, call: Call, admitted: Admitted, whole: bytes, found: bodies.Model | None
-    ) -> tuple[Sending, bytes]:
-        """Where ``model`` in the body sends it, and the body to send: as it came unless the name must be replaced.
-
-        ``found`` is ``None`` for plain JSON, in which the model is yet to be found.
-        """
-        raw = b""
-        if found is None:
+    async def _sending_by_body(
+        self, call: Call, admitted: Admitted, held: Held
+    ) -> tuple[Sending, bytes | AsyncIterator[bytes], int | None]:
+        """Where ``model`` in the body sends it, and the body to send: as it came unless the name must be replaced."""
+        whole = b""
+        if admitted.json and held.size <= _SMALL_BODY:
+            whole = b"".join(held)
             raw = bodies.raw_model(whole)
             known = admitted.sendings.get(raw) if raw else None
             if known is not None:
-                return _chosen(call, known), whole
+                return _chosen(call, known), *self._content(call, held, held.taken(), held.size)
             found = bodies.model_of(whole, raw)
+        else:
+            found = await self._search(call, held)
         sending = self._sending(call, admitted, found.name)
         replace = sending.plan.route.replace
+        pieces, size = held.taken(), held.size
         if replace is None:
-            if raw and found.name is not None and sending.plan.kept:
-                admitted.keep(raw, sending)
-            return sending, whole
-        changed = bodies.replace_model(found, replace)
-        if found.decoded:
-            sending = self._sending(call, admitted, found.name, decoded=True)
-        return sending, changed
+            if admitted.json and found.name is not None and sending.plan.kept:
+                admitted.keep(found.raw, sending)
+        else:
+            if found.span is None:
+                found = bodies.located(whole, found)
+            assert found.span is not None  # noqa: S101  (or it is refused)
+            if found.decoded:
+                sending = self._sending(call, admitted, found.name, decoded=True)
+                encoding, limit = (
+                    call.received.noted[b"content-encoding"],
+                    call.generation.settings.server.max_body_bytes,
+                )
+                pieces = bodies.decoded(pieces, encoding, limit)
+            new = bodies.written(found, replace)
+            pieces = bodies.replaced(pieces, found.span, new)
+            size = found.size + len(new) - (found.span[1] - found.span[0])
+        return sending, *self._content(call, held, pieces, size)
 
-    async def _collect(self, call: Call) -> bytes:
+    def _content(
+        self, call: Call, held: Held, pieces: Iterator[bytes], size: int
+    ) -> tuple[bytes | AsyncIterator[bytes], int | None]:
+        """A body of ``size`` bytes to send, and its length where that is yet to be told."""
+        if max(size, held.size) <= _ONE_PIECE:
+            return b"".join(pieces), None
+        return self._sent(call, pieces), size
+
+    async def _sent(self, call: Call, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+        """The pieces of a body that was held: the engine asks for the next one when the upstream has taken the last one."""
+        flight = call.flight
+        assert flight is not None  # noqa: S101  (made before the body is touched)
+        for piece in pieces:
+            if piece:
+                if not flight.answered:
+                    flight.wait(Phase.UPLOAD)
+                yield piece
+            await asyncio.sleep(0)  # the next one may have to be decoded
+        if not flight.answered:
+            flight.wait(Phase.HEAD)
+
+    async def _collect(self, call: Call) -> Held:
         """The whole body, within ``max_body_bytes`` and the budget of all requests together."""
         limit = call.generation.settings.server.max_body_bytes
-        message = await call.receive()
-        budget = max(_COLLECTING_FLOOR, 2 * limit)
-        pieces: list[bytes] = []
-        size = 0
-        try:
-            while True:
+        held = call.held = Held(self.budget)
+        whole = call.connection.take_body() if call.connection is not None else None
+        more = whole is None
+        piece = whole or b""
+        while True:
+            if more:
+                message = await call.receive()
                 if message["type"] == "http.disconnect":
                     raise ClientGone
-                piece: bytes = message.get("body", b"")
-                size += len(piece)
-                self.collected += len(piece)
-                if size > limit:
-                    raise _too_large(limit)
-                if self.collected > budget:
-                    raise Fault(
-                        "overloaded",
-                        "Too many large requests are being read at once.",
-                        "Try again in a moment, or use an address that names its provider: those are not collected.",
-                        headers=[(b"retry-after", b"1")],
-                    )
-                pieces.append(piece)
-                if not message.get("more_body", False):
-                    break
-                message = await call.receive()
-        finally:
-            self.collected -= size
-        return b"".join(pieces)
+                piece, more = message.get("body", b""), message.get("more_body", False)
+            held.add(piece)
+            if held.size > limit:
+                raise _too_large(limit)
+            if self.budget.held > max(_COLLECTING_FLOOR, 2 * limit):
+                raise Fault(
+                    "overloaded",
+                    "Too many large requests are being read at once.",
+                    "Try again in a moment, or use an address that names its provider: those are not collected.",
+                    headers=[(b"retry-after", b"1")],
+                )
+            if not more:
+                call.record.bytes_in = held.size
+                return held
 
     async def _stream(self, call: Call, declared: int | None) -> bytes | AsyncIterator[bytes] | None:
         """The body to send on: ``None`` where there is none, bytes where it came in one piece, else an iterator."""

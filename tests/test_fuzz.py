@@ -34,10 +34,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rawclient import RawClient
+from searching import find_model, replace_model
 from upstream import Peer, Upstream, answer
 
 from proxy import errors, headers, routing, tokens
-from proxy.body import find_model, replace_model
 from proxy.dialects import Dialect, Ending, error_event
 from proxy.errors import Fault, Payment
 from proxy.framing import ChunkedBody, Limits, Refusal, read_head
@@ -377,7 +377,7 @@ def test_the_model_is_what_other_readers_read_and_only_it_is_replaced(
         return  # no JSON by its RFC, and no name that any provider has
     assert found.name == expected
     try:
-        changed = replace_model(found, "new/näme")
+        changed = replace_model(body, found, "new/näme")
     except Fault as fault:
         assert fault.code == "bad_request"  # noqa: PT017  (either is right)
         return

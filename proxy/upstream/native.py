@@ -151,11 +151,13 @@ class NativeEngine:
 
     async def open(self, out: Outgoing) -> NativeAnswer:
         head, source, length = _encode(out)
-        connection = self._take(out.origin)
+        origin, head_only = out.origin, out.method == b"HEAD"
+        connection = self._take(origin)
         if connection is None or not connection.peek():
-            connection = await self._sound(out.origin, connection)
+            connection = await self._sound(origin, connection)
         waiter: asyncio.Future[NativeAnswer] = connection.loop.create_future()
-        connection.ask(head, source, length, out.method == b"HEAD", waiter)
+        connection.ask(head, source, length, head_only, waiter)
+        del out, head, source  # the body belongs to the connection now: it is dropped as it is written
         try:
             return await waiter
         except BaseException:

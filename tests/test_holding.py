@@ -1,0 +1,254 @@
+"""Bodies that are collected because ``model`` in them says where they go: nobody waits for another's, and none is kept."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from typing import TYPE_CHECKING
+
+import brotli  # type: ignore[import-untyped]  # it has no stubs
+import psutil
+import pytest
+import zstandard
+from rawclient import RawClient, ask
+from upstream import Peer, Upstream, answer
+
+from proxy.holding import Budget, Held
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from daemons import Daemon, StartDaemon
+
+KEY = "aks_live_" + "h" * 24
+TARGET = "/v1/chat/completions"
+MIB = 1 << 20
+MOST = 52_428_800
+BODY = answer(
+    200, b'{"model":"x","usage":{"prompt_tokens":1,"completion_tokens":1}}', [(b"Content-Type", b"application/json")]
+)
+
+
+@pytest.fixture
+def start(daemon: StartDaemon) -> Callable[..., Daemon]:
+    """Start a daemon in front of an upstream; ``more`` is further TOML."""
+
+    def run(upstream: Upstream, more: str = "") -> Daemon:
+        config = f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n{more}'
+        return daemon(config, env={"KEY": KEY}, secrets=[KEY])
+
+    return run
+
+
+def packed(unit: bytes, size: int = 52_000_000) -> bytes:
+    """A JSON body of this size with a prefix to be taken off its model, and full of ``unit``."""
+    return b'{"model":"groq/x","list":[' + unit * (size // len(unit)) + b"0]}"
+
+
+NESTED = b'{"model":"groq/x"},'
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "identity": bytes,
+    "gzip": gzip.compress,
+    "br": lambda body: brotli.compress(body, quality=1),
+    "zstd": lambda body: zstandard.ZstdCompressor().compress(body),
+}
+
+
+# --- nobody waits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ENCODERS)
+def test_others_are_served_while_a_hostile_body_is_looked_through(start: Callable[..., Daemon], encoding: str) -> None:
+    """52 MB full of models, or a few KB that become them: many other answers come before its own, and it is right."""
+    body = packed(NESTED)
+    sent = ENCODERS[encoding](body)
+    with Upstream(BODY) as upstream:
+        port = start(upstream).port
+        head = {"Content-Type": "application/json", "Content-Encoding": encoding}
+        over = threading.Event()
+
+        def work() -> None:
+            assert ask(port, "POST", TARGET, sent, head).status == 200
+            over.set()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        served = 0
+        with RawClient(port) as client:
+            while not over.is_set():
+                client.request("GET", "/healthz")
+                assert client.response().status == 200
+                served += 1
+        thread.join()
+        came = upstream.requests[0]
+    # It takes a second or so; were the loop held for a tenth of it at a time, this would be ten.
+    assert served > 50
+    assert b"api.groq.com" in came.target
+    assert came.body == body.replace(b'"groq/x"', b'"x"', 1)
+    assert came.header(b"content-encoding") in (None, b"identity")
+
+
+def test_a_small_compressed_body_does_not_wait_for_a_large_one(start: Callable[..., Daemon]) -> None:
+    """Of two that are being read the small one is through first, whichever came first."""
+    order: list[str] = []
+
+    def script(peer: Peer) -> None:
+        while (received := peer.request()) is not None:
+            order.append("small" if len(received.body) < 1000 else "large")
+            peer.send(BODY)
+
+    head = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    with Upstream(script) as upstream:
+        port = start(upstream).port
+        ask(port, "POST", TARGET, gzip.compress(packed(NESTED, 100)), head)
+        large = [
+            threading.Thread(target=ask, args=(port, "POST", TARGET, gzip.compress(packed(NESTED)), head))
+            for _ in range(2)
+        ]
+        for thread in large:
+            thread.start()
+        # Each of these comes while the large ones are on their way.
+        for _ in range(3):
+            ask(port, "POST", TARGET, gzip.compress(packed(NESTED, 100)), head)
+        for thread in large:
+            thread.join()
+    assert order[:4] == ["small"] * 4
+    assert order.count("large") == 2
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_a_large_body_arrives_as_it_was_sent(start: Callable[..., Daemon], encoding: str) -> None:
+    """Nothing to replace: every byte and the encoding stay; a name to replace: every other byte stays."""
+    head = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    with Upstream(BODY) as upstream:
+        port = start(upstream, '[models]\nfast = "groq/llama-3.1-8b-instant"\n').port
+        for size in (1000, 70_000, 300_000, 3 * MIB):
+            for model in ("gpt-4o", "groq/x", "fast"):
+                document = {"pad": "p" * size, "model": model, "end": [1, {"model": "groq/x"}]}
+                body = json.dumps(document).encode()
+                sent = ENCODERS[encoding](body)
+                assert ask(port, "POST", TARGET, sent, head).status == 200
+                came = upstream.requests[-1]
+                new = {"groq/x": "x", "fast": "llama-3.1-8b-instant"}.get(model)
+                if new is None:
+                    assert came.body == sent
+                else:
+                    assert json.loads(came.body) == document | {"model": new}
+                    assert came.body == body.replace(f'"{model}", "end"'.encode(), f'"{new}", "end"'.encode())
+
+
+# --- none is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_a_body_that_was_written_is_not_kept(start: Callable[..., Daemon]) -> None:
+    """16 bodies of 40 MiB have gone to Lava and their answers stream: the daemon holds 64 MiB more than before at most."""
+    go = threading.Event()
+    came: list[int] = []
+
+    def script(peer: Peer) -> None:
+        received = peer.head()
+        if received is None:
+            return
+        size, left = 0, int(received.header(b"content-length") or b"0")
+        size += len(peer._unread)
+        while size < left:
+            size += len(peer.sock.recv(1 << 20))
+        came.append(size)
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        peer.send(b"8\r\ndata: 1\n\r\n")
+        assert go.wait(120)
+        peer.send(b"0\r\n\r\n")
+
+    with Upstream(script) as upstream:
+        running = start(upstream)
+        process = psutil.Process(running.process.pid)
+        body = b'{"model":"groq/x","pad":"' + b"x" * (40 * MIB) + b'"}'
+        ask(running.port, "GET", "/healthz")
+        idle = process.memory_info().rss
+        clients = []
+        try:
+            for _ in range(16):
+                client = RawClient(running.port)
+                clients.append(client)
+                client.request("POST", TARGET, body, {"Content-Type": "application/json"})
+                assert client.head().status == 200
+            grown = process.memory_info().rss - idle
+        finally:
+            go.set()
+            for client in clients:
+                client.close()
+    assert came == [len(body) - len("groq/")] * 16
+    assert grown < 64 * MIB, f"{grown / MIB:.0f} MiB"
+
+
+def test_bodies_that_are_held_count_against_one_budget(start: Callable[..., Daemon]) -> None:
+    """As long as Lava takes nothing they are held: what goes beyond the budget is 503; all is given back in the end."""
+    taking = threading.Event()
+
+    def script(peer: Peer) -> None:
+        while True:
+            received = peer.head()
+            if received is None:
+                return
+            assert taking.wait(120)
+            peer.body(received)
+            peer.send(BODY)
+
+    body = b'{"model":"groq/x","pad":"' + b"x" * (40 * MIB) + b'"}'
+    head = {"Content-Type": "application/json"}
+    statuses: list[int] = []
+
+    def work(port: int) -> None:
+        statuses.append(ask(port, "POST", TARGET, body, head).status)
+
+    with Upstream(script) as upstream:
+        running = start(upstream)
+        # 256 MiB hold six of them.
+        clients = [RawClient(running.port) for _ in range(6)]
+        for client in clients:
+            client.request("POST", TARGET, body, head)
+        upstream.wait(lambda: len(upstream.requests) == 6)
+        refused = ask(running.port, "POST", TARGET, body, head)
+        assert (refused.status, refused.code, refused.header("retry-after")) == (503, "overloaded", "1")
+        # Two that leave make room for two.
+        for client in clients[:2]:
+            client.reset()
+        threads = [threading.Thread(target=work, args=(running.port,)) for _ in range(2)]
+        taking.set()
+        for thread in threads:
+            thread.start()
+        for client in clients[2:]:
+            assert client.response().status == 200
+            client.close()
+        for thread in threads:
+            thread.join()
+        # And all of it is free again.
+        again = [threading.Thread(target=work, args=(running.port,)) for _ in range(5)]
+        for thread in again:
+            thread.start()
+        for thread in again:
+            thread.join()
+    assert statuses == [200] * 7
+
+
+def test_what_is_taken_or_closed_is_given_back() -> None:
+    """A piece counts until the next one is asked for; closing gives back the rest, once."""
+    budget = Budget()
+    held, other = Held(budget), Held(budget)
+    for piece in (b"abc", b"de", b"f"):
+        held.add(piece)
+    other.add(b"1234")
+    assert (budget.held, held.size, b"".join(held)) == (10, 6, b"abcdef")
+    taken = held.taken()
+    assert next(taken) == b"abc"
+    assert budget.held == 10
+    assert next(taken) == b"de"
+    assert budget.held == 7
+    held.close()
+    held.close()
+    assert list(taken) == []
+    assert (budget.held, held.size) == (4, 6)
+    assert b"".join(other.taken()) == b"1234"
+    other.close()
+    assert budget.held == 0
