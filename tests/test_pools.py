@@ -56,7 +56,7 @@ def ask(
 
 
 A, B = "/p/a/v1/chat/completions", "/p/b/v1/chat/completions"
-KEYED_A, KEYED_B = {"Authorization": "Bearer sk-tool-a"}, {"Authorization": "Bearer sk-tool-b"}
+KEYED_A, KEYED_B = {"Authorization": "Bearer tool-a"}, {"Authorization": "Bearer tool-b"}
 
 
 @pytest.mark.parametrize(

@@ -688,10 +688,10 @@ ACCOUNTS = {"OpenAI-Organization": "org-1", "OpenAI-Project": "proj_1", "x-goog-
     [
         ("", "/v1/chat/completions", False),
         ('meter = "m"', "/openai/v1/files", False),
-        ('spend_key = "lava_sk_abcdef0123456789"', "/openai/v1/files", False),
-        ('byok.openai = "sk-own-0123456789"', "/v1/chat/completions", True),
+        ('spend_key = "spend-abcdef0123456789"', "/openai/v1/files", False),
+        ('byok.openai = "own-0123456789"', "/v1/chat/completions", True),
         ('byok = "client"', "/openai/v1/files", True),
-        ('meter = "m"\nbyok.anthropic = "sk-own-0123456789"', "/v1/chat/completions", False),
+        ('meter = "m"\nbyok.anthropic = "own-0123456789"', "/v1/chat/completions", False),
     ],
 )
 def test_an_account_of_the_clients_travels_with_a_key_of_the_clients(
@@ -701,7 +701,7 @@ def test_an_account_of_the_clients_travels_with_a_key_of_the_clients(
     with Upstream(serve(answer(body=b"{}"))) as upstream:
         port = daemon(f"{config(upstream)}[projects.main]\n{project}\n", env={"KEY": KEY}, secrets=[KEY]).port
         for _ in range(2):  # also where the head is known already
-            assert post(port, path, CHAT, {"Authorization": "Bearer sk-from-the-tool", **ACCOUNTS}).status == 200
+            assert post(port, path, CHAT, {"Authorization": "Bearer from-the-tool", **ACCOUNTS}).status == 200
         for received in upstream.requests:
             for name, value in ACCOUNTS.items():
                 assert received.header(name.encode()) == (value.encode() if travel else None)
