@@ -93,7 +93,8 @@ class Runtime:
             settings.upstream == old.settings.upstream
             and settings.server.max_concurrent == old.settings.server.max_concurrent
         )
-        self.generation = Generation(settings, old.engine if same else _engine(settings))
+        engine = old.engine if same else _engine(settings)
+        self.generation = Generation(settings, engine, old.inquiries)
         if not same:
             self.retired.append(old)
         self.metrics.config_reload(True)
@@ -245,7 +246,7 @@ class App:
         if call.answering:  # a fault after the head was sent cannot be told any more
             self._break_off(call)
             return
-        dialect = call.dialect or dialects.of_path(call.path, call.generation.table.dialects)
+        dialect = call.dialect or dialects.of_path(call.path, call.generation.table.providers, record.method)
         # A message may quote the request, and a key may stand in the wrong place of it; tools log our messages.
         mask = call.generation.redactor_of_all().text
         fault.message, fault.hint = mask(fault.message), mask(fault.hint)

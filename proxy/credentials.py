@@ -102,7 +102,8 @@ def keep(login: Login, environ: Mapping[str, str], *, keyring: bool = True) -> K
     user = f"login-{secrets.token_hex(8)}"
     in_keyring = keyring and _to_keyring(user, json.dumps(values))
     try:
-        _write(path, document | ({"kept": "keyring", "keyring_user": user} if in_keyring else values))
+        found = document | ({"kept": "keyring", "keyring_user": user} if in_keyring else values)
+        replace_file(path, (json.dumps(found, indent=2) + "\n").encode())
     except BaseException:
         if in_keyring:
             _drop(user)
@@ -205,18 +206,17 @@ def _drop(user: str) -> bool:
     return True
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
-    """Replace the file in one step; mode 0600 in a folder of mode 0700, whatever the umask."""
+def replace_file(path: Path, data: bytes) -> None:
+    """Write the file in one step; mode 0600 in a folder of mode 0700, whatever the umask. Raises ``OSError``."""
     _make(path.parent)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(draft, flags, 0o600)
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(descriptor, "wb") as file:
             if hasattr(os, "fchmod"):  # a umask such as 0777 would have taken our own rights, too
                 os.fchmod(file.fileno(), 0o600)
-            json.dump(document, file, indent=2)
-            file.write("\n")
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

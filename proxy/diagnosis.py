@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 
 Environment = Literal["live", "test"]
 
-MOST_METERS = 1000
-"""Meters that are looked through for one: beyond them nothing is said of it."""
-
 _KEY = re.compile(r"[\x21-\x7e]+")
 _LONGEST_NAME = 100
 _MOST_NAMED = 5
+# How much of two names has to be the same; of a short one, one letter may differ.
+_NEAR, _NEAR_SHORT, _SHORT = 0.75, 0.66, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +129,8 @@ def subject_of(name: str, project: Project, account_key: Secret | None, base_url
 class Account:
     """What Lava's account says of a subject; ``None`` where it did not say.
 
-    ``key``, ``customer`` and ``meter``: whether Lava knows them; ``near`` are meters that are called nearly so, or else the
-    first ones there are. ``balance`` is the merchant wallet's, ``customer_balance`` the customer's (few versions of Lava
+    ``key``, ``customer`` and ``meter``: whether Lava knows them; ``near`` is the meter that is called nearly so, ``meters``
+    are the first ones there are. ``balance`` is the merchant wallet's, ``customer_balance`` the customer's (few versions of Lava
     tell it), ``credit`` what is left in the customer's plan: in dollars. ``models`` is how many a spend key is shown.
     ``failure`` is a sentence about what could not be found out.
     """
@@ -139,7 +138,8 @@ class Account:
     key: bool | None = None
     customer: bool | None = None
     meter: bool | None = None
-    near: tuple[str, ...] = ()
+    near: str | None = None
+    meters: tuple[str, ...] = ()
     balance: Decimal | None = None
     customer_balance: Decimal | None = None
     has_credit: bool | None = None
@@ -180,11 +180,21 @@ class Report:
     open: list[str] = field(default_factory=list)
 
 
-def nearest(slug: str, slugs: Iterable[str]) -> tuple[str, ...]:
-    """The slug that was probably meant, alone; where none is near, the first few there are."""
-    shown = [each for each in slugs if each.isprintable() and len(each) <= _LONGEST_NAME]
-    close = get_close_matches(slug, shown, n=1, cutoff=0.6)
-    return tuple(close) or tuple(sorted(shown)[:_MOST_NAMED])
+def nearest(slug: str, slugs: Iterable[str]) -> str | None:
+    """The slug that was probably meant: one that hardly differs, or none."""
+    spelled = {_plain(each): each for each in showable(slugs)}
+    cutoff = _NEAR if len(slug) > _SHORT else _NEAR_SHORT
+    close = get_close_matches(_plain(slug), spelled, n=1, cutoff=cutoff)
+    return spelled[close[0]] if close else None
+
+
+def _plain(slug: str) -> str:
+    return slug.casefold().replace("_", "-")
+
+
+def showable(slugs: Iterable[str]) -> list[str]:
+    """Those that neither move a cursor nor fill a screen."""
+    return [each for each in slugs if each.isprintable() and len(each) <= _LONGEST_NAME]
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------------
@@ -193,8 +203,8 @@ def nearest(slug: str, slugs: Iterable[str]) -> tuple[str, ...]:
 def wrong(subject: Subject, account: Account, *, owner: bool = False) -> list[Finding]:
     """What of key, environment, customer and meter does not hold.
 
-    ``owner``: it is the account's owner who reads it. A tool with a local key is told the name that was probably meant, but
-    not what else the account has.
+    ``owner``: it is the account's owner who reads it. A tool with a local key is told a name that hardly differs from its
+    own, but not what else the account has.
     """
     key = subject.key
     if key is not None and not _KEY.fullmatch(key.reveal()):
@@ -206,7 +216,7 @@ def wrong(subject: Subject, account: Account, *, owner: bool = False) -> list[Fi
     if account.customer is False and subject.person is not None:
         found.append(_no_customer(subject))
     if account.meter is False and subject.meter is not None:
-        found.append(_no_meter(subject, account.near, owner))
+        found.append(_no_meter(subject, account, owner))
     return found
 
 
@@ -235,16 +245,16 @@ def _no_customer(subject: Subject) -> Finding:
     )
 
 
-def _no_meter(subject: Subject, near: tuple[str, ...], owner: bool) -> Finding:
+def _no_meter(subject: Subject, account: Account, owner: bool) -> Finding:
     what, where = f'meter "{subject.meter}" does not exist', _where(subject, "meter")
-    if len(near) == 1:
-        return Finding("meter", f'{what}; did you mean "{near[0]}"?', f'Write "{near[0]}" as {where}.')
+    if account.near is not None:
+        return Finding("meter", f'{what}; did you mean "{account.near}"?', f'Write "{account.near}" as {where}.')
     what += f" in the account of the key {_hint(subject.key)}{_kind(subject)}"
     if not owner:
         how = f"Create the meter at Lava, or correct {where}: `lava-proxy check --online` says which there are."
         return Finding("meter", what, how)
-    there = ", ".join(f'"{each}"' for each in near) or "none"
-    more = " and perhaps more" if len(near) >= _MOST_NAMED else ""
+    there = ", ".join(f'"{each}"' for each in account.meters[:_MOST_NAMED]) or "none"
+    more = " and more" if len(account.meters) > _MOST_NAMED else ""
     return Finding("meter", f"{what}; it has {there}{more}", f"Create the meter at Lava, or correct {where}.")
 
 

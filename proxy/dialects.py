@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,6 +50,7 @@ def ending_of(path: bytes) -> Ending:
 
 
 GOOGLE_VERSIONS = frozenset({b"v1beta", b"v1alpha"})
+_BASE_VERSIONS = GOOGLE_VERSIONS | {b"v1"}
 
 OPENAI_WORDS = frozenset(
     {
@@ -65,20 +66,27 @@ OPENAI_WORDS = frozenset(
         b"batches",
     }
 )
-"""First words of the OpenAI endpoints that are also served without ``/v1`` in front."""
+"""First words of the endpoints that are also served without ``/v1`` in front."""
 
+_OPENAIS_OWN = OPENAI_WORDS - {b"chat", b"models", b"files", b"batches"} | {b"realtime"}
+"""First words of the endpoints that OpenAI alone has."""
 
 VERSION = re.compile(rb"v\d+[a-z]*\d*\Z")
 """A version segment of an address: ``v1``, ``v1beta``, ``v2`` …"""
 
-_BEFORE_ENDPOINTS = frozenset({b"openai", b"inference", b"compatibility"})
+BEFORE_ENDPOINTS = frozenset({b"openai", b"inference", b"compatibility"})
 """Words that stand, beside versions, in the base addresses of OpenAI-compatible interfaces."""
+
+
+def words_of(path: bytes) -> list[bytes]:
+    """The words of a raw path between its slashes, doubled ones forgiven."""
+    return [word for word in path.split(b"/") if word]
 
 
 def at_provider(dialect: Dialect, words: Sequence[bytes]) -> Dialect:
     """What a client speaks at a provider of this dialect; ``words`` are the path behind the provider's name."""
     index = 0
-    while index < len(words) and (VERSION.match(words[index]) or words[index] in _BEFORE_ENDPOINTS):
+    while index < len(words) and (VERSION.match(words[index]) or words[index] in BEFORE_ENDPOINTS):
         index += 1
     if words[index : index + 1] == [b"messages"]:
         return Dialect.ANTHROPIC
@@ -87,45 +95,84 @@ def at_provider(dialect: Dialect, words: Sequence[bytes]) -> Dialect:
     return Dialect.OPENAI if dialect is Dialect.OTHER else dialect
 
 
-def of_path(path: bytes, providers: Mapping[bytes, Dialect]) -> Dialect | None:
+def of_endpoint(method: str, words: Sequence[bytes]) -> Dialect | None:
+    """Whose API an endpoint is, or ``None`` where several companies have one of that name: the request's headers decide.
+
+    ``words`` are the path behind its version, at least one. A method after a colon is Google's; names of OpenAI's
+    fine-tuned models (``ft:…``) have colons too.
+    """
+    first = words[0]
+    if first == b"messages":
+        return Dialect.ANTHROPIC
+    if first in _OPENAIS_OWN or (first == b"chat" and words[1:2] == [b"completions"]):
+        return Dialect.OPENAI
+    if first == b"models" and len(words) > 1 and method == "POST" and b":" in words[-1] and words[-1][:3] != b"ft:":
+        return Dialect.GOOGLE
+    return None
+
+
+def at_google(words: list[bytes]) -> list[bytes] | None:
+    """The path at Google of an address that is Google's by its version, else ``None``.
+
+    Where a tool's base URL has a version and the tool adds its own, the tool's counts.
+    """
+    lead = 0
+    while lead < len(words) and words[lead] in _BASE_VERSIONS:
+        lead += 1
+    if words[lead : lead + 1] == [b"upload"] and any(VERSION.match(word) for word in words[lead + 1 : lead + 2]):
+        return words[lead:]
+    if any(word in GOOGLE_VERSIONS for word in words[:lead]):
+        return words[lead - 1 :]
+    return None
+
+
+class Speaker(Protocol):
+    """What is asked here of a provider (``providers.Provider``)."""
+
+    @property
+    def dialect(self) -> Dialect: ...
+    def face(self, words: list[bytes]) -> tuple[Speaker, list[bytes]]: ...
+
+
+def of_path(path: bytes, providers: Mapping[bytes, Speaker], method: str = "POST") -> Dialect | None:
     """The dialect a client of ``path`` speaks, or ``None`` where the path says nothing.
 
-    ``path`` is raw (undecoded, no query); ``providers`` maps every provider name in use to its dialect. Pure, never raises:
-    the gate asks it before anything is known to be well formed.
+    ``path`` is raw (undecoded, no query); ``providers`` are those in use by name. Pure, never raises: the gate asks it before
+    anything is known to be well formed.
     """
-    words = [word for word in path.split(b"/") if word]
+    words = words_of(path)
     if len(words) > 1 and words[0] == b"p":
         words = words[2:]
     if not words:
         return None
-    first, rest = words[0], words[1:]
+    first = words[0]
     if first in providers:
-        return at_provider(providers[first], rest)
-    if first in GOOGLE_VERSIONS or first == b"upload":
-        return Dialect.OPENAI if rest[:1] == [b"openai"] else Dialect.GOOGLE
-    if first == b"v1":
-        while rest[:1] == [b"v1"]:
-            rest = rest[1:]
-        if rest[:1] == [b"messages"]:
-            return Dialect.ANTHROPIC
-        if rest[:1] == [b"models"]:
-            # GET /v1/models is asked in two dialects (the headers decide); a method after a colon is Google's.
-            # (Names of OpenAI's fine-tuned models, ft:…, have colons too.)
-            return Dialect.GOOGLE if any(b":" in word and word[:3] != b"ft:" for word in rest[1:]) else None
-        return Dialect.OPENAI if rest else None
-    if first == b"models" and not rest:
+        provider, words = providers[first].face(words[1:])
+        return at_provider(provider.dialect, words)
+    google = at_google(words)
+    if google is not None:
+        if google[1:2] == [b"openai"]:
+            return Dialect.OPENAI
+        return (of_endpoint(method, google[1:]) if google[1:] else None) or Dialect.GOOGLE
+    while words[:1] == [b"v1"]:
+        words = words[1:]
+    if first != b"v1" and first != b"messages" and first not in OPENAI_WORDS:
         return None
-    if first == b"messages":
-        return Dialect.ANTHROPIC
-    return Dialect.OPENAI if first in OPENAI_WORDS else None
+    return of_endpoint(method, words) if words else None
 
 
 def of_headers(headers: Mapping[bytes, object]) -> Dialect:
-    """The dialect of a client on an address that does not tell: ``headers`` is keyed by lower-case name."""
+    """What a request speaks whose address does not tell: ``headers`` is keyed by lower-case name.
+
+    Every Anthropic SDK sends ``anthropic-version`` and every Google SDK one of the two headers of its own, so the key alone
+    decides last.
+    """
     if b"anthropic-version" in headers:
         return Dialect.ANTHROPIC
-    if b"x-goog-api-key" in headers:
+    if b"x-goog-api-key" in headers or b"x-goog-api-client" in headers:
         return Dialect.GOOGLE
+    if b"x-api-key" in headers and b"authorization" not in headers:
+        return Dialect.ANTHROPIC
     return Dialect.OPENAI
 
 

@@ -183,7 +183,7 @@ def key_of(
     if len(present) == 1 and but is None:
         return present[0], _key_in(present[0], noted[present[0]], generation)
     if len(present) > 1:
-        dialect = dialects.of_path(path, generation.table.dialects) or dialects.of_headers(noted)
+        dialect = dialects.of_path(path, generation.table.providers) or dialects.of_headers(noted)
         own = _OWN_HEADER.get(dialect, b"authorization")
         present.sort(key=lambda name: name != own)  # stable: the others keep their order
     keys = [(name, _key_in(name, noted[name], generation)) for name in present]

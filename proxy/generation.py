@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from proxy import diagnosis, prefixes, routing, tokens
+from proxy.dialects import Dialect, of_headers
 from proxy.errors import Fault
 from proxy.flights import Flights, Limits
 from proxy.inquiry import Inquiries
@@ -77,7 +78,7 @@ class Plan(Unshown):
 class Generation:
     """A configuration in use."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: Settings, engine: Engine, inquiries: Inquiries | None = None) -> None:
         self.settings = settings
         self.engine = engine
         self.table = Table.of(settings)
@@ -107,9 +108,9 @@ class Generation:
         self.account_key: Secret | None = settings.lava.secret_key
         self.in_flight = 0
         self.retired = False
-        self.places: dict[tuple[str, bytes], Place] = {}
+        self.places: dict[tuple[str, bytes, Dialect], Place] = {}
         self.plans: dict[tuple[object, ...], Plan] = {}
-        self.inquiries = Inquiries(engine)
+        self.inquiries = inquiries or Inquiries()
         self._lava: dict[str, Lava] = {}
         self._credentials: dict[tuple[str, str], Credential] = {}
         self._origins: dict[Origin, Origin] = {}
@@ -191,7 +192,7 @@ class Generation:
             return
         subject = self.subject(project_name)
         if subject.silent is None:
-            found = await self.inquiries.about(subject, self.lava(project_name))
+            found = await self.inquiries.about(subject, self.lava(project_name), self.engine)
             if found is not None:
                 diagnosis.explain(fault, subject, *found, self.mask_of(subject))
 
@@ -201,12 +202,12 @@ class Generation:
         return lambda text: all_.text(own.text(text))
 
     def locate(self, method: str, path: bytes, noted: Mapping[bytes, bytes]) -> Place:
-        """``routing.locate``, remembered for the addresses whose meaning no header decides."""
-        key = (method, path)
+        """``routing.locate``, remembered: of the headers only what they speak decides."""
+        key = (method, path, of_headers(noted))
         place = self.places.get(key)
         if place is None:
             place = routing.locate(method, path, noted, self.table)
-            if b"models" not in path and len(path) <= _LONGEST_ROUTE:
+            if len(path) <= _LONGEST_ROUTE:
                 if len(self.places) >= _MOST_ROUTES:
                     self.places.clear()
                 self.places[key] = place

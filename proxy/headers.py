@@ -109,7 +109,13 @@ _NOTED = frozenset(
     }
 )
 _NOTED |= frozenset(
-    {b"accept", b"anthropic-version", b"access-control-request-method", b"access-control-request-headers"}
+    {
+        b"accept",
+        b"anthropic-version",
+        b"x-goog-api-client",
+        b"access-control-request-method",
+        b"access-control-request-headers",
+    }
 )
 _NOTED |= frozenset({PROXY_KEY, PROXY_PROJECT, METADATA, *CREDENTIALS})
 _SINGLE = frozenset({b"host", b"origin", b"content-length", PROXY_KEY, PROXY_PROJECT, *CREDENTIALS})

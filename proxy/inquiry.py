@@ -1,4 +1,4 @@
-"""Asks Lava's account why a request was refused: at most once a minute for each project, and never for long.
+"""Asks Lava's account why a request was refused: at most once a minute for each project, seldom much, and never for long.
 
 Theory. The first refused request of a project starts one task that asks all questions at once; requests that are refused
 meanwhile wait for the same task, later ones get its answers while they are fresh. A request that got through takes them back:
@@ -18,7 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from proxy import body as bodies
-from proxy.diagnosis import MOST_METERS, Account, nearest
+from proxy.diagnosis import Account, nearest, showable
 from proxy.lava.money import balance_of
 from proxy.upstream import Origin, Outgoing, UpstreamError
 from proxy.wording import counted
@@ -41,6 +41,10 @@ AGAIN_S = 60.0
 LIMIT_S = 1.8
 """For one inquiry with everything that belongs to it. Two seconds is the promise; the rest is for ending it."""
 
+MOST_QUESTIONS = 7
+"""In one inquiry, each page of a list counted."""
+
+_ABOUT_A_PERSON = 4  # at most: two names of the customer and two of its plan
 _ENDING_S = 0.1
 _MOST_BYTES = 2 * 1024 * 1024
 
@@ -57,22 +61,23 @@ class Place(Protocol):
 
 
 class Inquiries:
-    """The inquiries of one configuration. ``known`` has those whose answers may be used, by project."""
+    """The inquiries of the daemon; they outlive a configuration. ``known`` has those whose answers may be used, by project."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self) -> None:
         self.known: dict[str, _Inquiry] = {}
-        self._engine = engine
-        self._asked: dict[str, float] = {}
+        self._asked: dict[Subject, float] = {}
 
-    async def about(self, subject: Subject, place: Place) -> tuple[Account, float] | None:
-        """What the account says and how many seconds ago it did; ``None`` where it may not be asked (again)."""
+    async def about(self, subject: Subject, place: Place, engine: Engine) -> tuple[Account, float] | None:
+        """What the account says and how many seconds ago it did; ``None`` where it may not be asked (again). Another key or
+        name than before is another subject."""
         name, now, age_s = subject.project, monotonic(), 0.0
         inquiry = self.known.get(name)
-        if inquiry is None or now - inquiry.started >= AGAIN_S:
-            if now - self._asked.get(name, now - AGAIN_S) < AGAIN_S:
+        if inquiry is None or inquiry.subject != subject or now - inquiry.started >= AGAIN_S:
+            self._asked = {each: when for each, when in self._asked.items() if now - when < AGAIN_S}
+            if subject in self._asked:
                 return None
-            self._asked[name] = now
-            inquiry = self.known[name] = _Inquiry(ask(subject, Sender(self._engine, place), LIMIT_S), now)
+            self._asked[subject] = now
+            inquiry = self.known[name] = _Inquiry(subject, ask(subject, Sender(engine, place), LIMIT_S), now)
         elif inquiry.over:
             age_s = now - inquiry.started
         try:
@@ -88,7 +93,8 @@ class Inquiries:
 
 
 class _Inquiry:
-    def __init__(self, asking: Awaitable[Account], started: float) -> None:
+    def __init__(self, subject: Subject, asking: Awaitable[Account], started: float) -> None:
+        self.subject = subject
         self.started = started
         self.given_up = False
         self._task = asyncio.ensure_future(asking)
@@ -114,13 +120,14 @@ class _Inquiry:
         return self._task.result() if self._task.done() and not self._task.cancelled() else None
 
 
-async def ask(subject: Subject, sender: Sender, limit: float) -> Account:
-    """Everything about a subject that can be asked, within ``limit`` seconds. What did not come in time stays open."""
+async def ask(subject: Subject, sender: Sender, limit: float, most: int = MOST_QUESTIONS) -> Account:
+    """Everything about a subject that can be asked with ``most`` questions and within ``limit`` seconds. What did not come in
+    time stays open."""
     account = Account()
     try:
         async with asyncio.timeout(limit):
             await asyncio.to_thread(_load)
-            await _Questions(subject, account, _client(subject, sender, limit)).put()
+            await _Questions(subject, account, _client(subject, sender, limit), most).put()
         if account.key is None and account.models is None and not account.failure:
             account.failure = "what answers in place of Lava's account API says nothing of use"
     except TimeoutError:
@@ -192,10 +199,11 @@ class _Known(Enum):
 class _Questions:
     """The questions about one subject, all at once; the answers go into ``account`` as they come."""
 
-    def __init__(self, subject: Subject, account: Account, lava: Lava) -> None:
+    def __init__(self, subject: Subject, account: Account, lava: Lava, most: int) -> None:
         self._subject = subject
         self._account = account
         self._lava = lava
+        self._pages = most - 1 - (_ABOUT_A_PERSON if subject.person is not None else 0)
 
     async def put(self) -> None:
         subject = self._subject
@@ -289,18 +297,30 @@ class _Questions:
             account.renews = current.cycle_end_at
 
     async def _meter(self, slug: str) -> None:
+        left = self._pages
+
         async def all_of_them() -> list[str]:
+            nonlocal left
             slugs: list[str] = []
             async for page in self._lava.meters.list().by_page():
                 slugs += [each.meter_slug for each in page.data if each.meter_slug is not None]
-                if slug in slugs or len(slugs) > MOST_METERS:
-                    break
+                left -= 1
+                if slug in slugs:
+                    self._account.meter = True
+                elif page.last:
+                    self._account.meter = False
+                elif left:
+                    continue
+                break
             return slugs
 
         slugs = await self._one(all_of_them)
-        if slugs is not None and (slug in slugs or len(slugs) <= MOST_METERS):
-            self._account.meter = slug in slugs
-            self._account.near = () if slug in slugs else nearest(slug, slugs)
+        if slugs is None:
+            return
+        if self._account.meter is None:
+            self._account.failure = "Lava's list of meters is too long to be looked through"
+        elif not self._account.meter:
+            self._account.near, self._account.meters = nearest(slug, slugs), tuple(sorted(showable(slugs)))
 
 
 def _in_words(error: LavaError) -> str:

@@ -6,7 +6,7 @@ the recorded map of the SDK itself, for production and sandbox.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +24,16 @@ class Provider:
     base_url: str
     dialect: Dialect
     via: Literal["lava", "direct"] = "lava"
+    faces: Mapping[bytes, Provider] = field(default_factory=dict)
+    """Interfaces beside the main one, by their path on the same host: the same company under the same name."""
+
+    def face(self, words: list[bytes]) -> tuple[Provider, list[bytes]]:
+        """The interface that a path behind this provider's name means, and what of the path is below it."""
+        for length in (1, 2) if self.faces else ():
+            found = self.faces.get(b"/".join(words[:length])) if len(words) >= length else None
+            if found is not None:
+                return found, words[length:]
+        return self, words
 
 
 _ADDRESSES: tuple[tuple[str, str, Dialect], ...] = (
@@ -57,8 +67,26 @@ _ADDRESSES: tuple[tuple[str, str, Dialect], ...] = (
     ("moonshot", "https://api.moonshot.ai/v1", Dialect.OPENAI),
 )
 
+_FACES: Mapping[str, Mapping[str, Dialect]] = {
+    "cohere": {"v2": Dialect.OTHER},
+    "deepinfra": {"anthropic": Dialect.ANTHROPIC},
+    "deepseek": {"anthropic": Dialect.ANTHROPIC, "beta": Dialect.OPENAI},
+    "moonshot": {"anthropic": Dialect.ANTHROPIC},
+    "novita": {"anthropic": Dialect.ANTHROPIC},
+}
+"""Paths on a provider's host where it documents another interface than that of its main address."""
+
+
+def _built_in(name: str, url: str, dialect: Dialect) -> Provider:
+    host = "/".join(url.split("/", 3)[:3])
+    faces = {
+        path.encode("ascii"): Provider(name, f"{host}/{path}", spoken) for path, spoken in _FACES.get(name, {}).items()
+    }
+    return Provider(name, url, dialect, faces=MappingProxyType(faces))
+
+
 BUILTIN: Mapping[str, Provider] = MappingProxyType(
-    {name: Provider(name, url, dialect) for name, url, dialect in _ADDRESSES}
+    {name: _built_in(name, url, dialect) for name, url, dialect in _ADDRESSES}
 )
 
 ALIASES: Mapping[str, str] = MappingProxyType({"google-openai": "googleOpenaiCompatible"})

@@ -9,13 +9,25 @@ literal ``/`` to a base address that was fixed before the request came.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_plus
 
 from proxy import providers
-from proxy.dialects import GOOGLE_VERSIONS, OPENAI_WORDS, VERSION, Dialect, Ending, at_provider, ending_of, of_headers
+from proxy.dialects import (
+    BEFORE_ENDPOINTS,
+    OPENAI_WORDS,
+    VERSION,
+    Dialect,
+    Ending,
+    at_google,
+    at_provider,
+    ending_of,
+    of_endpoint,
+    of_headers,
+    words_of,
+)
 from proxy.errors import Fault
 from proxy.providers import Provider
 from proxy.settings import Project, Settings
@@ -58,12 +70,13 @@ class Table:
     """Everything routing needs of one configuration."""
 
     providers: Mapping[bytes, Provider]
-    dialects: Mapping[bytes, Dialect]
     projects: Mapping[str, Project]
     default_project: str | None
     aliases: Mapping[str, str]
     patterns: tuple[tuple[re.Pattern[str], str], ...]
     names: tuple[str, ...] = field(default=())
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    """Names of providers by their lower-case form."""
 
     @classmethod
     def of(cls, settings: Settings) -> Table:
@@ -85,12 +98,12 @@ class Table:
                 aliases[name] = targets[0]
         return cls(
             by_bytes,
-            {name: provider.dialect for name, provider in by_bytes.items()},
             projects,
             default,
             aliases,
             tuple(patterns),
             tuple(table),
+            {name.lower(): name for name in table},
         )
 
     def provider(self, name: str) -> Provider | None:
@@ -177,8 +190,8 @@ def _bad_target(what: str) -> Fault:
 def locate(method: str, path: bytes, headers: Mapping[bytes, bytes], table: Table) -> Place:
     """What the raw ``path`` asks for.
 
-    ``headers`` (lower-case names) decide only the dialect of ``GET /v1/models``. Raises ``Fault`` ``method_not_allowed``,
-    ``bad_target``, ``provider_not_found`` or ``path_not_found``.
+    ``headers`` (lower-case names) decide only through ``dialects.of_headers``: whose API an endpoint is that several
+    companies have. Raises ``Fault`` ``method_not_allowed``, ``bad_target``, ``provider_not_found`` or ``path_not_found``.
     """
     if method not in METHODS:
         raise Fault(
@@ -201,22 +214,23 @@ def locate(method: str, path: bytes, headers: Mapping[bytes, bytes], table: Tabl
     provider = table.providers.get(first)
     if provider is not None:
         return _at_provider(method, path, project, provider, rest)
-    words = [word for word in rest.split(b"/") if word]
+    words = [first, *words_of(rest)]
+    google = at_google(words)
+    if google is not None:
+        return _at_google(method, path, project, google, table)
     if first == b"v1":
-        return _under_v1(method, path, project, words, headers)
-    if first in GOOGLE_VERSIONS or (first == b"upload" and words and VERSION.match(words[0])):
-        if first != b"upload" and not words:
-            return _info(method, path, project)
-        return _at_google(project, b"/".join([first, *words]), table)
+        while words[:1] == [b"v1"]:  # a base URL with /v1, given to a tool that adds its own
+            words = words[1:]
+        return _by_model(method, path, project, words, headers, table) if words else _info(method, path, project)
     if first == b"messages" or (
         first in OPENAI_WORDS
-        and (words[:1] == [b"completions"] if first == b"chat" else words or first not in _FOLDERS)
+        and (words[1:2] == [b"completions"] if first == b"chat" else len(words) > 1 or first not in _FOLDERS)
     ):
-        return _by_model(method, project, [first, *words], headers)
-    raise _unknown(path, first, words, table)
+        return _by_model(method, path, project, words, headers, table)
+    raise _unknown(path, first, words[1:], table)
 
 
-_FOLDERS = frozenset({b"images", b"audio"})  # no endpoints themselves
+_FOLDERS = frozenset({b"chat", b"images", b"audio"})  # no endpoints themselves
 
 
 def _word(path: bytes) -> tuple[bytes, bytes]:
@@ -232,14 +246,25 @@ def _info(method: str, path: bytes, project: str | None, provider: Provider | No
 
 
 def _at_provider(method: str, path: bytes, project: str | None, provider: Provider, rest: bytes) -> Place:
+    words = words_of(rest)
+    face, behind = provider.face(words)
+    base = "/".join(["", provider.name, *(word.decode("ascii") for word in words[: len(words) - len(behind)])])
+    if face is not provider:
+        rest = rest.lstrip(b"/")
+        for _ in range(len(words) - len(behind)):
+            rest = _word(rest)[1]
+        provider, words = face, behind
     below = _below_base(provider, rest.lstrip(b"/"))
-    squeezed = _below_base(provider, b"/".join(word for word in rest.split(b"/") if word))
+    squeezed = _below_base(provider, b"/".join(words))
     version, _, endpoint = squeezed.partition(b"/")
     if squeezed in _ENDPOINTS or (VERSION.match(version) and endpoint in _ENDPOINTS):
         below = squeezed  # a well-known endpoint: doubled and trailing slashes there are a slip
     if not squeezed or (provider.dialect is not Dialect.OPENAI and VERSION.match(squeezed)):
         return _info(method, path, project, provider)
-    dialect = at_provider(provider.dialect, [word for word in below.split(b"/") if word])
+    words = words_of(squeezed)
+    dialect = at_provider(provider.dialect, words)
+    if provider.dialect is not Dialect.OTHER and _stands_twice(words):
+        raise _twice(path, project, base + "/v1" if dialect is Dialect.OPENAI else base)
     return Place(Kind.PROVIDER, dialect, below, project, provider)
 
 
@@ -248,62 +273,76 @@ _ENDPOINTS = frozenset(
         *(b"chat/completions", b"completions", b"responses", b"embeddings", b"models", b"moderations", b"files"),
         *(b"batches", b"images/generations", b"images/edits", b"images/variations", b"audio/speech"),
         *(b"audio/transcriptions", b"audio/translations", b"messages", b"messages/count_tokens", b"messages/batches"),
+        b"realtime",
     }
 )
 
 
 def _below_base(provider: Provider, rest: bytes) -> bytes:
     """``rest`` without what the base address (or a tool, for the second time) has already."""
+    own = _path_of(provider.base_url)
+    if provider.dialect is not Dialect.OPENAI:
+        own = _VERSION_AT_END.sub(b"", own)
+    if own and (rest == own or rest.startswith(own + b"/")):
+        rest = rest[len(own) :].lstrip(b"/")
     if provider.dialect is Dialect.OPENAI:
-        own = _path_of(provider.base_url)
-        if own and (rest == own or rest.startswith(own + b"/")):
-            rest = rest[len(own) :].lstrip(b"/")
         # More than one where the base URL has /v1 and the tool adds its own.
         while rest == b"v1" or rest.startswith(b"v1/"):
             rest = rest[2:].lstrip(b"/")
         return rest
-    while True:
+    while True:  # the tool's own version counts, not the base URL's
         version, _, tail = rest.partition(b"/")
         tail = tail.lstrip(b"/")
-        if not (VERSION.match(version) and VERSION.match(tail.partition(b"/")[0])):
+        if not (VERSION.match(version) and _is_versioned(provider, tail)):
             return rest
-        rest = tail  # the tool's own version counts, not the base URL's
+        rest = tail
 
 
-def _under_v1(
-    method: str, path: bytes, project: str | None, words: list[bytes], headers: Mapping[bytes, bytes]
+_VERSION_AT_END = re.compile(rb"(?:^|/)v\d+[a-z]*\d*\Z")
+
+
+def _is_versioned(provider: Provider, rest: bytes) -> bool:
+    """Whether ``rest`` begins with a version; Google's uploads have it as their second word."""
+    word, _, tail = rest.partition(b"/")
+    if word == b"upload" and provider.dialect is Dialect.GOOGLE:
+        word = tail.partition(b"/")[0]
+    return VERSION.match(word) is not None
+
+
+def _by_model(
+    method: str, path: bytes, project: str | None, words: list[bytes], headers: Mapping[bytes, bytes], table: Table
 ) -> Place:
-    while words[:1] == [b"v1"]:  # a base URL with /v1, given to a tool that adds its own
-        words = words[1:]
-    if not words:
-        return _info(method, path, project)
-    return _by_model(method, project, words, headers)
-
-
-def _by_model(method: str, project: str | None, words: list[bytes], headers: Mapping[bytes, bytes]) -> Place:
     rest = b"/".join(words)
-    if words[0] == b"messages":
-        return Place(Kind.MODEL, Dialect.ANTHROPIC, rest, project)
-    if words[0] == b"models":
-        if len(words) > 1 and method == "POST" and b":" in words[-1]:
-            return _at_google(project, b"v1/" + rest, None)
-        dialect = of_headers(headers)
-        asks = method in ("GET", "HEAD")
+    owner = of_endpoint(method, words)
+    if owner is None:
+        _refuse_provider(path, project, words[0], table)
+    dialect = owner or of_headers(headers)
+    if _stands_twice(words):
+        raise _twice(path, project, "/" if dialect is Dialect.ANTHROPIC else "/v1")
+    named: str | None = None
+    # An operation of a model is none: Google's clients ask for it until it is done.
+    listed = words[0] == b"models" and method in ("GET", "HEAD") and b"operations" not in words
+    if words[0] == b"models" and (listed or dialect is not Dialect.GOOGLE):
         named = unquote(rest.partition(b"/")[2].decode("ascii")) or None
-        if dialect is Dialect.GOOGLE and (named is not None or not asks):
-            place = _at_google(project, b"v1/" + rest, None)
-            # An operation of a model is none: Google's clients ask for it until it is done.
-            return replace(place, kind=Kind.CATALOG, model=named) if asks and b"operations" not in words else place
-        if named is not None or asks:
-            return Place(Kind.CATALOG if asks else Kind.MODEL, dialect, rest, project, model=named)
-    return Place(Kind.MODEL, Dialect.OPENAI, rest, project)
+    if dialect is Dialect.GOOGLE and not (listed and named is None):
+        kind = Kind.CATALOG if listed else Kind.PROVIDER
+        return Place(kind, dialect, b"v1/" + rest, project, table.providers[b"google"], named)
+    return Place(Kind.CATALOG if listed else Kind.MODEL, dialect, rest, project, model=named)
 
 
-def _at_google(project: str | None, rest: bytes, table: Table | None) -> Place:
-    words = rest.split(b"/")
-    provider = (table.providers[b"google"] if table is not None else None) or providers.BUILTIN["google"]
-    dialect = Dialect.OPENAI if words[1:2] == [b"openai"] else Dialect.GOOGLE
-    return Place(Kind.PROVIDER, dialect, rest, project, provider)
+def _at_google(method: str, path: bytes, project: str | None, words: list[bytes], table: Table) -> Place:
+    if len(words) == 1:
+        return _info(method, path, project)
+    dialect = Dialect.OPENAI if words[1] == b"openai" else Dialect.GOOGLE
+    if dialect is Dialect.GOOGLE and words[0] != b"upload":
+        owner = of_endpoint(method, words[1:])
+        if owner not in (None, Dialect.GOOGLE):
+            base = _base_url(project, "/" if owner is Dialect.ANTHROPIC else "/v1")
+            raise _no_path(path, f"This endpoint is not Google's: use {base} as the base URL.")
+        _refuse_provider(path, project, words[1], table)
+    if _stands_twice(words):
+        raise _twice(path, project, "/" if dialect is Dialect.GOOGLE else f"/{words[0].decode('ascii')}/openai")
+    return Place(Kind.PROVIDER, dialect, b"/".join(words), project, table.providers[b"google"])
 
 
 def _path_of(base_url: str) -> bytes:
@@ -324,6 +363,51 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 def _no_path(path: bytes, hint: str) -> Fault:
     return Fault("path_not_found", f"Nothing is served at {path.decode('ascii', 'replace')[:200]}. {hint}", hint)
+
+
+def _base_url(project: str | None, base: str) -> str:
+    """``base`` below the project that the address named."""
+    return base if project is None else f"/p/{project}{base.rstrip('/')}"
+
+
+def _twice(path: bytes, project: str | None, base: str) -> Fault:
+    return _no_path(path, f"An endpoint stands twice in this address: use {_base_url(project, base)} as the base URL.")
+
+
+def _stands_twice(words: list[bytes]) -> bool:
+    """Whether an endpoint follows an endpoint: the base URL had one, and the tool added its own."""
+    words = _without_base(words)
+    length = 2 if b"/".join(words[:2]) in _ENDPOINTS else 1
+    begun, behind = b"/".join(words[:length]), words[length:]
+    again = _without_base(behind)
+    if begun in _FOLDERS:
+        return again[:1] == [begun]
+    if begun == b"models" and any(b":" in word and word[:3] != b"ft:" for word in words[1:-1]):
+        return True  # behind a method of Google's, which is a last word
+    if begun not in _ENDPOINTS or not {b"/".join(again[:1]), b"/".join(again[:2])} & _ENDPOINTS:
+        return False
+    # What follows "models" is a name, which may have slashes, unless it is an endpoint and nothing else.
+    versioned = any(VERSION.match(word) for word in behind[: len(behind) - len(again)])
+    return begun != b"models" or versioned or b"/".join(again) in _ENDPOINTS
+
+
+def _without_base(words: list[bytes]) -> list[bytes]:
+    """``words`` without those that stand in base URLs before an endpoint."""
+    index = 0
+    while index < len(words) and (VERSION.match(words[index]) or words[index] in BEFORE_ENDPOINTS):
+        index += 1
+    return words[index:]
+
+
+def _refuse_provider(path: bytes, project: str | None, word: bytes, table: Table) -> None:
+    """Raise ``Fault`` ``path_not_found`` where a provider's name, in any spelling, stands behind a version."""
+    if word == b"p":
+        raise _no_path(path, "A project stands before everything else: use /p/<project>/v1 as the base URL.")
+    name = table.spellings.get(unquote(word.decode("ascii")).lower())
+    if name is not None:
+        raise _no_path(
+            path, f"A provider stands before the version: use {_base_url(project, f'/{name}/v1')} as the base URL."
+        )
 
 
 def _unknown(path: bytes, first: bytes, words: list[bytes], table: Table) -> Fault:
@@ -424,7 +508,7 @@ def route(method: str, place: Place, query: bytes, project_name: str, model: str
     if provider.name == "google" and place.dialect is not Dialect.GOOGLE:
         provider = table.providers[b"googleOpenaiCompatible"]
     if provider.dialect is place.dialect:
-        url = provider.base_url.encode("ascii") + b"/" + rest + _question(_less(query, _KEY_ONLY))
+        url = _target_url(provider, _versioned(provider, rest), query)
         return Route(project_name, provider, place.dialect, ending, _forward(url), model, replace)
     crossing = _CROSSINGS.get((method, place.dialect, rest, provider.dialect))
     if crossing is None:
@@ -434,9 +518,8 @@ def route(method: str, place: Place, query: bytes, project_name: str, model: str
             "only chat completions and messages into each other.",
             f"Use {provider.name}'s own interface at /{provider.name}, or a model of a provider that speaks this one.",
         )
-    target = (
-        b"rewrite/" + place.dialect.value.encode("ascii") + b"/" + provider.base_url.encode("ascii") + b"/" + crossing
-    )
+    url = _target_url(provider, _versioned(provider, crossing), b"")
+    target = b"rewrite/" + place.dialect.value.encode("ascii") + b"/" + url
     return Route(project_name, provider, place.dialect, ending, target, model, replace)
 
 
@@ -482,16 +565,23 @@ def _by_name(model: str | None, dialect: Dialect, project: Project, table: Table
     return fallback, model
 
 
+def _versioned(provider: Provider, endpoint: bytes) -> bytes:
+    """``endpoint`` with the version that Anthropic's addresses have, whether the base address has one or not."""
+    return b"v1/" + endpoint if provider.dialect is Dialect.ANTHROPIC else endpoint
+
+
 def _target_url(provider: Provider, rest: bytes, query: bytes) -> bytes:
-    """The whole URL at the provider: base address and ``rest``, or, where another dialect's rest begins with a version, the
-    provider's host and ``rest``."""
+    """The whole URL at the provider. In another dialect than OpenAI's a version that ``rest`` begins with takes the place
+    of one at the end of the base address, so that it stands there once."""
     base = provider.base_url.encode("ascii")
     if provider.dialect is not Dialect.OPENAI:
-        words = rest.split(b"/", 2)
-        versioned = VERSION.match(words[0]) or (words[0] == b"upload" and len(words) > 1 and VERSION.match(words[1]))
-        if versioned:
-            scheme, _, host = base.partition(b"://")
-            base = scheme + b"://" + host.partition(b"/")[0]
+        scheme, _, address = base.partition(b"://")
+        host, _, path = address.partition(b"/")
+        bare = _VERSION_AT_END.sub(b"", path)
+        if bare == path and rest.partition(b"/")[0] == b"messages":
+            rest = _versioned(provider, rest)
+        if _is_versioned(provider, rest):
+            base = scheme + b"://" + host + (b"/" + bare if bare else b"")
     return base + b"/" + rest + _question(_less(query, _KEY_ONLY))
 
 

@@ -92,10 +92,10 @@ def test_the_projects_own_key_goes_first_and_a_token_says_its_names() -> None:
 @pytest.mark.parametrize(
     ("project", "key", "base_url", "said", "part", "problem", "suggestion"),
     [
-        (CUSTOMER, LIVE, LAVA, Account(key=True, customer=True, meter=False, near=("website-chat",)), "meter",
+        (CUSTOMER, LIVE, LAVA, Account(key=True, customer=True, meter=False, near="website-chat"), "meter",
          'meter "websit-chat" does not exist; did you mean "website-chat"?',
          'Write "website-chat" as meter under [projects.web].'),
-        (CUSTOMER, LIVE, LAVA, Account(key=True, meter=False, near=("a", "b")), "meter",
+        (CUSTOMER, LIVE, LAVA, Account(key=True, meter=False, meters=("a", "b")), "meter",
          'meter "websit-chat" does not exist in the account of the key …ryQ7 (a live key)',
          "Create the meter at Lava, or correct meter under [projects.web]: `lava-proxy check --online` says which there are."),
         (CUSTOMER, TEST, SANDBOX, Account(key=True, customer=False, meter=True), "connection",
@@ -117,7 +117,7 @@ def test_the_projects_own_key_goes_first_and_a_token_says_its_names() -> None:
          "the secret key …yQ7 holds a space, a line end or another character that no key has",
          "Write it again, without that character: secret_key under [lava]."),
         ({"forward_token": mint_token(LIVE, customer_id="conn_demo", meter_slug="mete")}, None, LAVA,
-         Account(key=True, customer=True, meter=False, near=("meter",)), "meter",
+         Account(key=True, customer=True, meter=False, near="meter"), "meter",
          'meter "mete" does not exist; did you mean "meter"?',
          'Write "meter" as the meter of the forward token (forward_token under [projects.web]), by making a new one.'),
     ],
@@ -133,10 +133,21 @@ def test_each_thing_that_can_be_wrong_is_a_sentence(
 
 def test_the_owner_alone_is_told_what_else_there_is() -> None:
     """A tool with a local key of one project does not learn the names of others."""
-    told = report(subject(CUSTOMER), Account(key=True, meter=False, near=("a", "b")), str)
+    told = report(subject(CUSTOMER), Account(key=True, meter=False, meters=("a", "b")), str)
     assert 'does not exist in the account of the key …ryQ7 (a live key); it has "a", "b"' in told.wrong[0].problem
     none = report(subject(CUSTOMER), Account(key=True, meter=False), str)
     assert none.wrong[0].problem.endswith("it has none")
+
+
+def test_a_name_that_is_not_near_is_suggested_to_nobody() -> None:
+    """An account's only meter, or the first of its list, was not meant: no tool is told it, and nobody to bill it."""
+    for meters in (("internal-billing",), ("a", "b", "c")):
+        said = Account(key=True, customer=True, meter=False, meters=meters)
+        fault = explained(said, subject(CUSTOMER))
+        assert not [name for name in meters if f'"{name}"' in f"{fault.message} {fault.hint} {fault.details}"]
+        [told] = report(subject(CUSTOMER), said, str).wrong
+        assert "did you mean" not in told.problem
+        assert not [name for name in meters if f'"{name}"' in told.suggestion]
 
 
 def test_what_lava_left_open_is_not_claimed() -> None:
@@ -151,16 +162,24 @@ def test_what_lava_left_open_is_not_claimed() -> None:
 @pytest.mark.parametrize(
     ("slug", "slugs", "found"),
     [
-        ("websit-chat", ["website-chat", "internal"], ("website-chat",)),
-        ("zzz", ["website-chat", "internal"], ("internal", "website-chat")),
-        ("zzz", [], ()),
-        ("zzz", [f"meter-{number}" for number in range(9)], tuple(f"meter-{number}" for number in range(5))),
-        ("chat\x1b[2J", ["chat\x1b[2Jx", "chat"], ("chat",)),
-        ("a" * 190, ["a" * 200], ()),
+        ("websit-chat", ["internal", "website-chat"], "website-chat"),
+        ("Website_Chat", ["website-chat"], "website-chat"),
+        ("chat", ["chats"], "chats"),
+        ("m", ["mm"], "mm"),
+        ("zzz", ["website-chat", "internal"], None),
+        ("zzz", ["internal"], None),
+        ("zzz", [], None),
+        ("support-chat", ["website-chat"], None),
+        ("wiki-chat", ["website-chat"], None),
+        ("website", ["website-internal-billing"], None),
+        ("main", ["marketing"], None),
+        ("m", ["internal"], None),
+        ("chat\x1b[2J", ["chat\x1b[2Jx"], None),
+        ("a" * 190, ["a" * 200], None),
     ],
 )
-def test_the_nearest_name(slug: str, slugs: list[str], found: tuple[str, ...]) -> None:
-    """One that is near, else the first few; never one that would move a cursor or fill a screen."""
+def test_the_nearest_name(slug: str, slugs: list[str], found: str | None) -> None:
+    """One that hardly differs, or none; never one that would move a cursor or fill a screen."""
     assert nearest(slug, slugs) == found
 
 
@@ -225,7 +244,7 @@ def test_which_faults_are_worth_asking_about(code: str, status: int, owner: Owne
 
 def test_the_finding_comes_first_and_nothing_is_lost() -> None:
     """Message, hint and what machines read; status, code and Lava's own words stay."""
-    said = Account(key=True, customer=False, meter=False, near=("website-chat",))
+    said = Account(key=True, customer=False, meter=False, near="website-chat")
     fault = explained(said, subject(CUSTOMER))
     assert (fault.status, fault.code, fault.retry) == (401, "lava_unauthorized", False)
     assert fault.message.startswith('Project "web": connection conn_demo does not exist: it was deleted, or ')
@@ -284,7 +303,7 @@ def test_where_nothing_could_be_found_out_the_fault_is_as_it_was() -> None:
 
 def test_what_lava_calls_things_is_masked() -> None:
     """A secret in the name of a meter or a plan comes out nowhere."""
-    said = Account(key=True, meter=False, near=(LIVE,), has_credit=False, subscribed=True, plan=LIVE, credit=ZERO)
+    said = Account(key=True, meter=False, near=LIVE, has_credit=False, subscribed=True, plan=LIVE, credit=ZERO)
     for status in (401, 402):
         fault = unauthorized(status, "lava_unauthorized" if status == 401 else "lava_insufficient_balance")
         explain(fault, subject(CUSTOMER), said, 0.0, lambda text: text.replace(LIVE, "*"))

@@ -12,8 +12,8 @@ from proxy import dialects
 from proxy.dialects import Dialect, Ending, compact, ending_of, error_event, of_headers, of_path
 from proxy.providers import ALIASES, BUILTIN
 
-PROVIDERS = {name.encode(): provider.dialect for name, provider in BUILTIN.items()}
-PROVIDERS |= {alias.encode(): BUILTIN[name].dialect for alias, name in ALIASES.items()}
+PROVIDERS = {name.encode(): provider for name, provider in BUILTIN.items()}
+PROVIDERS |= {alias.encode(): BUILTIN[name] for alias, name in ALIASES.items()}
 
 OPENAI, ANTHROPIC, GOOGLE = Dialect.OPENAI, Dialect.ANTHROPIC, Dialect.GOOGLE
 
@@ -25,7 +25,22 @@ OPENAI, ANTHROPIC, GOOGLE = Dialect.OPENAI, Dialect.ANTHROPIC, Dialect.GOOGLE
         (b"//v1//chat/completions/", OPENAI),
         (b"/v1/v1/chat/completions", OPENAI),
         (b"/chat/completions", OPENAI),
-        (b"/v1/anything", OPENAI),
+        (b"/v1/anything", None),
+        (b"/v1/files", None),
+        (b"/v1/v1/skills/s_1", None),
+        (b"/files", None),
+        (b"/v1/realtime/sessions", OPENAI),
+        (b"/v1/chat", None),
+        (b"/deepseek/anthropic/v1/messages", ANTHROPIC),
+        (b"/deepseek/anthropic/v1/models", ANTHROPIC),
+        (b"/deepseek/beta/completions", OPENAI),
+        (b"/cohere/v2/chat", OPENAI),
+        (b"/v1beta/v1beta/files", GOOGLE),
+        (b"/v1beta/upload/v1beta/files", GOOGLE),
+        (b"/v1/v1beta/models/x:generateContent", GOOGLE),
+        (b"/v1beta/v1/files", GOOGLE),
+        (b"/upload", None),
+        (b"/v1beta/chat/completions", OPENAI),
         (b"/v1/messages", ANTHROPIC),
         (b"/v1/messages/count_tokens", ANTHROPIC),
         (b"/v1/v1/messages", ANTHROPIC),
@@ -85,12 +100,18 @@ def test_any_bytes_have_a_dialect_or_none(path: bytes) -> None:
         ([b"anthropic-version"], ANTHROPIC),
         ([b"x-goog-api-key"], GOOGLE),
         ([b"x-goog-api-key", b"anthropic-version"], ANTHROPIC),
+        ([b"x-goog-api-client"], GOOGLE),
+        ([b"x-goog-api-client", b"x-api-key"], GOOGLE),
+        ([b"x-api-key"], ANTHROPIC),
+        ([b"x-api-key", b"authorization"], OPENAI),
+        ([b"x-api-key", b"authorization", b"anthropic-version"], ANTHROPIC),
+        ([b"api-key"], OPENAI),
         ([b"authorization"], OPENAI),
         ([], OPENAI),
     ],
 )
 def test_the_dialect_of_an_unknown_address_is_told_by_headers(names: list[bytes], dialect: Dialect) -> None:
-    """``anthropic-version`` or ``x-goog-api-key`` decides; otherwise it is OpenAI's."""
+    """Each SDK's own header decides, then the one that a key came in; otherwise it is OpenAI's."""
     assert of_headers(dict.fromkeys(names, b"x")) is dialect
 
 

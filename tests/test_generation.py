@@ -89,11 +89,17 @@ def test_the_tables_of_plans_and_places_are_bounded() -> None:
     assert len(made.places) <= 4096
 
 
-def test_the_dialect_of_the_list_of_models_is_never_remembered() -> None:
-    """There the headers decide."""
+@pytest.mark.parametrize("path", [b"/v1/models", b"/v1/files", b"/v1/skills", b"/p/default/v1/batches/b_1", b"/files"])
+def test_a_remembered_address_is_the_speakers(path: bytes) -> None:
+    """Where the headers decide, the next request's own do, whatever was asked before it."""
     made = generation()
-    assert made.locate("GET", b"/v1/models", {b"anthropic-version": b"x"}).dialect is Dialect.ANTHROPIC
-    assert made.locate("GET", b"/v1/models", {}).dialect is Dialect.OPENAI
+    for _ in range(2):
+        for headers, dialect in (
+            ({b"anthropic-version": b"x"}, Dialect.ANTHROPIC),
+            ({}, Dialect.OPENAI),
+            ({b"x-goog-api-client": b"x"}, Dialect.GOOGLE),
+        ):
+            assert made.locate("GET", path, headers).dialect is dialect
 
 
 def test_no_repr_shows_a_secret() -> None:

@@ -86,7 +86,7 @@ DOORS: dict[str, set[str]] = {
     "httpcore2": {"upstream"},
     "httptools": {"upstream"},
     "keyring": {"settings"},
-    "msgspec": {"documents"},
+    "msgspec": {"documents", "emulator"},
     "platformdirs": {"settings"},
     "prometheus_client": {"metrics"},
     "httpx2": {"lava"},

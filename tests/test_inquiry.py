@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import signal
 import subprocess
@@ -317,6 +318,30 @@ def test_a_reload_begins_anew(stand: Stand) -> None:
     assert len(stand.questions) == 2 * asked
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGHUP")
+def test_a_minute_outlives_a_reload(stand: Stand) -> None:
+    """What did not change is not asked about again: neither after a reload, nor when a change is taken back."""
+    stand.error("typo", 401)
+    asked = len(stand.questions)
+    config, before = stand.daemon.config, stand.daemon.config.read_text()
+
+    def reload(text: str, marked: str) -> None:
+        config.write_text(text)
+        stand.daemon.process.send_signal(signal.SIGHUP)
+        while ask(stand.daemon.port, "GET", f"/p/{marked}/").status != 200:
+            time.sleep(0.05)
+
+    reload(f"{before}[projects.second]\n", "second")
+    assert 'did you mean "website-chat"?' in stand.error("typo", 401)["message"]
+    assert len(stand.questions) == asked
+    reload(before.replace("websit-chat", "webste-chat") + "[projects.third]\n", "third")
+    assert 'meter "webste-chat" does not exist' in stand.error("typo", 401)["message"]
+    assert len(stand.questions) == 2 * asked
+    reload(f"{before}[projects.fourth]\n", "fourth")
+    assert "diagnosis" not in stand.error("typo", 401)["lava_proxy"]
+    assert len(stand.questions) == 2 * asked
+
+
 class Noting:
     """An engine that keeps what is sent, and reaches nobody."""
 
@@ -522,6 +547,50 @@ def test_secrets_that_lava_repeats_come_out_nowhere(before: Callable[..., Daemon
             refused = post(port, f"/p/{project}/v1/chat/completions", CHAT)
             assert "does not exist" in refused.json()["error"]["message"], project
             assert not leaks(refused.body.decode(), [KEY, TEST]), project
+
+
+@pytest.mark.parametrize(("project", "questions"), [('meter = "m"', 7), ('meter = "m"\ncustomer_id = "cus_1"', 7)])
+def test_no_list_is_followed_far(daemon: StartDaemon, project: str, questions: int) -> None:
+    """Page after page with a new cursor each: after seven questions in all nothing is claimed of the meter."""
+    numbers = itertools.count()
+
+    def script(peer: Peer) -> None:
+        while (received := peer.request()) is not None:
+            if received.method == b"POST":
+                peer.send(REFUSAL)
+            elif b"meters" in received.target:
+                page = {"data": [], "has_more": True, "next_cursor": f"cursor-{next(numbers)}"}
+                peer.send(answer(200, json.dumps(page).encode()))
+            elif b"wallet" in received.target:
+                peer.send(answer(200, b'{"wallet_id":"wal_1","balance":"1"}'))
+            else:
+                peer.send(answer(404, b"<html>"))
+
+    with Upstream(script) as upstream:
+        config = f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n[projects.web]\n{project}\n'
+        port = daemon(config, env={"KEY": KEY}, secrets=[KEY]).port
+        error = post(port, "/v1/chat/completions", CHAT).json()["error"]
+        assert "does not exist" not in error["message"]
+        assert error["lava_proxy"]["diagnosis_failed"] == "Lava's list of meters is too long to be looked through"
+        assert len(upstream.requests) - 1 == questions
+
+
+def test_a_question_that_is_given_up_closes_its_connection(before: Callable[..., Daemon]) -> None:
+    """Also where its answer has begun: the rest of it must reach no other request."""
+
+    def half(peer: Peer) -> None:
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")
+        peer.gone()
+
+    with Upstream(Account(half)) as upstream:
+        port = before(upstream).port
+        with RawClient(port) as leaves:
+            leaves.post_json("/v1/chat/completions", CHAT)
+            upstream.wait(lambda: len(upstream.requests) == 3)
+        upstream.wait(lambda: upstream.connected <= 1)  # the one on which the request itself was refused
+        asked = upstream.accepted
+        assert post(port, "/v1/chat/completions", CHAT).status == 401
+        assert upstream.accepted <= asked + 1
 
 
 def test_a_client_that_leaves_ends_the_asking(before: Callable[..., Daemon]) -> None:

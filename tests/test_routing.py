@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from proxy.dialects import Dialect
+from proxy.dialects import Dialect, of_headers, of_path
 from proxy.errors import Fault
 from proxy.providers import BUILTIN
 from proxy.redaction import Secret
@@ -264,7 +264,6 @@ POST /novita/v3/openai/chat/completions          | -                | novita htt
 POST /deepinfra/v1/openai/embeddings             | -                | deepinfra https://api.deepinfra.com/v1/openai/embeddings
 POST /deepinfra/v1/embeddings                    | -                | deepinfra https://api.deepinfra.com/v1/openai/embeddings
 POST /fireworks/inference/v1/completions         | -                | fireworks https://api.fireworks.ai/inference/v1/completions
-POST /cohere/v2/chat                             | -                | cohere https://api.cohere.ai/compatibility/v1/v2/chat
 POST /mine/api/v1/x                              | -                | mine https://llm.mine.example/api/v1/x
 POST /rooty/v1/chat/completions                  | -                | rooty https://rooty.example/chat/completions
 POST /googleOpenaiCompatible/chat/completions    | -                | googleOpenaiCompatible https://generativelanguage.googleapis.com/v1beta/openai/chat/completions
@@ -284,6 +283,47 @@ GET /elevenlabs/v2/voices                        | -                | elevenlabs
 GET /elevenlabs/voices                           | -                | elevenlabs https://api.elevenlabs.io/v1/voices
 POST /speech/v2/say                              | -                | speech https://speech.example/v2/say
 POST /speech/say                                 | -                | speech https://speech.example/v2/say
+# a second face of a built-in provider, on the same host
+POST /deepseek/anthropic/v1/messages?beta=true   | -                | deepseek https://api.deepseek.com/anthropic/v1/messages?beta=true
+POST /deepseek/anthropic/messages                | -                | deepseek https://api.deepseek.com/anthropic/v1/messages
+POST /deepseek/anthropic/v1/v1/messages          | -                | deepseek https://api.deepseek.com/anthropic/v1/messages
+POST //deepseek//anthropic//v1//messages/        | -                | deepseek https://api.deepseek.com/anthropic/v1/messages
+GET /deepseek/anthropic/v1/models                | -                | deepseek https://api.deepseek.com/anthropic/v1/models
+POST /deepseek/beta/completions                  | -                | deepseek https://api.deepseek.com/beta/completions
+POST /deepseek/beta/v1/chat/completions          | -                | deepseek https://api.deepseek.com/beta/chat/completions
+POST /p/website/moonshot/anthropic/v1/messages   | -                | website: moonshot https://api.moonshot.ai/anthropic/v1/messages
+POST /novita/anthropic/v1/messages               | -                | novita https://api.novita.ai/anthropic/v1/messages
+POST /deepinfra/anthropic/v1/messages            | -                | deepinfra https://api.deepinfra.com/anthropic/v1/messages
+POST /cohere/v2/chat                             | -                | cohere https://api.cohere.ai/v2/chat
+GET /deepseek/anthropic                          | -                | info openai
+GET /deepseek/anthropic/v1                       | -                | info openai
+GET /cohere/v2                                   | -                | info openai
+POST /deepseek/v1/chat/completions               | -                | deepseek https://api.deepseek.com/v1/chat/completions
+POST /groq/anthropic/v1/messages                 | -                | groq https://api.groq.com/openai/v1/anthropic/v1/messages
+# a version in Google's base URL
+POST /v1beta/v1beta/models/x:generateContent     | -                | google https://generativelanguage.googleapis.com/v1beta/models/x:generateContent
+POST /v1beta/v1alpha/models/x:generateContent    | -                | google https://generativelanguage.googleapis.com/v1alpha/models/x:generateContent
+POST /v1/v1beta/models/x:generateContent         | -                | google https://generativelanguage.googleapis.com/v1beta/models/x:generateContent
+GET /v1beta/v1/files                             | -                | google https://generativelanguage.googleapis.com/v1/files
+POST /v1beta/upload/v1beta/files?uploadType=resumable | -           | google https://generativelanguage.googleapis.com/upload/v1beta/files?uploadType=resumable
+POST /v1/upload/v1beta/files                     | -                | google https://generativelanguage.googleapis.com/upload/v1beta/files
+POST /v1/v1beta/upload/v1/files                  | -                | google https://generativelanguage.googleapis.com/upload/v1/files
+POST /upload/v1/files                            | -                | google https://generativelanguage.googleapis.com/upload/v1/files
+POST /p/website/v1beta/v1beta/files              | -                | website: google https://generativelanguage.googleapis.com/v1beta/files
+POST /p/website/v1beta//upload/v1beta/files      | -                | website: google https://generativelanguage.googleapis.com/upload/v1beta/files
+POST /google/v1beta/v1beta/models/x:generateContent | -             | google https://generativelanguage.googleapis.com/v1beta/models/x:generateContent
+POST /google/v1beta/upload/v1beta/files          | -                | google https://generativelanguage.googleapis.com/upload/v1beta/files
+POST /v1beta/v1beta/openai/chat/completions      | -                | google https://generativelanguage.googleapis.com/v1beta/openai/chat/completions
+POST /v1/uploads                                 | -                | openai https://api.openai.com/v1/uploads
+# what looks like an endpoint that stands twice, and is none
+GET /v1/chat/completions/c_1/messages            | -                | openai https://api.openai.com/v1/chat/completions/c_1/messages
+GET /v1/organization/usage/completions           | -                | openai https://api.openai.com/v1/organization/usage/completions
+GET /v1/models/models/gemini-pro                 | -                | openai https://api.openai.com/v1/models/models/gemini-pro
+GET /v1/models/openai/gpt-oss                    | -                | openai https://api.openai.com/v1/models/gpt-oss
+GET /v1/audio/models                             | -                | openai https://api.openai.com/v1/audio/models
+POST /v1/responses/resp_1/responses              | -                | openai https://api.openai.com/v1/responses/resp_1/responses
+POST /v1/messages/batches/messages               | -                | 404 path_not_found
+POST /elevenlabs/v1/models/models                | -                | elevenlabs https://api.elevenlabs.io/v1/models/models
 # the query is data
 GET /openai/v1/files?limit=2&after=x+y%20z       | -                | openai https://api.openai.com/v1/files?limit=2&after=x+y%20z
 GET /openai/v1/files?a=&&b&=c&                   | -                | openai https://api.openai.com/v1/files?a=&&b&=c&
@@ -449,6 +489,261 @@ def test_what_headers_decide(request_line: str, headers: dict[bytes, bytes], bec
     assert told(request_line, None, headers) == becomes
 
 
+SPEAKS: dict[str, dict[bytes, bytes]] = {
+    "openai": {b"authorization": b"Bearer k"},
+    "nobody": {},
+    "azure": {b"api-key": b"k"},
+    "anthropic": {b"x-api-key": b"k", b"anthropic-version": b"2023-06-01"},
+    "anthropic by token": {b"authorization": b"Bearer k", b"anthropic-version": b"2023-06-01"},
+    "anthropic by key": {b"x-api-key": b"k"},
+    "google": {b"x-goog-api-key": b"k", b"x-goog-api-client": b"google-genai-sdk/1"},
+    "google by key": {b"x-goog-api-key": b"k"},
+    "google by token": {b"authorization": b"Bearer k", b"x-goog-api-client": b"google-genai-sdk/1"},
+}
+SEVERAL_HAVE = [
+    "GET /v1/files",
+    "POST /v1/files",
+    "GET /v1/files/f_1/content",
+    "DELETE /v1/files/f_1",
+    "POST /v1/batches",
+    "POST /v1/skills",
+    "GET /v1/skills/s_1/versions",
+    "GET /v1/organizations/api_keys",
+    "GET /v1/models/a-model",
+    "POST /v1/caches",
+    "POST /v1/fileSearchStores/x:uploadToFileSearchStore",
+    "POST /v1/interactions",
+    "POST /v1/whatever/comes",
+    "POST /v1/v1/files",
+    "POST //v1//files/",
+    "POST /files",
+    "POST /p/website/v1/files",
+]
+
+
+@pytest.mark.parametrize("request_line", SEVERAL_HAVE)
+@pytest.mark.parametrize("speaker", SPEAKS)
+def test_an_endpoint_of_several_companies_is_the_speakers(request_line: str, speaker: str) -> None:
+    """The headers say whose API it is; nothing of one company's SDK reaches another company."""
+    company = speaker.partition(" ")[0]
+    company = company if company in ("anthropic", "google") else "openai"
+    found = asked(request_line, None, SPEAKS[speaker])
+    assert isinstance(found, Route)
+    assert (found.provider.name, found.dialect.value) == (company, company)
+    path = request_line.partition(" ")[2].replace("//", "/").removeprefix("/p/website").removeprefix("/v1/v1")
+    path = path.removeprefix("/v1").strip("/")
+    base = {"google": "https://generativelanguage.googleapis.com/v1"}.get(company, BUILTIN[company].base_url)
+    assert unquote_to_bytes(found.target) == f"forward?u={base}/{path}".encode()
+
+
+@pytest.mark.parametrize("speaker", SPEAKS)
+@pytest.mark.parametrize(
+    ("request_line", "company"),
+    [
+        ("POST /v1/messages", "anthropic"),
+        ("POST /v1/messages/batches", "anthropic"),
+        ("POST /v1/chat/completions", "openai"),
+        ("POST /v1/completions", "openai"),
+        ("GET /v1/responses/r_1", "openai"),
+        ("POST /v1/embeddings", "openai"),
+        ("POST /v1/images/edits", "openai"),
+        ("POST /v1/audio/speech", "openai"),
+        ("POST /v1/moderations", "openai"),
+        ("POST /v1/realtime/client_secrets", "openai"),
+        ("POST /v1/models/x:generateContent", "google"),
+        ("POST /v1beta/files", "google"),
+        ("POST /upload/v1beta/files", "google"),
+        ("GET /openai/v1/files", "openai"),
+        ("GET /anthropic/v1/files", "anthropic"),
+        ("GET /google/v1/files", "google"),
+    ],
+)
+def test_an_endpoint_of_one_company_is_its_own(request_line: str, company: str, speaker: str) -> None:
+    """Whatever the headers say: tools of one vendor send another's header, too."""
+    found = asked(request_line, None, SPEAKS[speaker])
+    assert isinstance(found, Route)
+    assert found.provider.name == company
+
+
+@pytest.mark.parametrize("speaker", SPEAKS)
+def test_the_gate_and_the_router_agree_on_whose_api_it_is(speaker: str) -> None:
+    """An error that is told before the request is routed has the shape of those told after it."""
+    for request_line in (*SEVERAL_HAVE, "POST /v1/messages", "POST /v1/responses", "POST /v1/models/x:countTokens"):
+        method, _, path = request_line.partition(" ")
+        place = locate(method, path.encode(), SPEAKS[speaker], TABLE)
+        early = of_path(path.encode(), TABLE.providers, method) or of_headers(SPEAKS[speaker])
+        assert place.dialect is early, request_line
+
+
+@pytest.mark.parametrize(
+    ("request_line", "base"),
+    [
+        *((f"POST {at}/chat/completions/chat/completions", "use /v1 as") for at in ("/v1", "/v1/v1", "")),
+        *(
+            (f"POST /v1/{path}", "use /v1 as")
+            for path in (
+                *(
+                    "chat/completions/v1/chat/completions",
+                    "chat//completions//chat/completions/",
+                    "completions/completions",
+                ),
+                *("chat/chat/completions", "chat/completions/completions", "chat/completions/responses"),
+                *("responses/responses", "responses/v1/responses/resp_1", "embeddings/embeddings", "files/files"),
+                *("images/generations/images/generations", "images/images/edits", "audio/speech/v1/audio/speech"),
+                *(
+                    "batches/batches",
+                    "models/models",
+                    "models/v1/models",
+                    "moderations/moderations",
+                    "realtime/realtime",
+                ),
+                *("models/chat/completions", "chat/completions/models", "completions/chat/completions"),
+            )
+        ),
+        ("POST /p/website/v1/responses/responses", "use /p/website/v1 as"),
+        ("POST /v1/messages/v1/messages", "use / as"),
+        ("POST /v1/messages/messages", "use / as"),
+        ("POST /v1/messages/v1/messages/count_tokens", "use / as"),
+        ("POST /v1/messages/count_tokens/v1/messages", "use / as"),
+        ("POST /p/website/v1/messages/v1/messages", "use /p/website as"),
+        ("POST /groq/v1/chat/completions/chat/completions", "use /groq/v1 as"),
+        ("POST /groq/openai/v1/chat/completions/openai/v1/chat/completions", "use /groq/v1 as"),
+        ("POST /p/website/openai/v1/responses/v1/responses", "use /p/website/openai/v1 as"),
+        ("POST /anthropic/v1/messages/v1/messages", "use /anthropic as"),
+        ("POST /anthropic/v1/messages/messages", "use /anthropic as"),
+        ("POST /deepseek/anthropic/v1/messages/v1/messages", "use /deepseek/anthropic as"),
+        ("POST /google-openai/chat/completions/chat/completions", "use /googleOpenaiCompatible/v1 as"),
+        ("POST /v1beta/models/x:generateContent/v1beta/models/x:generateContent", "use / as"),
+        ("POST /v1beta/models/x:generateContent/models/y:countTokens", "use / as"),
+        ("POST /google/v1beta/models/x:generateContent/models/x:generateContent", "use /google as"),
+        ("POST /v1beta/openai/chat/completions/chat/completions", "use /v1beta/openai as"),
+        ("POST /v1beta/chat/completions", "use /v1 as"),
+        ("POST /v1beta/responses", "use /v1 as"),
+        ("POST /v1beta/messages", "use / as"),
+        ("POST /v1beta/v1/messages", "use / as"),
+        ("POST /p/website/v1beta/messages", "use /p/website as"),
+        ("POST /v1/groq/chat/completions", "use /groq/v1 as"),
+        ("POST /v1/v1/groq/v1/chat/completions", "use /groq/v1 as"),
+        ("POST /v1/openai/chat/completions", "use /openai/v1 as"),
+        ("POST /v1/Groq/chat/completions", "use /groq/v1 as"),
+        ("POST /v1/gr%6Fq/chat/completions", "use /groq/v1 as"),
+        ("POST /v1/google-openai/chat/completions", "use /google-openai/v1 as"),
+        ("POST /v1/googleopenaicompatible/chat/completions", "use /googleOpenaiCompatible/v1 as"),
+        ("POST /v1/anthropic/v1/messages", "use /anthropic/v1 as"),
+        ("POST /v1/mine/chat/completions", "use /mine/v1 as"),
+        ("GET /v1/groq", "use /groq/v1 as"),
+        ("POST /p/website/v1/groq/chat/completions", "use /p/website/groq/v1 as"),
+        ("POST /v1beta/groq/chat/completions", "use /groq/v1 as"),
+        ("POST /v1/p/website/chat/completions", "use /p/<project>/v1 as"),
+    ],
+)
+@pytest.mark.parametrize("speaker", ["nobody", "azure"])
+def test_an_address_that_can_only_be_a_mistake_goes_nowhere(request_line: str, base: str, speaker: str) -> None:
+    """A base URL with an endpoint in it, a provider or a project behind the version: 404 with the right base URL."""
+    with pytest.raises(Fault) as caught:
+        asked(request_line, None, SPEAKS[speaker])
+    assert caught.value.code == "path_not_found"
+    assert base in caught.value.message
+    assert base in caught.value.hint
+
+
+JOINED = Table.of(
+    Settings.model_validate(
+        {
+            "providers": {
+                "plain": {"base_url": "https://plain.example", "dialect": "anthropic"},
+                "v": {"base_url": "https://v.example/v1", "dialect": "anthropic"},
+                "deep": {"base_url": "https://deep.example/api/anthropic", "dialect": "anthropic"},
+                "deepv": {"base_url": "https://deep.example/api/anthropic/v1", "dialect": "anthropic"},
+                "goog": {"base_url": "https://goog.example/gemini", "dialect": "google"},
+                "googv": {"base_url": "https://goog.example/gemini/v1beta", "dialect": "google"},
+                "talk": {"base_url": "https://talk.example/speech", "dialect": "other"},
+                "talkv": {"base_url": "https://talk.example/speech/v2", "dialect": "other"},
+            }
+        }
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "above"),
+    [
+        ("plain", "https://plain.example"),
+        ("v", "https://v.example"),
+        ("deep", "https://deep.example/api/anthropic"),
+        ("deepv", "https://deep.example/api/anthropic"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1/messages", "{}/claude-x"),  # an Anthropic SDK on P, on P/v1, on P/<provider> and on P/<provider>/v1
+        ("/v1/v1/messages", "{}/claude-x"),
+        ("/messages", "{}/claude-x"),
+        ("/{}/v1/messages", None),
+        ("/{}/v1/v1/messages", None),
+        ("/{}/messages", None),
+        ("/{}//v1//messages/", None),
+        ("/p/default/{}/v1/messages", None),
+        ("/v1/chat/completions", "{}/claude-x"),  # an OpenAI SDK: Lava translates
+    ],
+)
+def test_an_anthropic_base_url_keeps_its_path(name: str, above: str, path: str, model: str | None) -> None:
+    """By name and by model the same address, whether the base URL ends in a version or not."""
+    place = locate("POST", path.format(name).encode(), {}, JOINED)
+    found = route("POST", place, b"", "default", model.format(name) if model else None, JOINED)
+    target = unquote_to_bytes(found.target).decode()
+    head = "rewrite/openai/" if "chat" in path else "forward?u="
+    assert (found.provider.name, target) == (name, f"{head}{above}/v1/messages")
+
+
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        *(
+            (f"/{name}/v1beta/models/x:countTokens", "https://goog.example/gemini/v1beta/models/x:countTokens")
+            for name in ("goog", "googv")
+        ),
+        *((f"/{name}/v1beta/v1beta/files", "https://goog.example/gemini/v1beta/files") for name in ("goog", "googv")),
+        *(
+            (f"/{name}/upload/v1beta/files", "https://goog.example/gemini/upload/v1beta/files")
+            for name in ("goog", "googv")
+        ),
+        *((f"/{name}/v1/files", "https://goog.example/gemini/v1/files") for name in ("goog", "googv")),
+        ("/googv/models/x:countTokens", "https://goog.example/gemini/v1beta/models/x:countTokens"),
+        ("/goog/models/x:countTokens", "https://goog.example/gemini/models/x:countTokens"),
+        *((f"/{name}/v1/voices", "https://talk.example/speech/v1/voices") for name in ("talk", "talkv")),
+        ("/talk/voices", "https://talk.example/speech/voices"),
+        ("/talkv/voices", "https://talk.example/speech/v2/voices"),
+        ("/talkv/upload/v1/x", "https://talk.example/speech/v2/upload/v1/x"),
+        *((f"/{name}/v1/models/x", "https://deep.example/api/anthropic/v1/models/x") for name in ("deep", "deepv")),
+        *(
+            (f"/{name}/api/anthropic/v1/messages", "https://deep.example/api/anthropic/v1/messages")
+            for name in ("deep", "deepv")
+        ),
+        ("/deepv/files", "https://deep.example/api/anthropic/v1/files"),
+    ],
+)
+def test_a_version_stands_once_behind_the_base_urls_path(path: str, url: str) -> None:
+    """The tool's version takes the place of the base URL's; the rest of the base URL's path stays, and so does its host."""
+    found = route("GET", locate("GET", path.encode(), {}, JOINED), b"", "default", None, JOINED)
+    assert unquote_to_bytes(found.target).decode() == f"forward?u={url}"
+
+
+@pytest.mark.parametrize("name", [name for name, provider in BUILTIN.items() if provider.faces])
+def test_a_face_is_the_same_company(name: str) -> None:
+    """On the provider's own host, under its name: its key and no other's."""
+    provider = BUILTIN[name]
+    for path, face in provider.faces.items():
+        assert face.name == name
+        assert face.base_url == "/".join(provider.base_url.split("/")[:3]) + f"/{path.decode()}"
+        assert face.dialect is (Dialect.ANTHROPIC if path == b"anthropic" else face.dialect)
+        found = asked(f"POST /{name}/{path.decode()}/v1/messages", None, SPEAKS["openai"])
+        assert isinstance(found, Route)
+        assert (found.provider.name, found.dialect) == (name, Dialect.ANTHROPIC)
+        assert found.wants_anthropic_version is (face.dialect is Dialect.ANTHROPIC)
+
+
 def test_what_stands_in_the_target_to_the_letter() -> None:
     """Once written out in full: Google's stream, with its query inside ``u`` and the key gone."""
     found = asked("POST /v1beta/models/gemini-pro:streamGenerateContent?alt=sse&key=AIza")
@@ -520,12 +815,10 @@ def test_who_wants_anthropics_version(request_line: str, model: str | None, want
 )
 def test_what_the_client_speaks(request_line: str, model: str | None, dialect: Dialect) -> None:
     """Its errors will be told in it; the gate says the same before the request is routed."""
-    from proxy.dialects import of_path
-
     found = asked(request_line, model)
     assert isinstance(found, Route)
     assert found.dialect is dialect
-    assert of_path(request_line.partition(" ")[2].encode(), TABLE.dialects) is dialect
+    assert of_path(request_line.partition(" ")[2].encode(), TABLE.providers) is dialect
 
 
 # --- projects --------------------------------------------------------------------------------------------------------

@@ -192,6 +192,9 @@ def emulator(
         Literal["live", "test"] | None,
         typer.Option("--environment", help="Know the keys of one environment only; default: both."),
     ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="FILE", help="Keep keys, money and customers between starts.")
+    ] = None,
     as_json: AsJson = False,
     config: Unread = None,
 ) -> None:
@@ -203,7 +206,7 @@ def emulator(
     """
     from proxy.cli.emulator import run
 
-    raise typer.Exit(run(port, environment, as_json=as_json))
+    raise typer.Exit(run(port, environment, state, as_json=as_json))
 
 
 def login(

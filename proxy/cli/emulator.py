@@ -4,23 +4,83 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 from typing import TYPE_CHECKING, Literal
 
 from proxy.cli.terminal import Exit, Screen, put_json, say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from proxy.emulator import World
 
+_MOST_BYTES = 1 << 30
 
-def run(port: int, environment: Literal["live", "test"] | None, *, as_json: bool) -> int:
-    """Run it until SIGINT or SIGTERM; returns the exit code."""
-    from proxy.emulator import World, serve_forever
 
-    world = World.demo()
-    world.environment = environment
+class _State:
+    """The file that an emulator keeps its state in."""
+
+    def __init__(self, path: Path) -> None:
+        # The file behind a link is replaced, not the link.
+        self.path = path.resolve()
+        self._told = False
+
+    def read(self) -> World:
+        """The world that it holds, or a new one where there is no file yet; raises ``Unreadable``."""
+        from proxy.emulator import World, keeping
+        from proxy.references import Unreadable, read_file
+
+        try:
+            file = read_file(self.path, _MOST_BYTES)
+            file.require_own()
+            return keeping.decode(file.data)
+        except FileNotFoundError:
+            return World.demo()
+        except keeping.NotOurs as fault:
+            raise Unreadable(f"holds no state of an emulator, or a damaged one ({fault})") from None
+
+    def write(self, data: bytes) -> None:
+        """Replace the file; raises ``OSError``."""
+        from proxy.credentials import replace_file
+
+        replace_file(self.path, data)
+
+    def write_on(self, data: bytes) -> None:
+        """The same while the emulator runs, which goes on where that fails; the first failure is told."""
+        try:
+            self.write(data)
+        except OSError as fault:
+            if not self._told:
+                self._told = True
+                say(f"lava-proxy: {self.path} cannot be written ({_why(fault)}); what changes now may not be kept.")
+
+
+def _why(fault: OSError) -> str:
+    return os.strerror(fault.errno or 0)
+
+
+def run(port: int, environment: Literal["live", "test"] | None, path: Path | None, *, as_json: bool) -> int:
+    """Run it until SIGINT or SIGTERM; returns the exit code. With a ``path`` its state is read from there and kept there."""
+    from proxy.emulator import World, keeping, serve_forever
+    from proxy.references import Unreadable
+
+    state = None if path is None else _State(path)
     try:
-        asyncio.run(serve_forever(world, port=port, ready=lambda url: _introduce(world, url, as_json=as_json)))
+        world = World.demo() if state is None else state.read()
+        if state is not None:
+            # Before anything is shown: a key that somebody copies is one that stays.
+            state.write(keeping.encode(world))
+    except Unreadable as fault:
+        say(f"lava-proxy: {path} {fault}. Name another file, or remove this one to start anew.")
+        return Exit.CONFIGURATION
+    except OSError as fault:
+        say(f"lava-proxy: {path} cannot be written ({_why(fault)}). Name a file in a folder of yours.")
+        return Exit.FAILED
+    world.environment = environment
+    introduce = functools.partial(_introduce, world, state.path if state else None, as_json=as_json)
+    try:
+        asyncio.run(serve_forever(world, port=port, ready=introduce, write=state.write_on if state else None))
     except KeyboardInterrupt:  # Windows
         return Exit.OK
     except OSError as fault:
@@ -32,12 +92,12 @@ def run(port: int, environment: Literal["live", "test"] | None, *, as_json: bool
             return Exit.FAILED
         if isinstance(fault, BrokenPipeError):
             raise
-        say(f"lava-proxy: the emulator cannot listen: {os.strerror(fault.errno or 0)}.")
+        say(f"lava-proxy: the emulator cannot listen: {_why(fault)}.")
         return Exit.FAILED
     return Exit.OK
 
 
-def _introduce(world: World, url: str, *, as_json: bool) -> None:
+def _introduce(world: World, state: Path | None, url: str, *, as_json: bool) -> None:
     base = url.rstrip("/")
     rejected, unfunded = next(iter(world.rejected_provider_keys)), next(iter(world.unfunded_provider_keys))
     if as_json:
@@ -52,12 +112,14 @@ def _introduce(world: World, url: str, *, as_json: bool) -> None:
                 "wallet_balance": f"{world.wallet_balance:f}",
                 "rejected_provider_key": rejected,
                 "unfunded_provider_key": unfunded,
+                "state": None if state is None else str(state),
             }
         )
         return
     screen = Screen()
     screen.line(f"An offline Lava listens on {base}", "title")
-    screen.line("Its keys and its money are made up, and new at every start. Ctrl-C ends it.", "note")
+    lasting = "new at every start" if state is None else f"kept in {state}"
+    screen.line(f"Its keys and its money are made up, and {lasting}. Ctrl-C ends it.", "note")
     screen.line()
     screen.pairs(
         [

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from proxy.upstream import Engine
 
 _LIMIT_S = 15.0
+_MOST_QUESTIONS = 25  # about one project: accounts may have many pages of meters
 _AT_ONCE = 8
 
 
@@ -46,7 +47,7 @@ async def _reports(settings: Settings) -> Mapping[str, Report]:
         who = (subject.key.reveal(), subject.base_url)
         sender = senders.get(who) or senders.setdefault(who, _Once(engine, generation.lava(name)))
         async with room:
-            return report(subject, await ask(subject, sender, _LIMIT_S), mask)
+            return report(subject, await ask(subject, sender, _LIMIT_S, _MOST_QUESTIONS), mask)
 
     try:
         names = list(generation.table.projects)

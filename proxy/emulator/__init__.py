@@ -16,6 +16,7 @@ over a world, ``Emulator`` a running one in a thread, ``serve_forever`` the same
 - ``rewriting.py``  chat completions and messages, translated into each other
 - ``faults.py``     what can go wrong on demand, in one table
 - ``exchange.py``, ``bodies.py``, ``delivery.py``, ``serving.py``  from bytes to a call, from a reply to bytes
+- ``keeping.py``     the state as a document, for the next start
 
 It has no keys but its own and never talks to anyone.
 """

@@ -7,13 +7,14 @@ Money is ``Decimal`` US dollars, instants are seconds since the epoch (UTC). How
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection  # noqa: TC003 - keeping.py reads these annotations while the program runs
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
 RateType = Literal["fixed", "percentage"]
 TierType = Literal["tokens_1m", "characters_1m", "minutes", "requests"]

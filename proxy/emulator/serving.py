@@ -19,6 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from proxy.emulator import keeping
 from proxy.emulator.application import create_emulator
 from proxy.emulator.delivery import CONNECTION
 from proxy.emulator.state import World
@@ -152,10 +153,14 @@ class Emulator:
 
 
 async def serve_forever(
-    world: World, host: str = "127.0.0.1", port: int = 5283, ready: Callable[[str], None] | None = None
+    world: World,
+    host: str = "127.0.0.1",
+    port: int = 5283,
+    ready: Callable[[str], None] | None = None,
+    write: Callable[[bytes], None] | None = None,
 ) -> None:
-    """Run until SIGINT or SIGTERM. ``ready`` is called with the base URL; raises ``OSError`` when the port is
-    taken.
+    """Run until SIGINT or SIGTERM. ``ready`` is called with the base URL, ``write`` (in a thread) with every state of the
+    world; raises ``OSError`` when the port is taken.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -167,4 +172,7 @@ async def serve_forever(
         if ready is not None:
             shown = f"[{host}]" if ":" in host else host
             ready(f"http://{shown}:{listener.getsockname()[1]}/v1/")
-        await serve(create_emulator(world), listener, stop)
+        async with asyncio.TaskGroup() as tasks:
+            if write is not None:
+                tasks.create_task(keeping.keep(world, write, stop))
+            await serve(create_emulator(world), listener, stop)

@@ -112,7 +112,7 @@ class World:
     """One merchant at Lava. Attributes may be changed while an emulator runs: the next request sees the
     change.
 
-    ``keep`` bounds ``received``, ``ledger`` and ``deliveries`` (the oldest go first). ``pace`` is the pause between two
+    ``changes`` grows with whatever may have changed something. ``keep`` bounds ``received``, ``ledger`` and ``deliveries`` (the oldest go first). ``pace`` is the pause between two
     events of a stream, in seconds. ``extra_hosts`` are targets that Lava would know beside the providers of the table.
 
     Of the account API: ``sandbox`` is the world that test keys see (``None``: both kinds of key see this one).
@@ -143,6 +143,8 @@ class World:
     uploads: dict[str, Upload] = field(default_factory=dict)
     received: list[Received] = field(default_factory=list)
     wallet_id: str = "wal_demo"
+    born: float = 0.0
+    numbers: int = 0
     keep: int = 10_000
     pace: float = 0.0
     max_body_bytes: int = 128 * 1024 * 1024
@@ -173,22 +175,26 @@ class World:
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
-        self._numbers = 0
-        self._born = self.clock()
+        self.changes = 0
+        self.born = self.born or self.clock()
         if not isinstance(self.meters, Meters):
-            self.meters = Meters.of(self.meters, self._born)
+            found = self.meters
+            self.meters = Meters(found) if isinstance(found, dict) else Meters.of(found, self.born)
 
     @classmethod
     def demo(cls, *, secret_key: str | None = None, test_key: str | None = None) -> World:
         """A small merchant with one of everything, and the same merchant's sandbox. Keys are new each time unless given."""
         live = cls._merchant(secret_key or _fresh("aks_live_"), test_key or _fresh("aks_test_"), "wal_demo")
-        live.sandbox = cls._merchant(live.test_key, live.test_key, "wal_sandbox")
-        # One merchant has one set of these, whichever key calls.
-        live.sandbox.revoked_keys = live.revoked_keys
-        live.sandbox.rejected_provider_keys = live.rejected_provider_keys
-        live.sandbox.unfunded_provider_keys = live.unfunded_provider_keys
-        live.sandbox.extra_hosts = live.extra_hosts
+        live.share_with(cls._merchant(live.test_key, live.test_key, "wal_sandbox"))
         return live
+
+    def share_with(self, sandbox: World) -> None:
+        """Take ``sandbox`` as one's own; a merchant has one set of these, whichever key calls."""
+        self.sandbox = sandbox
+        sandbox.revoked_keys = self.revoked_keys
+        sandbox.rejected_provider_keys = self.rejected_provider_keys
+        sandbox.unfunded_provider_keys = self.unfunded_provider_keys
+        sandbox.extra_hosts = self.extra_hosts
 
     @classmethod
     def _merchant(cls, secret_key: str, test_key: str, wallet_id: str) -> World:
@@ -239,9 +245,9 @@ class World:
 
     def secret_keys(self) -> list[IssuedKey]:
         """The merchant's own keys that are still good: the first ones of this world, then those made since."""
-        first = [IssuedKey("key_default", "Default", self.secret_key, self._born)]
+        first = [IssuedKey("key_default", "Default", self.secret_key, self.born)]
         if self.sandbox is None and self.test_key != self.secret_key:
-            first.append(IssuedKey("key_sandbox", "Sandbox", self.test_key, self._born))
+            first.append(IssuedKey("key_sandbox", "Sandbox", self.test_key, self.born))
         return [each for each in (*first, *self.secret_key_records) if each.key not in self.revoked_keys]
 
     def is_secret_key(self, key: str) -> bool:
@@ -290,14 +296,16 @@ class World:
     def next_id(self, prefix: str) -> str:
         """A new identifier, numbered so that the same conversation gives the same identifiers."""
         with self._changed:
-            self._numbers += 1
-            return f"{prefix}{self._numbers:08d}"
+            self.numbers += 1
+            self.changes += 1
+            return f"{prefix}{self.numbers:08d}"
 
     def remember(self, method: str, target: str, headers: list[tuple[bytes, bytes]]) -> Received:
         """Begin the record of a request; it is in ``received`` before its body has come."""
         with self._changed:
-            self._numbers += 1
-            received = Received(self._numbers, "req_" + secrets.token_hex(12), method, target, headers)
+            self.numbers += 1
+            self.changes += 1
+            received = Received(self.numbers, "req_" + secrets.token_hex(12), method, target, headers)
             self.received.append(received)
             del self.received[: -self.keep]
             self._changed.notify_all()
@@ -306,6 +314,7 @@ class World:
     def touch(self) -> None:
         """Wake everyone who waits in ``until``."""
         with self._changed:
+            self.changes += 1
             self._changed.notify_all()
 
     def until(self, condition: Callable[[], object], limit: float = 10.0) -> bool:

@@ -64,10 +64,9 @@ class Pages(Generic[R]):
         while True:
             page = await self._page(cursor)
             yield page
-            # null, absent and empty are one; a list that says nothing of pages has one.
-            cursor = page.next_cursor or None
-            if page.has_more is False or (cursor is None and not page.has_more):
+            if page.last:
                 return
+            cursor = page.next_cursor or None
             if cursor is None:
                 raise UnexpectedAnswer("Lava says that there are more records, but not where they begin")
             if cursor in seen:

@@ -75,6 +75,11 @@ class Page(Record, Generic[R]):
     has_more: bool | None = None
     next_cursor: str | None = None
 
+    @property
+    def last(self) -> bool:
+        """Whether no page comes after this one. A list that says nothing of pages has one; null, absent and empty are one."""
+        return self.has_more is False or not (self.has_more or self.next_cursor)
+
 
 class Done(Record):
     """What a call answers that has nothing else to say."""
