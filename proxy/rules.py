@@ -35,8 +35,7 @@ RESERVED = frozenset(
 )
 
 _NAME = re.compile(r"(?!.*__)[a-z0-9][a-z0-9_-]{0,63}")
-_ALIAS = re.compile(r"(?!.*__)[a-z0-9][a-z0-9_.:-]{0,63}")
-_PATTERN = re.compile(r"(?!.*__)[a-z0-9*][a-z0-9_.:*-]{0,63}")
+_MODEL = re.compile(r"[\x20-\x7e]{1,200}")
 _NAME_RULE = "a to z, 0 to 9, - and _ (no __), at most 64, the first a letter or a digit"
 _MINTING = ("connection_id", "customer_id", "meter", "byok", "disable_billing", "secret_key")
 
@@ -272,8 +271,8 @@ class Rules:
     def _model(self, name: str, target: object) -> None:
         here: Where = ("models", name)
         is_pattern = "*" in name
-        if not (_PATTERN if is_pattern else _ALIAS).fullmatch(name):
-            self.say(here, f"is not a name for a model: {_NAME_RULE}; also . and : (and * in a pattern)")
+        if not _MODEL.fullmatch(name):
+            self.say(here, "is not a name for a model: 1 to 200 printable ASCII characters (* makes it a pattern)")
         if isinstance(target, dict):
             self.say(
                 here,
