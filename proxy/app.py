@@ -197,7 +197,9 @@ class App:
         elif call.record.method == "OPTIONS" and b"access-control-request-method" in received.noted:
             await _answer(call, 204, [*gate.preflight(received), *_ours()])
             return None
-        admission = call.admission = gate.check_key(received, path, generation)
+        admission = call.admission = gate.check_key(
+            received, path, generation, method=call.record.method, query=call.scope.get("query_string", b"")
+        )
         if path in CONTROL:
             await self._at_control(call, path)
             return None

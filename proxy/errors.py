@@ -405,6 +405,19 @@ def from_answer(
     return Fault(code, message, hint, status=fixed, owner=owner, details=details, headers=keep)
 
 
+def with_hint(body: bytes, hint: str) -> bytes:
+    """A provider's error with our hint behind its own message; ``body`` itself where it has no message in a known place."""
+    try:
+        document = json.loads(body)
+        message = document["error"]["message"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return body
+    if not isinstance(message, str):
+        return body
+    document["error"]["message"] = f"{message} (lava-proxy: {hint})"
+    return compact(document)
+
+
 def _explain(status: int, said: _Said, payment: Payment, from_lava: bool, owner: Owner) -> tuple[str, str, str]:
     """Code, message and hint; claims nothing that the answer and the configuration do not say."""
     text = f"{said.code} {said.message}"

@@ -77,6 +77,7 @@ class Ride(Flight):
         record = self.record = Record(express.ids.next(), admitted.method, admitted.path, self.started)
         record.project = admitted.project
         record.provider, record.model = self.plan.route.provider.name, self.plan.route.model
+        record.hint = self.plan.route.hint
         self._express = express
         self._exchange = exchange
         self._head = head

@@ -313,7 +313,7 @@ class Forwarder:
 
     def _plan(self, call: Call, admitted: Admitted, model: str | None) -> Plan:
         generation, record, place, project = call.generation, call.record, admitted.place, admitted.project
-        query = call.scope.get("query_string", b"")
+        query = routing.without_key(call.scope.get("query_string", b""))  # what is remembered must not hold it
         key = (record.method, call.path, query, project, model, place.dialect)
         plan = generation.plans.get(key)
         if plan is None:
@@ -467,7 +467,15 @@ class Forwarder:
         generation = call.generation
         if not tokens.needs_client_key(generation.project(route.project), route.provider.name):
             return None
-        sent = key_of(call.received, call.path, generation, but=call.admission.key_header)
+        query = call.scope.get("query_string", b"")
+        sent = key_of(
+            call.received,
+            call.path,
+            generation,
+            but=call.admission.key_header,
+            method=call.record.method,
+            query=query,
+        )
         if sent is None:
             return None
         key = sent[1].decode("utf-8", "replace")
@@ -590,19 +598,24 @@ class Forwarder:
         fault = errors.from_answer(
             answer.status, head, masked or b"", plan.credential.payment, lava_request_id=record.lava_request_id
         )
+        hint = plan.route.hint if answer.status in (400, 404) else None
         if fault is not None:
+            if hint is not None:
+                fault.message = f"{fault.message} {hint}"
             raise await self._explained(call, fault, plan.route.project)
         if readable is None:
             self._search_unreadable(answer, answered.encoding or b"", content, whole, redactor)
         record.outcome = Outcome.PROVIDER_ERROR
-        raw = content
-        if masked is None:  # labelled with what it is not, perhaps
+        raw, shown = content, masked
+        if masked is not None and whole and hint is not None and answer.status == 404:
+            shown = errors.with_hint(masked, hint)
+        if shown is None:  # labelled with what it is not, perhaps
             content = redactor.data(content)
-        elif answered.encoding is None:
-            content = masked
-        elif masked != readable:
-            # The echo stood inside a compressed body: it can only be masked in the open.
-            content = masked
+        elif answered.encoding is None and shown is masked:
+            content = shown
+        elif shown != readable:
+            # The echo stood inside a compressed body: it can only be masked in the open. With a hint it is longer.
+            content = shown
             head = [pair for pair in head if pair[0] not in (b"content-encoding", b"content-length")]
             head.append((b"content-length", b"%d" % len(content)))
         call.answering = True
@@ -712,6 +725,7 @@ class Forwarder:
 def _chosen(call: Call, sending: Sending) -> Sending:
     plan = call.plan = sending.plan
     call.record.provider, call.record.model = plan.route.provider.name, plan.route.model
+    call.record.hint = plan.route.hint
     return sending
 
 

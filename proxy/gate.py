@@ -12,7 +12,7 @@ import re
 import socket
 from dataclasses import dataclass
 
-from proxy import dialects
+from proxy import dialects, routing
 from proxy.dialects import Dialect
 from proxy.errors import Fault
 from proxy.generation import Generation, digest
@@ -38,7 +38,7 @@ class Admission:
     project: str | None = None
     """The project that the local key is bound to."""
     key_header: bytes | None = None
-    """The header that carried the local key: it must not serve as anything else."""
+    """The header that carried the local key (or ``QUERY_KEY``): it must not serve as anything else."""
 
 
 def check_host(received: Received, path: bytes, server: tuple[str, int | None] | None, generation: Generation) -> bytes:
@@ -163,30 +163,41 @@ def readable_by(origin: bytes, answer: Pairs) -> Pairs:
 
 
 _OWN_HEADER = {Dialect.ANTHROPIC: b"x-api-key", Dialect.GOOGLE: b"x-goog-api-key"}
+QUERY_KEY = b"?key"
+"""Stands for Google's ``?key=`` where a header's name is asked for; no header has such a name."""
 
 
 def key_of(
-    received: Received, path: bytes, generation: Generation, *, but: bytes | None = None
+    received: Received,
+    path: bytes,
+    generation: Generation,
+    *,
+    but: bytes | None = None,
+    method: str = "POST",
+    query: bytes = b"",
 ) -> tuple[bytes, bytes] | None:
     """The credential that a tool sent: the header's name and the key in it, or ``None``.
 
-    The header of the route's own dialect comes first, then the others in their order. ``but`` is the header that carried
-    the local key: it is left out, and so is every other that holds a local key. Raises ``Fault`` ``bad_request`` where the
-    same header stands twice or holds two values.
+    The header of the route's own dialect comes first, then the others in their order, then, on Google's routes, ``?key=``.
+    ``but`` is what carried the local key: it is left out, and so is everything else that holds a local key. Raises ``Fault``
+    ``bad_request`` where the same header stands twice or holds two values.
     """
     noted = received.noted
     if received.repeated:
         _refuse_repeated(received)
     present = [name for name in CREDENTIALS if name in noted and name != but]
-    if not present:
+    if not present and not query:
         return None
-    if len(present) == 1 and but is None:
+    if len(present) == 1 and but is None and not query:
         return present[0], _key_in(present[0], noted[present[0]], generation)
-    if len(present) > 1:
-        dialect = dialects.of_path(path, generation.table.providers) or dialects.of_headers(noted)
-        own = _OWN_HEADER.get(dialect, b"authorization")
-        present.sort(key=lambda name: name != own)  # stable: the others keep their order
+    dialect = dialects.of_path(path, generation.table.providers, method) or dialects.of_headers(noted)
+    own = _OWN_HEADER.get(dialect, b"authorization")
+    present.sort(key=lambda name: name != own)  # stable: the others keep their order
     keys = [(name, _key_in(name, noted[name], generation)) for name in present]
+    if dialect is Dialect.GOOGLE and but != QUERY_KEY and (sent := routing.key_in(query)):
+        if len(set(sent)) > 1:
+            raise _two_values(QUERY_KEY)
+        keys.append((QUERY_KEY, sent[0]))
     if but is not None:
         keys = [pair for pair in keys if digest(pair[1]) not in generation.keys]
     return next((pair for pair in keys if pair[1]), keys[0] if keys else None)
@@ -215,14 +226,17 @@ def _key_in(name: bytes, value: bytes, generation: Generation) -> bytes:
 
 
 def _two_values(name: bytes) -> Fault:
+    what = "?key= in the address" if name == QUERY_KEY else f"The header {name.decode('ascii')}"
     return Fault(
         "bad_request",
-        f"The header {name.decode('ascii')} has two values.",
+        f"{what} has two values.",
         "Send one key in one header; a local key beside a provider key goes into x-lava-proxy-key.",
     )
 
 
-def check_key(received: Received, path: bytes, generation: Generation) -> Admission:
+def check_key(
+    received: Received, path: bytes, generation: Generation, *, method: str = "POST", query: bytes = b""
+) -> Admission:
     """The local key of a request, where keys are configured.
 
     Raises ``Fault`` ``local_key_required``, ``local_key_invalid`` or ``bad_request``.
@@ -232,7 +246,7 @@ def check_key(received: Received, path: bytes, generation: Generation) -> Admiss
         _refuse_repeated(received)
         found: tuple[bytes, bytes] | None = (PROXY_KEY, _key_in(PROXY_KEY, own, generation))
     else:
-        found = key_of(received, path, generation)
+        found = key_of(received, path, generation, method=method, query=query)
     if PROXY_PROJECT in received.repeated:
         raise Fault("bad_request", "The header x-lava-proxy-project has two values.", "Name one project.")
     if not generation.keys or path in OPEN_PATHS:

@@ -231,6 +231,7 @@ class Generation:
             [
                 (b"x-lava-proxy-project", route.project.encode("ascii")),
                 (b"x-lava-proxy-provider", route.provider.name.encode("ascii")),
+                *([(b"x-lava-proxy-hint", route.hint.encode("ascii"))] if route.hint is not None else []),
             ],
         )
 

@@ -228,6 +228,8 @@ class Logs:
                 more = f',"error":{self._json_of(record.error_code)}'
             if record.upstream_error is not None:
                 more += f',"upstream_error":{self._json_of(record.upstream_error)}'
+            if record.hint is not None:
+                more += f',"hint":{self._json_of(record.hint)}'
             what = (
                 record.method,
                 record.path,
@@ -619,6 +621,8 @@ def _of_request(record: Record, stamp: str) -> Fields:
         fields["error"] = record.error_code
     if record.upstream_error is not None:
         fields["upstream_error"] = _cut(record.upstream_error)
+    if record.hint is not None:
+        fields["hint"] = _cut(record.hint)
     return fields
 
 

@@ -50,5 +50,6 @@ class Record:
     lava_request_id: str | None = None
     error_code: str | None = None
     upstream_error: str | None = None
+    hint: str | None = None
     scanner: Scanner | None = None
     """Knows the usage; asked for it off the request's path."""

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
-from urllib.parse import quote, quote_from_bytes, unquote, unquote_plus
+from urllib.parse import quote, quote_from_bytes, unquote, unquote_plus, unquote_to_bytes
 
 from proxy import providers
 from proxy.dialects import (
@@ -77,6 +77,8 @@ class Table:
     names: tuple[str, ...] = field(default=())
     spellings: Mapping[str, str] = field(default_factory=dict)
     """Names of providers by their lower-case form."""
+    known: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    """What a model's name may begin with, in lower case: the words for it, and the provider (``None`` for an alias)."""
 
     @classmethod
     def of(cls, settings: Settings) -> Table:
@@ -104,6 +106,16 @@ class Table:
             tuple(patterns),
             tuple(table),
             {name.lower(): name for name in table},
+            {
+                **{start.rstrip("-"): (f"{start}*", provider) for start, provider in _BUILT_IN_MODELS},
+                **{
+                    name.partition("*")[0].lower().rstrip("-_.:/"): (name, targets[0])
+                    for name, targets in settings.models.items()
+                    if "*" in name
+                },
+                **{alias.lower(): (alias, None) for alias in aliases},
+                **{name.lower(): ("a model", name) for name in table},
+            },
         )
 
     def provider(self, name: str) -> Provider | None:
@@ -161,6 +173,8 @@ class Route:
     model: str | None = None
     replace: str | None = None
     """The name that has to stand in the body in place of the client's, or ``None``."""
+    hint: str | None = None
+    """What was perhaps meant by a model's name that nothing here knows: printable ASCII, nothing of the client's."""
 
     @property
     def wants_anthropic_version(self) -> bool:
@@ -177,6 +191,11 @@ def check_target(path: bytes) -> None:
         raise _bad_target("a control character, a backslash, a bare non-ASCII byte or a broken % escape")
     if _DOT_SEGMENT.search(path) is not None:
         raise _bad_target('a segment "." or ".."')
+    if b"%" in path:
+        try:
+            unquote_to_bytes(path).decode("utf-8")
+        except UnicodeDecodeError:
+            raise _bad_target("escapes that are not valid UTF-8") from None
 
 
 def _bad_target(what: str) -> Fault:
@@ -492,7 +511,7 @@ def route(method: str, place: Place, query: bytes, project_name: str, model: str
 
     project = table.projects[project_name]
     model = place.model if place.model is not None else model
-    provider, name = _by_name(model, place.dialect, project, table)
+    provider, name, hint = _by_name(model, place.dialect, project, table)
     rest = place.rest
     ending = ending_of(rest)
     if project.spend_key is not None and method == "POST" and rest in (b"chat/completions", b"messages"):
@@ -509,7 +528,7 @@ def route(method: str, place: Place, query: bytes, project_name: str, model: str
         provider = table.providers[b"googleOpenaiCompatible"]
     if provider.dialect is place.dialect:
         url = _target_url(provider, _versioned(provider, rest), query)
-        return Route(project_name, provider, place.dialect, ending, _forward(url), model, replace)
+        return Route(project_name, provider, place.dialect, ending, _forward(url), model, replace, hint)
     crossing = _CROSSINGS.get((method, place.dialect, rest, provider.dialect))
     if crossing is None:
         raise Fault(
@@ -539,30 +558,69 @@ _CROSSINGS: Mapping[tuple[str, Dialect, bytes, Dialect], bytes] = {
 """(method, client's dialect, endpoint, provider's dialect) -> the endpoint at the provider."""
 
 
-def _by_name(model: str | None, dialect: Dialect, project: Project, table: Table) -> tuple[Provider, str | None]:
-    """The provider that a model's name means, and the name it has there."""
+def _by_name(
+    model: str | None, dialect: Dialect, project: Project, table: Table
+) -> tuple[Provider, str | None, str | None]:
+    """The provider that a model's name means, the name it has there, and a hint where nothing knows the name."""
     fallback = table.providers[b"anthropic" if dialect is Dialect.ANTHROPIC else b"openai"]
     own = table.provider(project.default_provider) if project.default_provider is not None else None
     own = own if own is not None and own.dialect is dialect else None
     if model is None:
-        return own or fallback, None
+        return own or fallback, None, None
     expanded = table.aliases.get(model, model)
     prefix, slash, name = expanded.partition("/")
     if slash and name:
         provider = table.provider(prefix)
         if provider is not None:
-            return provider, name
+            return provider, name, None
     for pattern, provider_name in table.patterns:
         if pattern.match(model):
             provider = table.provider(provider_name)
             if provider is not None:
-                return provider, model
+                return provider, model, None
     if own is not None:
-        return own, model
+        return own, model, _hint(model, own, table) if slash else None
     for start, provider_name in _BUILT_IN_MODELS:
         if model.startswith(start):
-            return table.providers[provider_name.encode("ascii")], model
-    return fallback, model
+            return table.providers[provider_name.encode("ascii")], model, None
+    return fallback, model, _hint(model, fallback, table) or _unplaced(model, fallback)
+
+
+_NEAR = 0.75
+_LONGEST_WORD = 64
+
+
+def _hint(model: str, chosen: Provider, table: Table) -> str | None:
+    """What is near to a model's name that nothing knows: a provider for its prefix, an alias, or a pattern."""
+    from difflib import get_close_matches
+
+    prefix, slash, _ = model.lower().partition("/")
+    word = prefix if slash else _NO_LETTER.split(prefix, 1)[0]
+    for asked in (model.lower(), word):
+        near = get_close_matches(asked, table.known, 1, _NEAR) if 2 < len(asked) <= _LONGEST_WORD else []
+        if near:
+            meant, provider = table.known[near[0]]
+            if provider is None:
+                return _sent(chosen, f'did you mean "{meant}"?')
+            if slash:
+                return _sent(chosen, f'did you mean "{provider}/..."?')
+            if provider != chosen.name:
+                return _sent(chosen, f'did you mean {meant} of provider "{provider}"?')
+    return None
+
+
+_NO_LETTER = re.compile(r"[^a-z]")
+
+
+def _unplaced(model: str, chosen: Provider) -> str | None:
+    """For a name with another provider's prefix or a tag (``llama3.2:latest``) to which nothing is near."""
+    if "/" not in model and (":" not in model or model.startswith("ft:")):
+        return None
+    return _sent(chosen, 'write "provider/model", or name it under [models] in the configuration.')
+
+
+def _sent(chosen: Provider, advice: str) -> str:
+    return f'No alias, provider or pattern fits this model\'s name, so it went to "{chosen.name}": {advice}'
 
 
 def _versioned(provider: Provider, endpoint: bytes) -> bytes:
@@ -582,11 +640,22 @@ def _target_url(provider: Provider, rest: bytes, query: bytes) -> bytes:
             rest = _versioned(provider, rest)
         if _is_versioned(provider, rest):
             base = scheme + b"://" + host + (b"/" + bare if bare else b"")
-    return base + b"/" + rest + _question(_less(query, _KEY_ONLY))
+    return base + b"/" + rest + _question(without_key(query))
 
 
 def _forward(url: bytes) -> bytes:
     return b"forward?u=" + quote_from_bytes(url, safe=_URI_COMPONENT).encode("ascii")
+
+
+def without_key(query: bytes) -> bytes:
+    """``query`` without the key of a tool that sends it as Google's do."""
+    return _less(query, _KEY_ONLY) if b"k" in query or b"%" in query else query
+
+
+def key_in(query: bytes) -> list[bytes]:
+    """The values of ``key`` in a raw query, decoded; a plus is one, as it may be in a key, and a space may not."""
+    items = [item.partition(b"=") for item in query.split(b"&")]
+    return [unquote_to_bytes(value) for name, _, value in items if unquote_to_bytes(name) == b"key"]
 
 
 _KEY_ONLY = frozenset({"key"})

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from configurations import loaded
+from daemons import free_port
 from rawclient import RawClient, ask, post
 from upstream import Peer, Upstream, answer, chunked, serve
 
+from proxy import server
+from proxy.app import App, create_app
 from proxy.forward import Admitted, Sending
 from proxy.gate import Admission
 from proxy.generation import Generation
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from daemons import Daemon, StartDaemon
+
+    from proxy.settings import Settings
 
 KEY = "aks_live_" + "a" * 24
 LOCAL = "local-" + "l" * 20
@@ -394,3 +399,24 @@ def test_one_connection_cannot_fill_the_memory(tmp_path: Path) -> None:
     for number in range(10_000):
         admitted.keep(b'"gpt-%d"' % number, Sending(plan, b"POST", plan.head))
     assert 0 < len(admitted.sendings) <= 32
+
+
+@pytest.mark.parametrize("path", ["/v1beta/models/x:countTokens", "/v1/chat/completions", "/openai/v1/files"])
+def test_a_key_in_the_address_is_not_remembered(tmp_path: Path, path: str) -> None:
+    """What is kept for the next request has no place for a tool's key, and another key finds the same plan."""
+    made: list[App] = []
+
+    def create(settings: Settings) -> App:
+        made.append(create_app(settings))
+        return made[0]
+
+    with Upstream(serve(answer(200, b"{}"))) as upstream:
+        text = f'[lava]\nsecret_key = "{KEY}"\nbase_url = "{upstream.url}"\n[server]\nport = {free_port()}\n'
+        with server.background(loaded(tmp_path, text), create_app=create) as running:
+            for query in ("key=AIza-one&a=1", "a=1&k%65y=AIza-two"):
+                assert ask(running.settings.server.port, "POST", f"{path}?{query}", b"{}").status == 200
+            kept = made[0].runtime.generation
+            assert len(kept.plans) == 1
+            assert "AIza" not in repr([kept.plans, kept.places])
+            assert b"a%3D1" in upstream.requests[-1].target
+            assert b"AIza" not in upstream.requests[-1].raw

@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.dialects import Dialect
-from proxy.errors import TABLE, Fault, Payment, body_of, from_answer, new_request_id, refusal, render, shorten
+from proxy.errors import (
+    TABLE,
+    Fault,
+    Payment,
+    body_of,
+    from_answer,
+    new_request_id,
+    refusal,
+    render,
+    shorten,
+    with_hint,
+)
 
 INVALID = ("invalid_request_error", "invalid_request_error", "INVALID_ARGUMENT")
 UNAUTHENTICATED = ("authentication_error", "authentication_error", "UNAUTHENTICATED")
@@ -539,3 +550,46 @@ def test_details_hold_only_what_is_known() -> None:
     """Whole ids for programs, and no member for what is unknown."""
     assert CUSTOMER.details() == {"payer": "customer", "connection_id": "conn_abc123", "meter": "website-chat"}
     assert UNREADABLE.details() == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {
+            "error": {
+                "message": "No such model",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "model_not_found",
+            }
+        },
+        {"type": "error", "error": {"type": "not_found_error", "message": "No such model"}, "request_id": "r"},
+        {"error": {"code": 404, "message": "No such model", "status": "NOT_FOUND"}},
+    ],
+)
+def test_a_hint_stands_behind_the_providers_message(body: dict[str, Any]) -> None:
+    """In each vendor's shape; everything else of the body stays."""
+    told = json.loads(with_hint(json.dumps(body).encode(), "did you mean it?"))
+    assert told["error"]["message"] == "No such model (lava-proxy: did you mean it?)"
+    told["error"]["message"] = "No such model"
+    assert told == body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"null",
+        b'"x"',
+        b'{"error":"text"}',
+        b'{"error":{}}',
+        b'{"error":{"message":[]}}',
+        b"\xff",
+        b"[" * 5000,
+    ],
+)
+def test_a_body_without_a_message_gets_no_hint(body: bytes) -> None:
+    """It passes as it came."""
+    assert with_hint(body, "x") is body

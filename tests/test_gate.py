@@ -608,3 +608,57 @@ def test_the_tools_own_key_without_local_keys() -> None:
     assert key_of(received(*pairs), b"/v1/messages", PLAIN) == (b"x-api-key", b"b")
     assert key_of(received((b"authorization", b"Bearer "), pairs[1]), b"/v1/x", PLAIN) == (b"x-api-key", b"b")
     assert key_of(received(), b"/v1/x", PLAIN) is None
+
+
+GOOGLES = ["/v1beta/models/x:generateContent", "/upload/v1beta/files", "/p/main/v1alpha/files", "/google/v1/files"]
+GOOGLES += ["/v1/models/x:generateContent", "/v1beta/v1beta/files"]
+
+
+@pytest.mark.parametrize("path", GOOGLES)
+def test_a_key_in_the_address_counts_on_googles_routes(path: str) -> None:
+    """As Google's own tools send it, where no header has one."""
+    raw = path.encode()
+    for query in (f"key={MASTER}", f"alt=sse&k%65y={MASTER}&x=1", f"key={MASTER}&key={MASTER}"):
+        admitted = check_key(received(), raw, KEYED, query=query.encode())
+        assert (admitted.project, admitted.key_header) == (None, b"?key")
+        assert key_of(received(), raw, PLAIN, query=query.encode()) == (b"?key", MASTER.encode())
+    assert check_key(received(), raw, KEYED, query=f"key={WEBSITE}".encode()).project == "website"
+    with pytest.raises(Fault) as caught:
+        check_key(received(), raw, KEYED, query=b"key=AIza-wrong")
+    assert code(caught) == ("local_key_invalid", 401)
+    with pytest.raises(Fault) as caught:
+        check_key(received(), raw, KEYED, query=b"alt=sse&monkey=1")
+    assert code(caught) == ("local_key_required", 401)
+    with pytest.raises(Fault) as caught:
+        check_key(received(), raw, KEYED, query=f"key={MASTER}&key=other".encode())
+    assert code(caught) == ("bad_request", 400)
+
+
+@pytest.mark.parametrize("header", [b"authorization", b"x-goog-api-key", b"x-api-key", b"x-lava-proxy-key"])
+def test_a_header_wins_over_the_address(header: bytes) -> None:
+    """There is no second try: a wrong key in a header stays wrong."""
+    right, wrong = f"key={MASTER}".encode(), b"key=wrong"
+    path = b"/v1beta/models/x:generateContent"
+    assert check_key(received(carrying(header, MASTER)), path, KEYED, query=wrong).key_header == header
+    with pytest.raises(Fault) as caught:
+        check_key(received(carrying(header, "wrong-key-0123456789")), path, KEYED, query=right)
+    assert code(caught) == ("local_key_invalid", 401)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/messages", "/openai/v1/files", "/v1/files", "/elevenlabs/v1/x"]
+)
+def test_a_key_in_the_address_is_data_elsewhere(path: str) -> None:
+    """Nobody but Google has keys there."""
+    with pytest.raises(Fault) as caught:
+        check_key(received(), path.encode(), KEYED, query=f"key={MASTER}".encode())
+    assert code(caught) == ("local_key_required", 401)
+
+
+def test_a_key_in_the_address_may_be_the_tools_own() -> None:
+    """Beside a local key in a header it is the provider's; a local key it never is."""
+    path = b"/v1beta/models/x:generateContent"
+    local = received((b"x-lava-proxy-key", MASTER.encode()))
+    assert key_of(local, path, KEYED, but=b"x-lava-proxy-key", query=b"key=AIza+x") == (b"?key", b"AIza+x")
+    assert key_of(local, path, KEYED, but=b"x-lava-proxy-key", query=f"key={MASTER}".encode()) is None
+    assert key_of(received(), path, KEYED, but=b"?key", query=b"key=AIza") is None

@@ -41,6 +41,8 @@ SETTINGS = Settings.model_validate(
             "gem": "google/gemini-pro",
             "deep": "openrouterish/meta/llama-4",
             "gpt-4o-mini": "mine/small",
+            "openai/gpt-4o-mini": "mine/mini",
+            "Qwen/Qwen3-Coder": "together/qwen3",
             "qwen-*": "together",
             "qwen-max*": "groq",
             "gpt-4o*": "mine",
@@ -157,6 +159,10 @@ POST /v1/chat/completions                        | Groq/x           | openai htt
 POST /v1/chat/completions                        | google-openai/gemini-pro | googleOpenaiCompatible https://generativelanguage.googleapis.com/v1beta/openai/chat/completions as gemini-pro
 POST /v1/chat/completions                        | google/gemini-pro | googleOpenaiCompatible https://generativelanguage.googleapis.com/v1beta/openai/chat/completions as gemini-pro
 POST /v1/embeddings                              | gemini-embedding | googleOpenaiCompatible https://generativelanguage.googleapis.com/v1beta/openai/embeddings
+POST /v1/chat/completions                        | openai/gpt-4o-mini | mine https://llm.mine.example/api/v1/chat/completions as mini
+POST /v1/chat/completions                        | Qwen/Qwen3-Coder | together https://api.together.xyz/v1/chat/completions as qwen3
+POST /v1/chat/completions                        | qwen/qwen3-coder | openai https://api.openai.com/v1/chat/completions
+POST /v1/messages                                | openai/gpt-4o-mini | mine rewrite/anthropic/https://llm.mine.example/api/v1/chat/completions as mini
 # patterns of the configuration, in their order; then the project's provider; then the known names
 POST /v1/chat/completions                        | qwen-3           | together https://api.together.xyz/v1/chat/completions
 POST /v1/chat/completions                        | qwen-max         | together https://api.together.xyz/v1/chat/completions
@@ -225,6 +231,8 @@ POST /p/agent/v1/chat/completions                | gpt-5            | agent: ope
 POST /p/agent/chat/completions/                  | openai/gpt-5     | agent: openai chat/completions
 POST /p/agent/v1/chat/completions                | claude-3         | agent: anthropic chat/completions
 POST /p/agent/v1/chat/completions                | fast             | agent: groq chat/completions as groq/llama-3.1-8b-instant
+POST /p/agent/v1/chat/completions                | openai/gpt-4o-mini | agent: mine chat/completions as mine/mini
+POST /p/agent/v1/chat/completions                | Qwen/Qwen3-Coder | agent: together chat/completions as together/qwen3
 POST /p/agent/v1/chat/completions                | elevenlabs/x     | agent: elevenlabs chat/completions
 POST /p/agent/v1/messages?beta=true              | claude-3         | agent: anthropic messages?beta=true
 POST /p/agent/v1/messages?key=K&a=1&u=x&metadata=y&b=%20 | claude-3 | agent: anthropic messages?a=1&b=%20
@@ -353,6 +361,21 @@ GET /anthropic/v1:80@evil/x                      | -                | anthropic 
 GET /openai/https://evil.example/                | -                | openai https://api.openai.com/v1/https://evil.example/
 GET /v1/models/org%2Fmodel                       | -                | openai https://api.openai.com/v1/models/org%2Fmodel
 GET /v1/models/groq%2Fllama%2fx%20y              | -                | groq https://api.groq.com/openai/v1/models/llama%2fx%20y
+GET /openai/v1/%ff                               | -                | 400 bad_target
+GET /openai/v1/%c0%af                            | -                | 400 bad_target
+GET /openai/v1/%C0%AE%C0%AE/x                    | -                | 400 bad_target
+GET /openai/v1/%e0%80%af                         | -                | 400 bad_target
+GET /openai/v1/%f0%80%80%af                      | -                | 400 bad_target
+GET /openai/v1/%ed%a0%80                         | -                | 400 bad_target
+GET /openai/v1/%f4%90%80%80                      | -                | 400 bad_target
+GET /openai/v1/%c3                               | -                | 400 bad_target
+GET /openai/v1/%c3/%a9                           | -                | 400 bad_target
+GET /openai/v1/%80x                              | -                | 400 bad_target
+GET /v1/models/%fe%ff                            | -                | 400 bad_target
+GET /nobody/%ff                                  | -                | 400 bad_target
+GET /p/%ff/v1/models                             | -                | 400 bad_target
+GET /v1beta/files/%ff                            | -                | 400 bad_target
+GET /openai/v1/%E2%82%AC%f0%9f%94%91%25ff?a=%ff  | -                | openai https://api.openai.com/v1/%E2%82%AC%f0%9f%94%91%25ff?a=%ff
 # a model by name
 GET /v1/models/gpt-5                             | -                | openai https://api.openai.com/v1/models/gpt-5
 GET /v1/models/mistral-large                     | -                | mistral https://api.mistral.ai/v1/models/mistral-large
@@ -819,6 +842,54 @@ def test_what_the_client_speaks(request_line: str, model: str | None, dialect: D
     assert isinstance(found, Route)
     assert found.dialect is dialect
     assert of_path(request_line.partition(" ")[2].encode(), TABLE.providers) is dialect
+
+
+@pytest.mark.parametrize(
+    ("request_line", "model", "words"),
+    [
+        ("/v1/chat/completions", "antropic/claude-opus-4-6", 'went to "openai": did you mean "anthropic/..."?'),
+        ("/v1/chat/completions", "Groq/llama-3", 'did you mean "groq/..."?'),
+        ("/v1/chat/completions", "grok/grok-4", 'did you mean "xai/..."?'),
+        ("/v1/chat/completions", "openia/gpt-5", 'did you mean "openai/..."?'),
+        ("/v1/chat/completions", "mien/x", 'did you mean "mine/..."?'),
+        ("/v1/chat/completions", "cluade-opus-4-6", 'did you mean claude-* of provider "anthropic"?'),
+        ("/v1/chat/completions", "qwenn3", 'did you mean qwen-* of provider "together"?'),
+        ("/v1/chat/completions", "smarrt", 'did you mean "smart"?'),
+        ("/v1/chat/completions", "openai/gpt-4o-minii/", None),
+        ("/v1/chat/completions", "llama3.2:latest", 'went to "openai": write "provider/model"'),
+        ("/v1/chat/completions", "meta-llama/llama-4", 'went to "openai": write "provider/model"'),
+        ("/v1/messages", "llama3.2:latest", 'went to "anthropic": write "provider/model"'),
+        ("/v1/messages", "antropic/claude-3", 'went to "anthropic": did you mean "anthropic/..."?'),
+        ("/p/deep/v1/chat/completions", "antropic/claude-3", 'went to "deepseek": did you mean "anthropic/..."?'),
+        ("/p/deep/v1/chat/completions", "llama3.2:latest", None),
+        ("/v1/chat/completions", "unheard-of", None),
+        ("/v1/chat/completions", "ft:gpt-4o:acme", None),
+        ("/v1/chat/completions", "text-moderation-latest", None),
+        ("/v1/chat/completions", "gpt4", None),
+        ("/v1/chat/completions", "gpt-5", None),
+        ("/v1/chat/completions", "groq/llama:latest", None),
+        ("/v1/chat/completions", "qwen-3:latest", None),
+        ("/v1/chat/completions", "fast", None),
+        ("/v1/chat/completions", None, None),
+        ("/v1/chat/completions", "x" * 100_000 + "/y", 'write "provider/model"'),
+        ("/v1/chat/completions", "änthropic/\r\n\x00", 'did you mean "anthropic/..."?'),
+        ("/groq/v1/chat/completions", "antropic/claude", None),
+        ("/p/agent/v1/chat/completions", "antropic/claude", None),
+    ],
+)
+def test_what_a_model_that_nothing_knows_may_have_meant(
+    request_line: str, model: str | None, words: str | None
+) -> None:
+    """The nearest provider, alias or pattern, in words that can stand in a header; nothing for a name that has its place."""
+    found = asked(f"POST {request_line}", model)
+    assert isinstance(found, Route)
+    if words is None:
+        assert found.hint is None
+        return
+    assert found.hint is not None
+    assert words in found.hint
+    assert found.hint.isascii()
+    assert found.hint.isprintable()
 
 
 # --- projects --------------------------------------------------------------------------------------------------------

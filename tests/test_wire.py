@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import psutil
 import pytest
@@ -915,3 +916,114 @@ def test_at_the_deadline_streams_are_told_and_cut(start: Callable[..., Daemon]) 
             assert (refused.status, refused.code) == (503, "shutting_down")
             assert refused.header("x-should-retry") == "true"
         assert running.process.wait(5) == 0
+
+
+# --- whose request it is ---------------------------------------------------------------------------------------------
+
+
+def test_the_same_address_goes_where_each_request_speaks(start: Callable[..., Daemon]) -> None:
+    """On one connection, again and again: what the request before spoke decides nothing."""
+    speakers = {
+        "https://api.anthropic.com/v1/files": {"x-api-key": "k", "anthropic-version": "2023-06-01"},
+        "https://api.openai.com/v1/files": {"authorization": "Bearer k"},
+        "https://generativelanguage.googleapis.com/v1/files": {"x-goog-api-client": "sdk", "x-goog-api-key": "k"},
+    }
+    with Upstream(serve(answer(200, b"{}"))) as upstream:
+        port = start(upstream).port
+        for _ in range(3):
+            for url, pairs in speakers.items():
+                assert ask(port, "GET", "/v1/files", headers=pairs).status == 200
+                assert unquote(upstream.requests[-1].target.decode()).endswith(f"forward?u={url}")
+
+
+@pytest.mark.parametrize(
+    ("path", "base"),
+    [
+        ("/v1/chat/completions/chat/completions", "/v1"),
+        ("/v1/groq/chat/completions", "/groq/v1"),
+        ("/v1/messages/v1/messages", "/"),
+    ],
+)
+def test_nothing_is_sent_for_an_address_that_is_a_mistake(start: Callable[..., Daemon], path: str, base: str) -> None:
+    """The prompt stays here, and the message has the right base URL."""
+    with Upstream(serve(answer(200, b"{}"))) as upstream:
+        came = ask(start(upstream).port, "POST", path, json.dumps(CHAT).encode(), {"content-type": "application/json"})
+        assert (came.status, came.header("x-lava-proxy-error")) == (404, "path_not_found")
+        assert f"use {base} as the base URL" in json.loads(came.body)["error"]["message"]
+        assert not upstream.requests
+
+
+def test_googles_key_in_the_address_is_the_tools_own(start: Callable[..., Daemon]) -> None:
+    """byok = "client": it travels inside the token, never in the address; as a local key it opens the door."""
+    more = '[server]\nkeys = ["local-key-0123456789"]\n[projects.lab]\nbyok = "client"\n'
+    path = "/v1beta/models/gemini-pro:generateContent"
+    with Upstream(serve(answer(200, b"{}"))) as upstream:
+        port = start(upstream, more).port
+        local = {"x-lava-proxy-key": "local-key-0123456789"}
+        assert ask(port, "POST", f"{path}?alt=sse&key=AIza-own", b"{}", local).status == 200
+        sent = upstream.requests[-1]
+        assert b"AIza-own" not in sent.head
+        token = (sent.header(b"authorization") or b"").removeprefix(b"Bearer ")
+        assert json.loads(base64.b64decode(token))["provider_key"] == "AIza-own"
+        # The local key itself in the address: let in, and then there is no key for the provider.
+        came = ask(port, "POST", f"{path}?key=local-key-0123456789", b"{}")
+        assert (came.status, came.header("x-lava-proxy-error")) == (400, "byok_key_missing")
+        wrong = ask(port, "POST", f"{path}?key=AIza-own", b"{}")
+        assert (wrong.status, wrong.header("x-lava-proxy-error")) == (401, "local_key_invalid")
+        assert json.loads(wrong.body)["error"]["status"] == "UNAUTHENTICATED"
+
+
+NO_MODEL = {
+    "error": {"message": "No such model", "type": "invalid_request_error", "param": None, "code": "model_not_found"}
+}
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [
+        ("antropic/claude-opus-4-6", 'did you mean "anthropic/..."?'),
+        ("llama3.2:latest", 'write "provider/model"'),
+        ("gpt-99", None),
+    ],
+)
+def test_a_model_that_nothing_knows_gets_a_hint(
+    start: Callable[..., Daemon], model: str, hint: str | None, encoding: str | None
+) -> None:
+    """In a header, in the log, and in the message of the provider's 404; a known name's 404 passes byte for byte."""
+    body = json.dumps(NO_MODEL, indent=1).encode()
+    if encoding is not None:
+        body = gzip.compress(body)
+    pairs = [(b"Content-Type", b"application/json"), *([(b"Content-Encoding", b"gzip")] if encoding else [])]
+    with Upstream(serve(answer(404, body, pairs))) as upstream:
+        running = start(upstream, '[log]\nformat = "json"\n')
+        for _ in range(2):  # the second goes the short way
+            came = post(running.port, "/v1/chat/completions", {**CHAT, "model": model})
+            assert came.status == 404
+            assert came.complete
+            assert came.header("x-lava-proxy-error") is None
+            told = came.header("x-lava-proxy-hint")
+            if hint is None:
+                assert (told, came.body) == (None, body)
+                continue
+            assert told is not None
+            assert hint in told
+            assert json.loads(came.body)["error"] == {
+                **NO_MODEL["error"],
+                "message": f"No such model (lava-proxy: {told})",
+            }
+        running.stop()
+        lines = [json.loads(line) for line in running.output().splitlines() if '"event":"request"' in line]
+        assert [line.get("hint") for line in lines] == [told, told]
+
+
+def test_a_hint_does_not_change_an_answer(start: Callable[..., Daemon]) -> None:
+    """A provider that knows the model after all is right: only the header says something."""
+    with Upstream(serve(answer(200, b'{"ok": 1}'))) as upstream:
+        port = start(upstream).port
+        with RawClient(port) as client:
+            for _ in range(3):
+                client.post_json("/v1/chat/completions", {**CHAT, "model": "meta-llama/llama-4"})
+                came = client.response()
+                assert (came.status, came.body) == (200, b'{"ok": 1}')
+                assert "write" in (came.header("x-lava-proxy-hint") or "")
