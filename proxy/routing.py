@@ -371,6 +371,12 @@ def _path_of(base_url: str) -> bytes:
 # --- refusals with the right address in them -------------------------------------------------------------------------
 
 
+def maker(model: str) -> str | None:
+    """The provider of the models that are called so: ``xai`` for ``grok`` or ``grok-4``."""
+    name = f"{model.lower()}-"
+    return next((provider for start, provider in _BUILT_IN_MODELS if name.startswith(start)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like ``name``, or ``None`` where none is like it."""
     from difflib import get_close_matches

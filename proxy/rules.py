@@ -14,7 +14,7 @@ from proxy.credentials import find
 from proxy.providers import ALIASES, BUILTIN
 from proxy.redaction import Secret
 from proxy.references import Unreadable, is_reference, locate, resolve
-from proxy.sources import did_you_mean, dotted, put_at, table_at, value_at
+from proxy.sources import did_you_mean, dotted, put_at, shown, table_at, value_at
 from proxy.urls import is_bindable, is_loopback
 
 if TYPE_CHECKING:
@@ -37,11 +37,17 @@ RESERVED = frozenset(
 _NAME = re.compile(r"(?!.*__)[a-z0-9][a-z0-9_-]{0,63}")
 _MODEL = re.compile(r"[\x20-\x7e]{1,200}")
 _NAME_RULE = "a to z, 0 to 9, - and _ (no __), at most 64, the first a letter or a digit"
+_MOST_NAMED = 10
 _MINTING = ("connection_id", "customer_id", "meter", "byok", "disable_billing", "secret_key")
 
 _ANY_CHARACTER = re.compile(r".+", re.DOTALL)
 _NO_CONTROL = re.compile(r"[^\x00-\x1f\x7f]+")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
+
+
+def _called(name: str) -> str:
+    text = shown(name)
+    return f"is called {text}" if text else "has this name"
 
 
 def _secret_places(data: Table) -> Iterator[tuple[Where, re.Pattern[str]]]:
@@ -244,14 +250,15 @@ class Rules:
 
     def _known(self, where: Where, provider: str) -> None:
         if provider not in self.providers:
-            self.say(where, f"no provider has this name{did_you_mean(provider, self.providers)}")
+            self.say(where, f"no provider {_called(provider)}{did_you_mean(provider, self.providers)}")
 
     def _default_project(self, projects: Table) -> None:
         chosen = self.data.get("default_project")
         if not isinstance(chosen, str) or chosen in (projects or {"default"}):
             return
-        hint = did_you_mean(chosen, projects) or "; add a project of that name, or leave default_project out"
-        self.say(("default_project",), f"no project has this name{hint}")
+        there = f"; there are: {', '.join([*projects][:_MOST_NAMED])}" if projects else ""
+        hint = did_you_mean(chosen, projects) or f"{there}; add a project of that name, or leave default_project out"
+        self.say(("default_project",), f"no project {_called(chosen)}{hint}")
 
     def _provider_name(self, name: str) -> None:
         here: Where = ("providers", name)

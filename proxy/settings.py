@@ -37,6 +37,7 @@ from proxy.sources import (
     Sources,
     Table,
     find_config,
+    instead,
     key_tree,
     leaves,
     merge,
@@ -112,7 +113,9 @@ class Server(_Part):
         plain = tuple(host.removeprefix("[").removesuffix("]") for host in hosts)
         for host in plain:
             if not is_bindable(host):
-                raise _wrong('must be an IP address or a host name, without a port; "0.0.0.0" means every address')
+                raise _wrong(
+                    f'must be an IP address or a host name, without a port{instead(host)}; "0.0.0.0" means every address'
+                )
         return tuple(dict.fromkeys(plain))
 
     @field_validator("unix_socket")
@@ -130,7 +133,9 @@ class Server(_Part):
         for host in hosts:
             match = _ALLOWED_HOST.fullmatch(host)
             if match is None or not 1 <= int(match[2] or 1) <= 65535:
-                raise _wrong('must hold names as in a Host header: "name" or "name:port", no scheme, no "*"')
+                raise _wrong(
+                    f'must hold names as in a Host header: "name" or "name:port", no scheme, no "*"{instead(host)}'
+                )
         return tuple(host.lower() for host in hosts)
 
     @field_validator("allowed_origins")
@@ -429,7 +434,7 @@ def _origin(written: str) -> str:
     if match is None:
         raise _wrong(
             'must hold origins as browsers send them: "https://app.example.com" or "http://localhost:3000", '
-            'without a path or a slash at the end; "scheme://*" is for schemes other than http and https'
+            f'without a path or a slash at the end{instead(written)}; "scheme://*" is for schemes other than http and https'
         )
     scheme, host = match[1].lower(), match[2]
     if scheme not in ("http", "https"):

@@ -2,8 +2,8 @@
 
 A table here is what `tomllib` gives: nested dicts. The tree of known keys comes from the settings models,
 which this module gets as an argument. Faults are collected, never raised, because a person who fixes a
-configuration wants the whole list; and their words never hold a value, because any value may be a
-misplaced secret.
+configuration wants the whole list. Their words name a wrong value only where the key holds no secret and
+the value does not look like one: any value may be a misplaced secret.
 
 The environment is read by pydantic-settings, which ignores variables it does not know; those are refused
 here.
@@ -117,6 +117,37 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+_AFTER_KEY = re.compile(r"""\s*(?:[\w.\s-]|"[^"]*"|'[^']*')+=\s*""")
+_QUOTED = re.compile(r""""[^"]*"|'[^']*'|#.*""")
+_BARE = r"(?!(?:true|false|inf|nan)\b)[A-Za-z~./]"
+_BARE_INSIDE = re.compile(rf"[\[=]\s*{_BARE}|,\s*{_BARE}[^=]*[,\]]")
+_BARE_ALONE = re.compile(rf"\s*{_BARE}[^=]*")
+
+# Where a value may be a secret, or hold one.
+_SECRET = frozenset(("secret_key", "spend_key", "forward_token", "keys", "byok", "proxy", "base_url", "metadata"))
+_WORDS = re.compile(r"[A-Za-z0-9*._:/@-][A-Za-z0-9*._:/@ -]{0,63}")
+_LIKE_A_KEY = re.compile(r"(?i)sk[-_]|aks_|lava_|gsk_|xai-|aiza|eyj|local[-_]|bearer")
+
+
+def shown(value: object) -> str:
+    """A wrong value as it was written; empty where it might be a secret that was put into the wrong place."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)[:20]
+    if not isinstance(value, str) or not _WORDS.fullmatch(value) or _LIKE_A_KEY.match(value):
+        return ""
+    # Keys are long, and mix digits and capitals in; what people call things does not.
+    odd = sum(letter.isdigit() or letter.isupper() for letter in value)
+    return f'"{value}"' if len(value) <= 12 or odd <= 4 else ""
+
+
+def instead(value: object) -> str:
+    """The end of a sentence that says what must stand somewhere: ``, not "loud"``, or nothing."""
+    text = shown(value)
+    return f", not {text}" if text else ""
+
+
 class Sources:
     """The three sources as tables, and where in them each key was said."""
 
@@ -140,6 +171,16 @@ class Sources:
         if value_at(self.from_environment, where) is not None:
             return "environment"
         return "file" if where in self.lines else None
+
+    def value(self, where: Where) -> object:
+        """What the source that has the last word says; ``None`` where that may be a secret."""
+        if not _SECRET.isdisjoint(where):
+            return None
+        said = self.says(where)
+        return value_at(
+            {"flag": self.from_flags, "environment": self.from_environment, "file": self.from_file}.get(said or "", {}),
+            where,
+        )
 
     def label(self, where: Where) -> tuple[int, str]:
         """For a fault at ``where``: a number to sort by, and its place in words."""
@@ -198,7 +239,7 @@ class Faults:
         """A finding of pydantic's, unless one of ours about the same place says it better."""
         where = detail["loc"]
         if where not in self.places:
-            self.add(where, _plain_words(detail, self.sources.says(where) == "environment"))
+            self.add(where, _plain_words(detail, self.sources.value(where), self.sources.says(where) == "environment"))
 
 
 def dotted(where: Where) -> str:
@@ -215,7 +256,7 @@ def dotted(where: Where) -> str:
     return text
 
 
-def _plain_words(detail: ErrorDetails, in_variable: bool) -> str:
+def _plain_words(detail: ErrorDetails, value: object, in_variable: bool) -> str:
     context = detail.get("ctx", {})
     kind = detail["type"]
     as_json = "; in a variable it is written as JSON" if in_variable else ""
@@ -240,11 +281,12 @@ def _plain_words(detail: ErrorDetails, in_variable: bool) -> str:
             "bool_type": "must be true or false",
         }
     if kind in words:
-        return words[kind]
+        return words[kind] + (instead(value) if kind.endswith("_type") else "")
     if kind == "fault":
         return str(context["message"])
     if kind in ("literal_error", "enum"):
-        return f"must be {context['expected']}"
+        close = did_you_mean(str(value).lower(), re.findall(r"'([^']+)'", context["expected"])) if shown(value) else ""
+        return f"must be {context['expected']}{instead(value)}{close}"
     for bound, comparison in (
         ("ge", "at least"),
         ("gt", "more than"),
@@ -252,7 +294,7 @@ def _plain_words(detail: ErrorDetails, in_variable: bool) -> str:
         ("lt", "less than"),
     ):
         if bound in context:
-            return f"must be {comparison} {context[bound]}"
+            return f"must be {comparison} {int(context[bound])}{instead(value)}"
     return f"is not valid ({kind})"
 
 
@@ -305,8 +347,26 @@ def read_config(path: Path, faults: Faults) -> None:
         at = re.search(r"\(at line (\d+), column (\d+)\)", message)
         # tomllib's words quote a character at most, never a value.
         end = text.count("\n") + 1 if "(at end of document)" in message else None
-        faults.add_file(f"not valid TOML: {message}", int(at[1]) if at else end)
+        unquoted = at is not None and _lacks_quotes(text.split("\n")[int(at[1]) - 1])
+        quotes = '; a string stands in quotes, as in name = "text"' if unquoted else ""
+        faults.add_file(f"not valid TOML: {message}{quotes}", int(at[1]) if at else end)
         return
+
+
+def _lacks_quotes(line: str) -> bool:
+    """Whether this line of invalid TOML has a string without its quotes."""
+    value = _AFTER_KEY.sub("", line, count=1)
+    if value == line:  # an element of a list, perhaps
+        return _BARE_ALONE.fullmatch(line) is not None
+    if value[:1] in ("[", "{"):
+        return _BARE_INSIDE.search(_QUOTED.sub("0", value)) is not None
+    if value[:1] in ("", "#", '"', "'"):
+        return False
+    try:
+        tomllib.loads(f"value = {value}")
+    except ValueError:
+        return True
+    return False
 
 
 def read_environment(model: type[BaseModel], environ: Mapping[str, str], faults: Faults) -> None:

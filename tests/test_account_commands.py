@@ -459,6 +459,8 @@ def test_models(account: Account) -> None:
     assert {model["owned_by"] for model in account.json("models", "--provider", "OpenAI")["data"]} == {"openai"}
     assert "claude" in account("models").out
     assert "did you mean openai?" in account("models", "--provider", "opnai", code=2).err
+    for family, maker in (("grok", "xai"), ("claude", "anthropic"), ("Gemini", "google"), ("gpt", "openai")):
+        assert f"did you mean {maker}?" in account("models", "--provider", family, code=2).err
 
 
 def test_keys(account: Account) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import socket
 import stat
@@ -536,6 +537,31 @@ def test_init_writes_a_good_private_file_and_says_what_is_next(tmp_path: Path) -
     assert checked.json["warnings"] == []
 
 
+@pytest.mark.parametrize("option", ["--config", "--path"])
+def test_the_next_steps_of_init_work_when_they_are_copied(tmp_path: Path, option: str) -> None:
+    """Where the file is none that is found by itself, each command names it, quoted for a shell, and finds it."""
+    path = tmp_path / "my place" / "lava's.toml"
+    ran = lava_proxy(tmp_path, "init", option, path)
+    assert ran.code == 0, ran
+    commands = re.findall(r"^ +(lava-proxy \w+.*)$", ran.out, re.MULTILINE)
+    assert [line.split()[1] for line in commands] == ["login", "check", "serve"]
+    assert all(shlex.split(line)[2:] == ["--config", str(path)] for line in commands)
+    for line in commands:
+        # What would wait for a browser or a client is asked for its help instead: the option must be known all the same.
+        copied = line if " check " in line else f"{line} --help"
+        script = copied.replace("lava-proxy", f"{sys.executable} -m proxy", 1) + " >/dev/null"
+        done = subprocess.run(
+            ["sh", "-c", script],
+            env=clean_environment(tmp_path, KEY),
+            cwd="/",
+            capture_output=True,
+            timeout=50,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b""), line
+    assert lava_proxy(tmp_path, "check", "--json", "--config", path, env=KEY).json["config"] == str(path)
+
+
 def test_every_setting_in_the_file_of_init_can_be_switched_on(tmp_path: Path) -> None:
     """Each commented setting is valid as soon as its ``#`` is taken away."""
     lava_proxy(tmp_path, "init", "--path", "a.toml")
@@ -615,6 +641,17 @@ def test_health_of_nothing_is_1(tmp_path: Path) -> None:
     as_json = lava_proxy(tmp_path, "health", "--json", "--port", str(port), env=KEY)
     assert as_json.code == 1
     assert as_json.json["ready"] is False
+
+
+def test_health_names_every_address_that_it_asked(tmp_path: Path) -> None:
+    """Whoever reads it must not guess which of them nobody answers at; and what to do."""
+    port = free_port()
+    text = f'[server]\nhost = ["127.0.0.1", "127.0.0.2"]\nport = {port}\nunix_socket = "{tmp_path}/s"\nkeys = ["{LOCAL_KEY}"]\n'
+    ran = lava_proxy(tmp_path, "health", "--config", written(tmp_path, text), env=KEY)
+    assert ran.code == 1
+    for place in (f"http://127.0.0.1:{port}", f"http://127.0.0.2:{port}", f"unix:{tmp_path}/s"):
+        assert f"at {place}" in ran.err, ran
+    assert "`lava-proxy serve` starts it" in ran.err
 
 
 def test_health_of_a_running_daemon(tmp_path: Path, daemon: StartDaemon) -> None:

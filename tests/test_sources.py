@@ -389,8 +389,12 @@ def test_kubernetes() -> None:
         ("PROJECTS", "{" * 100_000, "projects: must be a table"),
         ("PROJECTS__A__CONNECTION_ID", "c", "projects.a.connection_id: needs a meter"),
         ("PROJECTS__A__BYOK__GOOGLEOPENAICOMPATIBLE", "env:UNSET", "byok.googleOpenaiCompatible: cannot be resolved"),
-        ("PROJECTS__A__BYOK__OPENIA", "client", "projects.a.byok.openia: no provider has this name"),
-        ("DEFAULT_PROJECT", "x", "default_project: no project has this name"),
+        (
+            "PROJECTS__A__BYOK__OPENIA",
+            "client",
+            'projects.a.byok.openia: no provider is called "openia"; did you mean openai?',
+        ),
+        ("DEFAULT_PROJECT", "x", 'default_project: no project is called "x"; add a project'),
     ],
 )
 def test_wrong_variable(name: str, value: str, words: str) -> None:
@@ -409,7 +413,7 @@ def test_contradicting_variables() -> None:
 
 def test_wrong_flag() -> None:
     """A fault in a flag is said to be on the command line."""
-    with pytest.raises(ConfigError, match=r"^command line: server\.port: must be at most 65535$"):
+    with pytest.raises(ConfigError, match=r"^command line: server\.port: must be at most 65535, not 70000$"):
         load(None, {}, {"server.port": 70000})
     with pytest.raises(ConfigError, match=r"^command line: server\.prot: unknown key; did you mean port\?$"):
         load(None, {}, {"server.prot": 1})
@@ -429,3 +433,81 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert settings.log.file == str(tmp_path / "a.log")
     assert settings.server.unix_socket == str(Path("/h/s"))
     assert load(None, {"LAVA_PROXY_LOG__FILE": "a.log"}).log.file == str(tmp_path / "work" / "a.log")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "level = loud",
+        "host = 127.0.0.1",
+        "secret_key = env:NAME",
+        "keys = [env:A]",
+        "keys = ['a', env:B]",
+        "keys = [\n    env:A,\n]",
+        "metadata = { team = web }",
+        "base_url = https://llm.acme.com/v1",
+        "ca_file = /etc/ca.pem  # ours",
+        "projects.a.meter = chat",
+        "meter = 2026-chat",
+        "disable_billing = True",
+        "meter = \u201cchat\u201d",
+    ],
+)
+def test_a_string_without_quotes(tmp_path: Path, line: str) -> None:
+    """The commonest slip in TOML gets a word about it; what was written is not shown."""
+    fault = only_fault(tmp_path, line + "\n")
+    assert "not valid TOML" in fault
+    assert "a string stands in quotes" in fault
+    assert line.rpartition("= ")[2] not in fault
+
+
+@pytest.mark.parametrize(
+    "line", ["port =", "[server", "port = 1\nport = 2", 'level = "info', "= 3", "hosts = [1, true"]
+)
+def test_other_slips_are_not_taken_for_it(tmp_path: Path, line: str) -> None:
+    """Where quotes are not what is missing, nothing is said of them."""
+    assert "quotes" not in only_fault(tmp_path, line)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('[log]\nlevel = "loud"\n', "or 'critical', not \"loud\""),
+        ('[log]\nlevel = "warn"\n', 'not "warn"; did you mean warning?'),
+        ('[log]\nformat = "jsno"\n', 'not "jsno"; did you mean json?'),
+        ('default_project = "nonesuch"\n[projects.main]\n', 'no project is called "nonesuch"; there are: main; add'),
+        ('default_project = "mian"\n[projects.main]\n', 'no project is called "mian"; did you mean main?'),
+        ('[projects.a]\ndefault_provider = "opneai"\n', 'no provider is called "opneai"; did you mean openai?'),
+        ('[models]\nfast = "gorq/llama"\n', 'no provider is called "gorq"; did you mean groq?'),
+        ("[server]\nport = 99999\n", "at most 65535, not 99999"),
+        ('[server]\nport = "http"\n', 'without quotes, not "http"'),
+        ("[server]\ndrain_seconds = -1\n", "more than 0, not -1"),
+        ('[projects.a]\ncustomer_id = "c"\nmeter = "m"\ndisable_billing = "yes"\n', 'not "yes"'),
+        ('[server]\nhost = "127.0.0.1:80"\n', 'without a port, not "127.0.0.1:80"'),
+        ('[server]\nallowed_hosts = ["http://a"]\n', 'not "http://a"'),
+        ('[server]\nallowed_origins = ["a.example.com"]\n', 'not "a.example.com"'),
+        ('[providers.acme]\nbase_url = "https://a.example.com"\ndialect = "opanai"\n', "did you mean openai?"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, text: str, named: str) -> None:
+    """Where the key can hold no secret: the value, and the right one that is nearest."""
+    assert named in only_fault(tmp_path, text)
+
+
+@pytest.mark.parametrize("prefix", ["aks_live_", "lava_sk_", "sk-", "local_", "AIza", "eyJ", "Bearer ", "canary"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[log]\nlevel = "{}"\n',
+        'default_project = "{}"\n[projects.main]\n',
+        '[projects.a]\ndefault_provider = "{}"\n',
+        '[server]\nport = "{}"\n',
+        '[server]\nhost = "{}!"\n',
+        '[models]\nfast = "{}/m"\n',
+    ],
+)
+def test_a_key_in_the_wrong_place_is_not_named(tmp_path: Path, text: str, prefix: str) -> None:
+    """What looks like a key is not shown, wherever it stands."""
+    fault = only_fault(tmp_path, text.replace("{}", prefix + "Qx7vT2nB" * 3))
+    assert "Qx7" not in fault
+    assert prefix not in fault

@@ -27,12 +27,19 @@ def run(config: Path | None, host: str | None, port: int | None, *, as_json: boo
     """0 when the daemon of this configuration says that it is ready, else 1 and the reason."""
     settings = loading.settings(config, {"server.host": host, "server.port": port}, as_json=as_json)
     at, reason = "", "port = 0 lets the system choose, so nobody can know where it is: use --port or unix_socket"
-    for place, connection in _ways(settings.server):
-        at, reason = place, _ask(connection)
+    asked: dict[str, str] = {}
+    for at, connection in _ways(settings.server):
+        reason = asked[at] = _ask(connection)
         if not reason.startswith(_NOBODY):
             break
+    else:
+        if asked:
+            reason = "; ".join(f"{why} at {place}" for place, why in asked.items())
+            at = ", ".join(asked)
     if as_json:
         put_json({"ready": not reason, "at": at or None, "reason": reason or None})
+    elif reason.startswith(_NOBODY):
+        say(f"lava-proxy is not ready: {reason}. `lava-proxy serve` starts it")
     elif reason:
         say(f"lava-proxy is not ready: {reason}" + (f" ({at})" if at else ""))
     else:
@@ -75,9 +82,9 @@ def _ask(connection: http.client.HTTPConnection) -> str:
     except ConnectionResetError:  # also what http.client calls RemoteDisconnected
         return "what answers there ends the connection"
     except socket.gaierror:
-        return f"{_NOBODY}: unknown host"
+        return f"{_NOBODY} (unknown host)"
     except OSError as error:
-        return f"{_NOBODY}: {os.strerror(error.errno or 0)}"
+        return f"{_NOBODY} ({os.strerror(error.errno or 0)})"
     except http.client.HTTPException:
         return "what answers there does not speak HTTP"
     finally:

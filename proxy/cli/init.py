@@ -88,7 +88,7 @@ def run(path: Path | None, config: Path | None, *, as_json: bool) -> int:
         + (f"{has_key}, good." if has_key else "log in, or set it, or write it into the file.")
     )
     if not has_key:
-        screen.line("lava-proxy login", "code", indent=5)
+        screen.line(f"lava-proxy login{option}", "code", indent=5)
         screen.line("export LAVA_SECRET_KEY=…", "code", indent=5)
     screen.line("2. Look whether it holds together, and start:")
     screen.line(f"lava-proxy check{option}", "code", indent=5)

@@ -19,14 +19,14 @@ def run(config: Path | None, provider: str | None, *, as_json: bool) -> int:
 
     def show(lava: LavaSync) -> int:
         from proxy.cli.showing import plain, show_many
-        from proxy.routing import nearest
+        from proxy.routing import maker, nearest
 
         models = list(lava.models.list())
         if provider is not None:
             chosen = [model for model in models if _is_of(model, provider.lower())]
             if models and not chosen:
                 known = sorted({model.owned_by for model in models if model.owned_by})
-                close = nearest(provider, known)
+                close = maker(provider) or nearest(provider, known)
                 hint = f"did you mean {close}?" if close else f"there are: {', '.join(known) or 'none named'}"
                 return account.misused(f"Lava lists no model of {provider!r}; {hint}")
             models = chosen
