@@ -250,11 +250,7 @@ class App:
             return
         dialect = call.dialect or dialects.of_path(call.path, call.generation.table.providers, record.method)
         # A message may quote the request, and a key may stand in the wrong place of it; tools log our messages.
-        mask = call.generation.redactor_of_all().text
-        fault.message, fault.hint = mask(fault.message), mask(fault.hint)
-        for name, detail in fault.details.items():
-            if isinstance(detail, str):
-                fault.details[name] = mask(detail)
+        fault.mask(call.generation.redactor_of_all().text)
         reply = errors.render(
             fault,
             dialect or dialects.of_headers(call.received.noted),

@@ -261,31 +261,35 @@ def _no_meter(subject: Subject, account: Account, owner: bool) -> Finding:
 # --- money -----------------------------------------------------------------------------------------------------------
 
 
-def money(subject: Subject, account: Account) -> tuple[list[Finding], bool]:
-    """Whose money at Lava pays and how much of it is left, as far as Lava says; and whether it is certain to be gone."""
+def money(subject: Subject, account: Account, *, named: bool = True) -> tuple[list[Finding], bool]:
+    """Whose money at Lava pays and how much of it is left, as far as Lava says; and whether it is certain to be gone.
+
+    ``named=False``: for a sentence that has named the wallet already.
+    """
     if subject.payer == "merchant":
         if account.balance is None:
             return [], False
-        what = f"the merchant wallet holds {dollars(account.balance)}"
+        what = f"{'the merchant wallet' if named else 'it'} holds {dollars(account.balance)}"
         return [Finding("wallet", what, "Top up your wallet at Lava.", f"{account.balance:f}")], account.balance <= 0
     if subject.payer != "customer":
         return [], False
-    found, whose = [], f"the wallet behind {_person(subject)}"
+    found, person = [], _person(subject)
+    wallet = f"the wallet behind {person}" if named else "it"
     up = "Top up that customer's wallet (`lava-proxy checkout` makes a checkout for it)."
     balance = account.customer_balance
     empty = balance <= 0 if balance is not None else account.has_credit is False
     no_plan = ", and there is no plan beside it" if empty and account.subscribed is False else ""
     if balance is not None:
-        what = f"{whose} holds {dollars(balance)}{no_plan}"
-        found.append(Finding("wallet", what, up, f"{balance:f}"))
+        found.append(Finding("wallet", f"{wallet} holds {dollars(balance)}{no_plan}", up, f"{balance:f}"))
     elif account.has_credit is not None:
-        found.append(Finding("wallet", f"{whose} holds {'no ' if empty else ''}credit{no_plan}", up))
+        found.append(Finding("wallet", f"{wallet} holds {'no ' if empty else ''}credit{no_plan}", up))
     elif account.subscribed is False:
-        found.append(Finding("plan", f"{_person(subject)} has no plan", up))
+        found.append(Finding("plan", f"{person if named else 'the customer'} has no plan", up))
     if account.subscribed and account.credit is not None:
         until = f" until {account.renews:%Y-%m-%d}" if account.renews is not None else ""
-        name = f' "{account.plan}"' if account.plan else ""
-        what = f"the plan{name} of {_person(subject)} has {dollars(account.credit)} of credit left{until}"
+        plan = f'the plan "{account.plan}"' if account.plan else "the plan"
+        of = f" of {person}" if named else ""
+        what = f"{plan}{of} has {dollars(account.credit)} of credit left{until}"
         found.append(Finding("plan", what, up, f"{account.credit:f}"))
     used_up = account.subscribed is False or (account.credit is not None and account.credit <= 0)
     return found, empty and used_up
@@ -302,29 +306,37 @@ def wanted(fault: Fault) -> bool:
 
 
 def explain(fault: Fault, subject: Subject, account: Account, age_s: float, mask: Callable[[str], str]) -> None:
-    """Put what the account says into the fault: before its message, as its hint, and as ``diagnosis`` for machines.
+    """Put what the account says into the fault: in place of what was guessed before, or behind it; as its hint; and as
+    ``diagnosis`` for machines.
 
     Status and code stay, and so does what Lava itself said. ``age_s`` is how long ago Lava was asked; ``mask`` takes secrets
     out of what Lava calls things.
     """
-    found = wrong(subject, account)
-    structural = bool(found)
-    if fault.status == 402:
-        found += money(subject, account)[0]
-    found = [each.masked(mask) for each in found]
-    ago = f" ({age_s:.0f} s ago)" if age_s >= 1 else ""
-    if found:
-        first, *more = (each.problem for each in found)
-        told = _ended(first) + "".join(f" Also, {_ended(each)}" for each in more)
-        fault.message = f'Project "{subject.project}"{ago}: {told} {fault.message}'
+    broken = [each.masked(mask) for each in wrong(subject, account)]
+    state = [each.masked(mask) for each in money(subject, account)[0]] if fault.status == 402 else []
+    ago = f"{age_s:.0f} s ago" if age_s >= 1 else ""
+    if broken:
+        told = "; also, ".join(each.problem for each in broken + state)
+        # Which key was sent is said once, there or here.
+        aside = [_credential(subject)] if _hint(subject.key) not in told else []
+        aside += [ago] if ago else []
+        fault.what = f'Project "{subject.project}"{_aside(aside)}: {_ended(told)}'
+        fault.hint = broken[0].suggestion
+    elif state:
+        named = fault.code != "lava_insufficient_balance"
+        told = ", and ".join(mask(each.problem) for each in money(subject, account, named=named)[0])
+        fault.what = f"{fault.what.removesuffix('.')}: {told}{_aside([ago] if ago else [])}."
     elif account.key and not account.failure:
-        fault.message += f" Asked{ago}, Lava's account finds no fault: {_list(good(subject, account))}."
-    if structural:
-        fault.hint = found[0].suggestion
-    if found or account.key is not None:
-        fault.details["diagnosis"] = [each.document() for each in found]
+        asked = f"Asked{_aside([ago] if ago else [])}, Lava's account finds no fault"
+        fault.what += f" {asked}: {_list(good(subject, account))}."
+    if broken or state or account.key is not None:
+        fault.details["diagnosis"] = [each.document() for each in broken + state]
     if account.failure:
         fault.details["diagnosis_failed"] = mask(account.failure)
+
+
+def _aside(words: list[str]) -> str:
+    return f" ({', '.join(words)})" if words else ""
 
 
 def good(subject: Subject, account: Account) -> list[str]:

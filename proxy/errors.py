@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from proxy.dialects import Dialect, compact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 Owner = Literal["client", "proxy", "lava", "provider", "unknown"]
 Headers = list[tuple[bytes, bytes]]
@@ -120,7 +120,8 @@ _BY_STATUS: Mapping[int, tuple[str, str, str]] = {
 class Fault(Exception):
     """Something that a client must be told.
 
-    ``code`` is a key of ``TABLE``; ``hint`` says in one sentence what to do next; ``details`` are further members of the
+    ``code`` is a key of ``TABLE``; ``what`` says what is wrong, ``hint`` in one sentence what to do next; ``said`` are the
+    words of whoever answered, in a sentence (empty: there were none), and ``None`` where nobody did. ``details`` are further members of the
     ``lava_proxy`` object (``payer``, ``connection_id``, ``upstream_status`` …); ``headers`` are added to the answer.
     ``status``, ``retry`` and ``owner`` are given only where they differ from the table.
     """
@@ -128,25 +129,41 @@ class Fault(Exception):
     def __init__(
         self,
         code: str,
-        message: str,
+        what: str,
         hint: str,
         *,
+        said: str | None = None,
         status: int | None = None,
         retry: bool | Literal["table"] | None = "table",
         owner: Owner | None = None,
         details: Mapping[str, object] | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
-        super().__init__(message)
+        super().__init__(what)
         kind = TABLE[code]
         self.code = code
-        self.message = message
+        self.what = what
         self.hint = hint
+        self.said = said
         self.status = status or kind.status
         self.retry = kind.retry if retry == "table" else retry
         self.owner: Owner = owner or kind.owner
         self.details = dict(details or {})
         self.headers = tuple(headers)
+
+    @property
+    def message(self) -> str:
+        """What the client reads. Of an answer that is explained many tools show nothing else, so what to do stands in it;
+        the other's own words come last."""
+        return self.what if self.said is None else " ".join(filter(None, (self.what, self.hint, self.said)))
+
+    def mask(self, mask: Callable[[str], str]) -> None:
+        """Take secrets out of everything that it tells."""
+        self.what, self.hint = mask(self.what), mask(self.hint)
+        self.said = self.said and mask(self.said)
+        for name, detail in self.details.items():
+            if isinstance(detail, str):
+                self.details[name] = mask(detail)
 
 
 @dataclass(slots=True)
@@ -399,10 +416,12 @@ def from_answer(
     if lava_request_id is not None:
         details["lava_request_id"] = lava_request_id
     keep = [(name, value) for name, value in headers if name.lower().startswith(_KEPT)]
-    code, message, hint = _explain(status, said, payment, from_lava, owner)
+    code, what, hint = _explain(status, said, payment, from_lava, owner)
+    speaker = {"lava": "Lava", "provider": f'Provider "{payment.provider}"'}.get(owner, "The answer")
+    quoted = f"{speaker} said: «{said.message}»" if said.message else ""
     # A target that Lava does not serve is always 400; everything else keeps the status it came with.
     fixed = None if code == "lava_unsupported_target" else status
-    return Fault(code, message, hint, status=fixed, owner=owner, details=details, headers=keep)
+    return Fault(code, what, hint, said=quoted, status=fixed, owner=owner, details=details, headers=keep)
 
 
 def with_hint(body: bytes, hint: str) -> bytes:
@@ -419,38 +438,37 @@ def with_hint(body: bytes, hint: str) -> bytes:
 
 
 def _explain(status: int, said: _Said, payment: Payment, from_lava: bool, owner: Owner) -> tuple[str, str, str]:
-    """Code, message and hint; claims nothing that the answer and the configuration do not say."""
-    text = f"{said.code} {said.message}"
-    quoted = f" It said: «{said.message}»" if said.message else ""
-    if from_lava and status in (402, 403, 429) and _is_spend_limit(text, status, payment):
+    """Code, what is wrong and what to do, a sentence each; claims nothing that the answer and the configuration do not say."""
+    if from_lava and status in (402, 403, 429) and _is_spend_limit(f"{said.code} {said.message}", status, payment):
         return (
             "lava_spend_limit",
-            f"{_who(owner, 'says')} a limit of {_key(payment)}{_place(payment)} is reached.{quoted}",
+            f"{_who(owner, 'says')} a limit of {_key(payment)}{_place(payment)} is reached.",
             "Raise the limit of that spend key in Lava, wait for its next cycle, or use another key.",
         )
     if status == 401:
-        return _explain_401(payment, from_lava, owner, quoted)
+        return _explain_401(payment, from_lava, owner)
     if status == 402:
-        return _explain_402(payment, from_lava, owner, quoted)
+        return _explain_402(payment, from_lava, owner)
     if status == 403:
         hint = "Check in Lava what this key may do."
         if payment.payer == "spend_key":
             hint = "Check the spend key's request shape (OpenAI or Anthropic), models and providers in Lava."
-        message = f"{_who(owner, 'refuses')} this request made with {_key(payment)}{_place(payment)}.{quoted}"
-        return "lava_forbidden", message, hint
+        return (
+            "lava_forbidden",
+            f"{_who(owner, 'refuses')} this request made with {_key(payment)}{_place(payment)}.",
+            hint,
+        )
     if said.code in UNSUPPORTED:
         return (
             "lava_unsupported_target",
-            f'Lava does not serve this endpoint or model of provider "{payment.provider}".{quoted}',
+            f'Lava does not serve this endpoint or model of provider "{payment.provider}".',
             "Use a model and an endpoint that Lava lists for this provider, or another provider.",
         )
     name = f" ({said.code})" if said.code else ""
-    hint = (
-        "Wait and try again."
-        if status == 429 or status >= 500
-        else "Read Lava's message; the request itself needs a change."
-    )
-    return "lava_error", f"Lava answered {status}{name}.{quoted}", hint
+    hint = "Change the request as Lava's message says." if said.message else "Check the request's model and parameters."
+    if status == 429 or status >= 500:
+        hint = "Wait and try again."
+    return "lava_error", f"Lava answered {status}{name}.", hint
 
 
 def _is_spend_limit(text: str, status: int, payment: Payment) -> bool:
@@ -464,12 +482,12 @@ def _who(owner: Owner, verb: str) -> str:
     return f"Lava {verb}" if owner == "lava" else f"Lava, or a network in front of it, {verb}"
 
 
-def _explain_401(payment: Payment, from_lava: bool, owner: Owner, quoted: str) -> tuple[str, str, str]:
+def _explain_401(payment: Payment, from_lava: bool, owner: Owner) -> tuple[str, str, str]:
     if from_lava:
-        what = "What was checked" if owner == "lava" else "What was sent"
+        what = "what was checked" if owner == "lava" else "what was sent"
         return (
             "lava_unauthorized",
-            f"{_who(owner, 'rejects')} {_key(payment)}{_place(payment)}. {what}: {_checked(payment)}.{quoted}",
+            f'{_who(owner, "rejects")} {_key(payment)} (project "{payment.project}"); {what}: {_checked(payment)}.',
             "Check that the key is active and of the right environment (live or test)"
             + (", and that the names sent with it exist in Lava." if payment.explicit else "."),
         )
@@ -477,7 +495,7 @@ def _explain_401(payment: Payment, from_lava: bool, owner: Owner, quoted: str) -
         return (
             "provider_key_rejected",
             f'Provider "{payment.provider}" says no (401) to the key that Lava itself uses there; your own keys were not '
-            f"involved.{quoted}",
+            "involved.",
             f"Tell Lava's support, or {_bring_own_key(payment)}.",
         )
     own, where = _own_key(payment)
@@ -485,12 +503,12 @@ def _explain_401(payment: Payment, from_lava: bool, owner: Owner, quoted: str) -
         return (
             "provider_key_rejected",
             f'The answer was 401 without saying from whom: either provider "{payment.provider}" rejects {own}, or Lava rejects '
-            f"{_key(payment)}{_place(payment)}.{quoted}",
+            f"{_key(payment)}{_place(payment)}.",
             f"Check the provider key {where} first, then the Lava key.",
         )
     return (
         "provider_key_rejected",
-        f'Provider "{payment.provider}" rejects {own} (project "{payment.project}").{quoted}',
+        f'Provider "{payment.provider}" rejects {own} (project "{payment.project}").',
         f"Replace the provider key {where}.",
     )
 
@@ -511,33 +529,31 @@ def _bring_own_key(payment: Payment) -> str:
     return f"use a project with your own provider key in place of the {payment.key_kind}"
 
 
-def _explain_402(payment: Payment, from_lava: bool, owner: Owner, quoted: str) -> tuple[str, str, str]:
+def _explain_402(payment: Payment, from_lava: bool, owner: Owner) -> tuple[str, str, str]:
     own_key = _bring_own_key(payment)
     if from_lava:
-        who = _who(owner, "says")
-        place = _place(payment)
         if payment.payer == "customer":
-            person = payment.connection_id or payment.customer_id or ""
             kind = "connection" if payment.connection_id else "customer"
-            sentence = f"{who} the wallet behind {kind} {shorten(person)}{place} is out of funds."
+            wallet = f"the wallet behind {kind} {shorten(payment.connection_id or payment.customer_id or '')}"
             advice = f"Top up that customer's wallet, or {own_key}."
         elif payment.payer == "spend_key":
-            sentence = f"{who} the wallet behind {_key(payment)}{place} is out of funds."
+            wallet = f"the wallet behind {_key(payment)}"
             advice = "Top up the wallet that the spend key belongs to, or use another key."
         elif payment.payer == "merchant":
-            sentence = f"{who} the merchant wallet behind {_key(payment)}{place} is out of funds."
+            wallet = f"the merchant wallet behind {_key(payment)}"
             advice = f"Top up your wallet at Lava, or {own_key}."
         else:
-            sentence = f"{who} the wallet that pays for this request{place} is out of funds."
-            advice = "Top up that wallet at Lava."
+            wallet = "the wallet that pays for this request"
             if payment.byok:
-                sentence += " The provider itself is paid by your own key; Lava may charge for metering."
-        return "lava_insufficient_balance", f"{sentence} {advice}{quoted}", advice
+                wallet = "the wallet that pays for Lava's metering of your own provider key"
+            advice = "Top up that wallet at Lava."
+        what = f"{_who(owner, 'says')} {wallet}{_place(payment)} is out of funds."
+        return "lava_insufficient_balance", what, advice
     if not payment.byok:
         return (
             "provider_payment_required",
             f'Provider "{payment.provider}" says payment is required (402) on the account that Lava itself uses there; your '
-            f"wallet was not named.{quoted}",
+            "wallet was not named.",
             f"Tell Lava's support, or {own_key}.",
         )
     own = f"the account of {_own_key(payment)[0]}"
@@ -545,12 +561,12 @@ def _explain_402(payment: Payment, from_lava: bool, owner: Owner, quoted: str) -
         return (
             "provider_payment_required",
             f'The answer was 402 without saying from whom: either {own} at "{payment.provider}" is out of funds, or the Lava '
-            f"wallet behind {_key(payment)}{_place(payment)} is.{quoted}",
+            f"wallet behind {_key(payment)}{_place(payment)} is.",
             f'Check the balance at "{payment.provider}" first, then the one at Lava.',
         )
     return (
         "provider_payment_required",
-        f'Provider "{payment.provider}" says {own} (project "{payment.project}") must be paid first.{quoted}',
+        f'Provider "{payment.provider}" says {own} (project "{payment.project}") must be paid first.',
         f'Add funds to your account at "{payment.provider}".',
     )
 

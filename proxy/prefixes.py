@@ -125,7 +125,7 @@ def explain(fault: Fault, name: str, project: Project, account_key: Secret | Non
     found = list(_of_request(name, project, account_key, provider))
     if found:
         told = " ".join(f"{place} {each.problem}." for place, each in found)
-        fault.message = f'Project "{name}": {told} {fault.message}'
+        fault.what = f'Project "{name}": {told} {fault.what}'
         fault.hint = found[0][1].suggestion
     return bool(found)
 

@@ -544,8 +544,8 @@ def test_the_402_reads_like_a_sentence(stand: Stand) -> None:
     with stand.openai("empty") as client, pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(model="gpt-4o", messages=say())
     assert (
-        'Lava says the wallet behind connection conn_empty (project "empty", meter "website-chat") is out of funds. '
-        "Top up that customer's wallet, or give the project your own provider key under [projects.empty.byok]."
+        'Lava says the wallet behind connection conn_empty (project "empty", meter "website-chat") is out of funds: it holds '
+        "no credit, and there is no plan beside it. Top up that customer's wallet, or give the project your own provider key under [projects.empty.byok]."
     ) in caught.value.message
     body = caught.value.body
     assert isinstance(body, dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from proxy.diagnosis import Account, Subject, explain, good, money, nearest, report, subject_of, wanted, wrong
-from proxy.errors import Fault
+from proxy.errors import Fault, Payment, from_answer
 from proxy.redaction import Secret, leaks
 from proxy.settings import Project
 from proxy.tokens import mint_token
@@ -34,7 +35,7 @@ CUSTOMER = {"connection_id": "conn_demo", "meter": "websit-chat"}
 
 
 def unauthorized(status: int = 401, code: str = "lava_unauthorized", owner: Owner = "lava") -> Fault:
-    return Fault(code, "Lava rejects it.", "Check the key.", status=status, owner=owner)
+    return Fault(code, "Lava rejects it.", "Check the key.", said="Lava said: «No.»", status=status, owner=owner)
 
 
 def explained(said: Account, about: Subject, status: int = 401, age_s: float = 0.0) -> Fault:
@@ -248,7 +249,10 @@ def test_the_finding_comes_first_and_nothing_is_lost() -> None:
     fault = explained(said, subject(CUSTOMER))
     assert (fault.status, fault.code, fault.retry) == (401, "lava_unauthorized", False)
     assert fault.message.startswith('Project "web": connection conn_demo does not exist: it was deleted, or ')
-    assert 'Also, meter "websit-chat" does not exist; did you mean "website-chat"? Lava rejects it.' in fault.message
+    assert (
+        '; also, meter "websit-chat" does not exist; did you mean "website-chat"? List those there are' in fault.message
+    )
+    assert fault.message.endswith("under [projects.web]. Lava said: «No.»")
     assert fault.hint.startswith("List those there are")
     parts = fault.details["diagnosis"]
     assert isinstance(parts, list)
@@ -259,7 +263,7 @@ def test_the_finding_comes_first_and_nothing_is_lost() -> None:
 def test_a_402_tells_the_money_and_keeps_its_hint() -> None:
     """What is left, as words and as a number."""
     fault = explained(Account(key=True, balance=ZERO), subject(), 402)
-    assert fault.message == 'Project "web": the merchant wallet holds $0.00. Lava rejects it.'
+    assert fault.message == "Lava rejects it: it holds $0.00. Check the key. Lava said: «No.»"
     assert fault.hint == "Check the key."
     assert fault.details["diagnosis"] == [
         {
@@ -271,9 +275,59 @@ def test_a_402_tells_the_money_and_keeps_its_hint() -> None:
     ]
 
 
+CUSTOMERS_402 = Payment(
+    "web",
+    "openai",
+    "customer",
+    "secret key",
+    "…ryQ7",
+    connection_id="conn_demo",
+    meter="m",
+    explicit=("connection", "meter"),
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "payment", "about", "said", "message"),
+    [
+        (402, CUSTOMERS_402, {"connection_id": "conn_demo", "meter": "m"},
+         Account(key=True, customer=True, meter=True, has_credit=False, subscribed=False),
+         'Lava says the wallet behind connection conn_demo (project "web", meter "m") is out of funds: it holds no credit, and '
+         "there is no plan beside it. Top up that customer's wallet, or give the project your own provider key under "
+         "[projects.web.byok]. Lava said: «No.»"),
+        (402, CUSTOMERS_402, {"connection_id": "conn_demo", "meter": "m"},
+         Account(key=True, customer=True, meter=True, customer_balance=Decimal(0), subscribed=True, plan="Pro", credit=Decimal(0)),
+         'Lava says the wallet behind connection conn_demo (project "web", meter "m") is out of funds: it holds $0.00, and the '
+         "plan \"Pro\" has $0.00 of credit left. Top up that customer's wallet, or give the project your own provider key under "
+         "[projects.web.byok]. Lava said: «No.»"),
+        (402, Payment("web", "openai", "merchant", "secret key", "…ryQ7"), {}, Account(key=True, balance=Decimal(0)),
+         'Lava says the merchant wallet behind the secret key …ryQ7 (project "web") is out of funds: it holds $0.00. Top up your '
+         "wallet at Lava, or give the project your own provider key under [projects.web.byok]. Lava said: «No.»"),
+        (401, CUSTOMERS_402, {"connection_id": "conn_demo", "meter": "websit-chat"},
+         Account(key=True, customer=True, meter=False, near="website-chat"),
+         'Project "web" (the secret key …ryQ7): meter "websit-chat" does not exist; did you mean "website-chat"? Write '
+         '"website-chat" as meter under [projects.web]. Lava said: «No.»'),
+        (401, Payment("web", "openai", "merchant", "secret key", "…ryQ7"), {}, Account(key=False),
+         'Project "web": Lava does not know the secret key …ryQ7: it was revoked, or it is of another account or environment '
+         "(it is a live key). Make a new secret key at Lava and write it in place of this one (secret_key under [lava]), or run "
+         "`lava-proxy login`. Lava said: «No.»"),
+    ],
+)  # fmt: skip
+def test_everything_is_said_once(
+    status: int, payment: Payment, about: dict[str, Any], said: Account, message: str
+) -> None:
+    """What is wrong in one sentence, what to do in one, and then Lava's own words."""
+    body = json.dumps({"error": {"message": "No.", "code": "x", "status": status}}).encode()
+    fault = from_answer(status, [], body, payment)
+    assert fault is not None
+    explain(fault, subject(about), said, 0.0, str)
+    assert fault.message == message
+    assert fault.message.count(fault.hint) == 1
+
+
 def test_a_401_is_not_about_money() -> None:
     """An empty wallet does not explain a 401."""
-    assert "wallet" not in explained(Account(key=True, balance=ZERO), subject()).message
+    assert "holds" not in explained(Account(key=True, balance=ZERO), subject()).message
 
 
 def test_where_nothing_is_wrong_it_says_so() -> None:
@@ -281,7 +335,7 @@ def test_where_nothing_is_wrong_it_says_so() -> None:
     fault = explained(Account(key=True, customer=True, meter=True), subject(CUSTOMER))
     assert fault.message == (
         "Lava rejects it. Asked, Lava's account finds no fault: Lava knows the secret key …ryQ7 (a live key), "
-        'connection conn_demo exists and meter "websit-chat" exists.'
+        'connection conn_demo exists and meter "websit-chat" exists. Check the key. Lava said: «No.»'
     )
     assert fault.details["diagnosis"] == []
 
@@ -292,12 +346,14 @@ def test_an_older_answer_says_how_old_it_is() -> None:
     assert fault.message.startswith('Project "web" (40 s ago): Lava does not know')
     fault = explained(Account(key=True), subject(), age_s=40.2)
     assert "Asked (40 s ago), Lava's account" in fault.message
+    fault = explained(Account(key=True, balance=ZERO), subject(), 402, age_s=40.2)
+    assert fault.message.startswith("Lava rejects it: it holds $0.00 (40 s ago). Check the key.")
 
 
 def test_where_nothing_could_be_found_out_the_fault_is_as_it_was() -> None:
     """Beside it stands why."""
     fault = explained(Account(failure="Lava's account API did not answer within 2 s"), subject(CUSTOMER))
-    assert (fault.message, fault.hint) == ("Lava rejects it.", "Check the key.")
+    assert (fault.message, fault.hint) == ("Lava rejects it. Check the key. Lava said: «No.»", "Check the key.")
     assert fault.details == {"diagnosis_failed": "Lava's account API did not answer within 2 s"}
 
 

@@ -482,8 +482,8 @@ def test_the_sentence_of_a_customers_402() -> None:
 
 def test_what_lava_said_is_quoted() -> None:
     """Lava's own words stand at the end, marked as such."""
-    assert said(402, CUSTOMER, lava(402, message="Balance 0.00")).endswith(" It said: «Balance 0.00»")
-    assert "It said" not in said(402, CUSTOMER)
+    assert said(402, CUSTOMER, lava(402, message="Balance 0.00")).endswith("byok]. Lava said: «Balance 0.00»")
+    assert "said:" not in said(402, CUSTOMER)
 
 
 def test_each_payer_is_named() -> None:
@@ -501,11 +501,12 @@ def test_each_payer_is_named() -> None:
 def test_a_401_of_lava_names_the_key_and_what_was_checked() -> None:
     """The last four, the project, and the names that were in the token."""
     assert said(401, CUSTOMER) == (
-        'Lava rejects the secret key …abcd (project "website", meter "website-chat"). '
-        'What was checked: the key, connection conn_abc…123, meter "website-chat".'
+        'Lava rejects the secret key …abcd (project "website"); what was checked: the key, connection conn_abc…123, meter '
+        '"website-chat". Check that the key is active and of the right environment (live or test), and that the names sent '
+        "with it exist in Lava."
     )
-    assert said(401, MERCHANT).endswith("What was checked: the key alone.")
-    assert "What was checked" not in said(401, MERCHANT, b"")
+    assert "; what was checked: the key alone. Check" in said(401, MERCHANT)
+    assert "what was checked" not in said(401, MERCHANT, b"")
     assert "the spend key …wxyz" in said(401, SPEND)
 
 
