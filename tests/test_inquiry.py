@@ -194,7 +194,9 @@ def test_a_key_inside_a_ready_token(stand: Stand) -> None:
 def test_an_empty_wallet(stand: Stand) -> None:
     """Whose it is, that nothing is in it, and that no plan pays beside it."""
     error = stand.error("empty", 402)
-    assert "the wallet behind connection conn_empty holds no credit, and there is no plan beside it" in error["message"]
+    assert "is out of funds: it holds no credit, and there is no plan beside it. Top up" in error["message"]
+    problem = "the wallet behind connection conn_empty holds no credit, and there is no plan beside it"
+    assert error["lava_proxy"]["diagnosis"][0]["problem"] == problem
     assert (error["code"], parts(error)) == ("lava_insufficient_balance", ["wallet"])
 
 
@@ -203,7 +205,7 @@ def test_an_empty_merchant_wallet(stand: Stand, project: str) -> None:
     """With the balance, also where a customer is tracked but not billed."""
     stand.world.wallet_balance -= stand.world.wallet_balance
     error = stand.error(project, 402)
-    assert "the merchant wallet holds $0.00" in error["message"]
+    assert "is out of funds: it holds $0.00. Top up" in error["message"]
     assert error["lava_proxy"]["diagnosis"][0]["left"] == "0.00"
 
 
@@ -214,14 +216,14 @@ def test_what_is_left_of_a_plan(stand: Stand) -> None:
     plan.cycle_remaining -= plan.cycle_remaining
     world.subscriptions[plan.subscription_id] = plan
     error = stand.error("empty", 402)
-    assert 'the plan "Pro" of connection conn_empty has $0.00 of credit left until 2' in error["message"]
+    assert 'it holds no credit, and the plan "Pro" has $0.00 of credit left until 2' in error["message"]
     assert [each.get("left") for each in error["lava_proxy"]["diagnosis"]] == [None, "0.00"]
 
 
 def test_nothing_wrong_is_said_too(stand: Stand) -> None:
     """A 401 that the account does not explain."""
     error = stand.error("customer", 401, "fault-lava-401")
-    assert error["message"].endswith('customer conn_demo exists and meter "website-chat" exists.')
+    assert 'customer conn_demo exists and meter "website-chat" exists. Check' in error["message"]
     assert error["lava_proxy"]["diagnosis"] == []
 
 
