@@ -44,7 +44,7 @@ def claude(proxied: Daemon) -> anthropic.Anthropic:
 
 @pytest.fixture
 def gemini(proxied: Daemon) -> genai.Client:
-    return genai.Client(api_key="unused", http_options={"base_url": proxied.url, "api_version": "v1beta"})
+    return genai.Client(api_key="unused", http_options={"base_url": proxied.url})
 
 
 @pytest.fixture
