@@ -601,7 +601,7 @@ class Forwarder:
         hint = plan.route.hint if answer.status in (400, 404) else None
         if fault is not None:
             if hint is not None:
-                fault.message = f"{fault.message} {hint}"
+                fault.what = f"{fault.what} {hint}"
             raise await self._explained(call, fault, plan.route.project)
         if readable is None:
             self._search_unreadable(answer, answered.encoding or b"", content, whole, redactor)
