@@ -31,6 +31,9 @@ class Ending(StrEnum):
     RESPONSES = "responses"  # response.completed | failed | incomplete
     MESSAGES = "messages"  # message_stop
     GOOGLE = "google"  # a finish reason or prompt feedback
+    IMAGES = "images"  # image_generation.completed | image_edit.completed
+    TRANSCRIPT = "transcript"  # transcript.text.done
+    SPEECH = "speech"  # speech.audio.done
     UNKNOWN = "unknown"
 
 
@@ -39,14 +42,26 @@ _LAST_WORDS: Mapping[bytes, Ending] = {
     b"responses": Ending.RESPONSES,
     b"messages": Ending.MESSAGES,
 }
+_LAST_TWO_WORDS: Mapping[tuple[bytes, bytes], Ending] = {
+    (b"images", b"generations"): Ending.IMAGES,
+    (b"images", b"edits"): Ending.IMAGES,
+    (b"audio", b"transcriptions"): Ending.TRANSCRIPT,
+    (b"audio", b"speech"): Ending.SPEECH,
+}
 
 
 def ending_of(path: bytes) -> Ending:
     """The end marker owed by a stream from ``path`` (a raw path without query, at the provider or at Lava)."""
-    last = path.rstrip(b"/").rpartition(b"/")[2]
+    before, _, last = path.rstrip(b"/").rpartition(b"/")
     if b":" in last and last.rpartition(b":")[2] in (b"streamGenerateContent", b"generateContent"):
         return Ending.GOOGLE
-    return _LAST_WORDS.get(last, Ending.UNKNOWN)
+    known = _LAST_WORDS.get(last)
+    if known is not None:
+        return known
+    word = before.rstrip(b"/").rpartition(b"/")[2]
+    if word == b"responses":
+        return Ending.RESPONSES  # one that is resumed, by its id
+    return _LAST_TWO_WORDS.get((word, last), Ending.UNKNOWN)
 
 
 GOOGLE_VERSIONS = frozenset({b"v1beta", b"v1alpha"})

@@ -536,6 +536,8 @@ class Forwarder:
         def take(chunk: bytes) -> bool:
             # Every chunk of every stream, in the very turn of the loop in which it came.
             flight.since = monotonic()
+            if flight.reason is not None:
+                return True  # it is being ended: what the client did not get is not noted
             feed(chunk)
             record.bytes_out += len(chunk)
             return client.pass_on(chunk)
@@ -702,6 +704,8 @@ class Forwarder:
         record = call.record
         if reason in ("client_gone", "write_stall"):
             broke = call.connection is not None and call.connection.client_error is not None
+            if not broke and reason == "client_gone" and await _had_all(call):
+                return
             record.outcome = Outcome.CLIENT_ERROR if broke else Outcome.CLIENT_GONE
             if reason == "write_stall":
                 raise Broken("the client stopped reading")
@@ -720,6 +724,30 @@ class Forwarder:
                 await self._break(call, fault)
         except TimeoutError:
             raise Broken(fault.message) from None
+
+
+_REST_SECONDS = 1.0
+_REST_BYTES = 4096
+
+
+async def _had_all(call: Call) -> bool:
+    """Whether a client that left had its whole stream: it was sent the end marker, and SDKs close there.
+
+    The last bytes of such an answer are taken in if they come soon, so that the connection to Lava can be used again.
+    """
+    record, answer, scanner = call.record, call.opened, call.record.scanner
+    if not call.answering or answer is None or scanner is None or not scanner.ended:
+        return False
+    size = 0
+    try:
+        async with asyncio.timeout(_REST_SECONDS):
+            while size < _REST_BYTES and (piece := await answer.read()):
+                size += len(piece)
+    except (TimeoutError, UpstreamError):
+        pass  # then it is closed
+    if record.outcome is Outcome.OK and scanner.error is not None:
+        record.outcome, record.upstream_error = Outcome.PROVIDER_ERROR, scanner.error
+    return True
 
 
 def _chosen(call: Call, sending: Sending) -> Sending:

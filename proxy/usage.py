@@ -44,17 +44,21 @@ _MODEL = re.compile(rb'"model(?:Version)?"\s*:\s*"([^"\\]{1,200})"')
 _TYPE = re.compile(rb'"type"\s*:\s*"([^"\\]*)"')
 _NAME = re.compile(rb"(?:^|[\r\n])event: ?([^\r\n]*)")
 
-# Tuples, not sets: what is looked up in them comes from JSON and may be a list.
-_MESSAGES_ENDS = ("message_stop",)
-_RESPONSES_ENDS = ("response.completed", "response.failed", "response.incomplete")
+# The types of the events that end a stream. Tuples, not sets: what is looked up in them comes from JSON and may be a list.
+_ENDS: dict[Ending, tuple[str, ...]] = {
+    Ending.MESSAGES: ("message_stop",),
+    Ending.RESPONSES: ("response.completed", "response.failed", "response.incomplete"),
+    Ending.IMAGES: ("image_generation.completed", "image_edit.completed"),
+    Ending.TRANSCRIPT: ("transcript.text.done",),
+    Ending.SPEECH: ("speech.audio.done",),
+}
 # What makes an event worth a look, beside its usage; quick substrings first, the truth is found out by
 # `_event`.
 _MARKS: dict[Ending, tuple[bytes, ...]] = {
     Ending.CHAT: (b"error", b"[DONE]"),
-    Ending.RESPONSES: (b"error", b"response.completed", b"response.failed", b"response.incomplete"),
-    Ending.MESSAGES: (b"error", b"message_stop"),
     Ending.GOOGLE: (b"error", b"finishReason", b"promptFeedback"),
     Ending.UNKNOWN: (b"error",),
+    **{ending: (b"error", *(name.encode() for name in names)) for ending, names in _ENDS.items()},
 }
 
 
@@ -268,7 +272,7 @@ class Scanner:
             return data.strip() == "[DONE]"
         if ending is Ending.GOOGLE:
             return _finished(_parsed(event))
-        ends = _RESPONSES_ENDS if ending is Ending.RESPONSES else _MESSAGES_ENDS
+        ends = _ENDS[ending]
         if name in ends:
             return True
         body = _parsed(event)
@@ -294,9 +298,11 @@ class Scanner:
             self._marks = _MARKS[self._ending]
 
     def _long(self, head: bytes, tail: bytes) -> None:
-        """What an event above the limit tells (``response.completed`` repeats the whole answer)."""
+        """What an event above the limit tells (``response.completed`` repeats the whole answer, others hold a picture)."""
         names = {match[1].decode("utf-8", "replace") for find in (_NAME, _TYPE) if (match := find.search(head))}
-        if (self._ending is Ending.RESPONSES and not names.isdisjoint(_RESPONSES_ENDS)) or (
+        if self._ending is Ending.IMAGES:  # the picture may stand before the type
+            names.update(match[1].decode("utf-8", "replace") for match in _TYPE.finditer(tail))
+        if not names.isdisjoint(_ENDS.get(self._ending, ())) or (
             self._ending is Ending.GOOGLE and _FINISH.search(tail)
         ):
             self._ended = True
