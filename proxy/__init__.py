@@ -20,3 +20,6 @@ Around it: ``settings.py`` (what the user said), ``credentials.py`` (what a logi
 """
 
 __version__ = "0.1.0"
+
+HOMEPAGE = "https://pypi.org/project/lava-proxy/"
+"""Where the README is to be read; the same as in the package's own metadata."""

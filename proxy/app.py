@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
 
-from proxy import __version__, dialects, errors, gate, headers, routing
+from proxy import HOMEPAGE, __version__, dialects, errors, gate, headers, routing
 from proxy.errors import Fault
 from proxy.express import Express, Ride
 from proxy.flights import Flights
@@ -44,7 +44,7 @@ _LAVA_CODES |= frozenset({"lava_unsupported_target", "lava_error"})
 _PROVIDER_CODES = frozenset({"provider_key_rejected", "provider_payment_required"})
 _GENERATIONS_MASKED = 8
 """Configurations whose secrets are masked in the log: requests that began with an old one are still being told about."""
-DOCS = "https://www.lava.so/docs"
+LAVA_DOCS = "https://www.lava.so/docs"
 
 
 class Log(Protocol):
@@ -378,7 +378,8 @@ def _info(call: Call) -> Response:
         page = (
             "<!doctype html><html lang=en><meta charset=utf-8><title>lava-proxy</title><h1>lava-proxy</h1>"
             f"<p>{escape(_WHAT)}.</p><p>Base URLs:</p><ul>{rows}</ul>"
-            f'<p><a href="{DOCS}" rel="noreferrer">Lava\'s documentation</a></p></html>'
+            f'<p><a href="{HOMEPAGE}" rel="noreferrer">The documentation of lava-proxy</a>, '
+            f'<a href="{LAVA_DOCS}" rel="noreferrer">and Lava\'s</a></p></html>'
         )
         policy = {"content-security-policy": "default-src 'none'", "x-frame-options": "DENY"}
         return Response(page, media_type="text/html", headers=policy)
@@ -388,7 +389,8 @@ def _info(call: Call) -> Response:
         "what": _WHAT,
         "base_urls": _BASE_URLS,
         "health": ["/healthz", "/readyz"],
-        "docs": DOCS,
+        "docs": HOMEPAGE,
+        "lava_docs": LAVA_DOCS,
     }
     return Response(json.dumps(about, indent=2) + "\n", media_type="application/json")
 

@@ -259,7 +259,8 @@ _REFUSALS: Mapping[str, str] = {
     "request_timeout": "Send the whole request without long pauses.",
     "target_too_long": "Shorten the address; long data belongs in the body.",
     "headers_too_large": "Send fewer or shorter headers.",
-    "upgrade_required": "Use plain HTTP requests; realtime over WebSocket is not forwarded.",
+    "upgrade_required": "Use plain HTTP: chat completions, responses, messages or generateContent, streaming, and audio/speech "
+    "and audio/transcriptions for sound; a tool that can do both, as Codex can, goes on over HTTP by itself.",
     "expectation_failed": "Leave the Expect header out, or send Expect: 100-continue.",
     "http_version_unsupported": "Use HTTP/1.1.",
     "method_not_allowed": "Use GET, HEAD, POST, PUT, PATCH or DELETE.",

@@ -175,7 +175,7 @@ def read_head(head: bytes, limits: Limits) -> Head:
             if b"websocket" in tokens(value):
                 raise Refusal(
                     "upgrade_required",
-                    "WebSocket (realtime) connections are not forwarded; use plain HTTP requests.",
+                    "WebSockets are not forwarded, so OpenAI's realtime and Gemini's live API cannot be used here.",
                     [(b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade")],
                 )
         elif value.lower() == b"100-continue":

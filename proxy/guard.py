@@ -670,7 +670,7 @@ class GuardedProtocol(asyncio.Protocol):
 
     def refuse(self, refusal: Refusal, head: bytes = b"") -> None:
         """Answer bytes that will not become a (whole) request, and close. ``head`` is what came of it, for the log."""
-        self._watch.refused(refusal.code, asked_for(head))
+        self._watch.refused(refusal, asked_for(head))
         self.answer_and_close(refusal)
 
     def answer_and_close(self, refusal: Refusal) -> None:
@@ -934,8 +934,10 @@ class Watch:
         """Are there descriptors to spare for an answer to a connection too many?"""
         return len(self.ending) < _MOST_ENDING
 
-    def refused(self, code: str, request: str) -> None:
-        _log().info("refused before routing: %s", f"{code} ({request})" if request else code)
+    def refused(self, refusal: Refusal, request: str) -> None:
+        code = refusal.code
+        what = f"{code} ({request})" if request else code
+        _log().info("refused before routing: %s: %s", what, refusal.message)
         if self._on_refusal is not None:
             self._on_refusal(code)
 

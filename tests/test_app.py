@@ -6,6 +6,8 @@ import json
 import signal
 import threading
 import time
+import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +27,6 @@ from proxy.upstream import create_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from daemons import Daemon, StartDaemon
 
@@ -94,6 +95,30 @@ def test_a_base_address_says_what_this_is(keyed: Callable[..., Daemon], path: st
         assert (page.header("content-type") or "").startswith("text/html")
         assert page.header("content-security-policy") == "default-src 'none'"
         assert upstream.accepted == 0
+
+
+def test_a_base_address_links_our_own_documentation(keyed: Callable[..., Daemon]) -> None:
+    """To the page that the package's own metadata names, and to Lava's beside it."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    home = project["urls"]["Homepage"]
+    with Upstream(answer()) as upstream:
+        port = keyed(upstream).port
+        about = ask(port, "GET", "/").json()
+        assert (about["docs"], about["lava_docs"]) == (home, "https://www.lava.so/docs")
+        page = ask(port, "GET", "/", headers={"Accept": "text/html"}).body.decode()
+        assert f'href="{home}"' in page
+        assert 'href="https://www.lava.so/docs"' in page
+
+
+def test_a_socket_for_realtime_is_told_in_the_log(keyed: Callable[..., Daemon]) -> None:
+    """A client of a realtime or live API shows the status alone: the log says what it means, and where it came."""
+    with Upstream(answer()) as upstream:
+        daemon = keyed(upstream)
+        opening = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        refused = ask(daemon.port, "GET", "/v1/realtime?model=gpt-realtime", headers={**bearer(LOCAL), **opening})
+        assert (refused.status, refused.code, upstream.accepted) == (426, "upgrade_required", 0)
+        eventually(lambda: "realtime and Gemini's live API cannot be used here" in daemon.output())
+        assert "GET /v1/realtime" in daemon.output()
 
 
 def test_ready_says_why_not(daemon: StartDaemon) -> None:

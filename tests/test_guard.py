@@ -435,9 +435,10 @@ def test_the_outcome_does_not_depend_on_how_the_bytes_arrive(name: str) -> None:
 
 
 def test_websocket_refusals_say_why(front: Front) -> None:
-    """The 426 says that realtime is not forwarded and what is spoken instead."""
+    """The 426 says which tools it meets, and what they can use instead."""
     response = front.exchange(REFUSED["PAR-40 websocket"][0])
-    assert b"realtime" in response
+    for word in (b"realtime", b"live API", b"plain HTTP", b"streaming", b"Codex"):
+        assert word in response
     assert b"\r\nupgrade: HTTP/1.1\r\n" in response
 
 
