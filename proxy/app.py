@@ -197,9 +197,8 @@ class App:
         elif call.record.method == "OPTIONS" and b"access-control-request-method" in received.noted:
             await _answer(call, 204, [*gate.preflight(received), *_ours()])
             return None
-        admission = call.admission = gate.check_key(
-            received, path, generation, method=call.record.method, query=call.scope.get("query_string", b"")
-        )
+        query: bytes = call.scope.get("query_string", b"")
+        admission = call.admission = gate.check_key(received, path, generation, method=call.record.method, query=query)
         if path in CONTROL:
             await self._at_control(call, path)
             return None
@@ -213,7 +212,9 @@ class App:
         if place.kind is Kind.INFO:
             await _send_response(call, _info(call))
             return None
-        admitted = Admitted(generation, received, admission, place, project, call.record.method, call.record.path)
+        admitted = Admitted(
+            generation, received, admission, place, project, call.record.method, call.record.path, query
+        )
         if call.connection is not None and origin is None:  # a page's answers need its headers each time
             memory = call.connection.memory
             memory.application = admitted

@@ -100,7 +100,7 @@ class Ride(Flight):
         """The head of the answer is there, and perhaps all of it."""
         try:
             if 200 <= answer.status < 300 and not self._express.runtime.retired:
-                answered = sort_head(self.record, self.plan, answer)
+                answered = sort_head(self.record, self.plan, answer, self.admitted)
                 inquiries = self.admitted.generation.inquiries
                 if inquiries.known:
                     inquiries.forget(self.admitted.project)

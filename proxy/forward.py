@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from proxy import body as bodies
-from proxy import errors, headers, routing, tokens
+from proxy import errors, headers, routing, tokens, uploads
 from proxy.catalog import Catalog
 from proxy.dialects import Dialect, Ending, error_event
 from proxy.errors import Fault
@@ -87,7 +87,18 @@ class Admitted(Unshown):
     as long as the configuration is the same.
     """
 
-    __slots__ = ("admission", "generation", "json", "method", "path", "place", "project", "received", "sendings")
+    __slots__ = (
+        "admission",
+        "generation",
+        "json",
+        "method",
+        "path",
+        "place",
+        "project",
+        "query",
+        "received",
+        "sendings",
+    )
 
     def __init__(
         self,
@@ -98,9 +109,11 @@ class Admitted(Unshown):
         project: str,
         method: str,
         path: str,
+        query: bytes = b"",
     ) -> None:
         self.method = method
         self.path = path
+        self.query = query
         self.generation = generation
         self.received = received
         self.admission = admission
@@ -255,7 +268,7 @@ class Forwarder:
                 answer = call.opened = await generation.engine.open(await self._outgoing(call, admitted, declared))
             flight.answered = True
             if given is None:
-                await self._answer(call, answer)
+                await self._answer(call, admitted, answer)
             else:
                 await self._relay(call, answer, given)
         except asyncio.CancelledError:
@@ -505,10 +518,10 @@ class Forwarder:
 
     # --- the answer --------------------------------------------------------------------------------------------------
 
-    async def _answer(self, call: Call, answer: Answer) -> None:
+    async def _answer(self, call: Call, admitted: Admitted, answer: Answer) -> None:
         record, plan, status = call.record, call.plan, answer.status
         assert plan is not None  # noqa: S101  (made before the request was opened)
-        answered = sort_head(record, plan, answer)
+        answered = sort_head(record, plan, answer, admitted)
         if status >= 400:
             await self._error_answer(call, plan, answer, answered)
             return
@@ -757,7 +770,7 @@ def _chosen(call: Call, sending: Sending) -> Sending:
     return sending
 
 
-def sort_head(record: Record, plan: Plan, answer: Answer) -> headers.Answered:
+def sort_head(record: Record, plan: Plan, answer: Answer, admitted: Admitted) -> headers.Answered:
     """The head of an answer as the client gets it; what it says is recorded. Raises ``Fault`` for a redirect."""
     record.first_byte_s = monotonic() - record.started
     status = record.status = answer.status
@@ -766,6 +779,8 @@ def sort_head(record: Record, plan: Plan, answer: Answer) -> headers.Answered:
     answered = headers.to_client(answer.headers, keep_length=answer.framing == "length" or record.method == "HEAD")
     if answered.lava_request_id is not None:
         record.lava_request_id = answered.lava_request_id.decode("ascii", "replace")[:200]
+    if answered.upload:
+        answered.onward = uploads.lead_here(answered.onward, plan, admitted)
     if not answered.inert:
         answered.onward.append(headers.SANDBOX)
     answered.onward += plan.ours

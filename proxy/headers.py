@@ -189,7 +189,7 @@ def without(pairs: Pairs, *names: bytes) -> Pairs:
 class Answered:
     """The headers of an answer, sorted: ``onward`` may travel to the client, the rest is what the forwarder asks for."""
 
-    __slots__ = ("encoding", "event_stream", "inert", "lava_request_id", "length", "onward")
+    __slots__ = ("encoding", "event_stream", "inert", "lava_request_id", "length", "onward", "upload")
 
     def __init__(self) -> None:
         self.onward: Pairs = []
@@ -200,6 +200,8 @@ class Answered:
         """``Content-Encoding``, unless it is empty or ``identity``."""
         self.length: int | None = None
         self.lava_request_id: bytes | None = None
+        self.upload = False
+        """Whether it names an address that takes a file (``uploads.py``)."""
 
 
 def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> Answered:
@@ -239,6 +241,8 @@ def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> A
                 server_seen = True
             elif name == b"x-lava-request-id":
                 answered.lava_request_id = value
+            elif name in UPLOADS:
+                answered.upload = True
             elif value.strip().lower() not in (b"", b"identity"):
                 answered.encoding = value if answered.encoding is None else answered.encoding + b"," + value
             onward.append(pair)
@@ -264,7 +268,10 @@ def _fate(name: bytes) -> int:
     return _DROP if dropped else _PASS
 
 
-_ASKED = frozenset({b"content-length", b"content-type", b"content-encoding", b"date", b"server", b"x-lava-request-id"})
+UPLOADS = frozenset({b"x-goog-upload-url", b"x-goog-upload-control-url"})
+_ASKED = UPLOADS | frozenset(
+    {b"content-length", b"content-type", b"content-encoding", b"date", b"server", b"x-lava-request-id"}
+)
 _DROPPED = _HOP_BY_HOP | _KEPT_FROM_CLIENT
 SANDBOX = (b"content-security-policy", b"sandbox")
 """Added to an answer that a browser might run as a page of this daemon. A policy of the upstream's own stays beside it:
