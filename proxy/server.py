@@ -374,7 +374,7 @@ class Daemon:
         self._close_listeners()
         app.runtime.begin_drain()
         watch.begin_drain()
-        _log().info("stopping: finishing %s", counted(watch.requests, "request"))
+        _log().info("stopping%s", f": finishing {counted(watch.requests, 'request')}" if watch.requests else "")
         seconds = self.settings.server.drain_seconds
         if await self._until(lambda: not tasks and not watch.busy(), seconds):
             # What is left has its whole answer, and only waits for the client to close.

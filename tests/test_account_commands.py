@@ -420,7 +420,7 @@ def test_usage(account: Account) -> None:
     assert said["totals"]["total_requests"] == 3
     assert "#" * 8 in account("usage", env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}).out
     assert account("usage", "--since", "soon", code=2).err.startswith("Error: --since")
-    assert "not after" in account("usage", "--since", "1d", "--until", "2d", code=2).err
+    assert "must be after" in account("usage", "--since", "1d", "--until", "2d", code=2).err
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -495,8 +495,8 @@ def test_keys(account: Account) -> None:
         (["--burst", "3"], "goes with --rpm"),
         (["--expires", "later"], "is a time"),
         (["--expires", "2020-01-01"], "in the past"),
-        (["--limit", "0/monthly"], "more than nothing"),
-        (["--limit=-5"], "more than nothing"),
+        (["--limit", "0/monthly"], "must be more than 0"),
+        (["--limit=-5"], "must be more than 0"),
         (["--requests", "0/daily"], "is a whole number"),
     ],
 )
@@ -518,7 +518,10 @@ def test_checkout(account: Account) -> None:
     old = account.json(*bundle, "--old-names")
     assert (old["connection_id"], old["checkout_mode"]) == ("conn_demo", "credit_bundle")
     assert "no address to open" in account(*bundle, "--open").err
-    assert "sells one thing" in account("checkout", "conn_demo", "--origin", "https://x.example.com", code=2).err
+    assert (
+        "give either --plan ID or --bundle ID"
+        in account("checkout", "conn_demo", "--origin", "https://x.example.com", code=2).err
+    )
     assert account("checkout", "--bundle", "b", "--origin", "https://x.example.com", code=2).err
 
 

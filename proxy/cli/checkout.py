@@ -26,9 +26,11 @@ def run(
 ) -> int:
     """Create the session, and print or open what Lava gives; returns the exit code."""
     if (plan is None) == (bundle is None):
-        return account.misused("a checkout sells one thing: give --plan ID or --bundle ID")
+        return account.misused("give either --plan ID or --bundle ID")
     if bundle is not None and customer is None:
-        return account.misused("a credit bundle is bought for a customer: name the connection")
+        return account.misused(
+            "--bundle needs a customer: name the connection, as in `lava-proxy checkout CONNECTION --bundle ID`"
+        )
     fields: dict[str, Any] = {
         "checkout_mode": "subscription" if plan is not None else "credit_bundle",
         "origin_url": origin,

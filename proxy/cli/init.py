@@ -68,10 +68,15 @@ def run(path: Path | None, config: Path | None, *, as_json: bool) -> int:
     try:
         _write(target, TEMPLATE.format(key=key))
     except FileExistsError:
-        what = "is a directory: name the file in it" if target.is_dir() else "exists and stays as it is"
+        what = (
+            "is a directory: name the file in it"
+            if target.is_dir()
+            else "exists and stays as it is: name another file with --path, or remove this one first"
+        )
         return _failed(f"{target} {what}", as_json=as_json)
     except OSError as error:
-        return _failed(f"{target} cannot be written: {os.strerror(error.errno or 0)}", as_json=as_json)
+        why = f"{target} cannot be written ({os.strerror(error.errno or 0)}): name another file with --path"
+        return _failed(why, as_json=as_json)
     base = addresses.url("127.0.0.1", 5282)
     found_by_itself = target == _usual()
     if as_json:

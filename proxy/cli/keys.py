@@ -58,7 +58,7 @@ def create(
             amount, cycle = _per(limit, "--limit", "50/monthly")
             dollars = words.money(amount, "--limit")
             if dollars <= 0:
-                raise words.Misused("--limit is more than nothing: a key that may spend nothing is good for nothing")
+                raise words.Misused("--limit must be more than 0: with no limit at all, leave it out")
             fields["spend_limit"] = {"amount": dollars, "cycle": cycle}
         if requests is not None:
             count, cycle = _per(requests, "--requests", "1000/daily")
@@ -72,7 +72,7 @@ def create(
         if expires is not None:
             fields["expires_at"] = words.moment(expires, now, "--expires", ahead=True)
             if fields["expires_at"] <= now:
-                raise words.Misused(f"--expires lies in the past: {expires}")
+                raise words.Misused(f"--expires is in the past: {expires}")
     except words.Misused as error:
         return account.misused(str(error))
 

@@ -54,7 +54,7 @@ def run(
     except ValueError as error:
         return account.misused(f"--app {error}")
     if credentials.place(os.environ) is None:
-        return account.failed("there is no home directory to keep a login in", as_json=as_json)
+        return account.failed("there is no home directory to keep a login in: set HOME", as_json=as_json)
     try:
         got = _by_browser(base, page, browser, limit, as_json) if code is None else _pasted(code)
         kept = credentials.keep(_exchanged(settings, got, api), os.environ, keyring=keyring)

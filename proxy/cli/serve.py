@@ -35,7 +35,8 @@ def run(config: Path | None, hosts: Sequence[str], port: int | None) -> int:
     try:
         log = logs.configure(settings.log, Redactor(masked[0]))
     except OSError as error:
-        say(f"lava-proxy: log.file: {settings.log.file} cannot be written: {os.strerror(error.errno or 0)}")
+        why = os.strerror(error.errno or 0)
+        say(f"lava-proxy: log.file: {settings.log.file} cannot be written ({why}): name another file, or leave it out")
         return Exit.CONFIGURATION
 
     def reload() -> Settings:

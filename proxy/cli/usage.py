@@ -33,7 +33,7 @@ def run(
     except words.Misused as error:
         return account.misused(str(error))
     if end is not None and end <= start:
-        return account.misused("--until is not after --since")
+        return account.misused("--until must be after --since")
 
     def show(lava: LavaSync) -> int:
         from proxy.cli.showing import plain
