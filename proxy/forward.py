@@ -883,6 +883,13 @@ def _upstream_fault(error: UpstreamError, call: Call) -> Fault:
     call.record.outcome = Outcome.TIMEOUT if error.kind == "connect_timeout" else Outcome.UPSTREAM_ERROR
     call.record.upstream_error = error.detail
     said = {"upstream_message": error.detail}
+    if error.kind == "proxy":
+        return Fault(
+            "upstream_unreachable",
+            f"Lava cannot be reached: {error.detail}. Nothing was sent.",
+            "Check proxy under [upstream].",
+            details=said,
+        )
     if error.kind == "tls":
         return Fault(
             "upstream_tls",

@@ -47,7 +47,7 @@ from proxy.sources import (
     read_environment,
     table_at,
 )
-from proxy.urls import Address, is_bindable, is_loopback, is_public_name, parse_address
+from proxy.urls import Address, is_bindable, is_listed, is_loopback, is_public_name, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -171,16 +171,33 @@ class Upstream(_Part):
     total: Seconds = 3600.0
     write_stall: Seconds = 120.0
     ca_file: str = ""
+    followed: str = Field(default="", exclude=True)
+    """With ``proxy = "env"``: the address in ``HTTPS_PROXY``, without credentials."""
+    no_proxy: str = Field(default="", exclude=True)
+    """With ``proxy = "env"``: the hosts in ``NO_PROXY``."""
     proxy: str = ""
     """``""``, ``env`` or an address; a name and password written in it are moved to ``proxy_credentials``."""
-    http2: Switch = False
     proxy_credentials: Secret | None = Field(default=None, exclude=True)
-    """``user:password`` as written in ``proxy`` (percent-encoded), no key of its own."""
+    """``user:password`` of the proxy as written (percent-encoded), no key of its own."""
 
     @model_validator(mode="before")
     @classmethod
-    def _split_credentials(cls, data: Any) -> Any:
+    def _split_credentials(cls, data: Any, info: ValidationInfo) -> Any:
         proxy = data.get("proxy") if isinstance(data, dict) else None
+        if proxy == "env":
+            environ: Mapping[str, str] = (info.context or {}).get("environ", os.environ)
+            found, no_proxy = (
+                environ.get(name.lower()) or environ.get(name, "") for name in ("HTTPS_PROXY", "NO_PROXY")
+            )
+            # As curl has it, an address without a scheme is one of http.
+            followed = f"http://{found}" if found and "://" not in found else found
+            split = cls._split(followed, {})
+            return {**data, "followed": split.pop("proxy", followed), "no_proxy": no_proxy, **split}
+        return cls._split(proxy, data)
+
+    @staticmethod
+    def _split(proxy: object, data: Any) -> Any:
+        """``data`` with the credentials in ``proxy`` apart from its address."""
         if not isinstance(proxy, str) or "@" not in proxy or "://" not in proxy:
             return data
         scheme, _, rest = proxy.partition("://")
@@ -193,13 +210,14 @@ class Upstream(_Part):
 
     @field_validator("proxy")
     @classmethod
-    def _proxy_address(cls, value: str) -> str:
-        if value in ("", "env"):
-            return value
-        address = _parse(value)
-        if address.path.strip("/"):
-            raise _wrong("must be an address without a path, such as http://proxy.example.com:3128")
-        return address.base()
+    def _proxy_address(cls, value: str, info: ValidationInfo) -> str:
+        try:
+            if value == "env":
+                _outbound(info.data["followed"])
+                return value
+            return _outbound(value)
+        except ValueError as error:
+            raise _wrong("env means HTTPS_PROXY, which " * (value == "env") + str(error)) from None
 
     @field_validator("ca_file")
     @classmethod
@@ -210,9 +228,21 @@ class Upstream(_Part):
 
     def proxy_url(self) -> str:
         """The proxy's address with its credentials, for the engine that dials it; never for a message."""
+        address = self.followed if self.proxy == "env" else self.proxy
         if self.proxy_credentials is None:
-            return self.proxy
-        return self.proxy.replace("://", f"://{self.proxy_credentials.reveal()}@", 1)
+            return address
+        return address.replace("://", f"://{self.proxy_credentials.reveal()}@", 1)
+
+    def proxy_for(self, scheme: str, host: str, port: int) -> str:
+        """``proxy_url`` if this address is reached through it, else ``""``.
+
+        Loopback is not: to a proxy that name means its own machine. ``env`` is for https, and heeds ``NO_PROXY``.
+        """
+        if not self.proxy or is_loopback(host) or host.endswith(".localhost"):
+            return ""
+        if self.proxy == "env":
+            return self.proxy_url() if scheme == "https" and not is_listed(host, port, self.no_proxy) else ""
+        return self.proxy_url()
 
 
 class Log(_Part):
@@ -401,7 +431,7 @@ def load(
         "warnings": tuple(warnings),
     }
     try:
-        settings = Settings.model_validate({**data, **told})
+        settings = Settings.model_validate({**data, **told}, context={"environ": surroundings})
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
         for detail in details:
@@ -422,6 +452,18 @@ def _parse(url: str) -> Address:
         return parse_address(url)
     except ValueError as error:
         raise _wrong(str(error)) from None
+
+
+def _outbound(proxy: str) -> str:
+    """The address of an outbound proxy, normalised. Raises ValueError with a sentence that holds nothing of it."""
+    if not proxy:
+        return ""
+    if proxy.lower().startswith("socks"):
+        raise ValueError("must be an http:// or https:// proxy: SOCKS is not supported")
+    address = parse_address(proxy)
+    if address.path.strip("/"):
+        raise ValueError("must be an address without a path, such as http://proxy.example.com:3128")
+    return address.base()
 
 
 def _canonical_target(target: str) -> str:

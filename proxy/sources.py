@@ -40,6 +40,14 @@ _KUBERNETES = re.compile(r"LAVA_PROXY_(SERVICE_(HOST|PORT(_.+)?)|PORT_[0-9]+_(TC
 # Keys that hold a table of names the user chooses, with plain values.
 _FREE_TABLES = ("models", "metadata", "byok")
 
+# Keys of earlier versions.
+GONE: Mapping[Where, str] = {
+    (
+        "upstream",
+        "http2",
+    ): "is gone: HTTP/2 was slower here, and HTTP/1.1 is all that is spoken with Lava now; remove it",
+}
+
 Table = dict[str, Any]
 
 
@@ -81,7 +89,8 @@ def prune(data: Table, tree: Table, faults: Faults, root: Table | None = None, a
         if inner is ...:
             del data[name]
             nearest = _nearest_key(name, tree, root)
-            faults.add(where, "unknown key" + (f"; did you mean {nearest}?" if nearest else ""))
+            unknown = "unknown key" + (f"; did you mean {nearest}?" if nearest else "")
+            faults.add(where, GONE.get(where, unknown))
         elif isinstance(inner, dict) and isinstance(data[name], dict):
             prune(data[name], inner, faults, root, where)
 
@@ -382,7 +391,8 @@ def read_environment(model: type[BaseModel], environ: Mapping[str, str], faults:
         where = tuple(name[len(PREFIX) :].lower().split("__"))
         if not _is_known(where, tree):
             nearest = _nearest_variable(where, tree)
-            faults.add_variable(name, "unknown setting" + (f"; did you mean {nearest}?" if nearest else ""))
+            unknown = "unknown setting" + (f"; did you mean {nearest}?" if nearest else "")
+            faults.add_variable(name, GONE.get(where, unknown))
             continue
         sources.variables[where] = name
         wanted[name.lower()] = environ[name]

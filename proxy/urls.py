@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import unquote
 
 _ADDRESS = re.compile(r"(https?)://([^/?#]*)(/[^?#]*)?", re.IGNORECASE)
@@ -88,6 +88,32 @@ def is_loopback(host: str) -> bool:
     """Whether a host (without brackets) is this machine alone: ``localhost`` or a loopback address."""
     address = _ip(host)
     return host.lower() == "localhost" if address is None else address.is_loopback
+
+
+def is_listed(host: str, port: int, no_proxy: str) -> bool:
+    """Whether ``NO_PROXY`` names a host (without brackets): by name, by a name it ends with, by address or network, or
+    all (``*``); an entry may end with a port."""
+    address = _ip(host)
+    for entry in re.split(r"[\s,]+", no_proxy.lower().strip()):
+        name, colon, number = entry.rpartition(":")
+        if not (colon and number.isdigit()) or (":" in name and not name.endswith("]")):
+            name = entry
+        elif int(number) != port:
+            continue
+        name = name.strip("[]").lstrip(".")
+        if name == "*":
+            return True
+        if address is None:
+            if name and (host.lower() == name or host.lower().endswith("." + name)):
+                return True
+            continue
+        try:
+            network = ip_network(name, strict=False)
+        except ValueError:
+            continue
+        if address in network:
+            return True
+    return False
 
 
 def is_public_name(host: str) -> bool:

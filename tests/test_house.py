@@ -83,7 +83,6 @@ AREAS = {
 #: Third-party library -> the rooms that may know it.
 DOORS: dict[str, set[str]] = {
     "brotli": {"body", "emulator"},
-    "httpcore2": {"upstream"},
     "httptools": {"upstream"},
     "keyring": {"settings"},
     "msgspec": {"documents", "emulator"},

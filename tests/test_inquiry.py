@@ -393,14 +393,6 @@ def test_the_questions_go_where_the_requests_go(
     assert not leaks(repr([out.target, out.headers]), [OWN])
 
 
-def test_the_other_engine_asks_too(emulator: Emulator, daemon: StartDaemon) -> None:
-    """With HTTP/2 or an outbound proxy configured another engine sends, the account's questions as well."""
-    config = CONFIG.format(base_url=emulator.base_url, lava="[upstream]\nhttp2 = true")
-    env = dict.fromkeys(("TEST", "REJECTED", "UNFUNDED", "TOKEN", "SPEND"), "x" * 20)
-    stand = Stand(emulator.world, daemon(config, env={**env, "SECRET": emulator.world.secret_key}))
-    assert "did you mean" in stand.error("typo", 401)["message"]
-
-
 # --- when it goes wrong ----------------------------------------------------------------------------------------------
 
 REFUSAL = answer(401, b'{"error":{"message":"No such token","code":"invalid_token","status":401}}')

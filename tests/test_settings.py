@@ -63,7 +63,6 @@ total = 4
 write_stall = 5
 ca_file = ""
 proxy = "http://me:hunter%32two@proxy.example.com:3128/"
-http2 = true
 [log]
 level = "WARNING"
 format = "json"
@@ -143,7 +142,6 @@ def test_every_key(whole: Settings, tmp_path: Path) -> None:
     assert server.keys == (Secret(LOCAL_KEY + "1"),)
     assert whole.lava.base_url == "https://sandbox-api.lava.so/v1"
     assert whole.upstream.connect == 1.0
-    assert whole.upstream.http2 is True
     assert whole.upstream.proxy == "http://proxy.example.com:3128"
     assert whole.upstream.proxy_url() == "http://me:hunter%32two@proxy.example.com:3128"
     assert whole.log.level == "warning"
@@ -203,8 +201,8 @@ WRONG = [
     ("upstream.idle", "nan", "finite"),
     ("upstream.total", "inf", "finite"),
     ("upstream.write_stall", "604801", "at most 604800"),
-    ("upstream.http2", "1", "true or false"),
-    ("upstream.http2", '"yes"', "true or false"),
+    ("lava.diagnose", "1", "true or false"),
+    ("lava.diagnose", '"yes"', "true or false"),
     ("upstream.proxy", "false", "must be a string"),
     ("upstream.proxy", '"proxy:3128"', "http"),
     ("upstream.proxy", '"socks5://proxy:1080"', "http"),
@@ -488,7 +486,7 @@ CANARY = "c4n4ry-" + "Wq7z" * 8
         '[upstream]\nproxy = "{}"',
         '[upstream]\nproxy = "http://me:{}@proxy.example.com:x"',
         '[upstream]\nproxy = "http://me:{} @proxy.example.com"',
-        '[upstream]\nhttp2 = "{}"',
+        '[lava]\ndiagnose = "{}"',
         '[log]\nlevel = "{}"',
         'projects = "{}"',
         'lava = "{}"',

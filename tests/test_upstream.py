@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from conversations import conversation, mutated
+from httpx_oracle import HttpxEngine
 from upstream import Certificate, Peer, Script, Upstream, answer, certificate, chunked
 
 from proxy.settings import Upstream as UpstreamTable
-from proxy.upstream import Engine, Origin, Outgoing, UpstreamError, create_engine
+from proxy.upstream import Engine, Origin, Outgoing, UpstreamError, UpstreamSettings
 from proxy.upstream.heads import LONGEST_LINE, MOST_LINES, Heads
 
 if TYPE_CHECKING:
@@ -43,12 +44,10 @@ class Settings:
 
     connect: float = 10.0
     ca_file: str = ""
-    proxy: str = ""
-    http2: bool = False
 
-    def proxy_url(self) -> str:
-        """The proxy with its credentials."""
-        return self.proxy
+    def proxy_for(self, scheme: str, host: str, port: int) -> str:
+        """None; ``test_outbound.py`` has them."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,18 @@ class Kind:
     def native(self) -> bool:
         return self.engine == "native"
 
-    def make(self, settings: Settings | UpstreamTable, **more: Any) -> Engine:
+    def make(self, settings: UpstreamSettings, **more: Any) -> Engine:
         if self.native:
             from proxy.upstream.native import NativeEngine
 
             return NativeEngine(settings, **more)
-        from proxy.upstream.httpx_engine import HttpxEngine
-
         return HttpxEngine(settings)
 
     def run(self, use: Use[T], more: dict[str, Any] | None = None, patience: float = 45.0, **settings: Any) -> T:
         """``await use(engine)`` on a loop of its own, which must be left as it was found."""
 
         async def main() -> T:
-            # With a proxy the real table: it keeps the credentials apart from the address.
+            # With a proxy the real table, which says for what it is used.
             table = UpstreamTable(**settings) if settings.get("proxy") else Settings(**settings)
             engine = self.make(table, **(more or {}))
             try:
@@ -1547,146 +1544,6 @@ def test_sockets_have_their_options(kind: Kind) -> None:
 
     with Upstream(answer()) as upstream:
         kind.run(use)
-
-
-# Outbound proxies and HTTP/2: the httpx engine alone.
-
-
-def tunnel(inner: Certificate, seen: list[bytes]) -> Script:
-    """An outbound proxy that plays the target itself behind its CONNECT."""
-
-    def script(peer: Peer) -> None:
-        received = peer.head()
-        assert received is not None
-        seen.append(received.raw)
-        if received.method == b"CONNECT":
-            peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            peer.sock = inner.server.wrap_socket(peer.sock, server_side=True)
-            peer.seen = peer._unread = b""
-            received = peer.request()
-            assert received is not None
-            seen.append(received.raw)
-        peer.send(answer(body=b"through"))
-
-    return script
-
-
-@httpx_engine
-def test_an_outbound_proxy_is_used(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CONNECT for https with the proxy's own credentials and none of ours, an absolute target for http.
-
-    "env" follows HTTPS_PROXY for https alone and obeys NO_PROXY; loopback is never asked of a proxy.
-    """
-    made = certificate(tmp_path, "api.test")
-    seen: list[bytes] = []
-
-    async def use(engine: Engine) -> None:
-        outcome = await fetch(engine, get(Origin("https", "api.test", 443), b"/a//b"))
-        assert outcome.body == b"through"
-
-    async def plain(engine: Engine) -> None:
-        assert (await fetch(engine, get(Origin("http", "plain.test", 80), b"/a//b"))).body == b"through"
-        assert (await fetch(engine, get(direct.origin))).body == b"direct"
-
-    with Upstream(tunnel(made, seen)) as outbound, Upstream(answer(body=b"direct")) as direct:
-        proxy = f"http://user:word@127.0.0.1:{outbound.port}"
-        kind.run(use, proxy=proxy, ca_file=made.ca_file)
-        assert seen[0].startswith(b"CONNECT api.test:443 HTTP/1.1\r\n")
-        assert b"dXNlcjp3b3Jk" in seen[0]
-        assert b"Bearer t" not in seen[0]
-        assert seen[1].startswith(b"GET /a//b HTTP/1.1\r\n")
-        assert b"dXNlcjp3b3Jk" not in seen[1]
-        kind.run(plain, proxy=proxy)
-        assert seen[2].startswith(b"GET http://plain.test:80/a//b HTTP/1.1\r\n")
-        monkeypatch.setenv("HTTPS_PROXY", proxy)
-        kind.run(use, proxy="env", ca_file=made.ca_file)
-        assert len(seen) == 5
-        monkeypatch.setenv("NO_PROXY", "api.test")
-        with pytest.raises(AssertionError):
-            kind.run(use, proxy="env", ca_file=made.ca_file, connect=2.0)
-        assert len(seen) == 5
-
-
-@httpx_engine
-@pytest.mark.parametrize("reply", [b"HTTP/1.1 407 Who are you\r\ncontent-length: 0\r\n\r\n", b"220 ESMTP\r\n", b""])
-def test_an_outbound_proxy_that_refuses_is_unreachable(kind: Kind, reply: bytes) -> None:
-    """``unreachable``: of the request itself nothing was sent."""
-
-    def script(peer: Peer) -> None:
-        peer.head()
-        peer.send(reply)
-
-    with Upstream(script) as outbound:
-        outcome = kind.run(lambda engine: fetch(engine, get(Origin("https", "api.test", 443))), proxy=outbound.url)
-    assert (outcome.end, outcome.sent) == ("refused unreachable", False)
-
-
-def h2_server(peer: Peer) -> None:
-    """One connection of HTTP/2: answers every request with its target, ``/cut`` with half an answer."""
-    from h2.config import H2Configuration
-    from h2.connection import H2Connection
-    from h2.events import RequestReceived, StreamEnded
-
-    connection = H2Connection(H2Configuration(client_side=False, header_encoding=None))
-    connection.initiate_connection()
-    peer.sock.sendall(connection.data_to_send())
-    targets: dict[int, bytes] = {}
-    while data := peer.sock.recv(65_536):
-        for event in connection.receive_data(data):
-            if isinstance(event, RequestReceived):
-                assert event.stream_id is not None
-                targets[event.stream_id] = dict(event.headers or [])[b":path"]
-            elif isinstance(event, StreamEnded):
-                assert event.stream_id is not None
-                target = targets[event.stream_id]
-                connection.send_headers(event.stream_id, [(":status", "200"), ("x-v", "2")])
-                connection.send_data(event.stream_id, target, end_stream=target != b"/cut")
-                if target == b"/cut":
-                    connection.reset_stream(event.stream_id)
-        peer.sock.sendall(connection.data_to_send())
-
-
-@httpx_engine
-def test_http2_is_spoken_where_it_is_wanted(kind: Kind, tmp_path: Path) -> None:
-    """With ``http2`` a server that offers h2 gets it; targets and bodies are as exact, a reset is an error."""
-    made = certificate(tmp_path, alpn=["h2"])
-
-    async def use(engine: Engine) -> None:
-        first, second = await asyncio.gather(
-            fetch(engine, get(upstream.origin, b"/a/../b?x=%2f", b"POST", body=b"{}")),
-            fetch(engine, get(upstream.origin, b"/c", b"POST", body=pieces(b"a", b"b"))),
-        )
-        assert (first.end, first.framing, first.body) == ("ok", "chunked", b"/a/../b?x=%2f")
-        assert (second.end, second.body) == ("ok", b"/c")
-        assert (await fetch(engine, get(upstream.origin, b"/cut"))).end.startswith("broken")
-
-    with Upstream(h2_server, tls=made.server) as upstream:
-        kind.run(use, ca_file=made.ca_file, http2=True)
-
-
-# Which engine it is.
-
-
-@pytest.mark.parametrize(
-    ("settings", "native_one"),
-    [
-        ({}, True),
-        ({"http2": True}, False),
-        ({"proxy": "http://127.0.0.1:1"}, False),
-        ({"proxy": "env"}, False),
-    ],
-)
-def test_the_settings_choose_the_engine(settings: dict[str, Any], native_one: bool) -> None:
-    """httpx for an outbound proxy and HTTP/2, native for everything else."""
-    engine = create_engine(Settings(**settings))
-    assert (type(engine).__name__ == "NativeEngine") is native_one
-
-
-@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1", "ftp://x", "127.0.0.1:3128"])
-def test_an_outbound_proxy_of_another_kind_is_refused(url: str) -> None:
-    """Said at the start, not at the first request."""
-    with pytest.raises(ValueError, match="outbound proxy"):
-        create_engine(Settings(proxy=url))
 
 
 def test_errors_quote_nobody() -> None:

@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from proxy.upstream import Origin
 
@@ -249,7 +249,7 @@ class Upstream:
             self.requests.append(received)
             self._changed.notify_all()
 
-    def __enter__(self) -> Upstream:
+    def __enter__(self) -> Self:
         self._start(self._accept)
         return self
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.cli import loading
 from proxy.cli.terminal import Exit, put_json, say
 from proxy.lava.errors import LavaError, RateLimited, Unauthorized, UnexpectedAnswer, Unreachable, UnusableKey
-from proxy.urls import is_loopback, parse_address
+from proxy.urls import parse_address
 from proxy.wording import counted
 
 if TYPE_CHECKING:
@@ -83,14 +83,6 @@ def misused(text: str) -> int:
 
 def _way_out(settings: Settings, base_url: str) -> str:
     """The outbound proxy for this address, as the daemon would take it; empty for none."""
-    chosen = settings.upstream.proxy_url()
     address = parse_address(base_url)
-    if not chosen or is_loopback(address.host):
-        return ""
-    if chosen != "env":
-        return chosen
-    from urllib.request import getproxies_environment, proxy_bypass
-
-    if address.scheme != "https" or proxy_bypass(address.host):
-        return ""
-    return getproxies_environment().get("https", "")
+    port = address.port or (443 if address.scheme == "https" else 80)
+    return settings.upstream.proxy_for(address.scheme, address.host, port)

@@ -1,12 +1,10 @@
-"""The seam to the network: one request out, one answer in, whatever engine does it.
+"""The seam to the network: one request out, one answer in.
 
-Two engines stand behind it and both must give the same bytes (``tests/test_upstream.py``):
+The engine is ``native``: HTTP/1.1 on a bare asyncio protocol, with a keep-alive pool and outbound proxies. A second one, on
+the connections of httpx2, is its oracle: both must give the same bytes (``tests/test_upstream.py``).
 
-- ``native``: HTTP/1.1 on a bare asyncio protocol, with a keep-alive pool; the hot path.
-- ``httpx_engine``: the connections of httpx2; for outbound proxies and HTTP/2, without keep-alive.
-
-Neither follows a redirect, keeps a cookie, decodes a body, adds a header that nobody asked for, reads a proxy
-variable that the configuration did not name, or sends a request twice once a byte of it was written.
+An engine follows no redirect, keeps no cookie, decodes no body, adds no header that nobody asked for, reads no variable of
+the environment, and sends no request twice once a byte of it was written.
 """
 
 from __future__ import annotations
@@ -22,10 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 Framing = Literal["length", "chunked", "close", "none"]
-"""How the end of a body is known. Over HTTP/2, where frames say it, a body without a length counts as
-chunked."""
+"""How the end of a body is known."""
 
-Kind = Literal["unreachable", "tls", "connect_timeout", "protocol", "closed"]
+Kind = Literal["unreachable", "proxy", "tls", "connect_timeout", "protocol", "closed"]
 
 MAX_INFORMATIONAL = 20
 """Informational (1xx) responses taken before a final one; stock clients swallow any number."""
@@ -164,7 +161,8 @@ class Engine(Protocol):
 class UpstreamError(Exception):
     """The other side, or the way to it, failed.
 
-    ``unreachable``, ``tls``, ``connect_timeout``: before any byte of the request was written. ``closed``: the
+    ``unreachable``, ``tls``, ``connect_timeout``, and ``proxy`` for every fault of the outbound proxy: before any byte of
+    the request was written. ``closed``: the
     connection ended too early. ``protocol``: what came is not the HTTP that it should be. ``sent`` says
     whether any byte of the request was written (money may be spent); ``detail`` is for people and holds
     nothing that either side sent.
@@ -181,31 +179,20 @@ class UpstreamError(Exception):
 
 
 class UpstreamSettings(Protocol):
-    """What an engine needs of the ``[upstream]`` table: seconds, a path or "", a URL or "env" or "", a
-    flag."""
+    """What an engine needs of the ``[upstream]`` table: seconds, a path or "", and which proxy to use."""
 
     @property
     def connect(self) -> float: ...
     @property
     def ca_file(self) -> str: ...
-    @property
-    def proxy(self) -> str: ...
-    @property
-    def http2(self) -> bool: ...
-    def proxy_url(self) -> str:
-        """``proxy`` with its credentials, which are kept apart so that ``proxy`` can be shown."""
+    def proxy_for(self, scheme: str, host: str, port: int) -> str:
+        """The URL of the outbound proxy for this address, with its credentials; ``""`` for none."""
 
 
 def create_engine(settings: UpstreamSettings, max_connections: int = MAX_CONNECTIONS) -> Engine:
     """The engine that these settings ask for. Opens nothing, and imports nothing that the first request may
     load. With ``max_connections`` open, a new connection takes the place of the one that is idle longest.
-
-    Raises ``ValueError`` for an outbound proxy that no engine can use.
     """
-    if settings.proxy or settings.http2:
-        from proxy.upstream.httpx_engine import HttpxEngine
-
-        return HttpxEngine(settings)
     from proxy.upstream.native import NativeEngine
 
     return NativeEngine(settings, max_connections=max_connections)

@@ -14,6 +14,9 @@ body is judged in ``_answered``. (Handing each header to a callback, as parsers 
 lines at once.) Lengths are counted here, so a large body is passed on without a copy, and the end of a message
 is exact to the byte. httptools takes the chunked coding apart, and sees nothing else.
 
+**An outbound proxy** is asked for a tunnel before anything else (``CONNECT``); its answer is read as every head is. What
+follows is a connection like any other.
+
 **No lock and no await in a clean-up.** Closing, failing and giving back are plain function calls, so
 cancellation can strike only where this module waits: name lookup, connect, head, body, and the drain of a
 request body. Each of these kills the connection or leaves it to the answer, which does.
@@ -56,6 +59,7 @@ from proxy.upstream import (
     trust,
 )
 from proxy.upstream.heads import Heads, may_begin
+from proxy.upstream.outbound import OutboundProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -307,32 +311,36 @@ class NativeEngine:
     async def _connect(self, origin: Origin) -> _Connection:
         loop = asyncio.get_running_loop()
         seconds = self._settings.connect
+        url = self._settings.proxy_for(origin.scheme, origin.host, origin.port)
+        proxy = OutboundProxy(url) if url else None
         connection: _Connection | None = None
         try:
-            # One deadline for name lookup, TCP and TLS.
+            # One deadline for name lookup, TCP, the outbound proxy and TLS.
             async with asyncio.timeout(seconds):
-                context = await self._context(loop) if origin.scheme == "https" else None
-                connection = await self._dial(loop, origin)
-                if context is not None and connection.usable:
-                    await connection.secure(context, seconds)
+                secured = origin.scheme == "https" or (proxy is not None and proxy.origin.scheme == "https")
+                context = await self._context(loop) if secured else None
+                if proxy is not None:
+                    connection = await self._dial(loop, origin, proxy.origin)
+                    if context is not None and proxy.origin.scheme == "https":
+                        await connection.secure(context, proxy.origin.host, seconds)
+                    await connection.tunnel(proxy)
+                    proxy = None  # it has done its part
+                else:
+                    connection = await self._dial(loop, origin, origin)
+                if context is not None and origin.scheme == "https":
+                    await connection.secure(context, origin.host, seconds)
         except BaseException as exc:
             if connection is not None:
                 connection.kill()
                 self.lost(connection)
-            if isinstance(exc, TimeoutError):
-                raise UpstreamError("connect_timeout", False, f"no connection within {seconds:g} s") from exc
-            if isinstance(exc, ssl.SSLError):
-                reason = getattr(exc, "verify_message", "") or (exc.reason or "TLS failed").lower().replace("_", " ")
-                raise UpstreamError("tls", False, reason) from exc
-            if isinstance(exc, OSError):
-                raise UpstreamError("unreachable", False, _reason(exc)) from exc
+            fault = _connect_error(exc, seconds, proxy is not None)
+            if fault is not None:
+                raise fault from exc
             raise
         if connection.usable:
             return connection
         connection.kill()
-        if connection.spoke_first:
-            raise UpstreamError("protocol", False, "the upstream spoke before it was asked")
-        raise UpstreamError("unreachable", False, "the upstream closed the connection at once")
+        raise connection.not_usable()
 
     async def _context(self, loop: asyncio.AbstractEventLoop) -> ssl.SSLContext:
         if self._trust is None:
@@ -348,8 +356,9 @@ class NativeEngine:
         context.set_alpn_protocols(["http/1.1"])
         return context
 
-    async def _dial(self, loop: asyncio.AbstractEventLoop, origin: Origin) -> _Connection:
-        addresses = _literal(origin) or await self._resolve(loop, origin)
+    async def _dial(self, loop: asyncio.AbstractEventLoop, origin: Origin, place: Origin) -> _Connection:
+        """A TCP connection to ``place``, for ``origin``."""
+        addresses = _literal(place) or await self._resolve(loop, place)
         if len(addresses) == 1:
             return await self._attempt(loop, origin, addresses[0])
         # The first connection that stands, each address starting a little after the one before (RFC 8305).
@@ -555,12 +564,14 @@ class _Connection(asyncio.BufferedProtocol):
         "_parser",
         "_paused",
         "_phase",
+        "_proxy",
         "_raw",
         "_readable",
         "_reusable",
         "_sender",
         "_sent",
         "_tail",
+        "_tls",
         "_transport",
         "_waiter",
         "_whole",
@@ -584,6 +595,8 @@ class _Connection(asyncio.BufferedProtocol):
         self.spoke_first = False
         self._phase = _IDLE
         self._sent = False
+        self._tls = False
+        self._proxy: OutboundProxy | None = None
         self._answer: NativeAnswer | None = None
         self._waiter: Waiter | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -608,15 +621,51 @@ class _Connection(asyncio.BufferedProtocol):
         if not self._readable():
             return True
         # Plain, that is the farewell, a reset, or an answer that nobody asked for.
-        return None if self.origin.scheme == "https" else False
+        return None if self._tls else False
 
-    async def secure(self, context: ssl.SSLContext, seconds: float) -> None:
-        """Put TLS between this protocol and its transport."""
+    def not_usable(self) -> UpstreamError:
+        """Why it cannot be used although it was just made."""
+        if self.spoke_first:
+            return UpstreamError("protocol", False, "the upstream spoke before it was asked")
+        return UpstreamError("unreachable", False, "the upstream closed the connection at once")
+
+    async def tunnel(self, proxy: OutboundProxy) -> None:
+        """Have the proxy at the other end connect us to the origin."""
+        if not self.usable:
+            raise self.not_usable()
+        # An exchange of which nothing was sent, see ``_fail`` and ``_opened``.
+        self._phase = _HEAD
+        self._proxy = proxy
+        self._waiter = waiter = self.loop.create_future()
+        self._transport.write(proxy.request(self.origin))
+        await waiter
+
+    def _opened(self, status: int, rest: bytes) -> None:
+        """The proxy's answer to CONNECT is here. A length that it announces means nothing (RFC 9110, section 9.3.6)."""
+        proxy: OutboundProxy = self._proxy  # type: ignore[assignment]  # it was asked
+        if status >= 300:
+            return self._end(UpstreamError("proxy", False, proxy.refusal(status)))
+        if rest:
+            return self._fail("protocol", "bytes after its answer")
+        waiter: Waiter = self._waiter  # type: ignore[assignment]  # there is one in HEAD
+        self._phase = _IDLE
+        self._waiter = self._proxy = None
+        self._raw = b""
+        self._judged = self._informational = 0
+        if not waiter.done():
+            waiter.set_result(None)
+        return None
+
+    async def secure(self, context: ssl.SSLContext, host: str, seconds: float) -> None:
+        """Put TLS with ``host`` between this protocol and its transport."""
+        if not self.usable:
+            raise self.not_usable()
+        self._tls = True
         transport = await self.loop.start_tls(
             self._transport,
             self,
             context,
-            server_hostname=self.origin.host,
+            server_hostname=host,
             # The deadline is the caller's; the loop's own shall not strike before it.
             ssl_handshake_timeout=seconds + 1,
         )
@@ -719,6 +768,8 @@ class _Connection(asyncio.BufferedProtocol):
             self.kill()
 
     def _fail(self, kind: Kind, detail: str) -> None:
+        if self._proxy is not None:
+            kind, detail = "proxy", f"the outbound proxy did not answer properly: {detail}"
         self._end(UpstreamError(kind, self._sent, detail))
 
     def _end(self, exc: BaseException) -> None:
@@ -794,6 +845,8 @@ class _Connection(asyncio.BufferedProtocol):
             except ValueError as wrong:
                 return self._fail("protocol", str(wrong))
             if status >= 200:
+                if not self._sent:
+                    return self._opened(status, rest)
                 return self._answered(http11, status, headers, rest)
             self._informational += 1
             if status == 101:
@@ -1011,6 +1064,32 @@ def _configure(sock: Any) -> None:
         option = getattr(socket, f"TCP_{name}", None)
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _connect_error(exc: BaseException, seconds: float, at_proxy: bool) -> UpstreamError | None:
+    """What a failure to connect means; ``at_proxy``: the outbound proxy has not connected us yet."""
+    kind: Kind
+    if isinstance(exc, TypeError) and isinstance(exc.__context__, ssl.SSLError):
+        # TLS inside TLS fails so on asyncio's own loop before Python 3.11.8 and 3.12.2 (gh-113214).
+        exc = exc.__context__
+    if isinstance(exc, UpstreamError):
+        if not at_proxy or exc.kind in {"proxy", "tls"}:  # tls: the ca_file
+            return None
+        kind, detail = exc.kind, exc.detail
+    elif isinstance(exc, TimeoutError):
+        kind, detail = "connect_timeout", f"no connection within {seconds:g} s"
+    elif isinstance(exc, ssl.SSLError):
+        reason = getattr(exc, "verify_message", "") or (exc.reason or "TLS failed").lower().replace("_", " ")
+        kind, detail = "tls", reason
+    elif isinstance(exc, OSError):
+        kind, detail = "unreachable", _reason(exc)
+    else:
+        return None
+    return (
+        UpstreamError("proxy", False, f"no way through the outbound proxy: {detail}")
+        if at_proxy
+        else UpstreamError(kind, False, detail)
+    )
 
 
 def _reason(exc: OSError) -> str:

@@ -1,4 +1,4 @@
-"""The engine on the connections of httpx2: outbound proxies, HTTP/2, and the oracle of the native engine.
+"""The oracle of the native engine: an engine on the connections of httpx2, which no daemon uses.
 
 It stands on httpcore2, the transport inside httpx2, and not on ``httpx2.AsyncClient``: a client normalises
 the target, adds headers of its own, replays cookies and logs whole URLs, and each of these would have to be
@@ -19,13 +19,9 @@ One thing this engine cannot do: it reads no answer before the whole request is 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
-import ipaddress
 import re
 import ssl
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from proxy.upstream import (
     MAX_HEAD_BYTES,
@@ -57,20 +53,11 @@ _E = TypeVar("_E", bound=BaseException)
 
 
 class HttpxEngine:
-    """``settings.proxy`` is a URL (http or https), ``"env"`` for ``HTTPS_PROXY`` and ``NO_PROXY``, or ``""``.
-
-    Loopback hosts are never asked of an outbound proxy: there the name would mean the proxy's own machine.
-    """
+    """Knows no outbound proxy."""
 
     def __init__(self, settings: UpstreamSettings) -> None:
-        if settings.proxy not in {"", "env"} and urlsplit(settings.proxy).scheme not in {"http", "https"}:
-            raise ValueError("an outbound proxy must be an http:// or https:// URL")
-        if settings.http2 and importlib.util.find_spec("h2") is None:
-            raise ValueError("http2 needs the package h2")
-        # A tenth of a second that no request shall wait for, and only who asks for this engine pays.
-        importlib.import_module("httpcore2")
         self._settings = settings
-        self._pools: dict[tuple[str, str], httpcore2.AsyncConnectionPool] = {}
+        self._pools: dict[str, httpcore2.AsyncConnectionPool] = {}
         self._trust: asyncio.Future[ssl.SSLContext] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -83,8 +70,7 @@ class HttpxEngine:
         exchange = _Exchange(out)
         timeout = self._settings.connect
         try:
-            # Name lookup, TCP, the proxy's CONNECT and TLS share one deadline; the first byte written lifts
-            # it.
+            # Name lookup, TCP and TLS share one deadline; the first byte written lifts it.
             async with asyncio.timeout(timeout) as exchange.deadline:
                 pool = await self._pool(out.origin)
                 response = await pool.handle_async_request(exchange.request(httpcore2))
@@ -117,37 +103,16 @@ class HttpxEngine:
     async def _pool(self, origin: Origin) -> httpcore2.AsyncConnectionPool:
         import httpcore2
 
-        via = _outbound_proxy(self._settings.proxy_url(), origin)
-        key = (via, origin.scheme)
-        pool = self._pools.get(key)
-        if pool is not None:
-            return pool
-        context = await self._context() if "https" in {origin.scheme, via.partition(":")[0]} else None
-        limits: dict[str, Any] = {
-            "ssl_context": context,
-            "max_connections": None,
-            "max_keepalive_connections": 0,
-            "http2": self._settings.http2,
-            "network_backend": _backend(httpcore2),
-        }
-        if via:
-            parts = urlsplit(via)
-            user = (parts.username or "", parts.password or "") if parts.username is not None else None
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            pool = httpcore2.AsyncHTTPProxy(
-                proxy_url=httpcore2.URL(
-                    scheme=parts.scheme.encode(),
-                    host=(parts.hostname or "").encode("idna"),
-                    port=port,
-                    target=b"/",
-                ),
-                proxy_auth=user,
-                proxy_ssl_context=context if parts.scheme == "https" else None,
-                **limits,
+        pool = self._pools.get(origin.scheme)
+        if pool is None:
+            made = httpcore2.AsyncConnectionPool(
+                ssl_context=await self._context() if origin.scheme == "https" else None,
+                max_connections=None,
+                max_keepalive_connections=0,
+                network_backend=_backend(httpcore2),
             )
-        else:
-            pool = httpcore2.AsyncConnectionPool(**limits)
-        return self._pools.setdefault(key, pool)
+            pool = self._pools.setdefault(origin.scheme, made)
+        return pool
 
     async def _context(self) -> ssl.SSLContext:
         if self._trust is None:
@@ -298,7 +263,7 @@ class _Exchange:
     async def trace(self, name: str, info: dict[str, Any]) -> None:
         if name.endswith(("connect_tcp.complete", "start_tls.complete")):
             self.stream = info["return_value"]
-        elif name.endswith("send_request_headers.started") and info["request"].method != b"CONNECT":
+        elif name.endswith("send_request_headers.started"):
             self.sent = True
             if self.deadline is not None:
                 self.deadline.reschedule(None)
@@ -309,8 +274,6 @@ class _Exchange:
 
         kind: Kind
         if isinstance(exc, UpstreamError):
-            if exc.kind == "protocol" and not self.sent:
-                return UpstreamError("unreachable", False, "the outbound proxy does not speak HTTP")
             return exc
         if isinstance(exc, httpcore2.LocalProtocolError):
             raise ValueError("the request cannot be written as HTTP") from exc
@@ -320,8 +283,6 @@ class _Exchange:
             tls = _cause(exc, ssl.SSLError)
             if tls is not None:
                 return UpstreamError("tls", False, _tls_detail(tls))
-            if isinstance(exc, httpcore2.ProxyError):
-                return UpstreamError("unreachable", False, "the outbound proxy refused the connection")
             if isinstance(exc, OSError | httpcore2.NetworkError | httpcore2.ProtocolError):
                 cause = _cause(exc, OSError)
                 return UpstreamError("unreachable", False, (cause and cause.strerror) or "no connection")
@@ -396,32 +357,11 @@ def _framing(method: bytes, status: int, headers: Iterable[tuple[bytes, bytes]],
         return "none"
     if length:
         return "length"
-    return "chunked" if coding or version == b"HTTP/2" else "close"
+    return "chunked" if coding else "close"
 
 
 def _refused(detail: str) -> UpstreamError:
     return UpstreamError("protocol", True, detail)
-
-
-def _outbound_proxy(configured: str, origin: Origin) -> str:
-    if not configured or _is_loopback(origin.host):
-        return ""
-    if configured != "env":
-        return configured
-    from urllib.request import getproxies_environment, proxy_bypass
-
-    if origin.scheme != "https" or proxy_bypass(f"{origin.host}:{origin.port}"):
-        return ""
-    return getproxies_environment().get("https", "")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _cause(exc: BaseException | None, kind: type[_E]) -> _E | None:
@@ -439,15 +379,14 @@ def _tls_detail(exc: ssl.SSLError) -> str:
 
 
 def _backend(httpcore: Any) -> httpcore2.AsyncNetworkBackend:
-    """anyio's sockets with a head check on each. Made here because its bases must not be imported at
-    start."""
+    """anyio's sockets with a head check on each. Made here because its bases are imported late."""
     stream_base: Any = httpcore.AsyncNetworkStream
     backend_base: Any = httpcore.AnyIOBackend
 
     class Stream(stream_base):  # type: ignore[misc]  # a base that is only known at run time
-        def __init__(self, inner: Any, checked: bool) -> None:
+        def __init__(self, inner: Any) -> None:
             self.inner = inner
-            self.check = _HeadCheck() if checked else None
+            self.check: _HeadCheck | None = _HeadCheck()
             self.ended = False
 
         async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore2's interface
@@ -471,15 +410,14 @@ def _backend(httpcore: Any) -> httpcore2.AsyncNetworkBackend:
                 # httpcore2 2.16.2 closes the socket for an Exception, and leaks it for a cancellation.
                 await self.inner.aclose()
                 raise
-            tls = inner.get_extra_info("ssl_object")
-            return Stream(inner, checked=tls is None or tls.selected_alpn_protocol() != "h2")
+            return Stream(inner)
 
         def get_extra_info(self, info: str) -> Any:
             return self.inner.get_extra_info(info)
 
     class Backend(backend_base):  # type: ignore[misc]  # a base that is only known at run time
         async def connect_tcp(self, *args: Any, **kwargs: Any) -> Stream:
-            return Stream(await super().connect_tcp(*args, **kwargs), checked=True)
+            return Stream(await super().connect_tcp(*args, **kwargs))
 
     made: httpcore2.AsyncNetworkBackend = Backend()
     return made
