@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from proxy.emulator.exchange import Call, Reply, count_tokens, json_reply, plain_text
-from proxy.emulator.google_files import page
+from proxy.emulator.google_files import page, unexpired
 from proxy.emulator.shapes import instant
 from proxy.emulator.wanted import table, tables
 from proxy.emulator.wording import google_error
@@ -54,10 +54,7 @@ def missing(name: Any) -> Reply:
 
 
 def _alive(world: World) -> dict[str, dict[str, Any]]:
-    now = instant(world.clock())
-    for name in [name for name, one in world.google_caches.items() if one["expireTime"] <= now]:
-        del world.google_caches[name]
-    return world.google_caches
+    return unexpired(world, world.google_caches, "expireTime")
 
 
 def _create(call: Call) -> Reply:

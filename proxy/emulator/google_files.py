@@ -79,12 +79,16 @@ def page(call: Call, kind: str, found: list[dict[str, Any]]) -> Reply:
     return json_reply(told)
 
 
-def _alive(world: World) -> dict[str, dict[str, Any]]:
-    """The files that have not expired."""
+def unexpired(world: World, kept: dict[str, dict[str, Any]], until: str) -> dict[str, dict[str, Any]]:
+    """``kept`` without what has expired by now; ``until`` names the member that says when."""
     now = instant(world.clock())
-    for name in [name for name, one in world.google_files.items() if one["expirationTime"] <= now]:
-        del world.google_files[name]
-    return world.google_files
+    for name in [name for name, one in kept.items() if one[until] <= now]:
+        del kept[name]
+    return kept
+
+
+def _alive(world: World) -> dict[str, dict[str, Any]]:
+    return unexpired(world, world.google_files, "expirationTime")
 
 
 def _told(call: Call) -> dict[str, Any]:
