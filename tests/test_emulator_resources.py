@@ -133,7 +133,7 @@ def test_a_message_batch_that_is_none_is_400(claude: anthropic.Anthropic, reques
 # Google's files ---
 
 
-def test_a_file_is_uploaded_listed_and_deleted(gemini: genai.Client, proxied: Daemon) -> None:
+def test_a_file_is_uploaded_listed_and_deleted(gemini: genai.Client) -> None:
     """By the SDK's resumable upload: name, type, size and state are those of what was sent."""
     content = bytes(range(256)) * 40
     made = gemini.files.upload(
@@ -142,7 +142,6 @@ def test_a_file_is_uploaded_listed_and_deleted(gemini: genai.Client, proxied: Da
             "mime_type": "text/plain",
             "display_name": "notes",
             "name": "my-notes",
-            "http_options": {"base_url": proxied.url},
         },
     )
     assert (made.name, made.display_name, made.mime_type) == ("files/my-notes", "notes", "text/plain")
@@ -150,9 +149,7 @@ def test_a_file_is_uploaded_listed_and_deleted(gemini: genai.Client, proxied: Da
     assert made.state is not None
     assert made.state.name == "ACTIVE"
     assert made.uri == f"{GOOGLE}/v1beta/files/my-notes"
-    other = gemini.files.upload(
-        file=io.BytesIO(b""), config={"mime_type": "text/plain", "http_options": {"base_url": proxied.url}}
-    )
+    other = gemini.files.upload(file=io.BytesIO(b""), config={"mime_type": "text/plain"})
     assert other.size_bytes in (0, None)
     assert gemini.files.get(name="my-notes").name == made.name
     assert {one.name for one in gemini.files.list(config={"page_size": 1})} == {made.name, other.name}
@@ -161,12 +158,10 @@ def test_a_file_is_uploaded_listed_and_deleted(gemini: genai.Client, proxied: Da
         gemini.files.get(name="my-notes")
 
 
-def test_a_large_file_goes_up_in_pieces(gemini: genai.Client, proxied: Daemon, emulator: Emulator) -> None:
+def test_a_large_file_goes_up_in_pieces(gemini: genai.Client, emulator: Emulator) -> None:
     """More than the SDK sends at once (8 MiB): every piece arrives once, at its offset."""
     content = b"0123456789abcdef" * (9 * 65536)
-    made = gemini.files.upload(
-        file=io.BytesIO(content), config={"mime_type": "video/mp4", "http_options": {"base_url": proxied.url}}
-    )
+    made = gemini.files.upload(file=io.BytesIO(content), config={"mime_type": "video/mp4"})
     assert made.size_bytes == len(content)
     offsets = [one.header("x-goog-upload-offset") for one in emulator.world.received]
     assert [int(offset) for offset in offsets if offset] == [0, 8 * 1024 * 1024]
