@@ -199,6 +199,8 @@ class App:
             return None
         query: bytes = call.scope.get("query_string", b"")
         admission = call.admission = gate.check_key(received, path, generation, method=call.record.method, query=query)
+        if call.connection is not None and path not in gate.OPEN_PATHS:
+            call.connection.passed_gate()
         if path in CONTROL:
             await self._at_control(call, path)
             return None

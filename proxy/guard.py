@@ -33,6 +33,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import http
+import itertools
 import logging
 import math
 import socket
@@ -80,7 +81,7 @@ class Exchange:
     """One request and its response: what the application calls, and what the forwarder watches.
 
     As ``scope["extensions"]["lava_proxy.connection"]`` it offers ``on_disconnect``, ``abort``,
-    ``write_stalled_since``, ``client_error``, ``length``, ``task``, ``memory``, ``ride`` and ``ready``, and the short
+    ``write_stalled_since``, ``client_error``, ``length``, ``task``, ``memory``, ``ride``, ``ready`` and ``passed_gate``, and the short
     ways ``take_body``, ``start``, ``respond``, ``pass_on``, ``drain`` and ``call``. It holds no scope: both die by reference count alone.
     """
 
@@ -149,6 +150,11 @@ class Exchange:
         return self._protocol.stalled_since
 
     @property
+    def unwatched(self) -> bool:
+        """Whether nobody else ends it where its client does not read: it is answered here, or was not begun to be answered."""
+        return not (self.started and self._callbacks)
+
+    @property
     def awaiting_continue(self) -> bool:
         return self._awaiting_continue
 
@@ -163,6 +169,10 @@ class Exchange:
             if self._callbacks is None:
                 self._callbacks = []
             self._callbacks.append(callback)
+
+    def passed_gate(self) -> None:
+        """This client may ask for what not everybody may: its connection is not among the first to be given up."""
+        self._protocol.pass_gate()
 
     def abort(self) -> None:
         """Break the connection off and leave the response incomplete, in a way no client takes for its end.
@@ -458,6 +468,7 @@ class GuardedProtocol(asyncio.Protocol):
         self._judged = 0  # bytes of _pending that refuse_early has seen
         self._empty_line_skipped = False
         self._closing = False
+        self._passed_gate = False
         self._unsent = 0  # size of the write buffer at the last look
         self._body_seen = 0  # body bytes in the current span of the minimum rate
         self.deadline = _NEVER
@@ -473,7 +484,7 @@ class GuardedProtocol(asyncio.Protocol):
         self._client = get_remote_addr(stream)
         self.deadline = self._loop.time() + self.limits.header_seconds
         self._watch.add(self)
-        if self._watch.full():
+        if not self._watch.make_room(self):
             if self._watch.may_be_polite():
                 self.refuse(Refusal("overloaded", "Too many connections are open; try again in a moment."))
             else:
@@ -573,6 +584,8 @@ class GuardedProtocol(asyncio.Protocol):
         """Start the application: the framing is proven. ``body`` where it is there, whole."""
         exchange = self._exchange = Exchange(self, head, body)
         self.deadline = _NEVER
+        if self._passed_gate:
+            self._watch.resting.pop(self, None)
         if body is None:
             self._body = ChunkedBody(self.limits) if head.length is None else LengthBody(head.length)
         else:
@@ -702,12 +715,26 @@ class GuardedProtocol(asyncio.Protocol):
         self._exchange = None
         if self._closing:
             return
+        self._watch.rest(self, known=self._passed_gate)
         if not exchange.keep_alive or self._watch.draining:
             self._close(linger=self._body is not None or bool(self._pending))
         elif self._body is None:
             self._settle()
         else:
             self.resume_reading()
+
+    def pass_gate(self) -> None:
+        """See ``Exchange.passed_gate``."""
+        if not self._passed_gate:
+            self._passed_gate = True
+            self._watch.strangers.pop(self, None)
+
+    def give_up(self) -> bool:
+        """End at once, for a new connection; False, and nothing was done, where a client waits for the end of its answer."""
+        if self._passed_gate and self._transport.get_write_buffer_size():
+            return False
+        self.cut()
+        return True
 
     def _settle(self) -> None:
         """Between two requests: serve what is pending, or wait."""
@@ -828,12 +855,19 @@ class GuardedProtocol(asyncio.Protocol):
             if unsent < self._unsent:
                 self.stalled_since = time.monotonic()
             self._unsent = unsent
+            if self._exchange is not None and self._exchange.unwatched and self._stalls_too_long():
+                self.cut()
+                return False
         if self.flow.read_paused and not self._closing and _peer_has_left(self._transport):
             self._peer_left()
         return self.stalled_since is not None or self.flow.read_paused
 
+    def _stalls_too_long(self) -> bool:
+        return self.stalled_since is not None and time.monotonic() - self.stalled_since > self.limits.flush_seconds
+
 
 _COPY_BELOW = 16 * 1024  # below this one copy is cheaper than a vector write
+_MOST_LOOKED_AT = 8  # of those that might be given up, for each new connection
 _MOST_ENDING = 32  # while so many connections are being ended, one too many is closed without an answer
 _GONE_STATES = frozenset((7, 8, 9, 11))  # CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING in Linux's include/net/tcp_states.h
 
@@ -892,6 +926,10 @@ class Watch:
         """Those whose reading is paused or whose writing stalls: looked at in every sweep."""
         self.ending: set[GuardedProtocol] = set()
         """Those that only flush or linger."""
+        self.strangers: dict[GuardedProtocol, None] = {}
+        """Those that never passed the gate, the one whose last request is longest ago first."""
+        self.resting: dict[GuardedProtocol, None] = {}
+        """The others that are between two requests, the one that has been so longest first."""
         self._on_refusal = on_refusal
         self._holding: list[Exchange] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -906,9 +944,18 @@ class Watch:
 
     def add(self, connection: GuardedProtocol) -> None:
         self.connections.add(connection)
+        self.strangers[connection] = None
+
+    def rest(self, connection: GuardedProtocol, *, known: bool) -> None:
+        """``connection`` has its answer, and nothing to do from now on."""
+        order = self.resting if known else self.strangers
+        order.pop(connection, None)
+        order[connection] = None
 
     def discard(self, connection: GuardedProtocol) -> None:
         self.connections.discard(connection)
+        self.strangers.pop(connection, None)
+        self.resting.pop(connection, None)
         self.attention.discard(connection)
         self.ending.discard(connection)
 
@@ -926,9 +973,21 @@ class Watch:
             except Exception:  # noqa: BLE001 -- one connection's fault must not keep the others' heads back
                 _log().exception("a response head was not sent")
 
-    def full(self) -> bool:
-        """Are there more connections than may be? Those that we are ending do not count: they take no request."""
-        return 0 < self.limits.connections < len(self.connections) - len(self.ending)
+    def make_room(self, newcomer: GuardedProtocol) -> bool:
+        """End as many as there are too many: strangers, then those that rest. False where ``newcomer`` is still one too many."""
+        while 0 < self.limits.connections < len(self.connections):
+            if not self._give_up_one(newcomer):
+                return False
+        return True
+
+    def _give_up_one(self, newcomer: GuardedProtocol) -> bool:
+        for order in (self.strangers, self.resting):
+            for connection in list(itertools.islice(order, _MOST_LOOKED_AT)):
+                if connection is not newcomer and connection.give_up():
+                    self.discard(connection)
+                    return True
+                self.rest(connection, known=order is self.resting)
+        return False
 
     def may_be_polite(self) -> bool:
         """Are there descriptors to spare for an answer to a connection too many?"""

@@ -100,12 +100,22 @@ class TinyApp:
         await answer(send, 413, b"too large")
 
     async def held(self, seen: Seen, receive: Any, send: Any) -> None:
-        """Does nothing until the test says so, then reads and answers."""
+        """Does nothing until the test says so, then reads and answers. Whoever asks has passed the gate."""
+        seen.connection.passed_gate()
         while not self.release.is_set():
             if seen.disconnects:
                 return
             await asyncio.sleep(0.01)
         await self.echo(seen, receive, send)
+
+    async def known(self, seen: Seen, receive: Any, send: Any) -> None:
+        """Whoever asks has passed the gate."""
+        seen.connection.passed_gate()
+        await self.echo(seen, receive, send)
+
+    async def big(self, seen: Seen, receive: Any, send: Any) -> None:
+        """More than a client's and our own socket take up."""
+        await answer(send, 200, b"x" * 8_000_000)
 
     async def wait(self, seen: Seen, receive: Any, send: Any) -> None:
         """Waits for the client to leave before a byte was answered."""
@@ -933,18 +943,96 @@ def test_answers_without_a_body_have_none(front: Front, request_line: bytes) -> 
 # --- many connections ------------------------------------------------------------------------------------------
 
 
+def is_closed(client: socket.socket) -> bool:
+    """Whether the front has ended this connection."""
+    client.settimeout(0.2)
+    try:
+        return client.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        return True
+    finally:
+        client.settimeout(10)
+
+
 def test_connections_over_the_limit_are_told_so() -> None:
-    """503 ``overloaded`` with Retry-After, then closed; when there is room again, served."""
+    """All of them inside a request: 503 ``overloaded`` with Retry-After, then closed; when there is room again, served."""
     with running(Limits(connections=2, sweep_seconds=0.05)) as front:
         kept = [front.connect(), front.connect()]
         for client in kept:
-            client.sendall(get())
-            read_response(client)
-        response = front.exchange(get())
-        assert code_of(response) == (503, "overloaded")
-        assert b"retry-after: 1" in response
+            client.sendall(get(first=b"GET /held HTTP/1.1"))
+        assert eventually(lambda: len(front.app.seen) == 2)
+        for _ in range(3):
+            response = front.exchange(get())
+            assert code_of(response) == (503, "overloaded")
+            assert b"retry-after: 1" in response
         kept[0].close()
         assert eventually(lambda: front.exchange(get(b"Connection: close")).startswith(b"HTTP/1.1 200"))
+
+
+def test_the_connection_idle_longest_gives_way_to_a_new_one() -> None:
+    """In the order of their last requests, one for each newcomer; nobody is refused."""
+    with running(Limits(connections=3, sweep_seconds=0.05)) as front:
+        first, second, third = (front.connect() for _ in range(3))
+        for client in (first, second, third, first):
+            client.sendall(get(first=b"GET /known HTTP/1.1"))
+            assert read_response(client)[0] == 200
+        newcomer = front.connect()
+        newcomer.sendall(get(first=b"GET /known HTTP/1.1"))
+        assert read_response(newcomer)[0] == 200
+        assert is_closed(second)
+        assert not is_closed(third)
+        assert front.exchange(get(b"Connection: close")).startswith(b"HTTP/1.1 200")
+        assert is_closed(third)
+        first.sendall(get())
+        assert read_response(first)[0] == 200
+
+
+@pytest.mark.parametrize("way", ["silent", "half a head", "answered", "refused", "half a body"])
+def test_strangers_give_way_first(way: str) -> None:
+    """Those that never passed the gate, whatever they do, go before one that has and is idle for longer."""
+    said = {
+        "silent": b"",
+        "half a head": b"GET / HTTP/1.1\r\nHost: x",
+        "answered": get(),
+        "refused": b"nonsense\r\n\r\n",
+        "half a body": b"POST /early HTTP/1.1\r\n" + HOST + b"Content-Length: 1000\r\n\r\nhalf",
+    }[way]
+    with running(Limits(connections=4, sweep_seconds=0.05)) as front:
+        known = front.connect()
+        known.sendall(get(first=b"GET /known HTTP/1.1"))
+        assert read_response(known)[0] == 200
+        for _ in range(20):
+            front.connect().sendall(said)
+        newcomer = front.connect()
+        newcomer.sendall(get())
+        assert read_response(newcomer)[0] == 200
+        known.sendall(get())
+        assert read_response(known)[0] == 200
+        assert eventually(lambda: sum(is_closed(client) for client in front.clients[1:-1]) >= 17)
+
+
+def test_an_answer_that_a_client_still_reads_is_not_given_up() -> None:
+    """It rests as far as we go, but the end of its answer has not left."""
+    with running(Limits(connections=2, sweep_seconds=0.05)) as front:
+        reader = front.connect(receive_buffer=4096)
+        reader.sendall(get(first=b"GET /known HTTP/1.1") + get(first=b"GET /big HTTP/1.1"))
+        assert eventually(lambda: len(front.app.seen) == 2 and front.app.seen[1].done.is_set())
+        for _ in range(5):
+            assert front.exchange(get(b"Connection: close")).startswith(b"HTTP/1.1 200")
+        _, _, _, rest = read_response(reader)
+        assert len(read_response(reader, rest)[2]) == 8_000_000
+
+
+def test_a_client_that_never_reads_is_ended_whatever_it_is_answered() -> None:
+    """Answers that no forwarder watches over: at the limit of a flush, although the next request came in time."""
+    with running(Limits(flush_seconds=0.3, sweep_seconds=0.05)) as front:
+        client = front.connect(receive_buffer=4096)
+        client.sendall(get(first=b"GET /big HTTP/1.1") * 3)
+        assert eventually(lambda: len(front.app.seen) == 2 and front.app.seen[1].disconnects == 1)
+        assert front.app.seen[1].done.wait(10)
+        assert len(front.app.seen) == 2
 
 
 def test_slow_heads_do_not_hinder_others(front: Front) -> None:

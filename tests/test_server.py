@@ -634,7 +634,7 @@ def test_the_descriptor_limit_is_raised_and_fitted(run: Callable[..., Running]) 
 
 
 def test_more_connections_than_descriptors_are_survived(run: Callable[..., Running]) -> None:
-    """LOD-03: at a limit of 256 files, 400 connections: some are told 503, and afterwards everybody is served."""
+    """LOD-03: at a limit of 256 files, 400 connections: the last ones are served in place of those before, and afterwards everybody."""
     daemon = run(preexec_fn=limit_files(256, 256))
     clients = [daemon.connect() for _ in range(400)]
     answers = []
@@ -644,7 +644,6 @@ def test_more_connections_than_descriptors_are_survived(run: Callable[..., Runni
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             answers.append(client.recv(65536)[:12])
     assert answers.count(b"HTTP/1.1 200") >= 90
-    assert answers.count(b"HTTP/1.1 503") >= 1
     for client in clients:
         client.close()
 
