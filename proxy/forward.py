@@ -20,6 +20,7 @@ from proxy.errors import Fault
 from proxy.flights import Flight, Flights, Phase, Reason
 from proxy.gate import Admission, key_of
 from proxy.holding import Budget, Held
+from proxy.keeping import Kept
 from proxy.record import Outcome, Record
 from proxy.redaction import Unshown
 from proxy.routing import Kind, Place, Route
@@ -42,7 +43,8 @@ _COLLECTING_FLOOR = 256 * 1024 * 1024
 _SMALL_BODY = 256 * 1024  # is looked through in one go, and faster
 _ONE_PIECE = 64 * 1024  # is sent as it is; a larger body is given up piece by piece
 _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
-_MOST_SENDINGS = 32  # two for each model that one client uses by turns
+_SENDINGS_BYTES = 32 * 1024
+"""What one connection may hold of requests made ready: some ten, two for each model that a client uses by turns."""
 _NOBODY = Admission()
 
 
@@ -81,6 +83,12 @@ class Sending(Unshown):
         self.method = method
         self.headers = pairs
         self.wire = Wire()
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes, its form on the wire included."""
+        said = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return 512 + 2 * (len(self.plan.target) + said)
 
 
 class Admitted(Unshown):
@@ -121,7 +129,7 @@ class Admitted(Unshown):
         self.place = place
         self.project = project
         self.json = bodies.is_plain_json(received.noted.get(b"content-type"), received.noted.get(b"content-encoding"))
-        self.sendings: dict[str | bytes | None, Sending] = {}
+        self.sendings: Kept[str | bytes | None, Sending] = Kept(_SENDINGS_BYTES)
         """By the body's model, or by the raw JSON string of it where nothing of the body is to be replaced."""
 
     @property
@@ -139,9 +147,7 @@ class Admitted(Unshown):
 
     def keep(self, model: str | bytes | None, sending: Sending) -> None:
         """For the next request with this model."""
-        if len(self.sendings) >= _MOST_SENDINGS:
-            self.sendings.clear()
-        self.sendings[model] = sending
+        self.sendings.keep(model, sending, sending.size + len(model or ""))
 
 
 class Call:

@@ -16,6 +16,7 @@ from proxy.dialects import Dialect, of_headers
 from proxy.errors import Fault
 from proxy.flights import Flights, Limits
 from proxy.inquiry import Inquiries
+from proxy.keeping import Kept
 from proxy.redaction import Redactor, Secret, Unshown
 from proxy.routing import Place, Route, Table
 from proxy.upstream import Engine, Origin, pool_key
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
     from proxy.settings import Project, Settings
     from proxy.tokens import Credential
 
-_MOST_ROUTES = 4096
-_LONGEST_ROUTE = 1024
+_PLANS_BYTES = 4 * 1024 * 1024
+_PLACES_BYTES = 1024 * 1024
+_LONGEST_ENTRY = 4096
+_ENTRY_BYTES = 1024
+"""What an entry takes beside its texts, about."""
 _SHARE_PERCENT = 80
 """Of ``max_concurrent`` for each of several projects that sets none of its own: one of them must not shut the others out."""
 
@@ -108,8 +112,8 @@ class Generation:
         self.account_key: Secret | None = settings.lava.secret_key
         self.in_flight = 0
         self.retired = False
-        self.places: dict[tuple[str, bytes, Dialect], Place] = {}
-        self.plans: dict[tuple[object, ...], Plan] = {}
+        self.places: Kept[tuple[str, bytes, Dialect], Place] = Kept(_PLACES_BYTES)
+        self.plans: Kept[tuple[object, ...], Plan] = Kept(_PLANS_BYTES)
         self.inquiries = inquiries or Inquiries()
         self._lava: dict[str, Lava] = {}
         self._credentials: dict[tuple[str, str], Credential] = {}
@@ -207,10 +211,9 @@ class Generation:
         place = self.places.get(key)
         if place is None:
             place = routing.locate(method, path, noted, self.table)
-            if len(path) <= _LONGEST_ROUTE:
-                if len(self.places) >= _MOST_ROUTES:
-                    self.places.clear()
-                self.places[key] = place
+            size = _ENTRY_BYTES + 2 * len(path)
+            if size <= _LONGEST_ENTRY:
+                self.places.keep(key, place, size)
         return place
 
     def plan(self, route: Route, client_key: str | None) -> Plan:
@@ -236,13 +239,11 @@ class Generation:
         )
 
     def remember(self, key: tuple[object, ...], plan: Plan) -> None:
-        """Keep a plan: tools ask for the same few over and over. Not the long ones: a client could fill the memory."""
-        route = plan.route
-        if not plan.kept or len(route.target) + len(route.model or "") > _LONGEST_ROUTE:
-            return
-        if len(self.plans) >= _MOST_ROUTES:
-            self.plans.clear()
-        self.plans[key] = plan
+        """Keep a plan: tools ask for the same few over and over. ``key`` holds nothing that is not ours to keep."""
+        texts = sum(len(part) for part in key if isinstance(part, str | bytes))
+        size = _ENTRY_BYTES + len(plan.route.target) + len(plan.target) + texts
+        if plan.kept and size <= _LONGEST_ENTRY:
+            self.plans.keep(key, plan, size)
 
     def usable(self) -> str | None:
         """Why requests of the default project could not be served, or ``None`` where they could."""

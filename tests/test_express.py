@@ -14,6 +14,7 @@ import re
 import signal
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
@@ -651,6 +652,34 @@ def test_a_reload_that_keeps_the_engine_is_heeded_at_once(tmp_path: Path) -> Non
         tokens = [each.header(b"authorization") for each in upstream.requests]
         assert tokens[0] == tokens[1] != tokens[2] == tokens[3]
         assert [each.connection for each in upstream.requests] == [0, 0, 1, 1]
+
+
+def test_what_is_kept_for_an_idle_connection_is_bounded_in_bytes(tmp_path: Path) -> None:
+    """However many models a client asks for, with however long an address, head and metadata."""
+    with Upstream(before(lambda peer: peer.send(GOOD))) as upstream, House(tmp_path, upstream) as house:
+        path = "/openai/v1/chat/completions?" + "&".join(f"q{number}=%2F%2F%2F%2F" for number in range(180))
+        more = "".join(f"X-Header-{number}: {'v' * 20}\r\n" for number in range(30))
+        clients = [Client(house.port) for _ in range(12)]
+        for client in clients[:2]:  # whatever is made once
+            client.prime(path=path, more=more)
+        tracemalloc.start()
+        try:
+            for client in clients[2:]:
+                for number in range(40):
+                    client.ask(model=f"model-{number}", path="/v1" + path.removeprefix("/openai/v1"), more=more)
+                    assert client.response().status == 200
+            upstream.wait(house.idle)
+            gc.collect()
+            kept = sum(
+                each.size
+                for each in tracemalloc.take_snapshot().statistics("filename")
+                if "/proxy/" in each.traceback[0].filename and "/tests/" not in each.traceback[0].filename
+            )
+        finally:
+            tracemalloc.stop()
+        assert kept / 10 < 128 * 1024
+        for client in clients:
+            client.close()
 
 
 def test_a_full_or_draining_daemon_refuses(tmp_path: Path) -> None:

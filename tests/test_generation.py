@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -79,14 +80,20 @@ def test_a_plan_is_kept_but_never_with_the_tools_own_key() -> None:
 
 
 def test_the_tables_of_plans_and_places_are_bounded() -> None:
-    """Whatever clients ask for, memory does not grow with it."""
+    """In bytes, whatever clients ask for: many, long ones, or many long ones."""
     made = generation()
     plan = plan_of(made, "default")
-    for number in range(5000):
-        made.remember((number,), plan)
-        made.locate("POST", b"/openai/v1/x%d" % number, {})
-    assert len(made.plans) <= 4096
-    assert len(made.places) <= 4096
+    tracemalloc.start()
+    try:
+        for length in (1, 400, 2000, 8000):
+            for number in range(5000):
+                made.remember(("POST", b"/x", b"%d" % number * length, "gpt-4o"), plan)
+                made.locate("POST", b"/openai/v1/" + b"%d" % number * length, {})
+            assert tracemalloc.get_traced_memory()[0] < 8 * 1024 * 1024
+            assert made.plans
+            assert made.places
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("path", [b"/v1/models", b"/v1/files", b"/v1/skills", b"/p/default/v1/batches/b_1", b"/files"])

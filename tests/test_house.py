@@ -25,6 +25,7 @@ ORDER = (
     "dialects",
     "documents",
     "wording",
+    "keeping",
     "redaction",
     "errors",
     "headers",
