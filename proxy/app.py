@@ -103,6 +103,10 @@ class Runtime:
             self.log.set_redactor(Redactor(dict.fromkeys(secret for each in self._told for secret in each.secrets())))
             self.log.set_level(settings.log.level)
 
+    def readable_by(self, origin: bytes, answer: headers.Pairs) -> headers.Pairs:
+        """The headers of a refusal that was made before there was a request, for a page of this origin."""
+        return gate.readable_by(origin, answer) if gate.is_listed(origin, self.generation) else answer
+
     def reload_failed(self, fault: Exception) -> None:
         """A new configuration was not good; the old one stays in use."""
         self.metrics.config_reload(False)

@@ -100,6 +100,7 @@ _LOOSE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _VERSION_AT_END = re.compile(rb" HTTP/(\d{1,3})\.(\d{1,3})\Z")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})((?:[ \t]*+;[\t\x20-\x7e\x80-\xff]*+)?+)\r\n\Z")
 
+_ORIGIN = re.compile(rb"\r\norigin:[ \t]*([^\r\n \t]*)[ \t]*(?=\r\n)", re.IGNORECASE)
 _ASKED_FOR = re.compile(rb"(?:\r\n)?(" + _TOKEN + rb"{1,32} /[^\x00-\x20?#]{0,200})")
 
 _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,6})\r\n")
@@ -108,6 +109,12 @@ _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATC
 _FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"))
 _REQUEST_LINE_SLACK = 64  # method, version, spaces: what a request line holds beside its target
 _CONTENT_LENGTH_DIGITS = 15  # just under a petabyte; more digits are an attack on somebody's integers
+
+
+def origin_of(head: bytes) -> bytes | None:
+    """The origin of the page that a refused head came from; ``None`` where there is none, or more than one."""
+    found = _ORIGIN.findall(head)
+    return found[0] if len(found) == 1 else None
 
 
 def asked_for(head: bytes) -> str:

@@ -108,13 +108,17 @@ def _spellings(bound: str) -> set[str]:
 def listed_origin(received: Received, generation: Generation) -> bytes | None:
     """The origin of a page that the configuration lists, ``None`` for our own pages, foreign ones and programs."""
     origin = received.noted.get(b"origin")
-    if origin is None or b"origin" in received.repeated:
+    if origin is None or b"origin" in received.repeated or not is_listed(origin, generation):
         return None
+    return origin
+
+
+def is_listed(origin: bytes, generation: Generation) -> bool:
+    """Whether the configuration lists this origin."""
     lowered = origin.lower()
-    listed = lowered in generation.allowed_origins or (
+    return lowered in generation.allowed_origins or (
         bool(generation.allowed_schemes) and lowered.startswith(generation.allowed_schemes)
     )
-    return origin if listed else None
 
 
 def check_origin(received: Received, host: bytes) -> None:

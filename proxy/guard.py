@@ -57,6 +57,7 @@ from proxy.framing import (
     Memory,
     Refusal,
     asked_for,
+    origin_of,
     refuse_early,
     tokens,
 )
@@ -556,7 +557,7 @@ class GuardedProtocol(asyncio.Protocol):
                 try:
                     head = self._heads.read(data[position : end + 2])
                 except Refusal as refusal:
-                    self.refuse(refusal, data[position:end])
+                    self.refuse(refusal, data[position : end + 2])
                     return
                 position = end + 4
                 length = head.length
@@ -684,10 +685,12 @@ class GuardedProtocol(asyncio.Protocol):
     def refuse(self, refusal: Refusal, head: bytes = b"") -> None:
         """Answer bytes that will not become a (whole) request, and close. ``head`` is what came of it, for the log."""
         self._watch.refused(refusal, asked_for(head))
-        self.answer_and_close(refusal)
+        self.answer_and_close(refusal, origin_of(head))
 
-    def answer_and_close(self, refusal: Refusal) -> None:
+    def answer_and_close(self, refusal: Refusal, origin: bytes | None = None) -> None:
         status, headers, body = errors.refusal(refusal.code, refusal.message)
+        if origin is not None:
+            headers = self._watch.readable_by(origin, headers)
         options = [b"close"]
         lines = [_status_line(status)]
         for name, value in (*headers, *refusal.headers):
@@ -918,8 +921,15 @@ def _log() -> logging.Logger:
 class Watch:
     """All connections of one server, and the one timer that keeps their deadlines."""
 
-    def __init__(self, limits: Limits, on_refusal: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        on_refusal: Callable[[str], object] | None = None,
+        readable_by: Callable[[bytes, errors.Headers], errors.Headers] | None = None,
+    ) -> None:
         self.limits = limits
+        self.readable_by = readable_by or (lambda _, headers: headers)
+        """The headers of an answer to a page of this origin: what lets it read the answer is in them where it may."""
         self.draining = False
         self.connections: set[GuardedProtocol] = set()
         self.attention: set[GuardedProtocol] = set()

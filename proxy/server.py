@@ -75,8 +75,8 @@ CUT_SECONDS = 1.0
 class Runtime(Protocol):
     """What the daemon asks of the application. ``reload`` may be a coroutine function.
 
-    Two more are called where they exist: ``refused(code)`` when the HTTP front refuses bytes that never became a
-    request, and ``reload_failed(exception)``.
+    Three more are called where they exist: ``refused(code)`` when the HTTP front refuses bytes that never became a
+    request, ``readable_by(origin, headers)`` for the headers of that answer, and ``reload_failed(exception)``.
     """
 
     def begin_drain(self) -> object: ...
@@ -229,7 +229,7 @@ class Daemon:
     async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
         self.settings, limits = self._fit(self.settings)
         app = self._create_app(self.settings)
-        watch = Watch(limits, getattr(app.runtime, "refused", None))
+        watch = Watch(limits, getattr(app.runtime, "refused", None), getattr(app.runtime, "readable_by", None))
         config, state = _uvicorn(app, watch)
         lifespan = config.lifespan_class(config)
         await lifespan.startup()

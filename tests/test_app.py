@@ -234,6 +234,10 @@ PAGE = "https://good.example"
         (b"", "GET", "/", {}, 200, "content-type"),
         (b"", "GET", "/healthz", {}, 200, "content-type"),
         (b"", "GET", "/metrics", bearer(LOCAL), 200, "content-type"),
+        # Refused before there is a request.
+        (b"", "GET", "/v1/models?key=" + "a" * 9000, {}, 414, "x-should-retry"),
+        (b"", "PROPFIND", "/v1/models", {}, 405, "allow"),
+        (b"", "GET", "/v1/models", {f"x-{number}": "" for number in range(101)}, 431, "request-id"),
     ],
 )
 def test_a_listed_page_sees_every_header_of_every_answer(
@@ -259,6 +263,19 @@ def test_a_listed_page_sees_every_header_of_every_answer(
     cors = {"access-control-allow-origin", "access-control-expose-headers", "vary"}
     framing = {"transfer-encoding", "connection"}
     assert {name for name, _ in came.headers} - cors - framing <= named
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [[], ["https://evil.example"], [PAGE, "https://evil.example"], [PAGE, PAGE], [f"{PAGE} {PAGE}"], [PAGE + "x"]],
+)
+def test_no_other_page_reads_what_was_refused_early(keyed: Callable[..., Daemon], origins: list[str]) -> None:
+    """Only the one listed origin of a head makes its refusal readable."""
+    with Upstream(answer()) as upstream:
+        port = keyed(upstream, f'allowed_origins = ["{PAGE}"]\n').port
+        came = ask(port, "PROPFIND", "/v1/models", headers=[("Origin", each) for each in origins])
+    assert came.status == 405
+    assert not [name for name, _ in came.headers if name.startswith("access-control-")]
 
 
 @pytest.mark.parametrize(
