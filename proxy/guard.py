@@ -673,10 +673,8 @@ class GuardedProtocol(asyncio.Protocol):
     def write(self, data: bytes, *more: bytes) -> None:
         if self._transport.is_closing():
             return
-        if more:
-            self._transport.writelines((data, *more))
-        else:
-            self._transport.write(data)
+        # Not writelines: asyncio's own does not tell the writer to pause in CPython before 3.12.9 and 3.13.2.
+        self._transport.write(b"".join((data, *more)) if more else data)
 
     def hold(self, exchange: Exchange) -> None:
         """Let ``exchange`` send its head when the loop turns."""

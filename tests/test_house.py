@@ -370,3 +370,8 @@ def test_what_start_up_does_not_need_is_imported_late() -> None:
         "proxy.lava.records",
     }
     assert not late & modules
+
+
+def test_nothing_relies_on_writelines() -> None:
+    """A transport's ``writelines`` does not pause the writer in CPython before 3.12.9 and 3.13.2 (CVE-2024-12254)."""
+    assert [path for path in sources() if ".writelines(" in path.read_text("utf-8")] == []

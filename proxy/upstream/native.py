@@ -729,7 +729,7 @@ class _Connection(asyncio.BufferedProtocol):
                     continue
                 given += len(chunk)
                 if length is None:
-                    transport.writelines((b"%x\r\n" % len(chunk), chunk, b"\r\n"))
+                    transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))  # not writelines: see GuardedProtocol.write
                 elif given > length:
                     raise ValueError("the request body is longer than its content_length")
                 else:
