@@ -7,7 +7,7 @@ client that sends its body slowly, and exits by raising the signal again. The li
 1. **Prepare** the process: more descriptors, no core dumps (a core holds the key).
 2. **Listen**: systemd's sockets or our own. A port in use ends here, before anything else was touched.
 3. **Start** the application's lifespan, then accept, then say that we are ready.
-4. **Serve** until a signal. SIGHUP or a changed file (``watching.py``) load the configuration again: it is validated first and swapped
+4. **Serve** until a signal, or until the terminal that it was started from is closed. Elsewhere SIGHUP, or a changed file (``watching.py``) load the configuration again: it is validated first and swapped
    then; on any fault the old one stays.
 5. **Drain**: listeners closed at once, idle connections closed, requests finish. At ``drain_seconds`` the application
    cuts what is left (with an error inside the stream). A second signal ends everything at once.
@@ -293,6 +293,11 @@ class Daemon:
         _log().warning("stopping at once, as asked a second time")
         self._end_process_after(0.5, EXIT_FAILED)
 
+    def _on_hangup(self) -> None:
+        _log().info("the terminal was closed")
+        if not self._stop.is_set():  # a shell may say the same once more
+            self._on_stop()
+
     def _catch_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._owns_process:
             return
@@ -305,7 +310,9 @@ class Daemon:
             except NotImplementedError:  # Windows
                 signal.signal(number, lambda *_: self.stop())
         if hasattr(signal, "SIGHUP"):
-            loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: it shall outlive its terminal
+            hangs_up = has_terminal() and not ignored
+            loop.add_signal_handler(signal.SIGHUP, self._on_hangup if hangs_up else self._reload_wanted.set)
 
     def _release_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         """The process is ending, as it was asked to: from here on a late signal must not make its exit code another one."""
@@ -385,12 +392,14 @@ class Daemon:
                 "not finished within %s: cutting %s", counted(seconds, "second"), counted(watch.requests, "request")
             )
             self._end_process_after(CUT_SECONDS + 0.9, EXIT_OK)
-            app.runtime.cut()
+        app.runtime.cut()  # also when all ends at once: that is why the requests end
+        if not self._forced:
             await self._until(lambda: not tasks and not watch.busy(), CUT_SECONDS)
         watch.cut()
+        await self._until(lambda: not tasks, 0.1, heed_force=False)
         for task in list(tasks):
             task.cancel()
-        await self._until(lambda: not tasks, 0.1 if self._forced else 0.3, heed_force=False)
+        await self._until(lambda: not tasks, 0.1 if self._forced else 0.2, heed_force=False)
         return False
 
     async def _until(self, condition: Callable[[], bool], seconds: float, *, heed_force: bool = True) -> bool:
@@ -481,6 +490,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
     except ImportError:
+        _log().info("uvloop is not installed: asyncio's own event loop is used, which is slower")
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
 
@@ -835,6 +845,16 @@ def raise_descriptor_limit() -> int | None:
         soft = limit
         break
     return most if soft == resource.RLIM_INFINITY else soft
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal, which tells it by SIGHUP that it goes away."""
+    try:
+        descriptor = os.open("/dev/tty", os.O_RDWR | getattr(os, "O_NOCTTY", 0))
+    except OSError:
+        return False
+    os.close(descriptor)
+    return True
 
 
 def forbid_core_dumps() -> None:

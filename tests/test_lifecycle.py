@@ -135,6 +135,27 @@ def test_what_comes_on_open_connections_while_draining_is_told_to_come_again(dae
         assert running.process.wait(10) == 0
 
 
+def test_what_a_second_signal_ends_is_a_shutdown(daemon: StartDaemon) -> None:
+    """Waiting or streaming: the clients did not leave, and the log must not say so. The exit code is 1."""
+    go = threading.Event()
+    with Upstream(held_back(go)) as upstream, contextlib.ExitStack() as last:
+        last.callback(go.set)
+        running = daemon(config(upstream), env={"KEY": KEY}, secrets=[KEY])
+        clients = [RawClient(running.port) for _ in range(3)]
+        for client in clients:
+            client.post_json("/v1/chat/completions", STREAM)
+            assert client.head().status == 200
+            assert client.chunk() == DELTA
+        running.process.send_signal(signal.SIGINT)
+        wait_for(lambda: said(running, "stopping"))
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(10) == 1
+        assert [event["outcome"] for event in events(running) if "outcome" in event] == ["shutdown"] * 3
+        go.set()
+        for client in clients:
+            client.close()
+
+
 def test_signals_that_come_late_do_not_change_the_exit_code(daemon: StartDaemon) -> None:
     """Once the drain is over, more signals (a service manager's second try) find a process that ends as it was asked to."""
     codes = set()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import http.client
 import json
 import os
 import platform
+import pty
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from pathlib import Path
@@ -163,7 +166,7 @@ class Running:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                **options,
+                **{"start_new_session": True, **options},  # no terminal, wherever the tests run
             )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -381,6 +384,42 @@ def test_a_second_signal_ends_at_once(run: Callable[..., Running]) -> None:
     assert time.monotonic() - began < 3
     assert "lifespan.shutdown" not in daemon.said
     assert not read_to_end(client).endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_closing_the_terminal_ends_the_daemon(run: Callable[..., Running], *, nohup: bool) -> None:
+    """A controlling terminal that goes away counts as SIGTERM: what is in flight finishes. Under nohup it stays, and
+    reloads."""
+    master, slave = pty.openpty()
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+        if nohup:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    daemon = run(preexec_fn=take_terminal, stdin=slave, start_new_session=False)
+    os.close(slave)
+    stream = daemon.open("/stream")
+    os.close(master)
+    if nohup:
+        daemon.wait_for("reloaded")
+        assert "draining" not in daemon.said
+        daemon.signal(signal.SIGTERM)
+    daemon.wait_for("draining")
+    daemon.config.with_suffix(".finish").touch()
+    assert read_to_end_of_stream(stream).endswith(b"data: last\n\n\r\n0\r\n\r\n")
+    assert daemon.exit_code() == 0
+
+
+def test_without_uvloop_the_log_says_so(run: Callable[..., Running], tmp_path: Path) -> None:
+    """It serves all the same."""
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "uvloop.py").write_text("raise ImportError")
+    paths = clean_environment(tmp_path)["PYTHONPATH"]
+    daemon = run(env={"PYTHONPATH": f"{tmp_path / 'none'}{os.pathsep}{paths}"})
+    assert daemon.get()[0] == 200
+    assert "uvloop is not installed" in daemon.log
 
 
 def test_a_failed_start_is_exit_1(run: Callable[..., Running]) -> None:
