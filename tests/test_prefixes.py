@@ -85,7 +85,7 @@ def test_a_key_in_the_wrong_place_is_named_by_its_prefix(
         ("forward_token", "", TAIL),
         ("byok", "openai", "sk-" + TAIL),
         ("byok", "openai", "sk-proj-" + TAIL),
-        ("byok", "openai", "sk-svcacct-" + TAIL),
+        *(("byok", "openai", f"sk-{kind}-{TAIL}") for kind in ("svcacct", "admin")),
         ("byok", "deepseek", "sk-" + TAIL),
         ("byok", "moonshot", "sk-" + TAIL),
         ("byok", "deepinfra", "sk-" + TAIL),  # how its keys begin is not known
