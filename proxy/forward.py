@@ -39,6 +39,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _ERROR_BODY = 256 * 1024  # bytes of an error answer that are collected to be understood and masked
 _ERROR_SEARCHED = 1024 * 1024  # of a compressed one that cannot be read in whole, decoded
+_MASKED_AT_ONCE = 16 * 1024
 _COLLECTING_FLOOR = 256 * 1024 * 1024
 _SMALL_BODY = 256 * 1024  # is looked through in one go, and faster
 _ONE_PIECE = 64 * 1024  # is sent as it is; a larger body is given up piece by piece
@@ -240,6 +241,7 @@ class Forwarder:
         self.flights = flights
         self.budget = Budget()
         self._turn = asyncio.Lock()
+        self._masking = asyncio.Lock()
         self._catalog = Catalog()
 
     async def __call__(self, call: Call, admitted: Admitted) -> None:
@@ -603,19 +605,21 @@ class Forwarder:
         """An answer that is an error: read, masked, and either explained or passed on."""
         record, flight = call.record, call.flight
         assert flight is not None  # noqa: S101  (made before the request was opened)
-        content, whole = b"", False
-        while len(content) < _ERROR_BODY:
+        pieces, size, whole = [], 0, False
+        while size < _ERROR_BODY:
             flight.wait(Phase.READ)
             chunk = await answer.read()
             if not chunk:
                 whole = True
                 break
-            content += chunk
+            pieces.append(chunk)
+            size += len(chunk)
+        content = b"".join(pieces)
         redactor = call.generation.redactor(plan.credential)
         readable: bytes | None = content
         if answered.encoding is not None:
             readable = bodies.decode(content, answered.encoding, 4 * _ERROR_BODY) if whole else None
-        masked = redactor.data(readable) if readable is not None else None
+        masked = await self._apart(redactor.data, readable) if readable is not None else None
         head = _masked(redactor, answered.onward)
         fault = errors.from_answer(
             answer.status, head, masked or b"", plan.credential.payment, lava_request_id=record.lava_request_id
@@ -626,13 +630,13 @@ class Forwarder:
                 fault.what = f"{fault.what} {hint}"
             raise await self._explained(call, fault, plan.route.project)
         if readable is None:
-            self._search_unreadable(answer, answered.encoding or b"", content, whole, redactor)
+            await self._search_unreadable(answer, answered.encoding or b"", content, whole, redactor)
         record.outcome = Outcome.PROVIDER_ERROR
         raw, shown = content, masked
         if masked is not None and whole and hint is not None and answer.status == 404:
             shown = errors.with_hint(masked, hint)
         if shown is None:  # labelled with what it is not, perhaps
-            content = redactor.data(content)
+            content = await self._apart(redactor.data, content)
         elif answered.encoding is None and shown is masked:
             content = shown
         elif shown != readable:
@@ -648,6 +652,14 @@ class Forwarder:
             await self._rest_of_error(call, answer, redactor.stream(), raw)
             return
         await call.send({"type": "http.response.body", "body": content, "more_body": False})
+
+    async def _apart(self, mask: Callable[[bytes], bytes], data: bytes) -> bytes:
+        """``mask(data)``; much of it beside the loop, which goes on every few milliseconds. One at a time, for each shares
+        the processor with the loop."""
+        if len(data) <= _MASKED_AT_ONCE:
+            return mask(data)
+        async with self._masking:
+            return await asyncio.to_thread(mask, data)
 
     async def _explained(self, call: Call, fault: Fault, project: str) -> Fault:
         """The fault with what Lava's account says of it. Whoever ends the flight meanwhile ends the asking, not the fault."""
@@ -665,7 +677,7 @@ class Forwarder:
             flight.task.uncancel()
         return fault
 
-    def _search_unreadable(
+    async def _search_unreadable(
         self, answer: Answer, encoding: bytes, content: bytes, whole: bool, redactor: Redactor
     ) -> None:
         """Raise ``Fault`` where a compressed error that cannot be read in whole shows our credential to whoever reads a part.
@@ -673,7 +685,7 @@ class Forwarder:
         Where it does not, it passes as it came; one too long to be collected does not pass unsearched.
         """
         part = bodies.decode_prefix(content, encoding, _ERROR_SEARCHED)
-        if part and (not whole or redactor.data(part) != part):
+        if part and (not whole or await self._apart(redactor.data, part) != part):
             raise Fault(
                 "upstream_protocol",
                 f"The answer is an error ({answer.status}) whose compressed body cannot be read in whole here; it is not "
@@ -688,7 +700,7 @@ class Forwarder:
         assert flight is not None  # noqa: S101  (made before the request was opened)
         record.bytes_out = 0
         while content:
-            piece = masking.feed(content)
+            piece = await self._apart(masking.feed, content)
             record.bytes_out += len(piece)
             flight.wait(Phase.WRITE)
             await call.send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -238,18 +238,23 @@ class StreamMask(Unshown):
     def __init__(self, redactor: Redactor, reach: int) -> None:
         self._redactor = redactor
         self._reach = reach
-        self._held = b""
+        self._held = bytearray()
 
     def feed(self, chunk: bytes) -> bytes:
         """Takes the next bytes, gives those that no later byte can make part of a hit (maybe none)."""
-        masked = self._redactor.data(self._held + chunk)
-        cut = max(0, len(masked) - self._reach)
-        self._held = masked[cut:]
+        self._held += chunk
+        # Looked through only once it is twice as much as stays: however small the pieces are, each byte is seen twice.
+        if len(self._held) <= 2 * self._reach:
+            return b""
+        masked = self._redactor.data(bytes(self._held))
+        cut = len(masked) - self._reach
+        self._held = bytearray(masked[cut:])
         return masked[:cut]
 
     def flush(self) -> bytes:
         """The rest, at the end of the body."""
-        rest, self._held = self._held, b""
+        rest = self._redactor.data(bytes(self._held))
+        self._held.clear()
         return rest
 
 

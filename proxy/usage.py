@@ -62,6 +62,21 @@ _MARKS: dict[Ending, tuple[bytes, ...]] = {
 }
 
 
+# Events of one stream that are taken apart without telling anything; from then on a search by pattern must do.
+_MOST_IN_VAIN = 5000
+# An end marker, as far as a pattern can tell.
+_ROUGH: dict[Ending, re.Pattern[bytes]] = {
+    Ending.CHAT: re.compile(rb"(?:^|[\r\n])data: ?\[DONE\] *(?:[\r\n]|$)"),
+    Ending.GOOGLE: _FINISH,
+    Ending.UNKNOWN: re.compile(rb"(?!)"),
+    **{
+        ending: re.compile(
+            rb'(?:(?:^|[\r\n])event: ?|"type" ?: ?")(?:%b)(?:["\r\n]|$)'
+            % b"|".join(re.escape(name.encode()) for name in names)
+        )
+        for ending, names in _ENDS.items()
+    },
+}
 # Until the model has been named.
 _FIRST_MARKS = {ending: (b'"model', *marks) for ending, marks in _MARKS.items()}
 
@@ -97,6 +112,7 @@ class Scanner:
         "_error",
         "_first",
         "_head",
+        "_in_vain",
         "_last",
         "_marks",
         "_model",
@@ -112,6 +128,7 @@ class Scanner:
         self._blind = encoded
         self._done = False
         self._ended = False
+        self._in_vain = 0
         self._error: str | None = None
         self._model: str | None = None
         # What counted tokens: raw events (parsed when asked for), or their usage object.
@@ -246,11 +263,27 @@ class Scanner:
 
     def _look(self, block: bytes) -> None:
         """Takes a block of whole events one by one."""
+        if self._in_vain >= _MOST_IN_VAIN:
+            self._skim(block)
+            return
         for event in _events(block):
             if len(event) > _EVENT_LIMIT:
                 self._long(event[:_HEAD], event[-_TAIL:])
             else:
+                before = self._model, self._error, self._ended
                 self._event(event)
+                if before == (self._model, self._error, self._ended):
+                    self._in_vain += 1
+                    if self._in_vain >= _MOST_IN_VAIN:
+                        self._skim(block)  # the rest of it, and what is known already
+                        return
+
+    def _skim(self, block: bytes) -> None:
+        """Whole events of a stream that has told nothing in thousands of them that looked as if they would."""
+        if not self._ended and _ROUGH[self._ending].search(block):
+            self._ended = True
+        if block.find(b'"usage') >= 0 and _COUNTS.search(block):
+            self._keep(block[-_KEEP:])
 
     def _event(self, event: bytes) -> None:
         if self._model is None and b'"model' in event:

@@ -138,6 +138,35 @@ def test_a_large_body_arrives_as_it_was_sent(start: Callable[..., Daemon], encod
                     assert came.body == body.replace(f'"{model}", "end"'.encode(), f'"{new}", "end"'.encode())
 
 
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_others_are_served_while_a_hostile_error_is_masked(start: Callable[..., Daemon], encoding: str) -> None:
+    """An error answer full of escapes, each of which might hide the credential: other answers come meanwhile."""
+    noise = b"%2525\\\\u0041" * (200_000 // 11 if encoding == "identity" else 900_000 // 11)
+    head = [(b"Content-Type", b"text/plain"), (b"Content-Encoding", encoding.encode())]
+    with Upstream(answer(500, ENCODERS[encoding](noise), head)) as upstream:
+        port = start(upstream).port
+        over = threading.Event()
+
+        def work() -> None:
+            for _ in range(5):
+                response = ask(port, "GET", "/openai/v1/files/x")
+                assert response.status == 500
+                assert response.complete
+            over.set()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        served = 0
+        with RawClient(port) as client:
+            while not over.is_set():
+                client.request("GET", "/healthz")
+                assert client.response().status == 200
+                served += 1
+        thread.join()
+    # Were the loop held, each of the five would let through one or two.
+    assert served > 15
+
+
 # --- none is kept ----------------------------------------------------------------------------------------------------
 
 

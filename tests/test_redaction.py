@@ -11,6 +11,7 @@ import json
 import pickle
 import pprint
 import random
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -293,3 +294,47 @@ def test_a_settings_model_can_hold_a_secret() -> None:
     for text in shown:
         assert leaks(text, [CANARY]) == []
     assert json.loads(model.model_dump_json())["key"].startswith("***")
+
+
+class Counting(Redactor):
+    """Counts the bytes that are looked through."""
+
+    __slots__ = ("looked",)
+
+    def __init__(self, values: list[str]) -> None:
+        super().__init__(values)
+        self.looked = 0
+
+    def data(self, data: bytes) -> bytes:
+        self.looked += len(data)
+        return super().data(data)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 49_152])
+def test_a_stream_is_looked_through_twice_at_most(size: int) -> None:
+    """However small the pieces are in which it comes."""
+    key = "aks_live_" + "r" * 40
+    redactor = Counting([key])
+    body = (b"\\u0025" * 500 + key.encode()) * 20
+    masking = redactor.stream()
+    masked = b"".join(masking.feed(body[at : at + size]) for at in range(0, len(body), size)) + masking.flush()
+    assert redactor.looked <= 3 * len(body)
+    assert masked == body.replace(key.encode(), b"*" * len(key))
+
+
+@pytest.mark.parametrize("unit", [b"a", b"\\", b"%41", b"\\u0041", b"%2525", b"aks_", b"aks_live", b'\\"%', b"YWtz"])
+def test_masking_is_linear(unit: bytes) -> None:
+    """Four times the text takes about four times as long, whatever it consists of."""
+    redactor = Redactor(["aks_live_" + "r" * 40])
+
+    def took(size: int) -> float:
+        data = unit * (size // len(unit))
+        times = []
+        for _ in range(3):
+            began = time.thread_time()
+            redactor.data(data)
+            times.append(time.thread_time() - began)
+        return min(times)
+
+    small = took(64 * 1024)
+    assert took(256 * 1024) < 10 * small + 0.01

@@ -519,3 +519,64 @@ def _scan_document(ending: Ending, document: dict[str, Any]) -> Scanner:
     scanner.feed(json.dumps(document).encode())
     scanner.finish()
     return scanner
+
+
+# --- hostile streams -------------------------------------------------------------------------------------------------
+
+IN_VAIN = [
+    b'data: {"error":null}\n\n',
+    b"data: error\n\n",
+    b"error\r\r",
+    b'data: {"error":0}\n\n',
+    b'data: {"model":1}\n\n',
+    b"data: [DONE] x\n\n",
+    b'data: "usage"\n\n',
+    b'data: "usage":\ndata: {\n\n',
+]
+
+
+class Counting(Scanner):
+    """Counts the events that are taken apart."""
+
+    __slots__ = ("looked",)
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending, True)
+        self.looked = 0
+
+    def _event(self, event: bytes) -> None:
+        self.looked += 1
+        super()._event(event)
+
+
+@pytest.mark.parametrize("size", [997, 49_152])
+@pytest.mark.parametrize("unit", IN_VAIN, ids=repr)
+def test_events_that_look_like_something_are_not_taken_apart_for_ever(unit: bytes, size: int) -> None:
+    """A few thousand at most; the end marker and the usage behind them are seen all the same."""
+    stream = unit * ((2 << 20) // len(unit)) + b'data: {"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\n'
+    stream += b"data: [DONE]\n\n"
+    scanner = Counting(Ending.CHAT)
+    for at in range(0, len(stream), size):
+        scanner.feed(stream[at : at + size])
+    scanner.finish()
+    assert scanner.looked <= 5000
+    assert scanner.ended
+    assert scanner.tokens == (3, 4)
+
+
+@pytest.mark.parametrize("ending", [each for each in Ending if each is not Ending.UNKNOWN])
+def test_an_end_marker_is_seen_behind_thousands_that_were_none(ending: Ending) -> None:
+    """In every dialect; what only looks like one is none there either."""
+    ends = {
+        Ending.CHAT: b"data: [DONE]\n\n",
+        Ending.RESPONSES: b'data: {"type":"response.failed"}\n\n',
+        Ending.MESSAGES: b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+        Ending.GOOGLE: b'data: {"candidates":[{"finishReason":"STOP"}]}\n\n',
+        Ending.IMAGES: b'data: {"type":"image_edit.completed"}\n\n',
+        Ending.TRANSCRIPT: b'data: {"type": "transcript.text.done"}\n\n',
+        Ending.SPEECH: b"event: speech.audio.done\ndata: {}\n\n",
+    }
+    before = b'data: {"error":0}\n\n' * 6000
+    text = b'data: {"text":"[DONE] response.failed message_stop image_edit.completed error"}\n\n'
+    assert not _scan(ending, before, text).ended
+    assert _scan(ending, before, text, ends[ending]).ended
