@@ -69,10 +69,11 @@ _ADDRESSES: tuple[tuple[str, str, Dialect], ...] = (
 
 _FACES: Mapping[str, Mapping[str, Dialect]] = {
     "cohere": {"v2": Dialect.OTHER},
-    "deepinfra": {"anthropic": Dialect.ANTHROPIC},
-    "deepseek": {"anthropic": Dialect.ANTHROPIC, "beta": Dialect.OPENAI},
+    "deepinfra": {"anthropic": Dialect.ANTHROPIC, "v1/inference": Dialect.OTHER},
+    "deepseek": {"anthropic": Dialect.ANTHROPIC, "beta": Dialect.OPENAI, "user": Dialect.OTHER},
+    "fireworks": {"v1/accounts": Dialect.OTHER},
     "moonshot": {"anthropic": Dialect.ANTHROPIC},
-    "novita": {"anthropic": Dialect.ANTHROPIC},
+    "novita": {"anthropic": Dialect.ANTHROPIC, "openai": Dialect.OPENAI, "v3/async": Dialect.OTHER},
 }
 """Paths on a provider's host where it documents another interface than that of its main address."""
 

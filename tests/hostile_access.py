@@ -291,10 +291,17 @@ def wrong_keys(stand: Stand) -> None:
 @case("AUT-04")
 def key_in_query(stand: Stand) -> None:
     for name in ("key", "api_key", "apikey", "access_token"):
-        for path in ("/openai/v1/files", "/v1beta/models", "/healthz", "/no/such/path"):
+        for path in ("/openai/v1/files", "/v1/files", "/v1beta/models", "/healthz", "/no/such/path"):
+            if (name, path) == ("key", "/v1beta/models"):
+                continue
             with stand.untouched("keyed"):
                 response = stand.ask("GET", f"{path}?{name}={LOCAL_KEY}", at="keyed")
                 assert response.status == (200 if path == "/healthz" else 401)
+    # Google's tools send theirs so: on its routes it is a credential like one in a header, right or wrong, and stays here.
+    assert stand.ask("GET", f"/v1beta/models?key={LOCAL_KEY}", at="keyed").status == 200
+    assert LOCAL_KEY.encode() not in stand.last.raw
+    with stand.untouched("keyed"):
+        our_error(stand.ask("GET", f"/v1beta/models?key={LOCAL_KEY}x", at="keyed"), 401, "local_key_invalid")
     # The output of every daemon is searched for the key when it ends; here is the present one.
     assert LOCAL_KEY not in stand.daemon("keyed").output()
 

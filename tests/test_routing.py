@@ -301,6 +301,14 @@ POST /deepseek/beta/completions                  | -                | deepseek h
 POST /deepseek/beta/v1/chat/completions          | -                | deepseek https://api.deepseek.com/beta/chat/completions
 POST /p/website/moonshot/anthropic/v1/messages   | -                | website: moonshot https://api.moonshot.ai/anthropic/v1/messages
 POST /novita/anthropic/v1/messages               | -                | novita https://api.novita.ai/anthropic/v1/messages
+POST /novita/openai/v1/chat/completions          | -                | novita https://api.novita.ai/openai/chat/completions
+POST /novita/v3/async/txt2img                    | -                | novita https://api.novita.ai/v3/async/txt2img
+POST /novita/v3/openai/embeddings                | -                | novita https://api.novita.ai/v3/openai/embeddings
+POST /deepinfra/v1/inference/org/model           | -                | deepinfra https://api.deepinfra.com/v1/inference/org/model
+GET /deepseek/user/balance                       | -                | deepseek https://api.deepseek.com/user/balance
+GET /fireworks/v1/accounts/me/models             | -                | fireworks https://api.fireworks.ai/v1/accounts/me/models
+POST /fireworks/v1/messages                      | -                | fireworks https://api.fireworks.ai/inference/v1/messages
+POST /fireworks/inference/v1/messages            | -                | fireworks https://api.fireworks.ai/inference/v1/messages
 POST /deepinfra/anthropic/v1/messages            | -                | deepinfra https://api.deepinfra.com/anthropic/v1/messages
 POST /cohere/v2/chat                             | -                | cohere https://api.cohere.ai/v2/chat
 GET /deepseek/anthropic                          | -                | info openai
