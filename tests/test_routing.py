@@ -1068,6 +1068,42 @@ def test_every_address_goes_to_its_provider_or_is_a_fault(
         assert target.partition(b"?")[0] in (b"chat/completions", b"messages")
 
 
+_UNDER_V1 = st.sampled_from(
+    [
+        "v1",
+        "v1",
+        "files",
+        "skills",
+        "batches",
+        "messages",
+        "models",
+        "caches",
+        "chat",
+        "completions",
+        "responses",
+        "x:y",
+        "",
+    ]
+)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(METHODS, st.lists(_UNDER_V1, min_size=1, max_size=6), st.sampled_from(list(SPEAKS)))
+def test_no_address_takes_a_request_to_another_company(method: str, words: list[str], speaker: str) -> None:
+    """Without a model and a provider in it: to the company of the endpoint, else of the headers, or nowhere."""
+    path = ("/v1/" + "/".join(words)).encode()
+    try:
+        place = locate(method, path, SPEAKS[speaker], TABLE)
+        assume(place.kind in (Kind.PROVIDER, Kind.MODEL) and place.model is None)
+        found = route(method, place, b"", "main", None, TABLE)
+    except Fault as fault:
+        assert fault.status in (400, 404, 405)  # noqa: PT017  (either is right)
+        return
+    spoken = of_path(path, TABLE.providers, method) or of_headers(SPEAKS[speaker])
+    assert found.provider is BUILTIN[spoken.value]
+    assert found.dialect is spoken
+
+
 @settings(deadline=None)  # the machine may be busy
 @given(st.binary(max_size=60))
 def test_the_encoding_is_encodeuricomponent(url: bytes) -> None:
