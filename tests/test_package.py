@@ -29,8 +29,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 #: The copies of what the project was given: made-up keys, known to everyone. Nothing else may look like a key.
 KEYS_ALLOWED_IN = (re.compile(r"tests/vectors/[^/]+\.json"), re.compile(r"tests/hostile-cases\.json"))
-#: A prefix alone ("sk-admin-") is none, so the longer prefixes are taken whole.
-KEY_SHAPED = re.compile(rb"(aks_live_|aks_test_|lava_sk_|lava_wk_|sk-(?>(?:svcacct-|admin-)?))[A-Za-z0-9_-]{6,}")
+KEY_SHAPED = re.compile(rb"(aks_live_|aks_test_|lava_sk_|lava_wk_|sk-)[A-Za-z0-9_-]{6,}")
 
 
 def committed_files() -> list[Path]:
@@ -293,6 +292,6 @@ def test_no_committed_file_holds_a_key() -> None:
 
 def test_keys_are_recognised() -> None:
     """The scan above does find what it looks for (else it would pass on anything)."""
-    for prefix in (b"aks_live_", b"aks_test_", b"lava_sk_", b"lava_wk_", b"sk-", b"sk-admin-"):
+    for prefix in (b"aks_live_", b"aks_test_", b"lava_sk_", b"lava_wk_", b"sk-"):
         assert KEY_SHAPED.search(b'key = "' + prefix + b"x" * 6 + b'"')
         assert not KEY_SHAPED.search(prefix + b"x" * 5)
