@@ -83,7 +83,7 @@ def _built_in(name: str, url: str, dialect: Dialect) -> Provider:
     faces = {
         path.encode("ascii"): Provider(name, f"{host}/{path}", spoken) for path, spoken in _FACES.get(name, {}).items()
     }
-    return Provider(name, url, dialect, faces=MappingProxyType(faces))
+    return Provider(name, url, dialect, faces=faces)
 
 
 BUILTIN: Mapping[str, Provider] = MappingProxyType(
