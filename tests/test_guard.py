@@ -750,6 +750,22 @@ def test_time_in_which_the_application_does_not_read_is_not_the_clients(front: F
     assert (status, len(body)) == (200, 400_000)
 
 
+def test_after_a_pause_of_ours_the_client_has_its_whole_time_again() -> None:
+    """However late in a span we read on, the next look at its rate is a whole grace away."""
+    with running(Limits(body_grace_seconds=3.0, sweep_seconds=0.05)) as front:
+        client = front.connect()
+        client.sendall(b"POST /held HTTP/1.1\r\n" + HOST + b"Content-Length: 400000\r\n\r\n" + b"x" * 300_000)
+        assert eventually(lambda: len(front.app.seen) == 1)
+        protocol = front.app.seen[0].connection._protocol
+        assert eventually(lambda: protocol.flow.read_paused)
+        assert eventually(lambda: 0 < protocol.deadline - protocol._loop.time() < 1.0)
+        released = protocol._loop.time()
+        front.app.release.set()
+        assert eventually(lambda: protocol.deadline >= released + 3.0, 0.9)
+        client.sendall(b"x" * 100_000)
+        assert read_response(client)[0] == 200
+
+
 def test_idle_connections_are_closed_after_the_keep_alive_time() -> None:
     """A kept connection ends after its own time, not at the header deadline."""
     with running(Limits(header_seconds=0.1, keep_alive_seconds=0.8, sweep_seconds=0.05)) as front:
