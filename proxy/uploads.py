@@ -7,7 +7,7 @@ Lava, and send no key with it. So the header is changed to the same address belo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote_from_bytes
 
 from proxy import gate
@@ -15,12 +15,23 @@ from proxy.dialects import Dialect
 from proxy.headers import PROXY_KEY, UPLOADS
 
 if TYPE_CHECKING:
-    from proxy.forward import Admitted
-    from proxy.generation import Plan
-    from proxy.headers import Pairs
+    from proxy.gate import Admission
+    from proxy.generation import Generation, Plan
+    from proxy.headers import Pairs, Received
 
 
-def lead_here(pairs: Pairs, plan: Plan, admitted: Admitted) -> Pairs:
+class Asked(Protocol):
+    """What has to be known of the request that began an upload."""
+
+    admission: Admission
+    generation: Generation
+    method: str
+    path: str
+    query: bytes
+    received: Received
+
+
+def lead_here(pairs: Pairs, plan: Plan, admitted: Asked) -> Pairs:
     """``pairs`` with the addresses for uploads at the plan's provider made addresses of this daemon.
 
     Each names the project, and the key that the tool sent with this request, for the tool will send none with the next. Where

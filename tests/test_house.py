@@ -58,6 +58,7 @@ ORDER = (
     "record",
     "metrics",
     "catalog",
+    "uploads",
     "forward",
     "express",
     "logs",
