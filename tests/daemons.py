@@ -94,6 +94,7 @@ class Daemon:
                 stderr=subprocess.STDOUT,
                 cwd=directory,
                 env=clean_environment(directory, env),
+                start_new_session=True,  # no terminal, wherever the tests run
             )
 
     def output(self) -> str:
