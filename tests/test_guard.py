@@ -108,6 +108,11 @@ class TinyApp:
             await asyncio.sleep(0.01)
         await self.echo(seen, receive, send)
 
+    async def announced(self, seen: Seen, receive: Any, send: Any) -> None:
+        """Announces a length where no body may be; the status is in the query."""
+        await start(send, int(seen.scope["query_string"]), (b"content-length", b"5"))
+        await send({"type": "http.response.body", "body": b"xxxxx", "more_body": False})
+
     async def known(self, seen: Seen, receive: Any, send: Any) -> None:
         """Whoever asks has passed the gate."""
         seen.connection.passed_gate()
@@ -660,6 +665,20 @@ def test_pipelined_requests_are_answered_in_order_one_at_a_time(front: Front) ->
     statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)]
     assert statuses == [200, 200, 400]
     assert len(front.app.seen) == 2
+
+
+@pytest.mark.parametrize(("method", "status"), [(b"HEAD", b"200"), (b"GET", b"204"), (b"GET", b"304")])
+def test_a_length_announced_without_a_body_is_followed_by_none(front: Front, method: bytes, status: bytes) -> None:
+    """A 204 has no length at all; the next answer on the connection follows the head at once."""
+    received = front.exchange(
+        get(first=method + b" /announced?" + status + b" HTTP/1.1")
+        + get(b"Connection: close", first=b"GET /echo HTTP/1.1")
+    )
+    first, _, rest = received.partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 " + status)
+    assert (b"content-length: 5" in first) == (status != b"204")
+    assert b"transfer-encoding" not in first
+    assert rest.startswith(b"HTTP/1.1 200")
 
 
 def test_connection_close_is_kept(front: Front) -> None:
