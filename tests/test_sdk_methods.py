@@ -28,6 +28,8 @@ from proxy.dialects import OPENAI_WORDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from conftest import NodeSDK
+
 
 KEY = "aks_live_" + "m" * 24
 ANSWER = {"id": "i", "object": "o", "status": "completed", "data": [], "type": "x", "name": "files/x", "done": True}
@@ -229,3 +231,111 @@ def test_every_method_arrives_at_its_own_company(
     found, _ = asked(lava, sdk, running.url + base, lambda name: name in expected)
     rows = wrong(sdk, base, expected, found)
     assert not rows, f"{len(rows)} of {len(expected)}:\n" + "\n".join(rows)
+
+
+# --- Node ------------------------------------------------------------------------------------------------------------
+
+#: Calls methods of an SDK at each base URL, one after the other, each named by a header of its own.
+NODE = r"""
+import OpenAI from 'openai';
+import Anthropic from '@anthropic-ai/sdk';
+import { GoogleGenAI } from '@google/genai';
+
+const { sdk, bases } = JSON.parse(process.env.WHAT);
+const file = () => new File(['content'], 'a.txt', { type: 'text/plain' });
+const messages = [{ role: 'user', content: 'x' }];
+const openai = {
+    'chat.completions.create': (ai) => ai.chat.completions.create({ model: 'gpt-5', messages }),
+    'responses.create': (ai) => ai.responses.create({ model: 'gpt-5', input: 'x' }),
+    'responses.retrieve': (ai) => ai.responses.retrieve('x'),
+    'embeddings.create': (ai) => ai.embeddings.create({ model: 'text-embedding-3-small', input: 'x' }),
+    'images.generate': (ai) => ai.images.generate({ model: 'gpt-image-1', prompt: 'x' }),
+    'audio.speech.create': (ai) => ai.audio.speech.create({ model: 'tts-1', voice: 'alloy', input: 'x' }),
+    'audio.transcriptions.create': (ai) => ai.audio.transcriptions.create({ model: 'whisper-1', file: file() }),
+    'moderations.create': (ai) => ai.moderations.create({ input: 'x' }),
+    'models.list': (ai) => ai.models.list(),
+    'models.retrieve': (ai) => ai.models.retrieve('gpt-5'),
+    'files.create': (ai) => ai.files.create({ file: file(), purpose: 'batch' }),
+    'files.content': (ai) => ai.files.content('x'),
+    'batches.list': (ai) => ai.batches.list(),
+    'fineTuning.jobs.list': (ai) => ai.fineTuning.jobs.list(),
+    'vectorStores.list': (ai) => ai.vectorStores.list(),
+    'uploads.create': (ai) => ai.uploads.create({ bytes: 1, filename: 'x', mime_type: 'x', purpose: 'batch' }),
+    'evals.list': (ai) => ai.evals.list(),
+    'containers.list': (ai) => ai.containers.list(),
+    'conversations.retrieve': (ai) => ai.conversations.retrieve('x'),
+};
+const anthropic = {
+    'messages.create': (ai) => ai.messages.create({ model: 'claude-opus-4-6', max_tokens: 5, messages }),
+    'messages.countTokens': (ai) => ai.messages.countTokens({ model: 'claude-opus-4-6', messages }),
+    'messages.batches.list': (ai) => ai.messages.batches.list(),
+    'models.list': (ai) => ai.models.list(),
+    'models.retrieve': (ai) => ai.models.retrieve('claude-opus-4-6'),
+    'beta.files.list': (ai) => ai.beta.files.list(),
+    'beta.files.upload': (ai) => ai.beta.files.upload({ file: file() }),
+    'beta.files.download': (ai) => ai.beta.files.download('x'),
+    'beta.skills.list': (ai) => ai.beta.skills.list(),
+    'beta.skills.create': (ai) => ai.beta.skills.create({ files: [file()] }),
+};
+const google = {
+    'models.generateContent': (ai) => ai.models.generateContent({ model: 'gemini-2.5-flash', contents: 'x' }),
+    'models.countTokens': (ai) => ai.models.countTokens({ model: 'gemini-2.5-flash', contents: 'x' }),
+    'models.embedContent': (ai) => ai.models.embedContent({ model: 'gemini-2.5-flash', contents: 'x' }),
+    'models.get': (ai) => ai.models.get({ model: 'gemini-2.5-flash' }),
+    'models.list': (ai) => ai.models.list(),
+    'files.upload': (ai) => ai.files.upload({ file: file(), config: { mimeType: 'text/plain' } }),
+    'files.get': (ai) => ai.files.get({ name: 'files/x' }),
+    'files.list': (ai) => ai.files.list(),
+    'files.delete': (ai) => ai.files.delete({ name: 'files/x' }),
+    'caches.create': (ai) => ai.caches.create({ model: 'gemini-2.5-flash', config: {} }),
+    'caches.list': (ai) => ai.caches.list(),
+    'caches.get': (ai) => ai.caches.get({ name: 'cachedContents/x' }),
+    'batches.create': (ai) => ai.batches.create({ model: 'gemini-2.5-flash', src: 'files/x' }),
+    'batches.get': (ai) => ai.batches.get({ name: 'batches/x' }),
+    'batches.list': (ai) => ai.batches.list(),
+    'fileSearchStores.create': (ai) => ai.fileSearchStores.create({}),
+    'fileSearchStores.list': (ai) => ai.fileSearchStores.list(),
+    'fileSearchStores.uploadToFileSearchStore': (ai) => ai.fileSearchStores.uploadToFileSearchStore(
+        { fileSearchStoreName: 'fileSearchStores/x', file: file(), config: { mimeType: 'text/plain' } }),
+    'interactions.create': (ai) => ai.interactions.create({ model: 'gemini-2.5-flash', input: 'x' }),
+    'interactions.get': (ai) => ai.interactions.get('x'),
+    'tunings.get': (ai) => ai.tunings.get({ name: 'tunedModels/x' }),
+    'authTokens.create': (ai) => ai.authTokens.create({}),
+};
+
+for (const [index, baseURL] of bases.entries())
+    for (const [name, ask] of Object.entries({ openai, anthropic, google }[sdk])) {
+        const headers = { 'x-case': `${index} ${name}` };
+        const options = { baseURL, apiKey: 'unused', maxRetries: 0, defaultHeaders: headers };
+        const ai = sdk === 'openai' ? new OpenAI(options) : sdk === 'anthropic' ? new Anthropic(options)
+            : new GoogleGenAI({ apiKey: 'unused', httpOptions: { baseUrl: baseURL, headers } });
+        try { await ask(ai); } catch { /* the answer is made up */ }
+    }
+"""
+FEWEST = {"openai": 19, "anthropic": 10, "google": 20}
+
+
+@pytest.mark.parametrize("sdk", list(BASES))
+def test_each_resource_of_node_arrives_at_its_own_company(
+    lava: Upstream, running: Daemon, node_sdk: NodeSDK, sdk: str
+) -> None:
+    """Node, at its own base URL and below a project."""
+    bases = BASES[sdk][0], BASES[sdk][-1], *(["/v1beta"] if sdk == "google" else [])
+    urls = [lava.url + PATH[sdk], *(running.url + base for base in bases)]
+    before = len(lava.requests)
+    what = json.dumps({"sdk": sdk, "bases": urls})
+    done = node_sdk.run(NODE, WHAT=what, limit=120)
+    assert done.returncode == 0, done.stderr
+    found: list[Asked] = [{} for _ in urls]
+    for request in lava.requests[before:]:
+        index, _, name = (request.header(b"x-case") or b"").decode().partition(" ")
+        if name:
+            found[int(index)][name] = request.method.decode(), request.target.decode()
+    expected, *arrived = found
+    for base, came in zip(bases, arrived, strict=True):
+        if f"{base}/v1/models" != "/v1beta/v1/models":
+            came["models.list"] = "GET", "/v1/models"  # the daemon's own question has no such header
+    assert len(expected) >= FEWEST[sdk], sorted(expected)
+    for base, came in zip(bases, arrived, strict=True):
+        rows = wrong(sdk, base, expected, came)
+        assert not rows, f"P{base}: {len(rows)} of {len(expected)}:\n" + "\n".join(rows)
