@@ -1,16 +1,16 @@
-"""The fault tree: whose fault it is, which status and code it has, and how it is told in three dialects.
+"""The errors: whose fault it is, status and code of each, and its form in three dialects.
 
 ::
 
     Fault
     ├── client     malformed, not allowed, too large: nothing was sent to Lava
-    ├── proxy      we cannot serve now: overloaded, draining, the network below us
-    ├── lava       Lava said no: the key, the balance, a spend key's cap, a target it does not serve
-    ├── provider   the provider behind Lava said no
-    └── unknown    the answer had no shape to go by; the message names both possibilities
+    ├── proxy      this daemon cannot serve now: overloaded, draining, a network failure
+    ├── lava       Lava refused: the key, the balance, a spend key's cap, an unsupported target
+    ├── provider   the provider behind Lava refused
+    └── unknown    the response has no known shape; the message names both possibilities
 
 ``TABLE`` holds, per code, what CONTRACT section 6 fixes: status, the error type in each dialect, and whether an SDK may
-try again. ``from_answer`` turns an answer of Lava or of a provider into a ``Fault`` (or ``None``: it passes untouched).
+retry. ``from_answer`` turns a response of Lava or of a provider into a ``ProxyError`` (or ``None``: it is relayed unchanged).
 Everything here is pure.
 """
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from proxy.dialects import Dialect, compact
+from proxy.protocol.dialects import Dialect, compact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +33,8 @@ Owner = Literal["client", "proxy", "lava", "provider", "unknown"]
 Headers = list[tuple[bytes, bytes]]
 
 
-class Kind(NamedTuple):
-    """One row of the table: ``retry`` is the value of ``x-should-retry``, ``None`` where it is not set."""
+class ErrorKind(NamedTuple):
+    """One row of the table: ``retry`` is the value of ``x-should-retry``, ``None`` if it is not set."""
 
     status: int
     owner: Owner
@@ -45,8 +45,8 @@ class Kind(NamedTuple):
 
 
 GUARDED: Headers = [(b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin")]
-"""On every answer that we make ourselves: no page of another origin gets at it, not even as an image or a script. (A listed
-origin's ``fetch`` is not held to this.)"""
+"""On every response of our own: no page of another origin can load it, not even as an image or a script. (The ``fetch`` of a
+listed origin is not affected.)"""
 
 _INVALID = ("invalid_request_error", "invalid_request_error", "INVALID_ARGUMENT")
 _UNAUTHENTICATED = ("authentication_error", "authentication_error", "UNAUTHENTICATED")
@@ -59,47 +59,47 @@ _API = ("api_error", "api_error", "UNAVAILABLE")
 _TIMEOUT = ("api_error", "timeout_error", "DEADLINE_EXCEEDED")
 _TOO_LARGE = ("invalid_request_error", "request_too_large", "INVALID_ARGUMENT")
 
-TABLE: Mapping[str, Kind] = {
-    "lava_unauthorized": Kind(401, "lava", *_UNAUTHENTICATED, False),
-    "lava_key_missing": Kind(401, "proxy", *_UNAUTHENTICATED, False),
-    "provider_key_rejected": Kind(401, "provider", *_UNAUTHENTICATED, False),
-    "lava_insufficient_balance": Kind(402, "lava", *_BROKE, False),
-    "provider_payment_required": Kind(402, "provider", *_BROKE, False),
-    "lava_spend_limit": Kind(402, "lava", *_CAPPED, False),
-    "lava_forbidden": Kind(403, "lava", *_PERMISSION, False),
-    "lava_unsupported_target": Kind(400, "lava", *_INVALID, False),
-    "lava_error": Kind(502, "lava", *_API, None),
-    "local_key_required": Kind(401, "client", *_UNAUTHENTICATED, False),
-    "local_key_invalid": Kind(401, "client", *_UNAUTHENTICATED, False),
-    "host_not_allowed": Kind(421, "client", *_INVALID, False),
-    "origin_not_allowed": Kind(403, "client", *_PERMISSION, False),
-    "project_not_found": Kind(404, "client", *_MISSING, False),
-    "provider_not_found": Kind(404, "client", *_MISSING, False),
-    "path_not_found": Kind(404, "client", *_MISSING, False),
-    "project_not_allowed": Kind(403, "client", *_PERMISSION, False),
-    "crossing_unsupported": Kind(400, "client", *_INVALID, False),
-    "byok_key_missing": Kind(400, "client", *_INVALID, False),
-    "bad_target": Kind(400, "client", *_INVALID, False),
-    "bad_request": Kind(400, "client", *_INVALID, False),
-    "body_too_large": Kind(413, "client", *_TOO_LARGE, False),
-    "method_not_allowed": Kind(405, "client", *_INVALID, False),
-    "request_timeout": Kind(408, "client", *_INVALID, False),
-    "target_too_long": Kind(414, "client", *_INVALID, False),
-    "expectation_failed": Kind(417, "client", *_INVALID, False),
-    "upgrade_required": Kind(426, "client", *_INVALID, False),
-    "headers_too_large": Kind(431, "client", *_INVALID, False),
-    "not_implemented": Kind(501, "client", *_INVALID, False),
-    "http_version_unsupported": Kind(505, "client", *_INVALID, False),
-    "overloaded": Kind(503, "proxy", *_OVERLOADED, True),
-    "shutting_down": Kind(503, "proxy", *_OVERLOADED, True),
-    "upstream_unreachable": Kind(502, "proxy", *_API, True),
-    "upstream_tls": Kind(502, "proxy", *_API, False),
-    "upstream_protocol": Kind(502, "lava", *_API, False),
-    "upstream_redirect": Kind(502, "lava", *_API, False),
-    "upstream_closed": Kind(502, "lava", *_API, False),
-    "upstream_timeout": Kind(504, "lava", *_TIMEOUT, False),
-    # Not in the contract's table: a fault of our own code. It must never happen, and must not look like anybody else's.
-    "internal_error": Kind(500, "proxy", "api_error", "api_error", "INTERNAL", False),
+TABLE: Mapping[str, ErrorKind] = {
+    "lava_unauthorized": ErrorKind(401, "lava", *_UNAUTHENTICATED, False),
+    "lava_key_missing": ErrorKind(401, "proxy", *_UNAUTHENTICATED, False),
+    "provider_key_rejected": ErrorKind(401, "provider", *_UNAUTHENTICATED, False),
+    "lava_insufficient_balance": ErrorKind(402, "lava", *_BROKE, False),
+    "provider_payment_required": ErrorKind(402, "provider", *_BROKE, False),
+    "lava_spend_limit": ErrorKind(402, "lava", *_CAPPED, False),
+    "lava_forbidden": ErrorKind(403, "lava", *_PERMISSION, False),
+    "lava_unsupported_target": ErrorKind(400, "lava", *_INVALID, False),
+    "lava_error": ErrorKind(502, "lava", *_API, None),
+    "local_key_required": ErrorKind(401, "client", *_UNAUTHENTICATED, False),
+    "local_key_invalid": ErrorKind(401, "client", *_UNAUTHENTICATED, False),
+    "host_not_allowed": ErrorKind(421, "client", *_INVALID, False),
+    "origin_not_allowed": ErrorKind(403, "client", *_PERMISSION, False),
+    "project_not_found": ErrorKind(404, "client", *_MISSING, False),
+    "provider_not_found": ErrorKind(404, "client", *_MISSING, False),
+    "path_not_found": ErrorKind(404, "client", *_MISSING, False),
+    "project_not_allowed": ErrorKind(403, "client", *_PERMISSION, False),
+    "crossing_unsupported": ErrorKind(400, "client", *_INVALID, False),
+    "byok_key_missing": ErrorKind(400, "client", *_INVALID, False),
+    "bad_target": ErrorKind(400, "client", *_INVALID, False),
+    "bad_request": ErrorKind(400, "client", *_INVALID, False),
+    "body_too_large": ErrorKind(413, "client", *_TOO_LARGE, False),
+    "method_not_allowed": ErrorKind(405, "client", *_INVALID, False),
+    "request_timeout": ErrorKind(408, "client", *_INVALID, False),
+    "target_too_long": ErrorKind(414, "client", *_INVALID, False),
+    "expectation_failed": ErrorKind(417, "client", *_INVALID, False),
+    "upgrade_required": ErrorKind(426, "client", *_INVALID, False),
+    "headers_too_large": ErrorKind(431, "client", *_INVALID, False),
+    "not_implemented": ErrorKind(501, "client", *_INVALID, False),
+    "http_version_unsupported": ErrorKind(505, "client", *_INVALID, False),
+    "overloaded": ErrorKind(503, "proxy", *_OVERLOADED, True),
+    "shutting_down": ErrorKind(503, "proxy", *_OVERLOADED, True),
+    "upstream_unreachable": ErrorKind(502, "proxy", *_API, True),
+    "upstream_tls": ErrorKind(502, "proxy", *_API, False),
+    "upstream_protocol": ErrorKind(502, "lava", *_API, False),
+    "upstream_redirect": ErrorKind(502, "lava", *_API, False),
+    "upstream_closed": ErrorKind(502, "lava", *_API, False),
+    "upstream_timeout": ErrorKind(504, "lava", *_TIMEOUT, False),
+    # Not in the contract's table: a fault of our own code. It must never happen, and must not look like another's fault.
+    "internal_error": ErrorKind(500, "proxy", "api_error", "api_error", "INTERNAL", False),
 }
 
 _BY_STATUS: Mapping[int, tuple[str, str, str]] = {
@@ -117,13 +117,13 @@ _BY_STATUS: Mapping[int, tuple[str, str, str]] = {
 }
 
 
-class Fault(Exception):
-    """Something that a client must be told.
+class ProxyError(Exception):
+    """An error for the client.
 
-    ``code`` is a key of ``TABLE``; ``what`` says what is wrong, ``hint`` in one sentence what to do next; ``said`` are the
-    words of whoever answered, in a sentence (empty: there were none), and ``None`` where nobody did. ``details`` are further members of the
-    ``lava_proxy`` object (``payer``, ``connection_id``, ``upstream_status`` …); ``headers`` are added to the answer.
-    ``status``, ``retry`` and ``owner`` are given only where they differ from the table.
+    ``code`` is a key of ``TABLE``; ``what`` says what is wrong, ``hint`` in one sentence what to do next; ``quote``
+    is the upstream's own message, in a sentence (empty: it sent none), and ``None`` if there was no response. ``details`` are
+    further members of the ``lava_proxy`` object (``payer``, ``connection_id``, ``upstream_status`` …); ``headers`` are added to
+    the response. ``status``, ``retry`` and ``owner`` are given only if they differ from the table.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Fault(Exception):
         what: str,
         hint: str,
         *,
-        said: str | None = None,
+        quote: str | None = None,
         status: int | None = None,
         retry: bool | Literal["table"] | None = "table",
         owner: Owner | None = None,
@@ -144,7 +144,7 @@ class Fault(Exception):
         self.code = code
         self.what = what
         self.hint = hint
-        self.said = said
+        self.quote = quote
         self.status = status or kind.status
         self.retry = kind.retry if retry == "table" else retry
         self.owner: Owner = owner or kind.owner
@@ -153,22 +153,24 @@ class Fault(Exception):
 
     @property
     def message(self) -> str:
-        """What the client reads. Of an answer that is explained many tools show nothing else, so what to do stands in it;
-        the other's own words come last."""
-        return self.what if self.said is None else " ".join(filter(None, (self.what, self.hint, self.said)))
+        """The message for the client.
+
+        Many tools show nothing else of an explained response, so it includes the hint. The upstream's own message comes last.
+        """
+        return self.what if self.quote is None else " ".join(filter(None, (self.what, self.hint, self.quote)))
 
     def mask(self, mask: Callable[[str], str]) -> None:
-        """Take secrets out of everything that it tells."""
+        """Mask secrets in every text of the error."""
         self.what, self.hint = mask(self.what), mask(self.hint)
-        self.said = self.said and mask(self.said)
+        self.quote = self.quote and mask(self.quote)
         for name, detail in self.details.items():
             if isinstance(detail, str):
                 self.details[name] = mask(detail)
 
 
 @dataclass(slots=True)
-class Reply:
-    """A whole answer of ours."""
+class ErrorReply:
+    """A whole response of our own."""
 
     status: int
     headers: Headers
@@ -176,14 +178,14 @@ class Reply:
 
 
 def body_of(
-    fault: Fault,
+    fault: ProxyError,
     dialect: Dialect,
     request_id: str,
     *,
     project: str | None = None,
     provider: str | None = None,
 ) -> dict[str, Any]:
-    """The JSON body of ``fault`` in ``dialect`` (``OTHER`` reads as OpenAI's)."""
+    """Return the JSON body of ``fault`` in ``dialect`` (``OTHER`` uses OpenAI's)."""
     kind = TABLE[fault.code]
     openai, anthropic, google = kind.openai, kind.anthropic, kind.google
     if fault.code == "lava_error":
@@ -214,14 +216,14 @@ def body_of(
 
 
 def render(
-    fault: Fault,
+    fault: ProxyError,
     dialect: Dialect,
     request_id: str,
     *,
     project: str | None = None,
     provider: str | None = None,
-) -> Reply:
-    """The whole answer for ``fault``: status, headers (lower-case names, with a ``date``) and body."""
+) -> ErrorReply:
+    """Return the whole response for ``fault``: status, headers (lower-case names, with a ``date``) and body."""
     body = compact(body_of(fault, dialect, request_id, project=project, provider=provider))
     encoded_id = request_id.encode("ascii")
     headers: Headers = [
@@ -242,12 +244,12 @@ def render(
     if fault.retry is not None:
         headers.append((b"x-should-retry", b"true" if fault.retry else b"false"))
     headers.extend(fault.headers)
-    return Reply(fault.status, headers, body)
+    return ErrorReply(fault.status, headers, body)
 
 
-def redirected(status: int) -> Fault:
-    """What a client is told of a redirect of Lava's, whatever it asked for."""
-    return Fault(
+def redirected(status: int) -> ProxyError:
+    """Return the error for a redirect from Lava."""
+    return ProxyError(
         "upstream_redirect",
         f"Lava answered with a redirect ({status}), which is never followed: it would carry your credential elsewhere.",
         "Check lava.base_url; Lava itself does not redirect.",
@@ -269,11 +271,11 @@ _REFUSALS: Mapping[str, str] = {
 
 
 def refusal(code: str, message: str) -> tuple[int, Headers, bytes]:
-    """An answer to bytes that never became a request: in OpenAI's shape, as no dialect can be known yet.
+    """Return status, headers and body of a response to bytes that are no valid request.
 
-    Returns status, headers and body. The connection is to be closed after it.
+    It has OpenAI's shape, because no dialect is known yet. The connection must be closed after it.
     """
-    fault = Fault(code, message, _REFUSALS.get(code, "Send a well-formed HTTP/1.1 request."), headers=_extra(code))
+    fault = ProxyError(code, message, _REFUSALS.get(code, "Send a well-formed HTTP/1.1 request."), headers=_extra(code))
     reply = render(fault, Dialect.OPENAI, new_request_id())
     return reply.status, reply.headers, reply.body
 
@@ -285,18 +287,18 @@ def _extra(code: str) -> Headers:
 
 
 def new_request_id() -> str:
-    """``req_`` and 24 hexadecimal digits: 96 random bits, so that two daemons never share one."""
+    """Return ``req_`` and 24 hexadecimal digits: 96 random bits, so that two daemons never share an id."""
     return "req_" + os.urandom(12).hex()
 
 
 class RequestIds:
-    """The same ids for the hot path, without a system call for each: an id is a name, not a secret."""
+    """The same ids for every request, without a system call for each: an id is a name, not a secret."""
 
     def __init__(self) -> None:
         self._bits = random.Random(os.urandom(32)).getrandbits  # noqa: S311  (names, see above)
 
     def next(self) -> str:
-        """A new id."""
+        """Return a new id."""
         return f"req_{self._bits(96):024x}"
 
 
@@ -305,10 +307,10 @@ class RequestIds:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """Who is asked to pay for a request, in words safe to show: ids and names, and the last four of a key.
+    """The payer of a request, in words that may be shown: ids and names, and the last four characters of a key.
 
-    ``payer`` is ``merchant``, ``customer``, ``provider_account``, ``spend_key`` or ``None`` where a ready token does not
-    tell. ``key_kind`` and ``key_hint`` name the credential that went to Lava, as words and its last four characters.
+    ``payer`` is ``merchant``, ``customer``, ``provider_account``, ``spend_key``, or ``None`` if a ready token does not name
+    one. ``key_kind`` and ``key_hint`` are the kind and the last four characters of the credential sent to Lava.
     """
 
     project: str
@@ -322,10 +324,10 @@ class Payment:
     customer_id: str | None = None
     meter: str | None = None
     explicit: tuple[str, ...] = field(default=())
-    """Names of the settings that were in the token, for «what was checked»."""
+    """Names of the settings in the token, for the list of what was checked."""
 
     def details(self) -> dict[str, object]:
-        """The members of ``lava_proxy`` that say who pays."""
+        """Return the members of ``lava_proxy`` about the payer."""
         known = {
             "payer": self.payer,
             "connection_id": self.connection_id,
@@ -335,52 +337,54 @@ class Payment:
         return {name: value for name, value in known.items() if value is not None}
 
 
-# What of a refusal's headers goes on: they tell an SDK when to come back, and a person what to quote.
+# The headers of an error response that are relayed: when an SDK may retry, and the ids that a person can quote.
 _KEPT = (b"retry-after", b"x-ratelimit-", b"x-lava-request-id")
 UNSUPPORTED = frozenset({"forward_endpoint_not_supported", "forward_model_not_supported", "forward_model_invalid"})
-# Whole words: a «parameter» is no meter.
+# Whole words: a «parameter» is not a meter.
 _MENTIONS_LAVA = re.compile(
     r"(?<![a-z])(wallet|spend[ _-]?key|service[ _-]?key|meter|connection|customer)s?(?![a-z])", re.IGNORECASE
 )
 _SPEND_KEY = re.compile(r"(?<![a-z])(service|spend)[ _-]?key", re.IGNORECASE)
 _LIMIT = re.compile(r"(?<![a-z])((limit|cap|budget)s?(?![a-z])|exceed)", re.IGNORECASE)
-_RATE = re.compile(r"rate[ _-]?limit|per (second|minute)", re.IGNORECASE)  # over in a moment: no cap
+_RATE = re.compile(
+    r"rate[ _-]?limit|per (second|minute)", re.IGNORECASE
+)  # a rate limit ends in a moment and is not a cap
 
 
 @dataclass(slots=True)
-class _Said:
-    """What an error body says, read liberally."""
+class _ErrorFields:
+    """The fields of an error body, read liberally."""
 
     message: str
     code: str
     shape: Literal["lava", "provider", "none"]
 
 
-def _read(status: int, body: bytes) -> _Said:
+def _read(status: int, body: bytes) -> _ErrorFields:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         text = body.decode("utf-8", "replace").strip()
         looks_like_page = text[:1] == "<"
-        return _Said("" if looks_like_page else text[:500], "", "none")
+        return _ErrorFields("" if looks_like_page else text[:500], "", "none")
     if isinstance(document, list) and document and isinstance(document[0], dict):
-        document = document[0]  # Google's streams without alt=sse are arrays, also where they hold an error
+        document = document[0]  # Google's streams without alt=sse are arrays, also for an error
     if not isinstance(document, dict):
-        return _Said(document[:500] if isinstance(document, str) else "", "", "none")
+        return _ErrorFields(document[:500] if isinstance(document, str) else "", "", "none")
     anthropic = document.get("type") == "error"
     error = document.get("error")
     if not isinstance(error, dict):
-        said = next((text for text in (error, document.get("message"), document.get("detail")) if text), "")
-        return _Said(said[:2000] if isinstance(said, str) else "", "", "provider" if anthropic else "none")
+        message = next((text for text in (error, document.get("message"), document.get("detail")) if text), "")
+        return _ErrorFields(message[:2000] if isinstance(message, str) else "", "", "provider" if anthropic else "none")
     raw_message, raw_code, said_status = error.get("message"), error.get("code"), error.get("status")
     message = raw_message[:2000] if isinstance(raw_message, str) else ""
     code = raw_code[:200] if isinstance(raw_code, str) else ""
     same_status = isinstance(said_status, int | float) and not isinstance(said_status, bool) and said_status == status
     if code.startswith("forward_") or same_status:
-        return _Said(message, code, "lava")
+        return _ErrorFields(message, code, "lava")
     openai = "type" in error and "param" in error
     google = isinstance(said_status, str) and said_status.isupper()
-    return _Said(message, code, "provider" if openai or google or anthropic else "none")
+    return _ErrorFields(message, code, "provider" if openai or google or anthropic else "none")
 
 
 def from_answer(
@@ -390,14 +394,14 @@ def from_answer(
     payment: Payment,
     *,
     lava_request_id: str | None = None,
-) -> Fault | None:
-    """The fault that an answer of Lava or a provider means, or ``None`` where it passes to the client untouched.
+) -> ProxyError | None:
+    """Return the error for a response of Lava or a provider, or ``None`` if it is relayed unchanged.
 
-    ``body`` is the decoded error body (or its beginning); it may be HTML, empty or anything else. Never raises. Secrets in
-    the upstream's message are masked by the caller before it comes here.
+    ``body`` is the decoded error body (or its beginning); it may be HTML, empty or anything else. Never raises. The caller
+    has already masked secrets in the upstream's message.
     """
-    said = _read(status, body)
-    shape = said.shape
+    parsed = _read(status, body)
+    shape = parsed.shape
     from_lava = shape == "lava"
     owner: Owner = "lava" if from_lava else "provider"
     if shape == "none":
@@ -405,28 +409,28 @@ def from_answer(
             return None
         owner = "unknown"
         from_lava = not payment.byok
-        # «In doubt» is a body without a shape: there the words of the message decide.
-        if status != 401 and (_MENTIONS_LAVA.search(said.message) or _MENTIONS_LAVA.search(said.code)):
+        # A body without a known shape: the words of the message decide.
+        if status != 401 and (_MENTIONS_LAVA.search(parsed.message) or _MENTIONS_LAVA.search(parsed.code)):
             from_lava, owner = True, "lava"
     if not from_lava and status not in (401, 402):
         return None
     details = payment.details()
     details["upstream_status"] = status
-    if said.message:
-        details["upstream_message"] = said.message
+    if parsed.message:
+        details["upstream_message"] = parsed.message
     if lava_request_id is not None:
         details["lava_request_id"] = lava_request_id
     keep = [(name, value) for name, value in headers if name.lower().startswith(_KEPT)]
-    code, what, hint = _explain(status, said, payment, from_lava, owner)
+    code, what, hint = _explain(status, parsed, payment, from_lava, owner)
     speaker = {"lava": "Lava", "provider": f'Provider "{payment.provider}"'}.get(owner, "The answer")
-    quoted = f"{speaker} said: «{said.message}»" if said.message else ""
-    # A target that Lava does not serve is always 400; everything else keeps the status it came with.
+    quoted = f"{speaker} said: «{parsed.message}»" if parsed.message else ""
+    # A target that Lava does not serve is always 400; every other error keeps its status.
     fixed = None if code == "lava_unsupported_target" else status
-    return Fault(code, what, hint, said=quoted, status=fixed, owner=owner, details=details, headers=keep)
+    return ProxyError(code, what, hint, quote=quoted, status=fixed, owner=owner, details=details, headers=keep)
 
 
 def with_hint(body: bytes, hint: str) -> bytes:
-    """A provider's error with our hint behind its own message; ``body`` itself where it has no message in a known place."""
+    """Return a provider's error with our hint after its own message; ``body`` itself if it has no known message field."""
     try:
         document = json.loads(body)
         message = document["error"]["message"]
@@ -438,9 +442,11 @@ def with_hint(body: bytes, hint: str) -> bytes:
     return compact(document)
 
 
-def _explain(status: int, said: _Said, payment: Payment, from_lava: bool, owner: Owner) -> tuple[str, str, str]:
-    """Code, what is wrong and what to do, a sentence each; claims nothing that the answer and the configuration do not say."""
-    if from_lava and status in (402, 403, 429) and _is_spend_limit(f"{said.code} {said.message}", status, payment):
+def _explain(
+    status: int, parsed: _ErrorFields, payment: Payment, from_lava: bool, owner: Owner
+) -> tuple[str, str, str]:
+    """Return code, what is wrong and what to do, one sentence each, based only on the response and the configuration."""
+    if from_lava and status in (402, 403, 429) and _is_spend_limit(f"{parsed.code} {parsed.message}", status, payment):
         return (
             "lava_spend_limit",
             f"{_who(owner, 'says')} a limit of {_key(payment)}{_place(payment)} is reached.",
@@ -459,21 +465,23 @@ def _explain(status: int, said: _Said, payment: Payment, from_lava: bool, owner:
             f"{_who(owner, 'refuses')} this request made with {_key(payment)}{_place(payment)}.",
             hint,
         )
-    if said.code in UNSUPPORTED:
+    if parsed.code in UNSUPPORTED:
         return (
             "lava_unsupported_target",
             f'Lava does not serve this endpoint or model of provider "{payment.provider}".',
             "Use a model and an endpoint that Lava lists for this provider, or another provider.",
         )
-    name = f" ({said.code})" if said.code else ""
-    hint = "Change the request as Lava's message says." if said.message else "Check the request's model and parameters."
+    name = f" ({parsed.code})" if parsed.code else ""
+    hint = (
+        "Change the request as Lava's message says." if parsed.message else "Check the request's model and parameters."
+    )
     if status == 429 or status >= 500:
         hint = "Wait and try again."
     return "lava_error", f"Lava answered {status}{name}.", hint
 
 
 def _is_spend_limit(text: str, status: int, payment: Payment) -> bool:
-    """Whether a refusal is the cap of a spend key (over until its next cycle), and not a rate limit (over in a moment)."""
+    """Whether a refusal is the cap of a spend key (until its next cycle), and not a rate limit (which ends in a moment)."""
     if not _LIMIT.search(text) or (status == 429 and _RATE.search(text)):
         return False
     return payment.payer == "spend_key" or _SPEND_KEY.search(text) is not None
@@ -515,7 +523,7 @@ def _explain_401(payment: Payment, from_lava: bool, owner: Owner) -> tuple[str, 
 
 
 def _own_key(payment: Payment) -> tuple[str, str]:
-    """The BYOK key of a request in words, and where it stands."""
+    """Return the BYOK key of a request in words, and its setting."""
     if payment.byok_from_client:
         return "the provider key that your tool sent", "in your tool"
     if payment.key_kind == "forward token":
@@ -524,7 +532,7 @@ def _own_key(payment: Payment) -> tuple[str, str]:
 
 
 def _bring_own_key(payment: Payment) -> str:
-    """How to pay the provider oneself: a project with a ready credential has no place for another key."""
+    """Return how to pay the provider directly: a project with a ready credential cannot have another key."""
     if payment.key_kind == "secret key":
         return f"give the project your own provider key under [projects.{payment.project}.byok]"
     return f"use a project with your own provider key in place of the {payment.key_kind}"
@@ -577,7 +585,7 @@ def _key(payment: Payment) -> str:
 
 
 def _checked(payment: Payment) -> str:
-    """What the credential that went to Lava said, in words."""
+    """Return the contents of the credential sent to Lava, in words."""
     people = {"connection": payment.connection_id, "customer": payment.customer_id}
     sent = [
         f'meter "{payment.meter}"' if kind == "meter" else f"{kind} {shorten(people[kind] or '')}"
@@ -592,5 +600,5 @@ def _place(payment: Payment) -> str:
 
 
 def shorten(identity: str) -> str:
-    """``conn_abc…123``: enough of an id to recognise it, as ids stand in screenshots and bug reports."""
+    """Return ``conn_abc…123``: enough of an id to recognise it, because messages end up in screenshots and bug reports."""
     return identity if len(identity) < 11 else f"{identity[:8]}…{identity[-3:]}"

@@ -1,10 +1,10 @@
-"""Reads along with a response without touching it: tokens used, end marker, in-band error, event boundaries.
+"""Scanning of a response without changing it: token usage, end marker, in-stream error, event boundaries.
 
-Sans-I/O: `Scanner.feed` takes the bytes as they pass, however they are cut, and never raises. What it costs
-matters, for it sees every chunk of every stream: a chunk of whole events gets a few substring searches, and
-JSON is parsed only for the events that decide something (an end marker, an error, the model), or once, at
-the end, for the last event that counted tokens. Quotes inside JSON strings are escaped, so ``"usage"`` with
-its quotes is never a part of a generated text.
+Sans-I/O: `Scanner.feed` takes the relayed bytes, in chunks of any size, and never raises. Its cost matters,
+because it gets every chunk of every stream. A chunk of whole events gets a few substring searches. JSON is
+parsed only for the events that matter (an end marker, an error, the model), or once, at the end, for the last
+event with token counts. Quotes inside JSON strings are escaped, so ``"usage"`` with its quotes is never a part
+of a generated text.
 
 The line and event rules are those of the HTML standard, section "Server-sent events": a line ends with CR
 LF, CR or LF, an event with an empty line; a line that begins with a colon is a comment; one space after the
@@ -18,18 +18,18 @@ import re
 from collections import deque
 from typing import Any, NamedTuple
 
-from proxy import documents
-from proxy.dialects import Ending
+from proxy.protocol import fast_json
+from proxy.protocol.dialects import Ending
 
 _EVENT_LIMIT = 64 * 1024
 _DOCUMENT_LIMIT = 128 * 1024
-# What stays of an event or document above its limit: enough head for its type, enough tail for its usage.
+# The parts that are kept of an event or document above its limit: head for the type, tail for the usage.
 _HEAD = 1024
 _TAIL = 8 * 1024
 _DOCUMENT_HEAD = 4 * 1024
 _DOCUMENT_TAIL = 64 * 1024
-# Events up to this size are kept as they came and parsed at the end; larger ones at once, or a thousand
-# streams would each hold a long event.
+# Events up to this size are kept raw and parsed at the end. Larger ones are parsed at once, or a thousand streams
+# would each hold a long event.
 _KEEP = 4 * 1024
 
 # Atomic groups: without them "\r\n" could be read as two line ends.
@@ -44,7 +44,7 @@ _MODEL = re.compile(rb'"model(?:Version)?"\s*:\s*"([^"\\]{1,200})"')
 _TYPE = re.compile(rb'"type"\s*:\s*"([^"\\]*)"')
 _NAME = re.compile(rb"(?:^|[\r\n])event: ?([^\r\n]*)")
 
-# The types of the events that end a stream. Tuples, not sets: what is looked up in them comes from JSON and may be a list.
+# The types of the events that end a stream. Tuples, not sets: the value to look up is from JSON and may be a list.
 _ENDS: dict[Ending, tuple[str, ...]] = {
     Ending.MESSAGES: ("message_stop",),
     Ending.RESPONSES: ("response.completed", "response.failed", "response.incomplete"),
@@ -52,8 +52,7 @@ _ENDS: dict[Ending, tuple[str, ...]] = {
     Ending.TRANSCRIPT: ("transcript.text.done",),
     Ending.SPEECH: ("speech.audio.done",),
 }
-# What makes an event worth a look, beside its usage; quick substrings first, the truth is found out by
-# `_event`.
+# Substrings of an event to be parsed, beside its usage: a fast filter, after which `_event` decides.
 _MARKS: dict[Ending, tuple[bytes, ...]] = {
     Ending.CHAT: (b"error", b"[DONE]"),
     Ending.GOOGLE: (b"error", b"finishReason", b"promptFeedback"),
@@ -62,9 +61,9 @@ _MARKS: dict[Ending, tuple[bytes, ...]] = {
 }
 
 
-# Events of one stream that are taken apart without telling anything; from then on a search by pattern must do.
-_MOST_IN_VAIN = 5000
-# An end marker, as far as a pattern can tell.
+# Events of one stream that may be parsed without a result; after that, only patterns are searched.
+_MAX_IN_VAIN = 5000
+# An end marker, as far as a pattern can detect it.
 _ROUGH: dict[Ending, re.Pattern[bytes]] = {
     Ending.CHAT: re.compile(rb"(?:^|[\r\n])data: ?\[DONE\] *(?:[\r\n]|$)"),
     Ending.GOOGLE: _FINISH,
@@ -81,8 +80,8 @@ _ROUGH: dict[Ending, re.Pattern[bytes]] = {
 _FIRST_MARKS = {ending: (b'"model', *marks) for ending, marks in _MARKS.items()}
 
 
-class Usage(NamedTuple):
-    """Tokens as the provider counted them. What it did not say is ``None``, never 0.
+class TokenUsage(NamedTuple):
+    """Tokens as counted by the provider. A missing count is ``None``, never 0.
 
     ``input_tokens`` and ``cached_tokens`` keep the provider's meaning (at Anthropic the cached ones are not
     part of the input, elsewhere they are). ``total`` is the provider's, else the sum of all it counted,
@@ -96,10 +95,10 @@ class Usage(NamedTuple):
 
 
 class Scanner:
-    """Follows one response body. `encoded` (it has a Content-Encoding) makes it blind: it tells nothing.
+    """Scans one response body. An `encoded` one (with a Content-Encoding) is not scanned.
 
-    `sse` tells an event stream from a JSON document. The memory it holds is bounded: 64 KiB of an
-    unfinished event, 128 KiB of a document; of longer ones only head and tail are looked at.
+    `sse`: it is an event stream, not a JSON document. Memory is bounded: 64 KiB of an unfinished event, 128 KiB of a
+    document; of longer ones only head and tail are scanned.
     """
 
     __slots__ = (
@@ -131,8 +130,8 @@ class Scanner:
         self._in_vain = 0
         self._error: str | None = None
         self._model: str | None = None
-        # What counted tokens: raw events (parsed when asked for), or their usage object.
-        self._counts: documents.Counts | None = None  # of a document in the usual words
+        # Events with token counts: raw (parsed on demand), or their usage object.
+        self._counts: fast_json.Counts | None = None  # of a document with the usual fields
         self._first: bytes | dict[str, Any] | None = None
         self._last: bytes | dict[str, Any] | None = None
         self._marks = _FIRST_MARKS[ending]
@@ -144,21 +143,21 @@ class Scanner:
 
     @property
     def at_boundary(self) -> bool:
-        """Whether the bytes so far end between two SSE events, or before the first."""
+        """Whether the bytes so far end between two SSE events or before the first."""
         if self._blind or not self._sse or self._head is not None:
             return False
         return not self._pending or _COMMENTS.fullmatch(self._pending) is not None
 
     @property
     def ended(self) -> bool:
-        """Whether the dialect's end marker was seen; of documents only Google's have one."""
+        """Whether the dialect's end marker was seen. Of documents, only Google's have one."""
         if self._ending is Ending.GOOGLE:
             self._read()
         return self._ended
 
     @property
     def error(self) -> str | None:
-        """The type of the first error that came in-band (the provider's word, at most 64 characters)."""
+        """The type of the first error inside the stream (the provider's value, at most 64 characters)."""
         if self._unread and b'"error"' in self._unread:
             self._read()
         return self._error
@@ -180,8 +179,8 @@ class Scanner:
         return (None, None) if usage is None else (usage.input_tokens, usage.output_tokens)
 
     @property
-    def usage(self) -> Usage | None:
-        """The tokens counted by the last event (or document) that did; Anthropic's two halves joined."""
+    def usage(self) -> TokenUsage | None:
+        """The tokens of the last event (or document) with counts; Anthropic's two parts joined."""
         self._read()
         if self._counts is not None:
             return _usual(self._counts)
@@ -192,7 +191,7 @@ class Scanner:
         return _usage(counted)
 
     def feed(self, chunk: bytes) -> None:
-        """Takes the next bytes of the body, as they came. Never raises."""
+        """Scan the next bytes of the body. Never raises."""
         if self._blind:
             return
         if not self._sse:
@@ -204,8 +203,8 @@ class Scanner:
             self._join(chunk)
 
     def _take(self, block: bytes) -> None:
-        """Whole events: taken apart only where a quick search says that one of them may matter."""
-        # `find`, for `in` first makes an exception (of the thought that bytes may be a number), and throws it away.
+        """Scan whole events: parse them only if a fast search shows that one may matter."""
+        # `find`, because `in` first creates and discards an exception (it checks whether the bytes are a number).
         find = block.find
         for mark in self._marks:
             if find(mark) >= 0:
@@ -215,22 +214,22 @@ class Scanner:
             self._note(block)
 
     def finish(self) -> None:
-        """The body ended, well or not: what came without its empty line counts too. Never raises."""
+        """End the body, complete or not: an event without its empty line counts too. Never raises."""
         if self._blind or self._done:
             return
         self._done = True
         if not self._sse:
-            # Parsed when something is asked for, which is off the request's path.
+            # Parsed on demand, after the request.
             self._unread = b"".join(self._document)
             self._document.clear()
         elif self._head is not None:
             self._long(self._head, bytes(self._pending).rstrip(b"\r\n")[-_TAIL:])
         elif self._pending:
-            # Clients take a last "data: [DONE]" without its empty line, so it counts here.
+            # Clients accept a last "data: [DONE]" without its empty line, so it counts here.
             self._look(bytes(self._pending))
 
     def _join(self, chunk: bytes) -> None:
-        """The general case: `chunk` may begin or end anywhere in an event."""
+        """Scan a `chunk` that begins or ends anywhere in an event."""
         pending = self._pending
         if self._head is not None:
             seen = max(0, len(pending) - 3)
@@ -262,8 +261,8 @@ class Scanner:
             del pending[: -(_TAIL + 4)]
 
     def _look(self, block: bytes) -> None:
-        """Takes a block of whole events one by one."""
-        if self._in_vain >= _MOST_IN_VAIN:
+        """Parse a block of whole events one by one."""
+        if self._in_vain >= _MAX_IN_VAIN:
             self._skim(block)
             return
         for event in _events(block):
@@ -274,12 +273,12 @@ class Scanner:
                 self._event(event)
                 if before == (self._model, self._error, self._ended):
                     self._in_vain += 1
-                    if self._in_vain >= _MOST_IN_VAIN:
-                        self._skim(block)  # the rest of it, and what is known already
+                    if self._in_vain >= _MAX_IN_VAIN:
+                        self._skim(block)  # the rest of it, and what was already parsed
                         return
 
     def _skim(self, block: bytes) -> None:
-        """Whole events of a stream that has told nothing in thousands of them that looked as if they would."""
+        """Scan whole events by pattern, in a stream with thousands of events that were parsed without a result."""
         if not self._ended and _ROUGH[self._ending].search(block):
             self._ended = True
         if block.find(b'"usage') >= 0 and _COUNTS.search(block):
@@ -312,9 +311,9 @@ class Scanner:
         return isinstance(body, dict) and body.get("type") in ends
 
     def _note(self, block: bytes) -> None:
-        """A block of which only the usage matters: kept as it is where that is certain, else taken apart."""
+        """Keep a block of which only the usage matters: raw if that is safe, else parsed."""
         if block.count(b'"usage') == block.count(b'"usage":null'):
-            return  # OpenAI's chunks before the last, when usage was asked for
+            return  # OpenAI's chunks before the last, if usage was requested
         if len(block) <= _KEEP and _COUNTS.search(block):
             self._keep(block)
         else:
@@ -331,9 +330,9 @@ class Scanner:
             self._marks = _MARKS[self._ending]
 
     def _long(self, head: bytes, tail: bytes) -> None:
-        """What an event above the limit tells (``response.completed`` repeats the whole answer, others hold a picture)."""
+        """Scan an event above the limit (``response.completed`` repeats the whole response, others have an image)."""
         names = {match[1].decode("utf-8", "replace") for find in (_NAME, _TYPE) if (match := find.search(head))}
-        if self._ending is Ending.IMAGES:  # the picture may stand before the type
+        if self._ending is Ending.IMAGES:  # the image may precede the type
             names.update(match[1].decode("utf-8", "replace") for match in _TYPE.finditer(tail))
         if not names.isdisjoint(_ENDS.get(self._ending, ())) or (
             self._ending is Ending.GOOGLE and _FINISH.search(tail)
@@ -345,11 +344,11 @@ class Scanner:
             self._keep(counted)
 
     def _collect(self, chunk: bytes) -> None:
-        """Keeps a document: whole up to its limit, then its head and tail."""
+        """Keep a document: whole up to its limit, then its head and tail."""
         if not self._size:
             chunk = chunk.lstrip(b"\xef\xbb\xbf \t\r\n")
             if chunk and chunk[0] not in b"{[":
-                self._blind = True  # sound, a picture, a web page
+                self._blind = True  # audio, an image, a web page
         if not chunk or self._blind or self._done:
             return
         kept = self._document
@@ -366,7 +365,7 @@ class Scanner:
             self._size = sum(map(len, kept))
 
     def _read(self) -> None:
-        """Reads the document that ended, once."""
+        """Parse the complete document, once."""
         whole, self._unread = self._unread, None
         if whole is None:
             return
@@ -377,7 +376,7 @@ class Scanner:
             self._ended = self._ending is Ending.GOOGLE and _FINISH.search(tail) is not None
             return
         if self._ending is not Ending.GOOGLE:
-            answer = documents.answer(whole)
+            answer = fast_json.answer(whole)
             if answer is not None and answer.model and answer.type in (None, "message"):
                 self._model, self._counts = answer.model[:200], answer.usage
                 return
@@ -389,13 +388,13 @@ class Scanner:
 
 
 def _events(block: bytes) -> list[bytes]:
-    """The events of a block, without their line ends at either end; empty ones left out."""
+    """Return the events of a block, without line ends around them and without empty ones."""
     parts = _BLANK.split(block) if b"\r" in block else block.split(b"\n\n")
     return [event for part in parts if (event := part.strip(b"\r\n"))]
 
 
 def _fields(event: bytes) -> tuple[str, str]:
-    """(event name, data) of one event; the lines of its data are joined with a line feed."""
+    """Return (event name, data) of one event; the lines of its data are joined with a line feed."""
     name = ""
     data = []
     for line in _LINE.split(event.removeprefix(b"\xef\xbb\xbf")):
@@ -408,9 +407,9 @@ def _fields(event: bytes) -> tuple[str, str]:
 
 
 def _loaded(text: str | bytes) -> Any:
-    """The JSON value, or None where it is none (or nested beyond reason)."""
+    """Return the JSON value, or None if it is invalid (or nested too deeply)."""
     try:
-        return documents.read(text) if isinstance(text, bytes) else json.loads(text)
+        return fast_json.read(text) if isinstance(text, bytes) else json.loads(text)
     except (ValueError, RecursionError):
         return None
 
@@ -420,14 +419,14 @@ def _parsed(event: bytes) -> Any:
 
 
 def _counts(event: bytes) -> bool:
-    """Whether an event holds a usage object, be it in JSON broken over several lines."""
+    """Whether an event has a usage object, even in JSON over several lines."""
     if _COUNTS.search(event):
         return True
     return event.count(b"data") > 1 and _COUNTS_TEXT.search(_fields(event)[1]) is not None
 
 
 def _counted(kept: bytes | dict[str, Any] | None, which: int) -> dict[str, Any]:
-    """The usage object of what was kept; of a block that of its first (0) or last (-1) event with one."""
+    """Return the usage object of a kept event; of a block, that of its first (0) or last (-1) event with one."""
     if isinstance(kept, bytes):
         counting = [event for event in _events(kept) if _counts(event)]
         return _count(_parsed(counting[which])) if counting else {}
@@ -435,7 +434,7 @@ def _counted(kept: bytes | dict[str, Any] | None, which: int) -> dict[str, Any]:
 
 
 def _count(body: Any) -> dict[str, Any]:
-    """The usage object of an event's data or of a document, wherever the dialects put it; else empty."""
+    """Return the usage object of an event's data or of a document, in any dialect's position; else empty."""
     if isinstance(body, list):  # Google's stream without alt=sse
         return next((counted for each in reversed(body) if isinstance(each, dict) and (counted := _count(each))), {})
     if not isinstance(body, dict):
@@ -443,20 +442,20 @@ def _count(body: Any) -> dict[str, Any]:
     for name in ("usage", "usageMetadata"):
         if isinstance(body.get(name), dict):
             return dict(body[name])
-    # OpenAI's responses; Groq where the client did not ask for usage.
+    # OpenAI's responses; Groq if the client did not request usage.
     for holder in ("response", "x_groq"):
         inner = body.get(holder)
         if isinstance(inner, dict) and isinstance(inner.get("usage"), dict):
             return dict(inner["usage"])
     message = body.get("message")
     if isinstance(message, dict) and isinstance(message.get("usage"), dict):
-        # Anthropic's message_start: its output count is that of the first moment and not to be believed.
+        # Anthropic's message_start: its output count is preliminary and not used.
         return {name: value for name, value in message["usage"].items() if name != "output_tokens"}
     return {}
 
 
 def _tail_count(tail: bytes) -> dict[str, Any]:
-    """The last usage object in the last bytes of an event or document."""
+    """Return the last usage object in the last bytes of an event or document."""
     found = [match.end() - 1 for match in _COUNTS.finditer(tail)]
     if not found:
         return {}
@@ -467,16 +466,16 @@ def _tail_count(tail: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _inputs(counts: documents.Counts) -> int | None:
+def _inputs(counts: fast_json.Counts) -> int | None:
     return counts.prompt_tokens if counts.prompt_tokens is not None else counts.input_tokens
 
 
-def _outputs(counts: documents.Counts) -> int | None:
+def _outputs(counts: fast_json.Counts) -> int | None:
     return counts.completion_tokens if counts.completion_tokens is not None else counts.output_tokens
 
 
-def _usual(counts: documents.Counts) -> Usage | None:
-    """What ``_usage`` says of the same counts."""
+def _usual(counts: fast_json.Counts) -> TokenUsage | None:
+    """Return the same as ``_usage`` for these counts."""
     inputs, outputs = _inputs(counts), _outputs(counts)
     read, total = counts.cache_read_input_tokens, counts.total_tokens
     cached = read if read is not None else counts.prompt_cache_hit_tokens
@@ -487,11 +486,11 @@ def _usual(counts: documents.Counts) -> Usage | None:
         total = inputs + outputs + (read or 0) + (counts.cache_creation_input_tokens or 0)
     if inputs is None and outputs is None and cached is None and total is None:
         return None
-    return Usage(inputs, outputs, cached, total)
+    return TokenUsage(inputs, outputs, cached, total)
 
 
-def _usage(raw: dict[str, Any]) -> Usage | None:
-    """`raw` in one shape, by the names that the dialects use."""
+def _usage(raw: dict[str, Any]) -> TokenUsage | None:
+    """Return `raw` in one shape, from the field names of all dialects."""
 
     def number(*names: str, of: Any = raw) -> int | None:
         for name in names:
@@ -512,7 +511,7 @@ def _usage(raw: dict[str, Any]) -> Usage | None:
         total = inputs + outputs + sum(count or 0 for count in beside)
     if inputs is None and outputs is None and cached is None and total is None:
         return None
-    return Usage(inputs, outputs, cached, total)
+    return TokenUsage(inputs, outputs, cached, total)
 
 
 def _model(body: Any) -> str | None:
@@ -529,13 +528,13 @@ def _model(body: Any) -> str | None:
 
 
 def _first_model(raw: bytes) -> str | None:
-    """The first model named in an event or document too long to parse for that."""
+    """Return the first model in an event or document that is too long to parse."""
     found = _MODEL.search(raw)
     return found[1].decode("utf-8", "replace") if found else None
 
 
 def _finished(body: Any) -> bool:
-    """Whether a chunk of Google's holds a finish reason or a prompt feedback."""
+    """Whether a chunk of Google's has a finish reason or a prompt feedback."""
     if isinstance(body, list):
         return any(isinstance(each, dict) and _finished(each) for each in body)
     if not isinstance(body, dict):
@@ -550,7 +549,7 @@ def _finished(body: Any) -> bool:
 
 
 def _event_error(event: bytes) -> str | None:
-    """The type of the error that an event brings, None where it brings none."""
+    """Return the type of the error in an event, None if there is none."""
     name, data = _fields(event)
     if name != "error" and not _ERROR.search(event):
         return None
@@ -558,7 +557,7 @@ def _event_error(event: bytes) -> str | None:
 
 
 def _error(body: Any) -> str | None:
-    """The type of the error in an event's data or in a document, None where there is none."""
+    """Return the type of the error in an event's data or in a document, None if there is none."""
     if isinstance(body, list):
         return next((kind for each in body if isinstance(each, dict) and (kind := _error(each))), None)
     if not isinstance(body, dict):

@@ -1,7 +1,7 @@
-"""The client dialects: how an address, a stream's end and an error in mid-stream look in each.
+"""The dialects: addresses, end markers and in-stream errors of each.
 
-A dialect belongs to the *client's* side of a request (what the tool speaks) and to a provider (what it speaks). ``OTHER``
-is a provider with an interface of its own (speech, search); its clients get errors in OpenAI's shape.
+Both the *client's* side of a request and a provider have a dialect. ``OTHER`` is a provider with an API of its own (speech,
+search); its clients get errors in OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Dialect(StrEnum):
-    """What a client or a provider speaks."""
+    """The API of a client or a provider."""
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
@@ -25,7 +25,7 @@ class Dialect(StrEnum):
 
 
 class Ending(StrEnum):
-    """Which end marker a stream of this endpoint owes its reader; ``UNKNOWN`` owes none."""
+    """The end marker of a complete stream of an endpoint; ``UNKNOWN`` has none."""
 
     CHAT = "chat"  # data: [DONE]
     RESPONSES = "responses"  # response.completed | failed | incomplete
@@ -51,7 +51,7 @@ _LAST_TWO_WORDS: Mapping[tuple[bytes, bytes], Ending] = {
 
 
 def ending_of(path: bytes) -> Ending:
-    """The end marker owed by a stream from ``path`` (a raw path without query, at the provider or at Lava)."""
+    """Return the end marker of a stream from ``path`` (a raw path without query, at the provider or at Lava)."""
     before, _, last = path.rstrip(b"/").rpartition(b"/")
     if b":" in last and last.rpartition(b":")[2] in (b"streamGenerateContent", b"generateContent"):
         return Ending.GOOGLE
@@ -60,7 +60,7 @@ def ending_of(path: bytes) -> Ending:
         return known
     word = before.rstrip(b"/").rpartition(b"/")[2]
     if word == b"responses":
-        return Ending.RESPONSES  # one that is resumed, by its id
+        return Ending.RESPONSES  # a stream that is resumed by its id
     return _LAST_TWO_WORDS.get((word, last), Ending.UNKNOWN)
 
 
@@ -81,40 +81,40 @@ OPENAI_WORDS = frozenset(
         b"batches",
     }
 )
-"""First words of the endpoints that are also served without ``/v1`` in front."""
+"""First segments of the endpoints that are also served without ``/v1``."""
 
 _OPENAIS_OWN = OPENAI_WORDS - {b"chat", b"models", b"files", b"batches"} | {b"realtime"}
-"""First words of the endpoints that OpenAI alone has."""
+"""First segments of the endpoints that only OpenAI has."""
 
 VERSION = re.compile(rb"v\d+[a-z]*\d*\Z")
 """A version segment of an address: ``v1``, ``v1beta``, ``v2`` …"""
 
 BEFORE_ENDPOINTS = frozenset({b"openai", b"inference", b"compatibility"})
-"""Words that stand, beside versions, in the base addresses of OpenAI-compatible interfaces."""
+"""Segments, beside versions, in the base addresses of OpenAI-compatible APIs."""
 
 
 def words_of(path: bytes) -> list[bytes]:
-    """The words of a raw path between its slashes, doubled ones forgiven."""
+    """Return the segments of a raw path, without empty ones."""
     return [word for word in path.split(b"/") if word]
 
 
 def at_provider(dialect: Dialect, words: Sequence[bytes]) -> Dialect:
-    """What a client speaks at a provider of this dialect; ``words`` are the path behind the provider's name."""
+    """Return the client's dialect at a provider of this dialect; ``words`` are the path after the provider's name."""
     index = 0
     while index < len(words) and (VERSION.match(words[index]) or words[index] in BEFORE_ENDPOINTS):
         index += 1
     if words[index : index + 1] == [b"messages"]:
         return Dialect.ANTHROPIC
     if dialect is Dialect.GOOGLE and b"openai" in words[:index]:
-        return Dialect.OPENAI  # Google's own OpenAI-compatible face, reached through Google's address
+        return Dialect.OPENAI  # Google's own OpenAI-compatible API, at Google's address
     return Dialect.OPENAI if dialect is Dialect.OTHER else dialect
 
 
 def of_endpoint(method: str, words: Sequence[bytes]) -> Dialect | None:
-    """Whose API an endpoint is, or ``None`` where several companies have one of that name: the request's headers decide.
+    """Return the dialect of an endpoint, or ``None`` if several companies have it: the request's headers decide then.
 
-    ``words`` are the path behind its version, at least one. A method after a colon is Google's; names of OpenAI's
-    fine-tuned models (``ft:…``) have colons too.
+    ``words`` are the path after its version, at least one. A method after a colon is Google's; names of OpenAI's fine-tuned
+    models (``ft:…``) have colons too.
     """
     first = words[0]
     if first == b"messages":
@@ -127,9 +127,9 @@ def of_endpoint(method: str, words: Sequence[bytes]) -> Dialect | None:
 
 
 def at_google(words: list[bytes]) -> list[bytes] | None:
-    """The path at Google of an address that is Google's by its version, else ``None``.
+    """Return the path at Google if the version of an address is Google's, else ``None``.
 
-    Where a tool's base URL has a version and the tool adds its own, the tool's counts.
+    If a tool's base URL has a version and the tool adds its own, the tool's version is used.
     """
     lead = 0
     while lead < len(words) and words[lead] in _BASE_VERSIONS:
@@ -142,7 +142,7 @@ def at_google(words: list[bytes]) -> list[bytes] | None:
 
 
 class Speaker(Protocol):
-    """What is asked here of a provider (``providers.Provider``)."""
+    """What this module needs from a provider (``providers.Provider``)."""
 
     @property
     def dialect(self) -> Dialect: ...
@@ -150,10 +150,10 @@ class Speaker(Protocol):
 
 
 def of_path(path: bytes, providers: Mapping[bytes, Speaker], method: str = "POST") -> Dialect | None:
-    """The dialect a client of ``path`` speaks, or ``None`` where the path says nothing.
+    """Return the dialect of a client of ``path``, or ``None`` if the path does not decide it.
 
-    ``path`` is raw (undecoded, no query); ``providers`` are those in use by name. Pure, never raises: the gate asks it before
-    anything is known to be well formed.
+    ``path`` is raw (undecoded, no query); ``providers`` are those in use by name. Never raises: the access checks use it
+    before the path is validated.
     """
     words = words_of(path)
     if len(words) > 1 and words[0] == b"p":
@@ -177,9 +177,9 @@ def of_path(path: bytes, providers: Mapping[bytes, Speaker], method: str = "POST
 
 
 def of_headers(headers: Mapping[bytes, object]) -> Dialect:
-    """What a request speaks whose address does not tell: ``headers`` is keyed by lower-case name.
+    """Return the dialect of a request whose address does not decide it; ``headers`` is keyed by lower-case name.
 
-    Every Anthropic SDK sends ``anthropic-version`` and every Google SDK one of the two headers of its own, so the key alone
+    Every Anthropic SDK sends ``anthropic-version``, and every Google SDK one of two headers of its own, so the key header
     decides last.
     """
     if b"anthropic-version" in headers:
@@ -192,7 +192,7 @@ def of_headers(headers: Mapping[bytes, object]) -> Dialect:
 
 
 def compact(value: object) -> bytes:
-    """``value`` as compact JSON in UTF-8; escaped where it holds half a surrogate pair, which UTF-8 has no bytes for."""
+    """Return ``value`` as compact JSON in UTF-8; escaped if it has half a surrogate pair, which UTF-8 cannot encode."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     except UnicodeEncodeError:
@@ -200,7 +200,7 @@ def compact(value: object) -> bytes:
 
 
 def error_event(dialect: Dialect, ending: Ending, error_body: Mapping[str, Any]) -> bytes:
-    """One SSE event that tells a client in mid-stream that its stream broke.
+    """Return an SSE event that reports an error inside a stream.
 
     ``error_body`` is the body of the same error in this dialect, as ``errors.render`` makes it. The official SDKs raise on
     each of these forms: openai-python on a truthy ``error`` in a ``data:`` line, anthropic on ``event: error``, google-genai

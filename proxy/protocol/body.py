@@ -1,11 +1,11 @@
-"""Where ``model`` stands in a request body, and how to put another name there without touching any other byte.
+"""Finding ``model`` in a request body, and replacing it without changing any other byte.
 
-Theory. On an address that does not name its provider, ``model`` in the body does. The document is not built for that. Of a
-small one msgspec decodes one member and skips the rest. Whatever else there is, a large document, a form, a compressed body,
-is read in pieces and in one pass by a ``search``, which gives the loop back between any two of them, and keeps nothing of
-what it has read but the place of the name. What cannot be read (broken JSON, another encoding, absurd nesting) has no model:
-it travels as it came, and the provider judges it. A compressed body is decoded to be read, within a limit, and sent as it
-came unless the name must be replaced: then it is decoded once more, as it is sent.
+Theory. If the address does not name the provider, ``model`` in the body decides it. The document is not built for that. For a
+small one, msgspec decodes one member and skips the rest. A large document, a form or a compressed body is read in chunks and
+in one pass by ``search``, which yields to the loop between any two of them, and stores nothing but the position of the name.
+An unreadable body (broken JSON, another encoding, extreme nesting) has no model: it is forwarded unchanged, and the provider
+decides about it. A compressed body is decoded for the search, within a limit, and forwarded unchanged unless the name must be
+replaced: then it is decoded again while it is sent.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from proxy import documents
-from proxy.errors import Fault
+from proxy.protocol import fast_json
+from proxy.protocol.errors import ProxyError
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """What was found: ``name`` (``None``: unknown), and where to replace it.
+class BodyModel:
+    """The model of a body: ``name`` (``None``: unknown), and its position.
 
-    ``raw`` is the name as it stands there, and ``span`` its place in the readable body, which is ``size`` bytes long
-    (decoded where it was compressed: ``decoded``). ``form`` says that it is a form's field, not a JSON string.
+    ``raw`` is the name as written, and ``span`` its position in the readable body of ``size`` bytes (decoded if it was
+    compressed: ``decoded``). ``form``: it is a field of a form, not a JSON string.
     """
 
     name: str | None
@@ -46,19 +46,19 @@ _BINARY = (
     b"application/pdf",
 )
 _FORM = b"multipart/form-data"
-WINDOW = 64 * 1024  # bytes that are looked at in one go: some milliseconds at worst, in which nobody else is served
+WINDOW = 64 * 1024  # bytes searched in one step: a few milliseconds at worst, in which the loop is blocked
 
 
 def search(
     pieces: Iterable[bytes], content_type: bytes | None, content_encoding: bytes | None, limit: int
-) -> Generator[None, None, Model]:
-    """Look for the ``model`` of a request body, step by step; the last one returns it. Never raises.
+) -> Generator[None, None, BodyModel]:
+    """Search for the ``model`` of a request body, step by step; the last step returns it. Never raises.
 
-    ``limit`` (bytes) bounds what a compressed body may become; beyond it the model is unknown.
+    ``limit`` (bytes) bounds the decoded size of a compressed body; beyond it the model is unknown.
     """
     finder = _finder(content_type or b"")
     if finder is None:
-        return Model(None)
+        return BodyModel(None)
     names = _names(content_encoding or b"")
     size = 0
     try:
@@ -67,55 +67,55 @@ def search(
             yield
             for at in range(0, len(piece), WINDOW):
                 if not finder.feed(piece[at : at + WINDOW]):
-                    return Model(None)
+                    return BodyModel(None)
                 yield
     except _Unreadable:
-        return Model(None)
+        return BodyModel(None)
     raw, span = finder.found()
     form = isinstance(finder, _Form)
-    return Model(_name_in(raw) if form else _text(raw), raw, span, size, bool(names), form)
+    return BodyModel(_name_in(raw) if form else _text(raw), raw, span, size, bool(names), form)
 
 
 def is_plain_json(content_type: bytes | None, content_encoding: bytes | None) -> bool:
-    """Whether ``search`` takes a body with these headers for JSON as it stands: ``raw_model`` is its model then."""
+    """Whether a body with these headers is uncompressed JSON for ``search``: ``raw_model`` may then be used."""
     return not _names(content_encoding or b"") and not (content_type or b"").lower().startswith((_FORM, *_BINARY))
 
 
 def raw_model(body: bytes) -> bytes:
-    """The JSON value of ``model`` as it stands in a small JSON body, ``b""`` where there is none. Never raises."""
-    found = documents.raw_model(body)
+    """Return the raw JSON value of ``model`` in a small JSON body, ``b""`` if there is none. Never raises."""
+    found = fast_json.raw_model(body)
     if found or _SURROGATE.search(body) is None:
         return found
-    # Half a surrogate pair (an emoji that a tool cut in two) is sound JSON, but msgspec refuses it.
-    return documents.raw_model(_SURROGATE.sub(rb"\\u0000", body, _MOST_SURROGATES))
+    # Half a surrogate pair (an emoji that a tool cut in two) is valid JSON, but msgspec refuses it.
+    return fast_json.raw_model(_SURROGATE.sub(rb"\\u0000", body, _MAX_SURROGATES))
 
 
-def model_of(body: bytes, raw: bytes) -> Model:
-    """The model of a small JSON body where ``raw_model`` has found it; ``located`` tells its place."""
-    return Model(_text(raw), raw, None, len(body))
+def model_of(body: bytes, raw: bytes) -> BodyModel:
+    """Return the model of a small JSON body in which ``raw_model`` found it; ``place_of`` returns its position."""
+    return BodyModel(_text(raw), raw, None, len(body))
 
 
-def located(body: bytes, found: Model) -> Model:
-    """What ``model_of`` found, with its place. Raises ``Fault`` ``bad_request`` where that is not certain."""
+def place_of(body: bytes, found: BodyModel) -> tuple[int, int]:
+    """Return the position of the name that ``model_of`` found. Raises ``ProxyError`` ``bad_request`` if it is ambiguous."""
     finder = _Json()
     finder.feed(body)
     raw, span = finder.found()
     if span is None or raw != found.raw:
-        raise Fault(
+        raise ProxyError(
             "bad_request",
             "The model's name must be replaced in this body, but its place there is ambiguous.",
             "Send the model's own name, or use an address that names its provider.",
         )
-    return Model(found.name, raw, span, len(body))
+    return span
 
 
-def written(found: Model, name: str) -> bytes:
-    """``name`` as it is to stand in the place of ``found``."""
+def written(found: BodyModel, name: str) -> bytes:
+    """Return ``name`` in the form that replaces ``found``."""
     return (name if found.form else json.dumps(name, ensure_ascii=False)).encode("utf-8")
 
 
 def replaced(pieces: Iterable[bytes], span: tuple[int, int], new: bytes) -> Iterator[bytes]:
-    """The (decoded) body with ``new`` at ``span`` and every other byte as it was."""
+    """Yield the (decoded) body with ``new`` at ``span`` and every other byte unchanged."""
     start, end = span
     at = 0
     for piece in pieces:
@@ -129,17 +129,17 @@ def replaced(pieces: Iterable[bytes], span: tuple[int, int], new: bytes) -> Iter
         at = after
 
 
-# Half a surrogate pair. Not a whole one: that may be a part of the very name. Both kinds begin with the same two bytes, so
-# that a search leaps from one backslash to the next.
+# Half a surrogate pair. Not a whole one, which may be part of the name. Both kinds begin with the same two bytes, so that a
+# search skips from one backslash to the next.
 _HIGH, _LOW = rb"[dD][89abAB][0-9a-fA-F]{2}", rb"[dD][c-fC-F][0-9a-fA-F]{2}"
 _SURROGATE = re.compile(rb"\\u(?:%b(?!\\u%b)|(?<!\\u%b\\u)%b)" % (_HIGH, _LOW, _HIGH, _LOW))
-_MOST_SURROGATES = 10_000
-_LONGEST_NAME = 1024  # characters; no model is called that, and names go into the log
-_LONGEST_RAW = 12 * _LONGEST_NAME + 2  # bytes, with every character escaped
+_MAX_SURROGATES = 10_000
+_MAX_NAME = 1024  # characters; no model is called that, and names go into the log
+_MAX_RAW = 12 * _MAX_NAME + 2  # bytes, with every character escaped
 
 
 def _name(text: str) -> str | None:
-    return text if 0 < len(text) <= _LONGEST_NAME and "\0" not in text else None
+    return text if 0 < len(text) <= _MAX_NAME and "\0" not in text else None
 
 
 def _text(raw: bytes) -> str | None:
@@ -161,10 +161,10 @@ def _name_in(value: bytes) -> str | None:
 
 class _Finder(Protocol):
     def feed(self, piece: bytes) -> bool:
-        """Take the next bytes. False when nothing can be found any more."""
+        """Search the next bytes. Return False if nothing can be found any more."""
 
     def found(self) -> tuple[bytes, tuple[int, int] | None]:
-        """At the end: the last model as it stands there, and its place."""
+        """Return the last model as written, and its position. Called at the end."""
 
 
 def _finder(content_type: bytes) -> _Finder | None:
@@ -172,7 +172,7 @@ def _finder(content_type: bytes) -> _Finder | None:
     if kind.startswith(_BINARY):
         return None
     if not kind.startswith(_FORM):
-        # Some tools send JSON as text/plain or with no type at all; the body says best what it is.
+        # Some tools send JSON as text/plain or without a type: the body itself is the best evidence.
         return _Json()
     from python_multipart.multipart import parse_options_header
 
@@ -182,7 +182,7 @@ def _finder(content_type: bytes) -> _Finder | None:
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
-# Possessive throughout: nothing is ever tried twice, so that a search takes as long as its text.
+# Possessive throughout: there is no backtracking, so the time of a search is linear.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _FLAT = rb'(?:[^"{}\[\]]++|%b)*+' % _STRING
 _NESTED = _FLAT
@@ -199,16 +199,16 @@ _OURS = rb"%b%b%b:%b%b%b," % (_SPACE, _KEY, _SPACE, _SPACE, _STRING, _SPACE)
 
 _string = re.compile(_STRING, re.DOTALL).match
 _rest_of_string = re.compile(rb'(?:\\.[^"\\]*+)*+', re.DOTALL).match
-_values = re.compile(_NESTED, re.DOTALL).match  # whatever is not nested deeper than that
+_values = re.compile(_NESTED, re.DOTALL).match  # values that are not nested deeper
 _many_marks = re.compile(rb"[{}\[\], \t\r\n]{8,}+").match
 _space = re.compile(_SPACE).match
 _scalar = re.compile(_SCALAR).match
 _is_key = re.compile(_KEY).fullmatch
-# Whole members that decide nothing: others, and ours where another of ours follows.
+# Whole members without effect: other keys, and "model" if another "model" follows.
 _others = re.compile(rb"(?:%b|%b(?=%b))*+" % (_OTHER, _OURS, _OURS), re.DOTALL).match
 _ours = re.compile(_OURS.replace(_STRING, b"(%b)" % _STRING), re.DOTALL).match
 
-_LONGEST_KEY = 64  # bytes: "model" with each letter escaped has 32
+_MAX_KEY = 64  # bytes: "model" with each letter escaped has 32
 _DEEPEST = 1000
 _QUOTE, _COMMA, _COLON, _OPENED, _CLOSED = b'",:{}'
 _OPENING = b"{["
@@ -217,22 +217,22 @@ _Before, _AtKey, _AtColon, _AtValue, _InScalar, _After, _Behind = range(7)
 
 
 class _Json:
-    """The member ``model`` of a JSON object that comes in pieces: of the outermost one, the last where it stands twice.
+    """The member ``model`` of the outermost JSON object, in chunks; the last one if it occurs twice.
 
-    Every byte is looked at once or twice, by few calls for each piece: strings, and what is nested, are passed over. So it is
-    not proven that the document is sound, but where it is, this is the member that every reader sees.
+    Every byte is read once or twice, with few calls per chunk: strings and nested values are skipped. The document is not
+    validated, but if it is valid, this is the member that every parser sees.
     """
 
     __slots__ = ("_at", "_depth", "_in_string", "_ours", "_raw", "_rest", "_span", "_state", "_waits")
 
     def __init__(self) -> None:
-        self._rest = b""  # of the last piece, to be seen together with the next
-        self._at = 0  # where that stands in the document
+        self._rest = b""  # of the last chunk, to be searched together with the next
+        self._at = 0  # its position in the document
         self._depth = 0
         self._state = _Before
         self._in_string = False
-        self._waits = False  # for the next piece
-        self._ours = False  # the member that is being read
+        self._waits = False  # for the next chunk
+        self._ours = False  # the member being read is "model"
         self._raw = b""
         self._span: tuple[int, int] | None = None
 
@@ -257,7 +257,7 @@ class _Json:
         return True
 
     def _pass_string(self, text: bytes, at: int) -> int:
-        """Behind the string that is open, or as far as it is here."""
+        """Return the position after the open string, or the end of the available text."""
         quote = text.find(b'"', at)
         slash = text.find(b"\\", at, quote if quote >= 0 else len(text))
         if slash >= 0:
@@ -288,7 +288,7 @@ class _Json:
         return at
 
     def _member(self, text: bytes, at: int) -> int:
-        """One step in the outermost object, and where to go on; -1 where this is no such object."""
+        """Take one step in the outermost object. Return the next position; -1 if this is not an object."""
         state = self._state
         if state == _InScalar:
             scalar = _scalar(text, at)
@@ -297,7 +297,7 @@ class _Json:
                 self._state = _After
             return at
         if state == _AtKey:
-            # Whole members with another behind them: many by one call, and one of ours.
+            # Whole members that another one follows: many with one call, and one "model".
             at = _others(text, at).end()  # type: ignore[union-attr]  # it matches nothing at least
             while ours := _ours(text, at):
                 self._take(*ours.span(1), text)
@@ -308,7 +308,7 @@ class _Json:
         mark = text[at]
         if state == _AtKey and mark == _QUOTE:
             key = _string(text, at)
-            if key is None and len(text) - at <= _LONGEST_KEY:
+            if key is None and len(text) - at <= _MAX_KEY:
                 self._waits = True
                 return at
             self._state = _AtColon
@@ -335,7 +335,7 @@ class _Json:
             self._raw, self._span = b"", None  # unless it is a string
             if mark == _QUOTE:
                 value = _string(text, at)
-                if value is None and len(text) - at <= _LONGEST_RAW:
+                if value is None and len(text) - at <= _MAX_RAW:
                     self._waits = True
                     return at
                 if value is not None:
@@ -353,25 +353,25 @@ class _Json:
         return at + 1
 
     def _take(self, start: int, end: int, text: bytes) -> None:
-        """The model that counts until another comes."""
-        fits = end - start <= _LONGEST_RAW
+        """Store this model until another one follows."""
+        fits = end - start <= _MAX_RAW
         self._raw, self._span = (text[start:end], (self._at + start, self._at + end)) if fits else (b"", None)
 
 
 # --- multipart -------------------------------------------------------------------------------------------------------
 
-_MOST_PARTS = 1000  # of a form: each costs some microseconds
-_LONGEST_VALUE = 4 * _LONGEST_NAME
+_MAX_PARTS = 1000  # of a form: each costs some microseconds
+_MAX_VALUE = 4 * _MAX_NAME
 
 
 class _Form:
-    """The last field ``model`` of a form that comes in pieces."""
+    """The last field ``model`` of a form, in chunks."""
 
     def __init__(self, boundary: bytes) -> None:
         from python_multipart.exceptions import FormParserError
         from python_multipart.multipart import MultipartParser
 
-        self._at = 0  # where the piece stands in the form
+        self._at = 0  # position of the chunk in the form
         self._piece = b""
         self._parts = 0
         self._header = self._said = b""
@@ -403,7 +403,7 @@ class _Form:
         except self._faults:
             return False
         self._at += len(piece)
-        return self._parts <= _MOST_PARTS
+        return self._parts <= _MAX_PARTS
 
     def found(self) -> tuple[bytes, tuple[int, int] | None]:
         try:
@@ -415,7 +415,7 @@ class _Form:
 
     def _part_begin(self) -> None:
         self._parts += 1
-        if self._parts > _MOST_PARTS:
+        if self._parts > _MAX_PARTS:
             raise ValueError("too many parts")
         self._ours, self._value, self._start = False, b"", -1
 
@@ -436,8 +436,8 @@ class _Form:
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if not self._ours:
             return
-        if data is not self._piece or len(self._value) + end - start > _LONGEST_VALUE:
-            # The parser's own buffer (a value that begins like the boundary has no place to tell), or too long a name.
+        if data is not self._piece or len(self._value) + end - start > _MAX_VALUE:
+            # The parser's own buffer (a value that begins like the boundary has no known position), or too long a name.
             self._ours = False
             return
         if self._start < 0:
@@ -453,18 +453,18 @@ class _Form:
 
 
 class _Unreadable(Exception):
-    """This is not what its label says, or too much of it."""
+    """A body does not match its content encoding, or is too large."""
 
 
 def decoded(pieces: Iterable[bytes], content_encoding: bytes, limit: int) -> Iterator[bytes]:
-    """The readable body behind ``pieces``, in pieces (some are empty, for each is one step). For what ``search`` has read."""
+    """Yield the decoded body in chunks; some are empty, because each is one step. For a body that ``search`` could read."""
     return _decoded(pieces, _names(content_encoding), limit)
 
 
 def decode(body: bytes, content_encoding: bytes, limit: int) -> bytes | None:
-    """``body`` with its content encodings undone, at most ``limit`` bytes; ``None`` where that fails or is too large.
+    """Return ``body`` without its content encodings; ``None`` if that fails or exceeds ``limit`` bytes. Never raises.
 
-    Knows gzip, deflate (with and without zlib's wrapper), br and zstd, and chains of two. Never raises.
+    Supports gzip, deflate (with and without zlib's wrapper), br and zstd, and chains of two.
     """
     try:
         return b"".join(decoded([body], content_encoding, limit))
@@ -477,12 +477,12 @@ def _decoded(pieces: Iterable[bytes], names: list[bytes], limit: int) -> Iterato
         raise _Unreadable
     for name in reversed(names):
         start = _deflating if name == b"deflate" else _STARTS[name][0]
-        pieces = _undone(pieces, start, _MOST_MEMBERS if name in _IN_MEMBERS else 1, limit)
+        pieces = _undone(pieces, start, _MAX_MEMBERS if name in _IN_MEMBERS else 1, limit)
     yield from pieces
 
 
 def _undone(pieces: Iterable[bytes], start: Callable[[], _Feed], most_members: int, limit: int) -> Iterator[bytes]:
-    """One content encoding undone. Raises ``_Unreadable`` for what is broken, cut short, or longer than ``limit``."""
+    """Decode one content encoding. Raises ``_Unreadable`` for data that is broken, incomplete, or longer than ``limit``."""
     feed: _Feed | None = None
     members = size = 0
     for piece in pieces:
@@ -521,10 +521,10 @@ def _undone(pieces: Iterable[bytes], start: Callable[[], _Feed], most_members: i
 
 
 def decode_prefix(body: bytes, content_encoding: bytes, limit: int) -> bytes:
-    """As much as any reader gets out of a ``body`` that ``decode`` gave up: broken, cut short, too long, too deep.
+    """Return the longest decodable prefix of a ``body`` that ``decode`` refused: broken, incomplete, too long, too deep.
 
-    At most ``limit`` bytes; only to be searched. Empty where the label lies (plain text that is called gzip) or is
-    none that is known here. Never raises.
+    At most ``limit`` bytes, for searching only. Empty if the label is wrong (plain text that is called gzip) or unknown.
+    Never raises.
     """
     undone = b""
     for name in reversed(_names(content_encoding)):
@@ -542,7 +542,7 @@ def _names(content_encoding: bytes) -> list[bytes]:
 
 def _prefix(body: bytes, start: Callable[[], _Feed], limit: int) -> bytes:
     plain = bytearray()
-    for _ in range(4 * _MOST_MEMBERS):
+    for _ in range(4 * _MAX_MEMBERS):
         feed = start()
         for at in range(0, len(body), _STEP):
             try:
@@ -561,7 +561,7 @@ def _prefix(body: bytes, start: Callable[[], _Feed], limit: int) -> bytes:
 
 
 def _until_the_fault(body: bytes, at: int, start: Callable[[], _Feed], limit: int) -> bytes:
-    """What the step at ``at`` would have given had it not met the fault: byte by byte."""
+    """Decode the step at ``at`` byte by byte, up to the fault in it."""
     feed, plain = start(), b""
     try:
         feed(body[:at], limit)
@@ -572,11 +572,11 @@ def _until_the_fault(body: bytes, at: int, start: Callable[[], _Feed], limit: in
     return plain
 
 
-_STEP = 64  # bytes fed at once: zstandard has no bound for what they may become, some two MiB at worst
-_ROOM = 2 * WINDOW  # what the others may give at once; of deflate, a step cannot become as much
+_STEP = 64  # bytes per call: zstandard has no output limit, and they decode to two MiB at worst
+_ROOM = 2 * WINDOW  # output limit of the others per call; a step of deflate cannot reach it
 
 _Feed = Callable[[bytes, int], tuple[bytes, bytes | None]]
-"""Takes a piece and how much may come out of it; gives that, and, where the stream has ended, the bytes behind it."""
+"""Takes a chunk and an output limit; returns the output and, if the stream has ended, the bytes after it."""
 
 
 def _inflating(window: int) -> Callable[[], _Feed]:
@@ -623,7 +623,7 @@ _GZIP = 31  # zlib's number for «gzip, with the largest window»
 
 
 def _deflating() -> _Feed:
-    """RFC 9110 means zlib's format; some clients send a bare deflate stream. The first two bytes tell which it is."""
+    """Return a decoder for deflate. RFC 9110 means zlib's format; some clients send a bare stream. Two bytes decide."""
     begin = b""
     inner: _Feed | None = None
 
@@ -649,4 +649,4 @@ _STARTS: dict[bytes, tuple[Callable[[], _Feed], ...]] = {
 }
 
 _IN_MEMBERS = frozenset({b"gzip", b"x-gzip", b"zstd"})  # may be several streams in a row (RFC 1952, RFC 8878)
-_MOST_MEMBERS = 16
+_MAX_MEMBERS = 16

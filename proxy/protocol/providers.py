@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from proxy.dialects import Dialect
+from proxy.protocol.dialects import Dialect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """One place a request can go to: ``base_url`` has no trailing slash."""
+    """A provider. ``base_url`` has no trailing slash."""
 
     name: str
     base_url: str
     dialect: Dialect
     via: Literal["lava", "direct"] = "lava"
     faces: Mapping[bytes, Provider] = field(default_factory=dict)
-    """Interfaces beside the main one, by their path on the same host: the same company under the same name."""
+    """Additional APIs of the same provider, by their path on the same host."""
 
     def face(self, words: list[bytes]) -> tuple[Provider, list[bytes]]:
-        """The interface that a path behind this provider's name means, and what of the path is below it."""
+        """Return the API that a path after this provider's name selects, and the rest of the path."""
         for length in (1, 2) if self.faces else ():
             found = self.faces.get(b"/".join(words[:length])) if len(words) >= length else None
             if found is not None:
@@ -75,7 +75,7 @@ _FACES: Mapping[str, Mapping[str, Dialect]] = {
     "moonshot": {"anthropic": Dialect.ANTHROPIC},
     "novita": {"anthropic": Dialect.ANTHROPIC, "openai": Dialect.OPENAI, "v3/async": Dialect.OTHER},
 }
-"""Paths on a provider's host where it documents another interface than that of its main address."""
+"""Paths on a provider's host at which it documents another API than that of its main address."""
 
 
 def _built_in(name: str, url: str, dialect: Dialect) -> Provider:
@@ -91,4 +91,4 @@ BUILTIN: Mapping[str, Provider] = MappingProxyType(
 )
 
 ALIASES: Mapping[str, str] = MappingProxyType({"google-openai": "googleOpenaiCompatible"})
-"""Other spellings of a provider's name, for people who dislike capital letters in an address."""
+"""Other spellings of a provider's name, without capital letters."""

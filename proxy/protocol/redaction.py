@@ -1,10 +1,10 @@
-"""Secrets by value: a type that does not show itself, and a redactor that finds a value in every spelling.
+"""Secrets by value: a type that hides its value, and a redactor that finds a value in every spelling.
 
 Theory. A forward token is ``base64(JSON)`` with the secret key inside, so a search for the key misses it:
 base64 works on groups of three bytes, and the same key looks different at each of the three places it can
 start in a group. Of each of these three *phases* only the characters made of the key's bits alone are
 always the same (the *window*); neighbours spoil the one at either end. The redactor looks for all windows
-(both alphabets), for the raw value, its JSON-escaped form and its hex forms; a second look is taken at the
+(both alphabets), for the raw value, its JSON-escaped form and its hex forms. A second search runs on the
 text with percent and backslash escapes undone, which covers every mixture of them. Hits are collected as
 spans and merged before anything is replaced, because two secrets may overlap (a ready token holds a key)
 and replacing one first would leave half of the other.
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 _MASK = "***"
 _WORD = re.compile(rb"[A-Za-z0-9_-]+")
-# Below four characters a "secret" is part of ordinary words: masking it would destroy lines and hide nothing.
+# Below four characters a "secret" is part of ordinary words: masking it would destroy lines and protect nothing.
 _SHORTEST_RAW = 4
 # Below six bytes the windows get so short that innocent text would match.
 _SHORTEST_ENCODED = 6
 _SHORTEST_WINDOW = 7
-# An escape that a second look undoes: %XX, \u00XX (some JSON writers escape "+", "=", "&" so), and \" \\ \/.
+# The escapes that the second search undoes: %XX, \u00XX (some JSON writers use it for "+", "=", "&"), and \" \\ \/.
 _ESCAPE = re.compile(rb'%([0-9A-Fa-f]{2})|\\u00([0-9A-Fa-f]{2})|\\(["\\/])')
 # Escapes of escapes (a URL in a URL in a JSON string); deeper nesting is not undone.
 _UNDO_ROUNDS = 3
@@ -42,7 +42,7 @@ _PROBE = 8
 
 
 class Secret:
-    """A value that must not be shown: only `reveal` gives it out.
+    """A value that must not be shown: only `reveal` returns it.
 
     It has no ``__dict__``, and its slots hold a function and a digest, not the value, so that dumpers which
     walk attributes find nothing. Copies are the object itself (it is immutable). Pickling raises TypeError: a
@@ -66,7 +66,7 @@ class Secret:
         object.__setattr__(self, "hint", "…" + last)
 
     def reveal(self) -> str:
-        """The value itself. Whoever calls this answers for where it goes."""
+        """Return the value. The caller is responsible for it."""
         return self._take()
 
     def __repr__(self) -> str:
@@ -107,7 +107,7 @@ class Secret:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
-        """Lets a model have fields of this type: takes a str or a Secret, dumps the mask in every mode.
+        """Support fields of this type in a model: accept a str or a Secret, dump the mask in every mode.
 
         The model itself must set ``hide_input_in_errors``: pydantic adds the input to a model's errors.
         """
@@ -126,7 +126,7 @@ class Secret:
 
 
 class Unshown:
-    """A base for what must hold secrets in the open, because it is used for every request.
+    """A base for classes that hold secrets in plain form, because they are used for every request.
 
     It shows only its name. It has no ``__dict__``, is no dataclass that ``asdict`` could take apart, and is not pickled.
     """
@@ -160,13 +160,13 @@ class Redactor(Unshown):
         self._forms = tuple(wanted)
         self._words = sorted((form.decode("ascii") for form in wanted if _WORD.fullmatch(form)), key=len)
         self.crosses_values = any(b'"' in form for form in self._forms)
-        """Whether a hit can begin in one value of a JSON object and end in another: between two there is a quote."""
+        """Whether a hit can begin in one value of a JSON object and end in another: a quote separates two values."""
         self._probe = _probe(self._forms)
         # An escape makes up to six bytes out of one (\u00XX).
         self._reach = 6 * max((len(form) for form in self._forms), default=0)
 
     def text(self, text: str) -> str:
-        """`text` with every hit replaced by ``***``."""
+        """Return `text` with every hit replaced by ``***``."""
         if not self._forms:
             return text
         raw = text.encode("utf-8", "surrogatepass")
@@ -182,7 +182,7 @@ class Redactor(Unshown):
         return b"".join(parts).decode("utf-8", "replace")
 
     def stands_in(self, word: str) -> bool:
-        """Whether a value stands in a short `word` of ASCII letters, digits, hyphens and underscores: none is escaped there."""
+        """Whether a short `word` contains a value. It has ASCII letters, digits, hyphens and underscores: no escapes."""
         size = len(word)
         for form in self._words:  # the shortest first
             if len(form) > size:
@@ -192,7 +192,7 @@ class Redactor(Unshown):
         return False
 
     def data(self, data: bytes) -> bytes:
-        """`data` with every byte of every hit made ``*``: the length stays (and Content-Length true)."""
+        """Return `data` with every byte of every hit replaced by ``*``, so that length and Content-Length stay valid."""
         if not self._forms:
             return data
         spans = _spans(data, self._forms, self._probe)
@@ -204,11 +204,11 @@ class Redactor(Unshown):
         return bytes(masked)
 
     def stream(self) -> StreamMask:
-        """A `data` for a body that arrives in pieces (a secret may be cut in two)."""
+        """Return the equivalent of `data` for a body in chunks (a secret may be split)."""
         return StreamMask(self, self._reach)
 
     def event(self, logger: object, name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """structlog processor: the event with every string in it (keys too, at any depth) masked."""
+        """Mask every string in the event, including keys, at any depth. This is a structlog processor."""
         return {self._any(key): self._any(value) for key, value in event.items()}
 
     def _any(self, value: Any, depth: int = 0) -> Any:
@@ -231,7 +231,7 @@ class Redactor(Unshown):
 
 
 class StreamMask(Unshown):
-    """Masks a body in pieces: holds back as many bytes as the longest hit can have, until `flush`."""
+    """Masks a body in chunks: holds back as many bytes as the longest hit can have, until `flush`."""
 
     __slots__ = ("_held", "_reach", "_redactor")
 
@@ -241,9 +241,9 @@ class StreamMask(Unshown):
         self._held = bytearray()
 
     def feed(self, chunk: bytes) -> bytes:
-        """Takes the next bytes, gives those that no later byte can make part of a hit (maybe none)."""
+        """Add the next bytes. Return those that no later byte can make part of a hit (possibly none)."""
         self._held += chunk
-        # Looked through only once it is twice as much as stays: however small the pieces are, each byte is seen twice.
+        # Searched only when it is twice as much as is held back: with chunks of any size, each byte is searched twice.
         if len(self._held) <= 2 * self._reach:
             return b""
         masked = self._redactor.data(bytes(self._held))
@@ -252,14 +252,14 @@ class StreamMask(Unshown):
         return masked[:cut]
 
     def flush(self) -> bytes:
-        """The rest, at the end of the body."""
+        """Return the rest, at the end of the body."""
         rest = self._redactor.data(bytes(self._held))
         self._held.clear()
         return rest
 
 
 def leaks(haystack: bytes | str, values: Iterable[str]) -> list[str]:
-    """Which of `values` can be read out of `haystack`, in any spelling: a line for each, safe to print."""
+    """Return which of `values` are in `haystack`, in any spelling: a line for each, safe to print."""
     raw = haystack.encode("utf-8", "surrogatepass") if isinstance(haystack, str) else haystack
     found = []
     for number, value in enumerate(values):
@@ -272,7 +272,7 @@ def leaks(haystack: bytes | str, values: Iterable[str]) -> list[str]:
 
 
 def _forms(value: str) -> Iterator[bytes]:
-    """Every literal spelling of `value` worth a search, as bytes."""
+    """Yield every literal spelling of `value` to search for, as bytes."""
     raw = value.encode("utf-8", "surrogatepass")
     if len(value) < _SHORTEST_RAW:
         return
@@ -300,13 +300,13 @@ _TO_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def _window(raw: bytes, phase: int) -> bytes:
-    """The base64 characters that depend on `raw` alone when `phase` bytes stand before it in its group."""
+    """Return the base64 characters that depend on `raw` alone if `phase` bytes precede it in its group."""
     bits = 8 * (phase + len(raw))
     return base64.b64encode(bytes(phase) + raw)[-(-8 * phase // 6) : bits // 6]
 
 
 def _inside(value: str) -> Iterator[str]:
-    """The keys held by a value that is a forward token (base64 of a JSON object); else nothing."""
+    """Yield the keys in a value that is a forward token (base64 of a JSON object); else nothing."""
     try:
         content = json.loads(base64.b64decode(value.replace("-", "+").replace("_", "/") + "==", validate=False))
     except (ValueError, binascii.Error, RecursionError):
@@ -318,9 +318,9 @@ def _inside(value: str) -> Iterator[str]:
 
 
 def _probe(forms: Sequence[bytes]) -> re.Pattern[bytes]:
-    """Matches wherever one of `forms` may begin.
+    """Return a pattern that matches wherever one of `forms` may begin.
 
-    Looking for each form costs a quarter of a microsecond per log line; this costs one for all of them,
+    Searching for each form costs a quarter of a microsecond per log line. This costs one for all of them,
     because keys share their prefixes and a regex of few short literals is quick to build and to run.
     """
     heads = sorted({form[:_PROBE] for form in forms})
@@ -328,7 +328,7 @@ def _probe(forms: Sequence[bytes]) -> re.Pattern[bytes]:
 
 
 def _spans(raw: bytes, forms: Sequence[bytes], probe: re.Pattern[bytes]) -> list[tuple[int, int]]:
-    """Where the forms stand in `raw`, escapes undone or not: merged, in order, as (start, end)."""
+    """Return the positions of the forms in `raw`, with or without escapes: merged, in order, as (start, end)."""
     hits = _find(raw, forms) if probe.search(raw) else []
     if b"%" in raw or b"\\" in raw:
         layers = [raw]
@@ -356,7 +356,7 @@ def _spans(raw: bytes, forms: Sequence[bytes], probe: re.Pattern[bytes]) -> list
 def _find(raw: bytes, forms: Sequence[bytes]) -> list[tuple[int, int]]:
     hits = []
     for form in forms:
-        if form in raw:  # the common answer is no, and `in` is the quickest way to it
+        if form in raw:  # usually it is not, and `in` is the fastest check
             at = raw.find(form)
             while at >= 0:
                 hits.append((at, at + len(form)))
@@ -370,8 +370,8 @@ def _unescape(match: re.Match[bytes]) -> bytes:
 
 
 def _back(text: bytes, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans of `text` with its escapes undone, as the spans of `text` that they were made from."""
-    made: list[int] = []  # where the byte made from each escape stands
+    """Return spans of `text` with its escapes undone as spans of `text` itself."""
+    made: list[int] = []  # position of the byte made from each escape
     escapes: list[tuple[int, int]] = []
     shift = 0
     for match in _ESCAPE.finditer(text):

@@ -1,8 +1,8 @@
-"""What travels: header policy in both directions, as pure functions over raw byte pairs.
+"""Header policy in both directions, as pure functions over raw byte pairs.
 
-A deny-list, not an allow-list: beta and vendor headers must pass. Order and duplicates are kept. What came in is never
-changed; each function makes a new list. ``read`` passes over a request's headers once and sorts out what the gate, the
-router and the outgoing request each need, because this is done for every request.
+It is a deny-list, not an allow-list: beta and vendor headers must pass. Order and duplicates are kept. Inputs are never
+changed; each function makes a new list. ``read`` iterates over a request's headers once, and collects what access, routing and
+the outgoing request need, because it runs for every request.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 import re
 from email.utils import formatdate
 from functools import lru_cache
+from time import time
 from typing import TYPE_CHECKING, Any
 
-from proxy.errors import Fault
+from proxy.protocol.errors import ProxyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,7 +28,7 @@ CREDENTIALS: tuple[bytes, ...] = (
     b"api-key",
     b"xi-api-key",
 )
-"""Headers in which tools send keys, in the order in which they are looked at."""
+"""Headers in which tools send keys, in the order of their precedence."""
 
 PROXY_KEY = b"x-lava-proxy-key"
 PROXY_PROJECT = b"x-lava-proxy-project"
@@ -56,10 +57,10 @@ _KEPT_FROM_LAVA = frozenset(
         b"expect",
         b"cookie",
         b"cookie2",
-        # What the gate has judged: whoever reads it behind us would judge the page again, by other rules.
+        # Already used by the access checks: a later server would check the page again, by other rules.
         b"origin",
         b"referer",
-        # What a proxy in front says of the caller and of the request it got. Nothing of it is true of what leaves here.
+        # A proxy's information about its caller and the request it received. It is wrong for the outgoing request.
         b"forwarded",
         b"front-end-https",
         b"x-host",
@@ -80,9 +81,9 @@ _KINDS_KEPT_FROM_LAVA = (
     b"x-appengine-",
 )
 _ADDRESSES_KEPT_FROM_LAVA = (b"-ip", b"-ipv4", b"-ipv6", b"-addr", b"clientip", b"socketip")
-"""How names end that hold the caller's address: ``x-real-ip``, ``cf-connecting-ipv6``, ``x-azure-clientip`` …"""
+"""Endings of header names with the caller's address: ``x-real-ip``, ``cf-connecting-ipv6``, ``x-azure-clientip`` …"""
 ACCOUNTS = (b"openai-organization", b"openai-project", b"x-goog-user-project")
-"""Headers that name an account of the client's own at a provider: they go with the client's own key alone."""
+"""Headers with the client's own account at a provider: they are sent only with the client's own key."""
 
 _KEPT_FROM_CLIENT = frozenset(
     {
@@ -96,7 +97,7 @@ _KEPT_FROM_CLIENT = frozenset(
     }
 )
 
-# Names that ``read`` stores instead of, or beside, sending on.
+# Names that ``read`` stores, instead of or in addition to forwarding them.
 _NOTED = frozenset(
     {
         b"host",
@@ -119,14 +120,17 @@ _NOTED |= frozenset(
 )
 _NOTED |= frozenset({PROXY_KEY, PROXY_PROJECT, METADATA, *CREDENTIALS})
 _SINGLE = frozenset({b"host", b"origin", b"content-length", PROXY_KEY, PROXY_PROJECT, *CREDENTIALS})
-# Lists by nature, or judged as a whole: what came in several lines is read as one value (RFC 9110, 5.3).
+# Lists by definition, or checked as a whole: several lines are read as one value (RFC 9110, 5.3).
 _JOINED = frozenset({b"connection", b"content-encoding", b"sec-fetch-site", METADATA})
 _STOPPED = _HOP_BY_HOP | _KEPT_FROM_LAVA | frozenset(CREDENTIALS)
 
 
-class Received:
-    """The headers of one request, sorted: ``noted`` by name (lower case), ``repeated`` names that may stand only once but
-    came twice, ``onward``, the pairs that may travel to Lava, and ``metadata``, those of ``x-lava-metadata-<key>`` by key."""
+class RequestHeaders:
+    """The headers of one request.
+
+    ``noted``: those used here, by lower-case name. ``repeated``: names that must be unique but occur twice. ``onward``: the
+    pairs to forward. ``metadata``: the ``x-lava-metadata-<key>`` headers by key.
+    """
 
     __slots__ = ("metadata", "noted", "onward", "repeated")
 
@@ -137,12 +141,12 @@ class Received:
         self.metadata = metadata
 
     def get(self, name: bytes) -> bytes | None:
-        """The (first) value of a noted header."""
+        """Return the (first) value of a noted header."""
         return self.noted.get(name)
 
 
-def read(headers: Iterable[tuple[bytes, bytes]]) -> Received:
-    """Sort the headers of a request (names in lower case, as ASGI has them). Never raises."""
+def read(headers: Iterable[tuple[bytes, bytes]]) -> RequestHeaders:
+    """Return the headers of a request (names in lower case, as in ASGI). Never raises."""
     noted: dict[bytes, bytes] = {}
     repeated: tuple[bytes, ...] = ()
     onward: Pairs = []
@@ -168,13 +172,23 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Received:
         onward.append(pair)
     nominated = noted.get(b"connection")
     if nominated is not None and nominated.lower() not in (b"keep-alive", b"close"):
-        # Before our own headers are set, so that a client can never nominate those away.
+        # Before our own headers are set, so that a client cannot remove those by naming them in Connection.
         drop = _tokens(nominated)
         onward = [pair for pair in onward if pair[0] not in drop]
         metadata = [pair for pair in metadata if _METADATA_OF + pair[0] not in drop]
         for name in drop & {METADATA, b"anthropic-version"}:
             noted.pop(name, None)
-    return Received(noted, repeated, onward, metadata)
+    return RequestHeaders(noted, repeated, onward, metadata)
+
+
+def http_date() -> bytes:
+    """Return the current time as the value of a ``date`` header (RFC 9110, section 5.6.7)."""
+    return _date_of(int(time()))
+
+
+@lru_cache(maxsize=2)
+def _date_of(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode("ascii")
 
 
 def _tokens(value: bytes) -> set[bytes]:
@@ -182,12 +196,12 @@ def _tokens(value: bytes) -> set[bytes]:
 
 
 def without(pairs: Pairs, *names: bytes) -> Pairs:
-    """``pairs`` without these names."""
+    """Return ``pairs`` without these names."""
     return [pair for pair in pairs if pair[0] not in names]
 
 
-class Answered:
-    """The headers of an answer, sorted: ``onward`` may travel to the client, the rest is what the forwarder asks for."""
+class ResponseHeaders:
+    """The headers of a response: ``onward`` is relayed to the client, the rest is used by the relay."""
 
     __slots__ = ("encoding", "event_stream", "inert", "lava_request_id", "length", "onward", "upload")
 
@@ -195,21 +209,21 @@ class Answered:
         self.onward: Pairs = []
         self.event_stream = False
         self.inert: bool | None = None
-        """Whether the type is one of which no browser makes a page that runs scripts; ``None`` without a type."""
+        """Whether no browser runs scripts in a document of this content type; ``None`` without a type."""
         self.encoding: bytes | None = None
         """``Content-Encoding``, unless it is empty or ``identity``."""
         self.length: int | None = None
         self.lava_request_id: bytes | None = None
         self.upload = False
-        """Whether it names an address that takes a file (``uploads.py``)."""
+        """Whether it contains an upload address (``uploads.py``)."""
 
 
-def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> Answered:
-    """Sort the headers of an upstream's answer (names in lower case); a ``date`` is added where there is none.
+def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> ResponseHeaders:
+    """Return the headers of an upstream response (names in lower case); a ``date`` is added if there is none.
 
-    ``keep_length`` says whether ``content-length`` frames the body that is sent on; equal duplicates of it become one.
+    ``keep_length``: ``content-length`` is the length of the relayed body; equal duplicates of it become one.
     """
-    answered = Answered()
+    answered = ResponseHeaders()
     onward = answered.onward
     nominated: set[bytes] | None = None
     date_seen = server_seen = False
@@ -221,7 +235,7 @@ def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> A
         name, value = pair
         if fate == _ASK:
             if name == b"content-length":
-                # One that is no number frames nothing: an answer to HEAD may have it.
+                # A value that is not a number frames nothing: a response to HEAD may have one.
                 if not keep_length or answered.length is not None or not value.isdigit():
                     continue
                 answered.length = int(value)
@@ -249,14 +263,14 @@ def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> A
         elif name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
             nominated = (nominated or set()) | _tokens(value)
     if not date_seen:
-        onward.append((b"date", formatdate(usegmt=True).encode("ascii")))
+        onward.append((b"date", http_date()))
     if nominated:
         nominated -= _FRAMING
         answered.onward = [pair for pair in onward if pair[0] not in nominated]
     return answered
 
 
-# What becomes of a header of an answer; one that is asked is passed on, too, unless its value speaks against it.
+# The treatment of a response header; one whose value is used here is relayed, too, unless the value forbids it.
 _PASS, _DROP, _ASK = range(3)
 
 
@@ -274,15 +288,15 @@ _ASKED = UPLOADS | frozenset(
 )
 _DROPPED = _HOP_BY_HOP | _KEPT_FROM_CLIENT
 SANDBOX = (b"content-security-policy", b"sandbox")
-"""Added to an answer that a browser might run as a page of this daemon. A policy of the upstream's own stays beside it:
-browsers obey both."""
-# The types of ``Answered.inert``. XML may come under any name that ends in «+xml»; two types in one value are none.
+"""Added to a response that a browser might run as a page of this daemon. A policy of the upstream is kept: browsers apply
+both."""
+# The types of ``ResponseHeaders.inert``. XML may come under any name that ends in «+xml»; two types in one value are none.
 _INERT = re.compile(
     rb"(application/(json|[a-z0-9.-]+\+json|jsonl|x-ndjson|octet-stream|zip|gzip)|text/(event-stream|plain|csv)"
     rb"|image/(?!svg)[a-z0-9.-]+|(audio|video)/[a-z0-9.-]+)[ \t]*(;[^,]*)?\Z",
     re.IGNORECASE,
 )
-# What an upstream cannot take away by naming it in Connection: the body could not be read without it.
+# An upstream cannot remove these by naming them in Connection: the body would be unreadable without them.
 _FRAMING = frozenset({b"keep-alive", b"close", b"content-length", b"content-type", b"content-encoding", b"date", b""})
 
 
@@ -293,12 +307,12 @@ MAX_PAIRS = 100
 
 
 def merge_metadata(client: bytes | None, single: Pairs, project: Mapping[str, str]) -> bytes | None:
-    """The value of ``x-lava-metadata`` to send, or ``None``: the client's pairs under the project's, which win.
+    """Return the value of ``x-lava-metadata`` to send, or ``None``: the client's pairs and the project's, which win.
 
-    ``client`` is the value of that header, ``single`` are the pairs of ``x-lava-metadata-<key>``, which go before it.
+    ``client`` is the value of that header, ``single`` are the pairs of ``x-lava-metadata-<key>``, which take precedence.
     Lava's limits: at most 100 pairs, keys of ASCII letters, digits and underscore, keys and values of 1 to 255 characters.
-    Raises ``Fault`` ``bad_request`` when a header of the client breaks them. Every character beyond ASCII is escaped: a
-    header is no place for UTF-8.
+    Raises ``ProxyError`` ``bad_request`` if a header of the client exceeds them. Non-ASCII characters are escaped, because
+    headers are not UTF-8.
     """
     pairs: dict[str, str] = {}
     if client is not None:
@@ -348,8 +362,8 @@ def _check_pair(key: str, entry: object) -> None:
         raise _bad_metadata("a value is not a string of 1 to 255 characters")
 
 
-def _bad_metadata(why: str) -> Fault:
-    return Fault(
+def _bad_metadata(why: str) -> ProxyError:
+    return ProxyError(
         "bad_request",
         f"The header x-lava-metadata cannot be sent: {why}.",
         'Send a JSON object of strings, such as {"team": "web"}, or single pairs, such as x-lava-metadata-team: web.',

@@ -1,7 +1,7 @@
-"""Addresses that a user writes in the configuration: one strict reading of them, and what a host is.
+"""Strict parsing of addresses in the configuration, and classification of hosts.
 
-Strict on purpose. `urllib.parse` drops tabs and line ends, keeps userinfo and lets ``..`` through, and
-two readers of one URL that differ are how a key ends up at the wrong host.
+Strict on purpose. `urllib.parse` drops tabs and line ends, keeps userinfo and accepts ``..``. If two parsers
+of one URL differ, a key can be sent to the wrong host.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ADDRESS = re.compile(r"(https?)://([^/?#]*)(/[^?#]*)?", re.IGNORECASE)
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _PATH = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
-# Endings that no public resolver knows (RFC 6761, 6762, 7686, 8375, .internal), or that home routers invent.
+# Endings that no public resolver knows (RFC 6761, 6762, 7686, 8375, .internal), or that home routers use.
 _PRIVATE_ENDINGS = ("localhost", "local", "localdomain", "internal", "intranet", "lan", "onion", "home.arpa")
 
 
@@ -29,14 +29,14 @@ class Address:
     path: str
 
     def base(self, default_path: str = "") -> str:
-        """As text, without a slash at its end; ``default_path`` stands in for a missing path."""
+        """Return it as text, without a trailing slash; ``default_path`` replaces a missing path."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port is None else f":{self.port}"
         return f"{self.scheme}://{host}{port}{self.path.rstrip('/') or default_path}"
 
 
 def parse_address(text: str) -> Address:
-    """Read an address. Raises ValueError with a sentence that holds nothing of the text."""
+    """Parse an address. Raises ValueError with a sentence that contains nothing of the text."""
     if not re.fullmatch(r"[\x21-\x7e]*", text) or "\\" in text:
         raise ValueError(
             "must not hold spaces, backslashes, control or non-ASCII characters (write a name as punycode)"
@@ -62,6 +62,17 @@ def parse_address(text: str) -> Address:
     return Address(scheme, _host(parts[1].lower()), port, path)
 
 
+def lava_address(text: str) -> str:
+    """Return the address of Lava's API: https, or http on a loopback host; ``/v1`` replaces a missing path.
+
+    Raises ValueError with a sentence that contains nothing of the text.
+    """
+    address = parse_address(text)
+    if address.scheme == "http" and not is_loopback(address.host):
+        raise ValueError("must be https: http is for loopback hosts only, your key would travel in the clear")
+    return address.base(default_path="/v1")
+
+
 def _host(text: str) -> str:
     plain = text.strip("[]")
     try:
@@ -72,7 +83,7 @@ def _host(text: str) -> str:
         if address is not None:
             return str(address)
         labels = text.split(".")
-        # With a number as last label browsers and libc read the name as an IP address (0x7f.1, 2130706433).
+        # If the last label is a number, browsers and libc parse the name as an IP address (0x7f.1, 2130706433).
         numeric = re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1])
         if len(text) <= 253 and all(_LABEL.fullmatch(label) for label in labels) and not numeric:
             return text
@@ -80,7 +91,7 @@ def _host(text: str) -> str:
 
 
 def is_bindable(host: str) -> bool:
-    """Whether something could be listened on: an IP address or a host name, without brackets and port."""
+    """Whether a host can be listened on: an IP address or a host name, without brackets and port."""
     return re.fullmatch(r"[0-9A-Za-z._:%-]+", host) is not None and (":" not in host or _ip(host) is not None)
 
 
@@ -117,7 +128,7 @@ def is_listed(host: str, port: int, no_proxy: str) -> bool:
 
 
 def is_public_name(host: str) -> bool:
-    """Whether a host that `parse_address` gave can be a name on the internet. Resolves nothing."""
+    """Whether a host from `parse_address` can be a name on the internet. Resolves nothing."""
     if _ip(host) is not None or "." not in host:
         return False
     return not any(host == ending or host.endswith("." + ending) for ending in _PRIVATE_ENDINGS)

@@ -1,4 +1,4 @@
-"""What is known of one request when it is over: filled along the way, recorded exactly once, without waiting."""
+"""The record of one request: filled step by step, and passed to the observers once, without waiting."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from proxy.usage import Scanner
+    from proxy.protocol.usage import Scanner
 
 
 class Outcome(StrEnum):
-    """One word for how a request ended: the same in logs, metrics and the ledger."""
+    """How a request ended, in one word: the same in logs, metrics and the ledger."""
 
     OK = "ok"
     PROVIDER_ERROR = "provider_error"
     LAVA_ERROR = "lava_error"
     REFUSED = "refused"  # by us
-    UPSTREAM_ERROR = "upstream_error"  # no whole answer head
-    TRUNCATED = "truncated"  # the answer broke off
-    INCOMPLETE = "incomplete"  # the framing ended well, the stream's own end marker never came
-    STALLED = "stalled"  # the answer stopped moving
+    UPSTREAM_ERROR = "upstream_error"  # no complete response head
+    TRUNCATED = "truncated"  # the response ended too early
+    INCOMPLETE = "incomplete"  # the framing is complete, but the stream's end marker is missing
+    STALLED = "stalled"  # the response made no progress
     TIMEOUT = "timeout"
     CLIENT_GONE = "client_gone"
-    CLIENT_ERROR = "client_error"  # the client broke its own request
+    CLIENT_ERROR = "client_error"  # the client violated HTTP in its request
     SHUTDOWN = "shutdown"
 
 
 @dataclass(slots=True)
 class Record:
-    """One request. Times in seconds, on the monotonic clock where they are points in time; sizes in bytes.
+    """One request. Times in seconds (points in time by the monotonic clock), sizes in bytes.
 
     ``path`` has no query: queries hold keys.
     """
@@ -42,7 +42,8 @@ class Record:
     provider: str | None = None
     model: str | None = None
     status: int | None = None
-    outcome: Outcome = Outcome.OK
+    outcome: Outcome | None = None
+    """``None`` until the request is settled."""
     first_byte_s: float | None = None
     duration_s: float = 0.0
     bytes_in: int = 0
@@ -52,4 +53,4 @@ class Record:
     upstream_error: str | None = None
     hint: str | None = None
     scanner: Scanner | None = None
-    """Knows the usage; asked for it off the request's path."""
+    """Has the usage, which is read only after the request."""

@@ -1,7 +1,7 @@
-"""JSON, read fast: the one door to msgspec.
+"""Fast JSON parsing: the only module that uses msgspec.
 
-msgspec is stricter than the standard library in two harmless ways (no ``NaN``, no half surrogate pairs), so where it refuses,
-the standard library is asked; what neither reads is ``None``.
+msgspec is stricter than the standard library in two harmless ways (no ``NaN``, no half surrogate pairs). If it refuses a
+document, the standard library parses it; if that fails as well, the result is ``None``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _Unreadable = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
 def read(document: bytes) -> Any:
-    """The value of a JSON document, or ``None`` where it is none (or nested beyond reason). Never raises."""
+    """Return the value of a JSON document, or ``None`` if it is invalid (or nested too deeply). Never raises."""
     try:
         return _decode(document)
     except _Unreadable:
@@ -34,7 +34,7 @@ class _Details(msgspec.Struct):
 
 
 class Counts(msgspec.Struct):
-    """A ``usage`` object in the words of OpenAI's and Anthropic's dialects; what it does not have is ``None``."""
+    """A ``usage`` object with the fields of OpenAI's and Anthropic's dialects; a missing field is ``None``."""
 
     prompt_tokens: _Count = None
     completion_tokens: _Count = None
@@ -48,8 +48,8 @@ class Counts(msgspec.Struct):
     input_tokens_details: _Details | None = None
 
 
-class Answer(msgspec.Struct):
-    """What most answers say of themselves."""
+class ParsedResponse(msgspec.Struct):
+    """The common fields of most responses."""
 
     model: str
     usage: Counts
@@ -57,13 +57,13 @@ class Answer(msgspec.Struct):
     error: None = None
 
 
-_answer = msgspec.json.Decoder(Answer)
+_answer = msgspec.json.Decoder(ParsedResponse)
 
 
-def answer(document: bytes) -> Answer | None:
-    """The model and the counts of an answer that has both and no error; the rest of it is skipped, not built.
+def answer(document: bytes) -> ParsedResponse | None:
+    """Return the model and the counts of a response that has both and no error. The rest is skipped, not built.
 
-    ``None`` for everything else, be it sound or not. Never raises.
+    ``None`` for everything else, valid or not. Never raises.
     """
     try:
         return _answer.decode(document)
@@ -79,9 +79,9 @@ _named = msgspec.json.Decoder(_Named)
 
 
 def raw_model(document: bytes) -> bytes:
-    """The top-level member ``model`` of a JSON object as it stands there, the last one where it stands twice.
+    """Return the raw top-level member ``model`` of a JSON object, the last one if it occurs twice.
 
-    The rest is skipped, not built. ``b""`` where there is none or the document cannot be read.
+    The rest is skipped, not built. ``b""`` if there is none or the document is invalid.
     """
     try:
         return bytes(_named.decode(document).model)
