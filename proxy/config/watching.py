@@ -1,7 +1,7 @@
-"""The files that a configuration came from (its own, and those behind ``file:``), and loading it again when they change.
+"""Watching the files of a configuration (its own, and those of ``file:`` references), and reloading it when they change.
 
-A file may be replaced by a rename, switched behind a link (as Kubernetes does) or written in place. While it is written in
-place it can be empty or half there, so it is loaded only once it rests, and again where it changed while it was read.
+A file may be replaced by a rename, by changing a link (as Kubernetes does), or be written in place. While it is written in
+place it can be empty or incomplete, so it is loaded only when it is stable, and again if it changed while it was read.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from proxy.settings import Settings
+    from proxy.config.settings import Settings
 
 REST_SECONDS = 0.1
-"""What did not change for so long is taken as written."""
-_MOST_LOOKS = 20
+"""A file that did not change for this time is considered complete."""
+_MAX_LOOKS = 20
 
 
 class Unusable(Exception):
-    """The files are not there to be loaded. ``faults`` has the sentence to be told."""
+    """The files cannot be loaded. ``faults`` has the sentence for the user."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence)
@@ -29,7 +29,7 @@ class Unusable(Exception):
 
 
 class Seen(NamedTuple):
-    """What ``stat`` says of a file; it differs after every change, of mode and owner too."""
+    """The result of ``stat`` for a file. It differs after every change, including mode and owner."""
 
     changed: int
     modified: int
@@ -39,7 +39,7 @@ class Seen(NamedTuple):
 
 
 class Reloader:
-    """Loads a configuration again. ``load`` runs in a thread; what it raises may name ``files`` to be watched from then on."""
+    """Reloads a configuration. ``load`` runs in a thread; its error may have ``files``, which are watched from then on."""
 
     def __init__(self, load: Callable[[], Settings], settings: Settings) -> None:
         self._load = load
@@ -53,13 +53,13 @@ class Reloader:
         self._had_text = found is not None and found.size > 0
 
     async def changed(self) -> bool:
-        """Whether a file differs from what the last ``load`` saw, successful or not."""
+        """Whether a file has changed since the last ``load``, successful or not."""
         return await self._looked() != self._seen
 
     async def load(self) -> Settings:
-        """The configuration as it is now. Raises ``Unusable`` and what ``load`` raises."""
+        """Return the current configuration. Raises ``Unusable`` and what ``load`` raises."""
         loop = asyncio.get_running_loop()
-        for _ in range(_MOST_LOOKS):
+        for _ in range(_MAX_LOOKS):
             self._seen = seen = await self._at_rest()
             self._require_text(seen)
             try:
@@ -81,7 +81,7 @@ class Reloader:
         self._seen = {**self._seen, **_look(more)}
 
     def _require_text(self, seen: Mapping[Path, Seen | None]) -> None:
-        """Without its file another configuration would be found, or none: no keys asked for, say."""
+        """Require the configuration file: without it another configuration, or none, would apply, perhaps without keys."""
         if self._path is None:
             return
         found = seen[self._path]
@@ -92,7 +92,7 @@ class Reloader:
 
     async def _at_rest(self) -> dict[Path, Seen | None]:
         seen = await self._looked()
-        for _ in range(_MOST_LOOKS):
+        for _ in range(_MAX_LOOKS):
             await asyncio.sleep(REST_SECONDS)
             before, seen = seen, await self._looked()
             if seen == before:
@@ -109,7 +109,7 @@ def _look(files: Iterable[Path]) -> dict[Path, Seen | None]:
 
 def _stat(path: Path) -> Seen | None:
     try:
-        found = path.stat()  # of what a link leads to
+        found = path.stat()  # of the target of a link
     except (OSError, ValueError):
         return None
     return Seen(found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)

@@ -1,12 +1,11 @@
-"""What was said where: the file, the environment and the flags as plain tables, each key with its place.
+"""The sources of the settings: file, environment and flags as plain tables, each key with its position.
 
-A table here is what `tomllib` gives: nested dicts. The tree of known keys comes from the settings models,
+A table here is the result of `tomllib`: nested dicts. The tree of known keys is made from the settings models,
 which this module gets as an argument. Faults are collected, never raised, because a person who fixes a
-configuration wants the whole list. Their words name a wrong value only where the key holds no secret and
-the value does not look like one: any value may be a misplaced secret.
+configuration needs the whole list. A sentence quotes a wrong value only if the key holds no secret and the value
+does not look like one: any value may be a misplaced secret.
 
-The environment is read by pydantic-settings, which ignores variables it does not know; those are refused
-here.
+pydantic-settings reads the environment and ignores unknown variables; those are refused here.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pydantic import BaseModel
 
-from proxy.providers import BUILTIN
-from proxy.references import File, Unreadable, decode, read_file
-from proxy.toml_lines import Where, key_lines
+from proxy.config.references import File, UnreadableReference, decode, read_file
+from proxy.config.toml_lines import Where, key_lines
+from proxy.protocol.providers import BUILTIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -34,7 +33,7 @@ PREFIX = "LAVA_PROXY_"
 SYSTEM_CONFIG = Path("/etc/lava-proxy/config.toml")
 MAX_CONFIG_BYTES = 1024 * 1024
 
-# What Kubernetes injects beside a Service named lava-proxy (and values of tcp://, see below).
+# The variables that Kubernetes sets for a Service named lava-proxy (and values of tcp://, see below).
 _KUBERNETES = re.compile(r"LAVA_PROXY_(SERVICE_(HOST|PORT(_.+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR))")
 
 # Keys that hold a table of names the user chooses, with plain values.
@@ -52,10 +51,10 @@ Table = dict[str, Any]
 
 
 def key_tree(model: type[BaseModel]) -> Table:
-    """Keys as nested tables: None at a key that holds a value, ``*`` for names that the user chooses."""
+    """Return the keys as nested tables: None for a key with a value, ``*`` for names that the user chooses."""
     tree: Table = {}
     for name, field in model.model_fields.items():
-        if field.exclude:  # what we add ourselves
+        if field.exclude:  # not a key of the configuration
             continue
         inner = get_args(field.annotation)[-1:] if field.annotation is not None else ()
         if _is_part(field.annotation):
@@ -72,7 +71,7 @@ def _is_part(annotation: object) -> bool:
 
 
 def leaves(tree: Table, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every key of the tree that has no keys below it, as its path."""
+    """Yield the path of every key of the tree without keys below it."""
     for name, inner in tree.items():
         if inner is None:
             yield (*above, name)
@@ -81,7 +80,7 @@ def leaves(tree: Table, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
 
 
 def prune(data: Table, tree: Table, faults: Faults, root: Table | None = None, above: Where = ()) -> None:
-    """Take unknown keys out of ``data``, each with a fault. (``root`` is the whole tree, for suggestions.)"""
+    """Remove unknown keys from ``data``, each with a fault. (``root`` is the whole tree, for suggestions.)"""
     root = root or tree
     for name in list(data):
         inner = tree.get(name, tree.get("*", ...))
@@ -100,7 +99,7 @@ def _nearest_key(name: str, siblings: Table, root: Table) -> str | None:
     if close:
         return close[0]
     # Perhaps the right key in the wrong table.
-    # Of two such keys, the one that needs no name of the user's.
+    # Of two such keys, prefer the one without a name that the user chooses.
     others = sorted(leaves(root), key=lambda leaf: "*" not in leaf)
     elsewhere = {leaf[-1]: ".".join(leaf).replace("*", "NAME") for leaf in others}
     close = difflib.get_close_matches(name, elsewhere, 1, 0.85)
@@ -121,7 +120,7 @@ def _variable(where: tuple[str, ...]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence that suggests the known name most like ``name``; empty where none is like it."""
+    """Return the end of a sentence that suggests the known name most similar to ``name``; empty if there is none."""
     close = difflib.get_close_matches(name, list(known), 1, 0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -132,33 +131,33 @@ _BARE = r"(?!(?:true|false|inf|nan)\b)[A-Za-z~./]"
 _BARE_INSIDE = re.compile(rf"[\[=]\s*{_BARE}|,\s*{_BARE}[^=]*[,\]]")
 _BARE_ALONE = re.compile(rf"\s*{_BARE}[^=]*")
 
-# Where a value may be a secret, or hold one.
+# Keys whose value may be a secret, or contain one.
 _SECRET = frozenset(("secret_key", "spend_key", "forward_token", "keys", "byok", "proxy", "base_url", "metadata"))
 _WORDS = re.compile(r"[A-Za-z0-9*._:/@-][A-Za-z0-9*._:/@ -]{0,63}")
 _LIKE_A_KEY = re.compile(r"(?i)sk[-_]|aks_|lava_|gsk_|xai-|aiza|eyj|local[-_]|bearer")
 
 
 def shown(value: object) -> str:
-    """A wrong value as it was written; empty where it might be a secret that was put into the wrong place."""
+    """Return a wrong value as written; empty if it might be a misplaced secret."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return str(value)[:20]
     if not isinstance(value, str) or not _WORDS.fullmatch(value) or _LIKE_A_KEY.match(value):
         return ""
-    # Keys are long, and mix digits and capitals in; what people call things does not.
+    # Keys are long, with digits and capitals; names that people choose are not.
     odd = sum(letter.isdigit() or letter.isupper() for letter in value)
     return f'"{value}"' if len(value) <= 12 or odd <= 4 else ""
 
 
 def instead(value: object) -> str:
-    """The end of a sentence that says what must stand somewhere: ``, not "loud"``, or nothing."""
+    """Return the end of a sentence about an expected value: ``, not "loud"``, or nothing."""
     text = shown(value)
     return f", not {text}" if text else ""
 
 
 class Sources:
-    """The three sources as tables, and where in them each key was said."""
+    """The three sources as tables, with the position of each key."""
 
     def __init__(self) -> None:
         self.path: Path | None = None
@@ -173,7 +172,7 @@ class Sources:
         self.from_flags: Table = {}
 
     def says(self, where: Where) -> Literal["flag", "environment", "file"] | None:
-        """Which source has the last word on a key."""
+        """Return the source that sets a key."""
         for flag in self.flags:
             if where[: len(flag)] == flag:
                 return "flag"
@@ -182,7 +181,7 @@ class Sources:
         return "file" if where in self.lines else None
 
     def value(self, where: Where) -> object:
-        """What the source that has the last word says; ``None`` where that may be a secret."""
+        """Return the value in the source that sets a key; ``None`` if it may be a secret."""
         if not _SECRET.isdisjoint(where):
             return None
         said = self.says(where)
@@ -192,7 +191,7 @@ class Sources:
         )
 
     def label(self, where: Where) -> tuple[int, str]:
-        """For a fault at ``where``: a number to sort by, and its place in words."""
+        """Return a sort key for a fault at ``where``, and its position in words."""
         said = self.says(where)
         if said == "flag":
             return 2**31, "command line"
@@ -203,7 +202,7 @@ class Sources:
         return self.line(where)
 
     def line(self, where: Where) -> tuple[int, str]:
-        """The same for the file alone: where the key stands, or the nearest table around it."""
+        """Return the same for the file alone: the line of the key, or of the nearest table around it."""
         for length in range(len(where), 0, -1):
             if where[:length] in self.lines:
                 line = self.lines[where[:length]]
@@ -212,7 +211,7 @@ class Sources:
 
 
 class Faults:
-    """All faults so far, each with its place."""
+    """All faults so far, each with its position."""
 
     def __init__(self, sources: Sources) -> None:
         self.sources = sources
@@ -223,7 +222,7 @@ class Faults:
         return bool(self.found)
 
     def sentences(self) -> list[str]:
-        """One for each fault, in the order of the file, then variables, then flags."""
+        """Return one sentence per fault, in the order of the file, then variables, then flags."""
         return [sentence for _, sentence in sorted(dict.fromkeys(self.found), key=lambda fault: fault[0])]
 
     def add(self, where: Where, message: str) -> None:
@@ -232,7 +231,7 @@ class Faults:
         self.found.append((order, f"{place}: {dotted(where)}: {message}"))
 
     def add_in_file(self, where: Where, message: str) -> None:
-        """A fault of what the file says, whichever source has the last word."""
+        """Add a fault in the file, whichever source sets the key."""
         order, place = self.sources.line(where)
         self.found.append((order, f"{place}: {dotted(where)}: {message}"))
 
@@ -245,14 +244,14 @@ class Faults:
         self.found.append((2**30, f"{name}: {message}"))
 
     def add_shape(self, detail: ErrorDetails) -> None:
-        """A finding of pydantic's, unless one of ours about the same place says it better."""
+        """Add a fault found by pydantic, unless a more precise one of ours has the same position."""
         where = detail["loc"]
         if where not in self.places:
             self.add(where, _plain_words(detail, self.sources.value(where), self.sources.says(where) == "environment"))
 
 
 def dotted(where: Where) -> str:
-    """A place as a person writes it: ``projects.website.keys[0]``."""
+    """Return a path as people write it: ``projects.website.keys[0]``."""
     text = ""
     for part in where:
         if isinstance(part, int):
@@ -308,34 +307,34 @@ def _plain_words(detail: ErrorDetails, value: object, in_variable: bool) -> str:
 
 
 def user_config(environ: Mapping[str, str]) -> Path | None:
-    """The file in the user's own configuration directory, whether it exists or not; None without a home."""
+    """Return the file in the user's configuration directory, whether it exists or not; None without a home directory."""
     if environ is os.environ:
         import platformdirs
 
         try:
             return platformdirs.user_config_path("lava-proxy", appauthor=False) / "config.toml"
-        except RuntimeError:  # a numeric user of a container, whom no list of users knows and who has no HOME
+        except RuntimeError:  # a numeric user of a container, without a passwd entry and without HOME
             return None
-    # platformdirs reads the process's own environment only. Another mapping is a test's or an embedder's, and
-    # must not lead to the file of whoever runs it.
+    # platformdirs reads only the environment of the process. Another mapping is from a test or an embedding program, and
+    # must not lead to the file of the user who runs it.
     home = environ.get("XDG_CONFIG_HOME") or (environ.get("HOME") and f"{environ['HOME']}/.config")
     return Path(home) / "lava-proxy" / "config.toml" if home else None
 
 
 def find_config(environ: Mapping[str, str], system: Path = SYSTEM_CONFIG) -> Path | None:
-    """The first file there is, of those that nobody had to name.
+    """Return the first existing default configuration file.
 
-    Never one of the current directory: a cloned repository must not be able to say where a key is sent.
+    Never one in the current directory: a cloned repository must not decide where a key is sent.
     """
     places = [user_config(environ)]
-    if os.name == "posix":  # on Windows anybody may create \\etc
+    if os.name == "posix":  # on Windows any user may create \\etc
         places.append(system)
-    # lexists: a link into nothing is the user's mistake, and reading it says so.
+    # lexists: a dangling link is the user's mistake, and reading it reports it.
     return next((place for place in places if place is not None and os.path.lexists(place)), None)
 
 
 def read_config(path: Path, faults: Faults) -> None:
-    """Read the file, and where each of its keys stands."""
+    """Read the file, and the line of each of its keys."""
     sources = faults.sources
     sources.path = path.absolute()
     try:
@@ -345,7 +344,7 @@ def read_config(path: Path, faults: Faults) -> None:
     except FileNotFoundError:
         faults.add_file("no such file")
         return
-    except Unreadable as error:
+    except UnreadableReference as error:
         faults.add_file(str(error))
         return
     try:
@@ -354,7 +353,7 @@ def read_config(path: Path, faults: Faults) -> None:
     except (ValueError, RecursionError) as error:
         message = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "a value that cannot be read"
         at = re.search(r"\(at line (\d+), column (\d+)\)", message)
-        # tomllib's words quote a character at most, never a value.
+        # A message of tomllib quotes at most one character, never a value.
         end = text.count("\n") + 1 if "(at end of document)" in message else None
         unquoted = at is not None and _lacks_quotes(text.split("\n")[int(at[1]) - 1])
         quotes = '; a string stands in quotes, as in name = "text"' if unquoted else ""
@@ -365,7 +364,7 @@ def read_config(path: Path, faults: Faults) -> None:
 def _lacks_quotes(line: str) -> bool:
     """Whether this line of invalid TOML has a string without its quotes."""
     value = _AFTER_KEY.sub("", line, count=1)
-    if value == line:  # an element of a list, perhaps
+    if value == line:  # perhaps an element of a list
         return _BARE_ALONE.fullmatch(line) is not None
     if value[:1] in ("[", "{"):
         return _BARE_INSIDE.search(_QUOTED.sub("0", value)) is not None
@@ -383,7 +382,7 @@ def read_environment(model: type[BaseModel], environ: Mapping[str, str], faults:
     tree = key_tree(model)
     wanted: dict[str, str] = {}
     sources = faults.sources
-    # By depth, so that a table given as JSON comes before the keys that are set in it one by one.
+    # By depth, so that a table given as JSON is applied before the keys that are set in it one by one.
     for name in sorted(environ, key=lambda name: (name.count("__"), name)):
         upper = name.upper()
         if not upper.startswith(PREFIX) or upper == "LAVA_PROXY_CONFIG" or _is_kubernetes(upper, environ[name]):
@@ -406,15 +405,15 @@ def read_environment(model: type[BaseModel], environ: Mapping[str, str], faults:
             return wanted
 
         def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
-            # A list may be a single string ("0.0.0.0"), so what is not JSON is left for the checks to judge:
-            # they know what may stand there, and say so without the value (JSONDecodeError carries it).
+            # A list may be a single string ("0.0.0.0"), so a value that is not JSON is left to the later checks:
+            # they know what is allowed, and report it without the value (JSONDecodeError contains it).
             try:
                 decoded = super().decode_complex_value(field_name, field, value)
             except (ValueError, RecursionError):
                 return value
             return decoded if isinstance(decoded, list | dict) else value
 
-    # The source asks the class only for its fields; a BaseSettings would also read the environment by itself.
+    # The source uses only the fields of the class; a BaseSettings would also read the environment by itself.
     variables = Variables(cast("type[BaseSettings]", model), env_prefix=PREFIX, env_nested_delimiter="__")
     sources.from_environment = variables()
     for where in sources.variables:
@@ -447,7 +446,7 @@ def _is_known(where: tuple[str, ...], tree: Table | None) -> bool:
 
 
 def _type_variable(model: type[BaseModel], data: Table, where: tuple[str, ...]) -> None:
-    """Turn the text of a variable into a number or a boolean where the key holds one."""
+    """Convert the text of a variable to a number or a boolean if the key has that type."""
     text = value_at(data, where)
     if not isinstance(text, str):
         return
@@ -462,10 +461,10 @@ def _type_variable(model: type[BaseModel], data: Table, where: tuple[str, ...]) 
 
 
 def _kinds(model: type[BaseModel], where: tuple[str, ...]) -> set[object]:
-    """The type of a known key, with the members of a union."""
+    """Return the type of a known key, with the members of a union."""
     kind: object = model
     for part in where:
-        # In a plain table the part is a name of the user's.
+        # In a plain table this part is a name that the user chose.
         fields = cast("type[BaseModel]", kind).model_fields if _is_part(kind) else None
         kind = get_args(kind)[-1] if fields is None else fields[part].annotation
     members = get_args(kind)
@@ -473,7 +472,7 @@ def _kinds(model: type[BaseModel], where: tuple[str, ...]) -> set[object]:
 
 
 def _restore_case(sources: Sources) -> None:
-    """Variables say names in any case; the one provider with capitals gets them back."""
+    """Restore the capitals of the one provider that has them: variable names do not distinguish case."""
     spelling = {name.lower(): name for name in BUILTIN}
     for project in table_at(sources.from_environment, "projects").values():
         byok = table_at(project, "byok")
@@ -485,13 +484,13 @@ def _restore_case(sources: Sources) -> None:
 
 
 def table_at(data: object, *path: str) -> Table:
-    """The table at ``path``, or an empty one where there is none."""
+    """Return the table at ``path``, or an empty one if there is none."""
     found = value_at(data, path)
     return found if isinstance(found, dict) else {}
 
 
 def value_at(data: object, where: Where) -> Any:
-    """The value at a path, or None."""
+    """Return the value at a path, or None."""
     for part in where:
         if isinstance(data, list):
             data = dict(enumerate(data))
@@ -500,7 +499,7 @@ def value_at(data: object, where: Where) -> Any:
 
 
 def put_at(data: Any, where: Where, value: object) -> None:
-    """Set the value at a path, making tables on the way; nothing where something else is in the way."""
+    """Set the value at a path, and create missing tables. Do nothing if a part of the path is no table."""
     *above, last = where
     for part in above:
         data = data.setdefault(part, {}) if isinstance(data, dict) else None
@@ -509,13 +508,13 @@ def put_at(data: Any, where: Where, value: object) -> None:
 
 
 def merge(below: Table, above: Table) -> None:
-    """Lay one source over another: tables key by key, anything else as a whole. Copies what changes later."""
+    """Merge one source over another: tables key by key, anything else as a whole. Copies what changes later."""
     for key, value in above.items():
         if isinstance(value, dict):
             inner = below.get(key)
             below[key] = inner = inner if isinstance(inner, dict) else {}
             merge(inner, value)
-        elif value is None:  # a JSON null takes back what the source below said
+        elif value is None:  # a JSON null removes the value of the source below
             below.pop(key, None)
         else:
             below[key] = list(value) if isinstance(value, list) else value

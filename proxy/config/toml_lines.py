@@ -1,8 +1,7 @@
-"""On which line of a TOML text a key or an array element stands: `tomllib` gives values, but no places.
+"""The lines of keys and array elements in a TOML text: `tomllib` returns values without positions.
 
-A scanner for text that `tomllib` has already accepted. It understands keys, brackets, strings and
-comments, nothing of the values, and so needs no error handling; its test compares every path it finds
-with those of `tomllib` itself.
+A scanner for text that `tomllib` has already accepted. It recognises keys, brackets, strings and comments,
+but no values, and so needs no error handling. Its test compares every path with those of `tomllib` itself.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SCALAR = re.compile(r"[^,\]}#\n]*")
 _BASIC = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LITERAL = re.compile(r"'[^']*'")
-# The last quotes of a multi-line string may belong to its text: up to two stand before the three that close.
+# The last quotes of a multi-line string may belong to its text: up to two precede the three that close it.
 _LONG_BASIC = re.compile(r'"""(?:[^\\]|\\.)*?"""{1,3}', re.DOTALL)
 _LONG_LITERAL = re.compile(r"'''.*?'''{1,3}", re.DOTALL)
 
 
 def key_lines(text: str) -> dict[Where, int]:
-    """The line (from 1) of the first mention of each table, key and array element in valid TOML."""
+    """Return the line (from 1) of the first occurrence of each table, key and array element in valid TOML."""
     return _Scanner(text).run()
 
 
@@ -36,7 +35,7 @@ class _Scanner:
         self.at = 0
         self.ends = [match.start() for match in re.finditer("\n", text)]
         self.found: dict[Where, int] = {}
-        self.arrays: dict[Where, int] = {}  # arrays of tables, and the number of their last element
+        self.arrays: dict[Where, int] = {}  # arrays of tables, with the index of their last element
 
     def run(self) -> dict[Where, int]:
         table: Where = ()
@@ -71,7 +70,7 @@ class _Scanner:
         self.found.setdefault(where, bisect_right(self.ends, self.at - 1) + 1)
 
     def inside(self, table: Where, parts: list[str]) -> Where:
-        """Follow a dotted key from a table, noting each table on the way; of an array of tables, its last."""
+        """Follow a dotted key from a table, and record each table; of an array of tables, its last element."""
         for part in parts:
             table = (*table, part)
             self.note(table)
@@ -80,7 +79,7 @@ class _Scanner:
         return table
 
     def key(self) -> list[str]:
-        """A dotted key with the space around it."""
+        """Read a dotted key with the space around it."""
         parts: list[str] = []
         while True:
             self.skip(_SPACE)

@@ -1,8 +1,8 @@
-"""What a login brought, kept between programs: in the system's keyring where there is one, else in a file.
+"""Storage of the credentials of a login: in the system's keyring if there is one, else in a file.
 
-``credentials.json`` beside the user's configuration says who is logged in, and where the keys are: in itself (mode 0600)
-or in the keyring. So nobody who has never logged in waits for a keyring, which may take half a second or ask for a
-password. No message of this module holds a value.
+``credentials.json`` beside the user's configuration names the account, and contains the keys (mode 0600) or refers to the
+keyring. Without a login, no keyring is opened, which may take half a second or ask for a password. No message of this module
+contains a value.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from proxy.redaction import Secret
-from proxy.references import MAX_SECRET_BYTES, Unreadable, decode, read_file
-from proxy.sources import user_config
-from proxy.urls import is_loopback, parse_address
+from proxy.config.references import MAX_SECRET_BYTES, UnreadableReference, decode, read_file
+from proxy.config.sources import user_config
+from proxy.protocol.redaction import Secret
+from proxy.protocol.urls import is_loopback, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 SERVICE = "lava-proxy"
-"""The keyring's name for us."""
+"""The service name in the keyring."""
 
 _IDS = ("merchant_id", "account_id", "wallet_id", "secret_key_id", "wallet_key_id", "logged_in_at")
 _SECRETS = ("secret_key", "wallet_key")
@@ -34,8 +34,7 @@ _NO_CONTROL = re.compile(r"[^\x00-\x1f\x7f]+")
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Who is logged in. ``base_url`` is where the key is good: ``auto`` (by its prefix) or an address; ``logged_in_at`` is
-    ISO 8601."""
+    """A login. ``base_url`` is the Lava for its key: ``auto`` (by its prefix) or an address; ``logged_in_at`` is ISO 8601."""
 
     secret_key: Secret
     base_url: str = "auto"
@@ -50,7 +49,7 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A login and where it is: ``path`` is always there, the keys are in it or in the keyring."""
+    """A stored login. The file ``path`` always exists; the keys are in it or in the keyring."""
 
     login: Login
     path: Path
@@ -58,13 +57,13 @@ class Kept:
 
 
 def place(environ: Mapping[str, str]) -> Path | None:
-    """The file, whether it exists or not; None where there is no home."""
+    """Return the path of the file, whether it exists or not; None if there is no home directory."""
     config = user_config(environ)
     return None if config is None else config.with_name("credentials.json")
 
 
 def find(environ: Mapping[str, str]) -> Kept | None:
-    """The login that is kept, or None. Raises ``Unreadable`` where there is one that cannot be used."""
+    """Return the stored login, or None. Raises ``UnreadableReference`` if there is one that cannot be used."""
     path = place(environ)
     if path is None or not os.path.lexists(path):
         return None
@@ -76,23 +75,23 @@ def find(environ: Mapping[str, str]) -> Kept | None:
         values = _from_keyring(path, document)
     key, wallet_key = (values.get(name) for name in _SECRETS)
     if not isinstance(key, str) or not _NO_CONTROL.fullmatch(key):
-        raise Unreadable(f"{path} holds no login")
+        raise UnreadableReference(f"{path} holds no login")
     base_url = document.get("base_url", "auto")
     if base_url != "auto" and not _is_sound(base_url):
-        raise Unreadable(f"{path} names no address where a key may be sent")
+        raise UnreadableReference(f"{path} names no address where a key may be sent")
     ids = {name: str(document[name]) for name in _IDS if document.get(name)}
     wallet = Secret(wallet_key) if isinstance(wallet_key, str) and wallet_key else None
     return Kept(Login(Secret(key), base_url, wallet_key=wallet, **ids), path, where)
 
 
 def keep(login: Login, environ: Mapping[str, str], *, keyring: bool = True) -> Kept:
-    """Keep this login instead of any other; ``keyring=False`` wants the file.
+    """Store this login and replace any other; ``keyring=False`` uses the file.
 
-    Raises ``OSError`` where the file cannot be written, ``Unreadable`` where there is no home for one.
+    Raises ``OSError`` if the file cannot be written, ``UnreadableReference`` if there is no home directory for it.
     """
     path = place(environ)
     if path is None:
-        raise Unreadable("there is no home directory to keep a login in")
+        raise UnreadableReference("there is no home directory to keep a login in")
     values = {"secret_key": login.secret_key.reveal()}
     if login.wallet_key is not None:
         values["wallet_key"] = login.wallet_key.reveal()
@@ -114,15 +113,17 @@ def keep(login: Login, environ: Mapping[str, str], *, keyring: bool = True) -> K
 
 
 def forget(environ: Mapping[str, str]) -> bool:
-    """Drop what is kept, readable or not; False when nothing was. Raises ``OSError``, and ``Unreadable`` where the keyring
-    does not give its part away (the file is gone then all the same)."""
+    """Delete the stored login, readable or not. Return False if there was none.
+
+    Raises ``OSError``, and ``UnreadableReference`` if the keyring entry cannot be deleted (the file is deleted nevertheless).
+    """
     path = place(environ)
     if path is None or not os.path.lexists(path):
         return False
     entry = _entry_of(path)
     path.unlink()
     if entry is not None and not _drop(entry):
-        raise Unreadable(f"the keyring of this machine still holds the key: remove {SERVICE}/{entry} there")
+        raise UnreadableReference(f"the keyring of this machine still holds the key: remove {SERVICE}/{entry} there")
     return True
 
 
@@ -130,17 +131,17 @@ def _document(path: Path) -> dict[str, Any]:
     try:
         file = read_file(path, MAX_SECRET_BYTES)
         if file.readable_by_others or file.writable_by_others:
-            raise Unreadable(f"is open to group or others (mode {file.mode:04o}): chmod 600 it")
+            raise UnreadableReference(f"is open to group or others (mode {file.mode:04o}): chmod 600 it")
         file.require_own()
         found = json.loads(decode(file))
     except FileNotFoundError:
-        raise Unreadable(f"{path} leads nowhere") from None
-    except Unreadable as error:
-        raise Unreadable(f"{path} {error}") from None
+        raise UnreadableReference(f"{path} leads nowhere") from None
+    except UnreadableReference as error:
+        raise UnreadableReference(f"{path} {error}") from None
     except (ValueError, RecursionError):
-        raise Unreadable(f"{path} is not JSON") from None
+        raise UnreadableReference(f"{path} is not JSON") from None
     if not isinstance(found, dict):
-        raise Unreadable(f"{path} holds no login")
+        raise UnreadableReference(f"{path} holds no login")
     return found
 
 
@@ -155,10 +156,10 @@ def _is_sound(base_url: object) -> bool:
 
 
 def _entry_of(path: Path) -> str | None:
-    """The name of the entry in the keyring, where the file tells one."""
+    """Return the name of the keyring entry, if the file contains one."""
     try:
         found = _document(path).get("keyring_user")
-    except Unreadable:
+    except UnreadableReference:
         return None
     return found if isinstance(found, str) and found else None
 
@@ -168,13 +169,13 @@ def _from_keyring(path: Path, document: dict[str, Any]) -> dict[str, Any]:
 
     user = document.get("keyring_user")
     if not isinstance(user, str) or not user:
-        raise Unreadable(f"{path} does not say where in the keyring the key is")
+        raise UnreadableReference(f"{path} does not say where in the keyring the key is")
     try:
         text = keyring.get_password(SERVICE, user)
     except Exception as error:  # noqa: BLE001 - a backend is foreign code (D-Bus, the system's own) and raises anything
-        raise Unreadable(f"the keyring of this machine cannot be used ({type(error).__name__})") from None
+        raise UnreadableReference(f"the keyring of this machine cannot be used ({type(error).__name__})") from None
     if text is None:
-        raise Unreadable("the keyring of this machine no longer holds the key")
+        raise UnreadableReference("the keyring of this machine no longer holds the key")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -183,7 +184,7 @@ def _from_keyring(path: Path, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_keyring(user: str, text: str) -> bool:
-    """Whether a keyring took it. Only one that the library itself would recommend: others keep it in the clear."""
+    """Store it in the keyring, if the library recommends that keyring: others store plain text. Return whether it did."""
     import keyring
 
     try:
@@ -207,14 +208,14 @@ def _drop(user: str) -> bool:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write the file in one step; mode 0600 in a folder of mode 0700, whatever the umask. Raises ``OSError``."""
+    """Write the file in one step; mode 0600 in a folder of mode 0700, with any umask. Raises ``OSError``."""
     _make(path.parent)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(draft, flags, 0o600)
     try:
         with open(descriptor, "wb") as file:
-            if hasattr(os, "fchmod"):  # a umask such as 0777 would have taken our own rights, too
+            if hasattr(os, "fchmod"):  # a umask such as 0777 would have removed our own rights, too
                 os.fchmod(file.fileno(), 0o600)
             file.write(data)
             file.flush()
@@ -227,7 +228,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def _make(folder: Path) -> None:
-    """Make it and what is missing above it, each for the user alone (``parents=True`` would open the upper ones)."""
+    """Create it and its missing parents, each for the user alone (``parents=True`` gives parents the default mode)."""
     if folder.is_dir():
         return
     if folder.parent != folder:

@@ -1,10 +1,10 @@
-"""What the user said, as one frozen value: models with the configuration's keys, and `load` to fill them.
+"""The settings as one frozen value: models with the configuration's keys, and `load` to fill them.
 
-Theory. The three sources are merged as plain tables (flag > environment > file), and then looked at four
-times, each look reporting all it finds: unknown keys (`sources.prune`), secrets, which are resolved in
-place (`rules.Secrets`), rules between keys (`rules.Rules`), and last the shapes and ranges that the
-models below hold. Nothing stops at the first fault, and no fault holds a value. A fault is tied to its
-place: the line of the file, the variable or the command line.
+Theory. The three sources are merged as plain tables (flag > environment > file), and then checked in four
+passes, each of which reports everything it finds: unknown keys (`sources.prune`), secrets, which are resolved
+in place (`rules.Secrets`), rules between keys (`rules.Rules`), and last the shapes and ranges of the models
+below. No pass stops at the first fault, and no fault contains a value. A fault has its position: the line of
+the file, the variable or the command line.
 """
 
 from __future__ import annotations
@@ -27,12 +27,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from proxy.dialects import Dialect
-from proxy.providers import ALIASES
-from proxy.redaction import Secret
-from proxy.references import Unreadable, decode, read_file
-from proxy.rules import Rules, Secrets
-from proxy.sources import (
+from proxy.config.references import UnreadableReference, decode, read_file
+from proxy.config.rules import Rules, Secrets
+from proxy.config.sources import (
     Faults,
     Sources,
     Table,
@@ -47,7 +44,18 @@ from proxy.sources import (
     read_environment,
     table_at,
 )
-from proxy.urls import Address, is_bindable, is_listed, is_loopback, is_public_name, parse_address
+from proxy.protocol.dialects import Dialect
+from proxy.protocol.providers import ALIASES
+from proxy.protocol.redaction import Secret
+from proxy.protocol.urls import (
+    Address,
+    is_bindable,
+    is_listed,
+    is_loopback,
+    is_public_name,
+    lava_address,
+    parse_address,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -69,7 +77,7 @@ Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. ``faults`` has a sentence for each thing wrong, and no secret; ``files`` were read."""
+    """The configuration is invalid. ``faults`` has one sentence for each fault, and no secret; ``files`` were read."""
 
     def __init__(self, faults: Iterable[str], files: Iterable[Path] = ()) -> None:
         self.faults = tuple(faults)
@@ -78,7 +86,7 @@ class ConfigError(Exception):
 
 
 def _wrong(message: str) -> PydanticCustomError:
-    """A fault found inside a validator. (By way of the context: pydantic reads braces in a message.)"""
+    """Return a fault for a validator. (The message is in the context, because pydantic interprets braces in it.)"""
     return PydanticCustomError("fault", "{message}", {"message": message})
 
 
@@ -88,7 +96,7 @@ class _Part(BaseModel):
 
 
 class Server(_Part):
-    """``[server]``: where we listen, and who may call."""
+    """``[server]``: the addresses to listen on, and access."""
 
     host: tuple[str, ...] = ("127.0.0.1", "::1")
     port: Annotated[int, Strict(), Field(ge=0, le=65535)] = 5282
@@ -145,7 +153,7 @@ class Server(_Part):
 
 
 class LavaAccount(_Part):
-    """``[lava]``: the account, and where Lava is (``auto`` or an address without a slash at its end)."""
+    """``[lava]``: the account, and the address of Lava (``auto`` or an address without a trailing slash)."""
 
     secret_key: Secret | None = None
     base_url: str = "auto"
@@ -156,14 +164,14 @@ class LavaAccount(_Part):
     def _address(cls, value: str) -> str:
         if value == "auto":
             return value
-        address = _parse(value)
-        if address.scheme == "http" and not is_loopback(address.host):
-            raise _wrong("must be https: http is for loopback hosts only, your key would travel in the clear")
-        return address.base(default_path="/v1")
+        try:
+            return lava_address(value)
+        except ValueError as fault:
+            raise _wrong(str(fault)) from None
 
 
 class Upstream(_Part):
-    """``[upstream]``: time limits in seconds, and the way out."""
+    """``[upstream]``: time limits in seconds, and the outbound proxy."""
 
     connect: Seconds = 10.0
     first_byte: Seconds = 600.0
@@ -176,9 +184,9 @@ class Upstream(_Part):
     no_proxy: str = Field(default="", exclude=True)
     """With ``proxy = "env"``: the hosts in ``NO_PROXY``."""
     proxy: str = ""
-    """``""``, ``env`` or an address; a name and password written in it are moved to ``proxy_credentials``."""
+    """``""``, ``env`` or an address; a name and password in it are moved to ``proxy_credentials``."""
     proxy_credentials: Secret | None = Field(default=None, exclude=True)
-    """``user:password`` of the proxy as written (percent-encoded), no key of its own."""
+    """``user:password`` of the proxy as written (percent-encoded). It has no key of its own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -189,7 +197,7 @@ class Upstream(_Part):
             found, no_proxy = (
                 environ.get(name.lower()) or environ.get(name, "") for name in ("HTTPS_PROXY", "NO_PROXY")
             )
-            # As curl has it, an address without a scheme is one of http.
+            # As in curl, an address without a scheme is http.
             followed = f"http://{found}" if found and "://" not in found else found
             split = cls._split(followed, {})
             return {**data, "followed": split.pop("proxy", followed), "no_proxy": no_proxy, **split}
@@ -197,7 +205,7 @@ class Upstream(_Part):
 
     @staticmethod
     def _split(proxy: object, data: Any) -> Any:
-        """``data`` with the credentials in ``proxy`` apart from its address."""
+        """Return ``data`` with the credentials in ``proxy`` separated from its address."""
         if not isinstance(proxy, str) or "@" not in proxy or "://" not in proxy:
             return data
         scheme, _, rest = proxy.partition("://")
@@ -227,16 +235,16 @@ class Upstream(_Part):
         return value
 
     def proxy_url(self) -> str:
-        """The proxy's address with its credentials, for the engine that dials it; never for a message."""
+        """Return the proxy's address with its credentials, for the engine; never for a message."""
         address = self.followed if self.proxy == "env" else self.proxy
         if self.proxy_credentials is None:
             return address
         return address.replace("://", f"://{self.proxy_credentials.reveal()}@", 1)
 
     def proxy_for(self, scheme: str, host: str, port: int) -> str:
-        """``proxy_url`` if this address is reached through it, else ``""``.
+        """Return ``proxy_url`` if it is used for this address, else ``""``.
 
-        Loopback is not: to a proxy that name means its own machine. ``env`` is for https, and heeds ``NO_PROXY``.
+        It is not used for loopback, which means the proxy's own machine there. ``env`` is for https, and respects ``NO_PROXY``.
         """
         if not self.proxy or is_loopback(host) or host.endswith(".localhost"):
             return ""
@@ -245,7 +253,7 @@ class Upstream(_Part):
         return self.proxy_url()
 
 
-class Log(_Part):
+class LogSettings(_Part):
     """``[log]``: an empty ``file`` means stderr."""
 
     level: Literal["debug", "info", "warning", "error", "critical"] = "info"
@@ -259,7 +267,7 @@ class Log(_Part):
 
 
 class Project(_Part):
-    """``[projects.NAME]``: who pays, and which local keys select it."""
+    """``[projects.NAME]``: the payer, and the local keys that select it."""
 
     connection_id: Text | None = None
     customer_id: Text | None = None
@@ -303,7 +311,7 @@ class Project(_Part):
 
 
 class CustomProvider(_Part):
-    """``[providers.NAME]``: a provider of the user's own; ``base_url`` has no slash at its end."""
+    """``[providers.NAME]``: a custom provider; ``base_url`` has no trailing slash."""
 
     via: Literal["lava", "direct"] = "lava"
     base_url: str
@@ -335,21 +343,23 @@ class CustomProvider(_Part):
 
 
 class Settings(_Part):
-    """Everything, resolved. ``path`` is the file it came from, ``files`` are those behind ``file:``; ``warnings`` are for the
-    log at start."""
+    """All settings, resolved.
+
+    ``path`` is the configuration file, ``files`` are those of ``file:`` references; ``warnings`` are logged at start.
+    """
 
     default_project: str | None = None
     server: Server = Server()
     lava: LavaAccount = LavaAccount()
     upstream: Upstream = Upstream()
-    log: Log = Log()
+    log: LogSettings = LogSettings()
     projects: dict[str, Project] = {}
     models: dict[str, tuple[str, ...]] = {}
     providers: dict[str, CustomProvider] = {}
     path: Path | None = Field(default=None, exclude=True)
     files: tuple[Path, ...] = Field(default=(), exclude=True)
     account_key_from: str = Field(default="", exclude=True)
-    """Where ``lava.secret_key`` was found: the key of the configuration, the variable, or empty for a login."""
+    """The source of ``lava.secret_key``: the key of the configuration, the variable, or empty for a login."""
     warnings: tuple[str, ...] = Field(default=(), exclude=True)
 
     @field_validator("models", mode="before")
@@ -367,7 +377,7 @@ class Settings(_Part):
         }
 
     def secrets(self) -> Iterator[str]:
-        """Every secret value there is, for the redactor."""
+        """Yield every secret value, for the redactor."""
         own = [self.lava.secret_key, self.upstream.proxy_credentials, *self.server.keys]
         for project in self.projects.values():
             own += (project.secret_key, project.forward_token, project.spend_key, *project.keys)
@@ -376,7 +386,7 @@ class Settings(_Part):
             if secret is not None:
                 yield secret.reveal()
         if self.upstream.proxy_credentials is not None:
-            # The password alone too, as written and as it is sent.
+            # The password alone as well, as written and as sent.
             password = self.upstream.proxy_credentials.reveal().partition(":")[2]
             yield from {password, unquote(password)} - {""}
 
@@ -386,10 +396,10 @@ def load(
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, object] | None = None,
 ) -> Settings:
-    """Read the configuration: the file ``config`` (else the first of the known places), ``environ`` (else the
-    process's own) and ``flags`` (dotted keys; None means not given).
+    """Load the settings.
 
-    Raises ConfigError with every fault at once.
+    The sources are the file ``config`` (else the first existing default path), ``environ`` (else that of the process) and
+    ``flags`` (dotted keys; None means not given). Raises ConfigError with every fault at once.
     """
     surroundings = os.environ if environ is None else environ
     faults = Faults(Sources())
@@ -408,7 +418,7 @@ def load(
     if sources.broken:
         raise ConfigError(
             faults.sentences(), sources.files
-        )  # rules between keys would only blame what could not be read
+        )  # rules between keys would only report what could not be read
 
     data: Table = {}
     for source in (sources.from_file, sources.from_environment, sources.from_flags):
@@ -424,26 +434,26 @@ def load(
                 f'{" and ".join(ignored)} is set, but not followed: write proxy = "env" in [upstream] to follow it'
             )
     settings = None
-    told = {
+    found = {
         "path": sources.path,
         "files": tuple(sources.files),
         "account_key_from": secrets.account_key_from,
         "warnings": tuple(warnings),
     }
     try:
-        settings = Settings.model_validate({**data, **told}, context={"environ": surroundings})
+        settings = Settings.model_validate({**data, **found}, context={"environ": surroundings})
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
         for detail in details:
             faults.add_shape(detail)
-    # Raised out here, so that no exception that holds the values hangs on it as its context.
+    # Raised here, so that no exception that contains the values is its context.
     if faults or settings is None:
         raise ConfigError(faults.sentences(), sources.files)
     return settings
 
 
 def known_keys() -> frozenset[str]:
-    """Every key, dotted, ``*`` for a name that the user chooses: ``server.port``, ``projects.*.meter``."""
+    """Return every key, dotted, with ``*`` for a name that the user chooses: ``server.port``, ``projects.*.meter``."""
     return frozenset(".".join(where) for where in leaves(key_tree(Settings)))
 
 
@@ -455,7 +465,7 @@ def _parse(url: str) -> Address:
 
 
 def _outbound(proxy: str) -> str:
-    """The address of an outbound proxy, normalised. Raises ValueError with a sentence that holds nothing of it."""
+    """Return the normalised address of an outbound proxy. Raises ValueError with a sentence without any part of it."""
     if not proxy:
         return ""
     if proxy.lower().startswith("socks"):
@@ -483,7 +493,7 @@ def _origin(written: str) -> str:
         return f"{scheme}://{host}"
     if host == "*":
         raise _wrong('may not hold "*" for http or https: every web page could call; list the exact origins')
-    # A browser leaves the scheme's own port out.
+    # A browser omits the default port of the scheme.
     return f"{scheme}://{host.lower().removesuffix(':443' if scheme == 'https' else ':80')}"
 
 
@@ -495,7 +505,7 @@ def _check_certificates(path: Path) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except FileNotFoundError:
         raise _wrong("no such file") from None
-    except Unreadable as error:
+    except UnreadableReference as error:
         raise _wrong(str(error)) from None
     except (ssl.SSLError, ValueError):
         raise _wrong("holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)") from None

@@ -1,7 +1,7 @@
-"""Rules between keys, and the secrets put in their place: what can be judged before the shapes are checked.
+"""Rules between keys, and the resolution of secrets: everything that is checked before the shapes.
 
-Both look at merged tables (`sources.Table`) whose shapes nobody has checked yet, so they take nothing for
-granted, and both go on after a fault. What belongs to one key alone is a validator in `settings`.
+Both work on merged tables (`sources.Table`) with unchecked shapes, so they assume nothing, and both continue
+after a fault. A rule for a single key is a validator in `settings`.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxy.credentials import find
-from proxy.providers import ALIASES, BUILTIN
-from proxy.redaction import Secret
-from proxy.references import Unreadable, is_reference, locate, resolve
-from proxy.sources import did_you_mean, dotted, put_at, shown, table_at, value_at
-from proxy.urls import is_bindable, is_loopback
+from proxy.config.credentials import find
+from proxy.config.references import UnreadableReference, is_reference, locate, resolve
+from proxy.config.sources import did_you_mean, dotted, put_at, shown, table_at, value_at
+from proxy.protocol.providers import ALIASES, BUILTIN
+from proxy.protocol.redaction import Secret
+from proxy.protocol.urls import is_bindable, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from proxy.sources import Faults, Table
-    from proxy.toml_lines import Where
+    from proxy.config.sources import Faults, Table
+    from proxy.config.toml_lines import Where
 
 MIN_LOCAL_KEY = 16
 
-# First words of our own addresses: a provider of that name could not be reached.
+# First segments of our own addresses: a provider with such a name could not be reached.
 RESERVED = frozenset(
     {
         *("v1", "v1alpha", "v1beta", "upload", "p", "healthz", "readyz", "metrics", "dashboard", "api"),
@@ -37,7 +37,7 @@ RESERVED = frozenset(
 _NAME = re.compile(r"(?!.*__)[a-z0-9][a-z0-9_-]{0,63}")
 _MODEL = re.compile(r"[\x20-\x7e]{1,200}")
 _NAME_RULE = "a to z, 0 to 9, - and _ (no __), at most 64, the first a letter or a digit"
-_MOST_NAMED = 10
+_MAX_NAMED = 10
 _MINTING = ("connection_id", "customer_id", "meter", "byok", "disable_billing", "secret_key")
 
 _ANY_CHARACTER = re.compile(r".+", re.DOTALL)
@@ -51,7 +51,7 @@ def _called(name: str) -> str:
 
 
 def _secret_places(data: Table) -> Iterator[tuple[Where, re.Pattern[str]]]:
-    """Where the tables hold secrets, each with the characters it may have."""
+    """Yield the positions of secrets in the tables, each with its allowed characters."""
     places: list[tuple[Where, re.Pattern[str]]] = [(("lava", "secret_key"), _NO_CONTROL)]
     local: list[Where] = [("server", "keys")]
     for name, project in table_at(data, "projects").items():
@@ -62,7 +62,7 @@ def _secret_places(data: Table) -> Iterator[tuple[Where, re.Pattern[str]]]:
             ((*above, "forward_token"), _VISIBLE),
             ((*above, "spend_key"), _VISIBLE),
         )
-        # Any character: it travels inside the token, and some providers' keys are JSON.
+        # Any character: it is sent inside the token, and some providers' keys are JSON.
         places += (((*above, "byok", provider), _ANY_CHARACTER) for provider in table_at(project, "byok"))
     for where in local:
         keys = value_at(data, where)
@@ -74,7 +74,7 @@ def _secret_places(data: Table) -> Iterator[tuple[Where, re.Pattern[str]]]:
 
 
 class Secrets:
-    """Puts a `Secret` where a key or a reference to one was written, and expands the paths."""
+    """Replaces each key, or reference to one, by a `Secret`, and expands the paths."""
 
     def __init__(self, environ: Mapping[str, str], faults: Faults, warnings: list[str]) -> None:
         self.environ = environ
@@ -84,10 +84,10 @@ class Secrets:
         self.account_key_from = ""
 
     def resolve(self, data: Table) -> None:
-        """Change ``data`` in place. What cannot be resolved is a fault, and a stand-in takes its place."""
+        """Change ``data`` in place. A secret that cannot be resolved is a fault, and is replaced by a placeholder."""
         for where, allowed in list(_secret_places(data)):
             value = self._value(where, value_at(data, where), allowed)
-            # An empty stand-in, so that later looks see a secret and do not complain a second time.
+            # An empty placeholder, so that later checks find a secret and do not report it a second time.
             put_at(data, where, Secret(value or ""))
             if value is not None and where[-2] == "keys":
                 self._local_key(where, value)
@@ -101,7 +101,7 @@ class Secrets:
         self._refuse_open_file()
 
     def _default_key(self, data: Table) -> None:
-        # Only this default may be absent; when it is there it is a key like any other.
+        # Only this default may be missing; if it exists it is a key like any other.
         value = self.environ["LAVA_SECRET_KEY"]
         self.account_key_from = "LAVA_SECRET_KEY"
         if _NO_CONTROL.fullmatch(value):
@@ -111,16 +111,16 @@ class Secrets:
             self.faults.add_variable("LAVA_SECRET_KEY", message)
 
     def _key_of_login(self, data: Table) -> None:
-        # The key of `lava-proxy login`. Nobody named it, so that it cannot be used is no fault.
+        # The key of `lava-proxy login`. The configuration does not name it, so an unusable one is no fault.
         try:
             kept = find(self.environ)
-        except Unreadable as error:
+        except UnreadableReference as error:
             self.warnings.append(f"the login is not used: {error} (`lava-proxy login` makes a new one)")
             return
         if kept is None:
             return
         put_at(data, ("lava", "secret_key"), kept.login.secret_key)
-        # A key is good where it was made: it must not be sent anywhere else for want of a setting.
+        # A key is valid at the Lava that made it: a missing setting must not send it anywhere else.
         if table_at(data, "lava").get("base_url", "auto") == "auto":
             put_at(data, ("lava", "base_url"), kept.login.base_url)
 
@@ -133,7 +133,7 @@ class Secrets:
             self.faults.add(where, message)
 
     def _value(self, where: Where, written: object, allowed: re.Pattern[str]) -> str | None:
-        """The value of a secret, or None after a fault."""
+        """Return the value of a secret, or None after a fault."""
         if not isinstance(written, str):
             self.faults.add(where, "must be a string: a key, env:NAME, file:PATH or keyring:SERVICE/USER")
             return None
@@ -141,7 +141,7 @@ class Secrets:
             self.faults.sources.files.append(locate(written[5:], self._base(where), self.environ))
         try:
             value, warning = resolve(written, self._base(where), self.environ)
-        except Unreadable as error:
+        except UnreadableReference as error:
             self.faults.add(where, f"cannot be resolved: {error}")
             return None
         if warning is not None:
@@ -157,7 +157,7 @@ class Secrets:
         return value
 
     def _base(self, where: Where) -> Path:
-        """Where a relative path starts: beside the file that holds it, else in the working directory."""
+        """Return the base of a relative path: the directory of the file that contains it, else the working directory."""
         sources = self.faults.sources
         if sources.path is not None and sources.says(where) == "file":
             return sources.path.parent
@@ -170,7 +170,7 @@ class Secrets:
                 data[section][key] = str(locate(written, self._base((section, key)), self.environ))
 
     def _refuse_open_file(self) -> None:
-        """Refuse a file with a literal secret that others may read, also where a variable has the last word."""
+        """Refuse a file with a literal secret that others may read, even if a variable overrides it."""
         file, said = self.faults.sources.file, self.faults.sources.from_file
         if file is None or not file.readable_by_others:
             return
@@ -190,7 +190,7 @@ class Secrets:
 
 
 class Rules:
-    """What one key asks of another."""
+    """The rules between keys."""
 
     def __init__(self, data: Table, faults: Faults) -> None:
         self.data = data
@@ -256,7 +256,7 @@ class Rules:
         chosen = self.data.get("default_project")
         if not isinstance(chosen, str) or chosen in (projects or {"default"}):
             return
-        there = f"; there are: {', '.join([*projects][:_MOST_NAMED])}" if projects else ""
+        there = f"; there are: {', '.join([*projects][:_MAX_NAMED])}" if projects else ""
         hint = did_you_mean(chosen, projects) or f"{there}; add a project of that name, or leave default_project out"
         self.say(("default_project",), f"no project {_called(chosen)}{hint}")
 

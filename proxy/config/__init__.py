@@ -1,0 +1,1 @@
+"""The configuration: files, environment, references to secrets, and the rules for them."""
