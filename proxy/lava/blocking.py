@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from proxy.lava.blocking_methods import Resources
+from proxy.lava.blocking_methods import BlockingResources
 from proxy.lava.client import Lava
-from proxy.lava.waiting import Pages, Waiter
-from proxy.tokens import PRODUCTION
+from proxy.lava.tokens import PRODUCTION
+from proxy.lava.waiting import BlockingPages, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from proxy.lava.resources import Action
 
 
-class LavaSync(Resources):
+class LavaSync(BlockingResources):
     """One account at Lava, for scripts: takes what ``Lava`` takes, and each call waits for its answer.
 
     It works inside a running event loop too (in a notebook, say), which then stands still for that time. Use it in ``with``,
@@ -63,25 +63,25 @@ class LavaSync(Resources):
         """See ``Lava.call``."""
         return self.waiter.wait(self.lava.call(action, *ids, **options))
 
-    def pages(self, action: str | Action, fields: Mapping[str, Any] | None = None) -> Pages[Any]:
+    def pages(self, action: str | Action, fields: Mapping[str, Any] | None = None) -> BlockingPages[Any]:
         """See ``Lava.pages``."""
-        return Pages(self.waiter, self.lava.pages(action, fields))
+        return BlockingPages(self.waiter, self.lava.pages(action, fields))
 
     @overload
-    def gateway(self, url: str, *, stream: Literal[True], **options: Unpack[Options]) -> Stream: ...
+    def gateway(self, url: str, *, stream: Literal[True], **options: Unpack[Options]) -> BlockingStream: ...
     @overload
     def gateway(self, url: str, *, stream: Literal[False] = False, **options: Unpack[Options]) -> Any: ...
     def gateway(self, url: str, *, stream: bool = False, **options: Unpack[Options]) -> Any:
         """See ``Lava.gateway``."""
         if stream:
-            return Stream(self.waiter, self.waiter.wait(self.lava.gateway(url, stream=True, **options)))
+            return BlockingStream(self.waiter, self.waiter.wait(self.lava.gateway(url, stream=True, **options)))
         return self.waiter.wait(self.lava.gateway(url, **options))
 
 
-class Stream:
+class BlockingStream:
     """See ``gateway.Stream``: the same with ``for`` and ``with``."""
 
-    def __init__(self, waiter: Waiter, stream: gateway.Stream) -> None:
+    def __init__(self, waiter: Waiter, stream: gateway.GatewayStream) -> None:
         self.status = stream.status
         self.headers = stream.headers
         self.request_id = stream.request_id
@@ -103,7 +103,7 @@ class Stream:
         """Leave."""
         self._waiter.wait(self._stream.aclose())
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> BlockingStream:
         return self
 
     def __exit__(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from proxy.lava import records
-from proxy.lava.waiting import Resource
+from proxy.lava.waiting import BlockingResource
 from proxy.lava.wire import UNSET
 
 if TYPE_CHECKING:
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from datetime import datetime
     from decimal import Decimal
 
-    from proxy.lava.waiting import Pages
+    from proxy.lava.waiting import BlockingPages
     from proxy.lava.wire import Unset
 
 
-class CheckoutSessions(Resource):
+class BlockingCheckoutSessions(BlockingResource):
     """Checkouts: how a customer buys a plan or credit."""
 
     def create(
@@ -54,10 +54,10 @@ class CheckoutSessions(Resource):
         )
 
 
-class Connections(Resource):
+class BlockingConnections(BlockingResource):
     """Customers, under the name of SDK 8."""
 
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Connection]:
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.Connection]:
         """List connections (``GET connections``)."""
         return self._pages(records.Connection, "connections.list", {"cursor": cursor, "limit": limit})
 
@@ -74,7 +74,7 @@ class Connections(Resource):
         return self._one(records.Done, "connections.delete", connection_id)
 
 
-class Customers(Resource):
+class BlockingCustomers(BlockingResource):
     """Customers (SDK 9 and later)."""
 
     def create(
@@ -97,7 +97,7 @@ class Customers(Resource):
             idempotency_key=idempotency_key,
         )
 
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Customer]:
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.Customer]:
         """List customers (``GET customers``)."""
         return self._pages(records.Customer, "customers.list", {"cursor": cursor, "limit": limit})
 
@@ -134,7 +134,7 @@ class Customers(Resource):
         return self._one(records.Done, "customers.delete", customer_id)
 
 
-class Requests(Resource):
+class BlockingRequests(BlockingResource):
     """What went through the gateway, and what you report."""
 
     def list(
@@ -146,7 +146,7 @@ class Requests(Resource):
         meter_id: str | None = None,
         metadata_filters: Mapping[str, str] | None = None,
         connection_id: str | None = None,
-    ) -> Pages[records.Request]:
+    ) -> BlockingPages[records.Request]:
         """List requests (``GET requests``)."""
         return self._pages(
             records.Request,
@@ -204,7 +204,7 @@ class Requests(Resource):
         return self._one(records.Request, "requests.retrieve", request_id)
 
 
-class Usage(Resource):
+class BlockingUsage(BlockingResource):
     """Usage and costs by day."""
 
     def retrieve(
@@ -216,10 +216,10 @@ class Usage(Resource):
         meter_id: str | None = None,
         metadata_filters: Mapping[str, str] | None = None,
         connection_id: str | None = None,
-    ) -> records.Usage:
+    ) -> records.UsageReport:
         """Usage and costs by day, with totals (``GET usage``)."""
         return self._one(
-            records.Usage,
+            records.UsageReport,
             "usage.retrieve",
             fields={
                 "start": start,
@@ -232,7 +232,7 @@ class Usage(Resource):
         )
 
 
-class Subscriptions(Resource):
+class BlockingSubscriptions(BlockingResource):
     """Who has which plan."""
 
     def list(
@@ -243,7 +243,7 @@ class Subscriptions(Resource):
         status: Literal["active", "cancelled", "all"] | None = None,
         customer_id: str | None = None,
         connection_id: str | None = None,
-    ) -> Pages[records.Subscription]:
+    ) -> BlockingPages[records.Subscription]:
         """List subscriptions (``GET subscriptions``)."""
         return self._pages(
             records.Subscription,
@@ -295,10 +295,10 @@ class Subscriptions(Resource):
         return self._one(records.Done, "subscriptions.cancel", subscription_id)
 
 
-class SubscriptionConfigs(Resource):
+class BlockingSubscriptionConfigs(BlockingResource):
     """Plans, under the name of SDK 8."""
 
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.SubscriptionConfig]:
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.SubscriptionConfig]:
         """List plans (``GET subscription_configs``)."""
         return self._pages(records.SubscriptionConfig, "subscription_configs.list", {"cursor": cursor, "limit": limit})
 
@@ -375,10 +375,10 @@ class SubscriptionConfigs(Resource):
         return self._one(records.Deleted, "subscription_configs.delete", subscription_config_id)
 
 
-class Plans(Resource):
+class BlockingPlans(BlockingResource):
     """Plans (SDK 9 and later)."""
 
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Plan]:
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.Plan]:
         """List plans (``GET plans``)."""
         return self._pages(records.Plan, "plans.list", {"cursor": cursor, "limit": limit})
 
@@ -455,10 +455,10 @@ class Plans(Resource):
         return self._one(records.Deleted, "plans.delete", plan_id)
 
 
-class Meters(Resource):
+class BlockingMeters(BlockingResource):
     """What usage is charged by."""
 
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Meter]:
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.Meter]:
         """List meters (``GET meters``)."""
         return self._pages(records.Meter, "meters.list", {"cursor": cursor, "limit": limit})
 
@@ -510,7 +510,7 @@ class Meters(Resource):
         return self._one(records.Deleted, "meters.delete", meter_id)
 
 
-class CreditBundles(Resource):
+class BlockingCreditBundles(BlockingResource):
     """Credit that is sold beside a plan."""
 
     def list(
@@ -520,7 +520,7 @@ class CreditBundles(Resource):
         limit: int | None = None,
         plan_id: str | None = None,
         subscription_config_id: str | None = None,
-    ) -> Pages[records.CreditBundle]:
+    ) -> BlockingPages[records.CreditBundle]:
         """List credit bundles (``GET credit_bundles``)."""
         return self._pages(
             records.CreditBundle,
@@ -533,10 +533,10 @@ class CreditBundles(Resource):
         return self._one(records.CreditBundle, "credit_bundles.retrieve", credit_bundle_id)
 
 
-class Webhooks(Resource):
+class BlockingWebhooks(BlockingResource):
     """Addresses that Lava tells of events."""
 
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Webhook]:
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.Webhook]:
         """List webhooks (``GET webhooks``)."""
         return self._pages(records.Webhook, "webhooks.list", {"cursor": cursor, "limit": limit})
 
@@ -574,10 +574,10 @@ class Webhooks(Resource):
         return self._one(records.Deleted, "webhooks.delete", webhook_id)
 
 
-class SecretKeys(Resource):
+class BlockingSecretKeys(BlockingResource):
     """The merchant's keys."""
 
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.SecretKey]:
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.SecretKey]:
         """List secret keys, with hints instead of the keys (``GET secret_keys``)."""
         return self._pages(records.SecretKey, "secret_keys.list", {"cursor": cursor, "limit": limit})
 
@@ -598,7 +598,7 @@ class SecretKeys(Resource):
         return self._one(records.Deleted, "secret_keys.delete", secret_key_id)
 
 
-class SpendKeys(Resource):
+class BlockingSpendKeys(BlockingResource):
     """Keys for one tool each, with limits."""
 
     def create(
@@ -635,7 +635,7 @@ class SpendKeys(Resource):
             idempotency_key=idempotency_key,
         )
 
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.SpendKey]:
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.SpendKey]:
         """List spend keys, with what they have spent (``GET spend_keys``)."""
         return self._pages(records.SpendKey, "spend_keys.list", {"cursor": cursor, "limit": limit})
 
@@ -686,10 +686,10 @@ class SpendKeys(Resource):
         return self._one(records.SpendKeyCreated, "spend_keys.rotate", spend_key_id, idempotency_key=idempotency_key)
 
 
-class WalletKeys(Resource):
+class BlockingWalletKeys(BlockingResource):
     """Keys that manage a wallet's spend keys (gone in SDK 11)."""
 
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.WalletKey]:
+    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.WalletKey]:
         """List wallet keys (``GET wallet_keys``)."""
         return self._pages(records.WalletKey, "wallet_keys.list", {"cursor": cursor, "limit": limit})
 
@@ -702,37 +702,37 @@ class WalletKeys(Resource):
         return self._one(records.WalletKeyCreated, "wallet_keys.rotate", wallet_key_id, idempotency_key=idempotency_key)
 
 
-class Models(Resource):
+class BlockingModels(BlockingResource):
     """What the gateway knows."""
 
-    def list(self) -> Pages[records.Model]:
+    def list(self) -> BlockingPages[records.ApiModel]:
         """List models (``GET models``)."""
-        return self._pages(records.Model, "models.list", {})
+        return self._pages(records.ApiModel, "models.list", {})
 
 
-class Wallet(Resource):
+class BlockingWallet(BlockingResource):
     """The wallet behind the key."""
 
-    def retrieve(self) -> records.Wallet:
+    def retrieve(self) -> records.WalletBalance:
         """The wallet behind this key, with its balance (``GET wallet``)."""
-        return self._one(records.Wallet, "wallet.retrieve")
+        return self._one(records.WalletBalance, "wallet.retrieve")
 
 
-class Fallback(Resource):
+class BlockingFallback(BlockingResource):
     """The account's chain of fallbacks."""
 
-    def retrieve(self) -> records.Fallback:
+    def retrieve(self) -> records.FallbackChain:
         """The account's chain of fallbacks (``GET account/fallback``)."""
-        return self._one(records.Fallback, "fallback.retrieve")
+        return self._one(records.FallbackChain, "fallback.retrieve")
 
     def update(
         self, *, chain: Sequence[Mapping[str, Any]] | Unset | None = UNSET, extra_body: Mapping[str, Any] | None = None
-    ) -> records.Fallback:
+    ) -> records.FallbackChain:
         """Set the account's chain of fallbacks (``PATCH account/fallback``)."""
-        return self._one(records.Fallback, "fallback.update", fields={"chain": chain}, extra=extra_body)
+        return self._one(records.FallbackChain, "fallback.update", fields={"chain": chain}, extra=extra_body)
 
 
-class Auth(Resource):
+class BlockingAuth(BlockingResource):
     """The end of the login flow."""
 
     def exchange_code(
@@ -748,25 +748,25 @@ class Auth(Resource):
         )
 
 
-class Resources:
+class BlockingResources:
     """Every resource, as attributes of the client."""
 
     def __init__(self, lava: Any) -> None:
-        self.checkout_sessions = CheckoutSessions(lava)
-        self.connections = Connections(lava)
-        self.customers = Customers(lava)
-        self.requests = Requests(lava)
-        self.usage = Usage(lava)
-        self.subscriptions = Subscriptions(lava)
-        self.subscription_configs = SubscriptionConfigs(lava)
-        self.plans = Plans(lava)
-        self.meters = Meters(lava)
-        self.credit_bundles = CreditBundles(lava)
-        self.webhooks = Webhooks(lava)
-        self.secret_keys = SecretKeys(lava)
-        self.spend_keys = SpendKeys(lava)
-        self.wallet_keys = WalletKeys(lava)
-        self.models = Models(lava)
-        self.wallet = Wallet(lava)
-        self.fallback = Fallback(lava)
-        self.auth = Auth(lava)
+        self.checkout_sessions = BlockingCheckoutSessions(lava)
+        self.connections = BlockingConnections(lava)
+        self.customers = BlockingCustomers(lava)
+        self.requests = BlockingRequests(lava)
+        self.usage = BlockingUsage(lava)
+        self.subscriptions = BlockingSubscriptions(lava)
+        self.subscription_configs = BlockingSubscriptionConfigs(lava)
+        self.plans = BlockingPlans(lava)
+        self.meters = BlockingMeters(lava)
+        self.credit_bundles = BlockingCreditBundles(lava)
+        self.webhooks = BlockingWebhooks(lava)
+        self.secret_keys = BlockingSecretKeys(lava)
+        self.spend_keys = BlockingSpendKeys(lava)
+        self.wallet_keys = BlockingWalletKeys(lava)
+        self.models = BlockingModels(lava)
+        self.wallet = BlockingWallet(lava)
+        self.fallback = BlockingFallback(lava)
+        self.auth = BlockingAuth(lava)

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from proxy.lava import records
 from proxy.lava.errors import LavaError, MissingKey, NotJson, UnusableKey
-from proxy.lava.gateway import Stream, outgoing, target_of, token_of
+from proxy.lava.gateway import GatewayStream, outgoing, target_of, token_of
 from proxy.lava.methods import Resources
 from proxy.lava.paging import Pages
-from proxy.lava.replies import Reply, document, read, refusal
+from proxy.lava.replies import ApiReply, document, read, refusal
 from proxy.lava.resources import UnknownName, resolve, rows
 from proxy.lava.retrying import Patience
+from proxy.lava.tokens import PRODUCTION, base_url_for, mint_token
 from proxy.lava.transport import Transport
-from proxy.lava.wire import UNSET, USER_AGENT, Call, write
-from proxy.providers import ALIASES, BUILTIN
-from proxy.redaction import Redactor, Secret
-from proxy.tokens import PRODUCTION, base_url_for, mint_token
+from proxy.lava.wire import UNSET, USER_AGENT, ApiCall, write
+from proxy.protocol.providers import ALIASES, BUILTIN
+from proxy.protocol.redaction import Redactor, Secret
+from proxy.protocol.urls import lava_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,18 +33,18 @@ if TYPE_CHECKING:
 
     from proxy.lava.gateway import Format, Options
     from proxy.lava.resources import Action
+    from proxy.lava.tokens import Option
     from proxy.lava.wire import Unset
-    from proxy.tokens import Option
 
-    class Sender(Protocol):
+    class ApiSender(Protocol):
         """Carries one account call (``Transport.send``)."""
 
         async def send(
             self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float
-        ) -> Reply: ...
+        ) -> ApiReply: ...
 
 
-R = TypeVar("R", bound=records.Record)
+R = TypeVar("R", bound=records.ApiRecord)
 
 _KEY = re.compile(r"[\x21-\x7e]+")
 
@@ -77,7 +78,7 @@ class Lava(Resources):
         idempotency: bool = True,
         ca_file: str = "",
         proxy: str = "",
-        sender: Sender | None = None,
+        sender: ApiSender | None = None,
     ) -> None:
         super().__init__(self)
         key = secret_key.reveal() if isinstance(secret_key, Secret) else secret_key or os.environ.get("LAVA_SECRET_KEY")
@@ -90,7 +91,7 @@ class Lava(Resources):
         self._patience = Patience(retries, backoff)
         self._idempotency = idempotency
         self._transport = Transport(self.base_url, ca_file=ca_file, proxy=proxy)
-        self._sender: Sender = sender or self._transport
+        self._sender: ApiSender = sender or self._transport
 
     def __repr__(self) -> str:
         return f"<Lava {self._key.hint} at {self.base_url}>"
@@ -154,7 +155,7 @@ class Lava(Resources):
         ``UnknownName`` with the nearest name, ``ValueError``, ``TypeError``, and ``LavaError``.
         """
         row = rows(action)[0] if isinstance(action, str) else action
-        kind: type[records.Record] = getattr(records, row.record)
+        kind: type[records.ApiRecord] = getattr(records, row.record)
         if row.paged:
             return await self.pages(action, fields)
         return await self.record(kind, action, ids, fields or {}, extra_body, idempotency_key)
@@ -211,7 +212,7 @@ class Lava(Resources):
                     raise
             await asyncio.sleep(wait)
 
-    async def _send(self, call: Call, headers: dict[str, str]) -> Reply:
+    async def _send(self, call: ApiCall, headers: dict[str, str]) -> ApiReply:
         return await self._sender.send(call.method, call.target, headers, call.body, self._timeout)
 
     def _credential(self) -> str:
@@ -225,7 +226,7 @@ class Lava(Resources):
     @overload
     async def gateway(self, url: str, *, stream: Literal[False] = False, **options: Unpack[Options]) -> Any: ...
     @overload
-    async def gateway(self, url: str, *, stream: Literal[True], **options: Unpack[Options]) -> Stream: ...
+    async def gateway(self, url: str, *, stream: Literal[True], **options: Unpack[Options]) -> GatewayStream: ...
     async def gateway(
         self,
         url: str,
@@ -249,7 +250,7 @@ class Lava(Resources):
         ``provider_key`` is your own key at the provider. ``format`` is what you speak where the provider speaks something
         else. ``silence`` is how many seconds may pass without a byte.
 
-        Gives the answer's JSON, its numbers as Python's ``json`` reads them; with ``stream`` a ``Stream``. Made again only
+        Gives the answer's JSON, its numbers as Python's ``json`` reads them; with ``stream`` a ``GatewayStream``. Made again only
         where no connection came about: everything else may cost money twice. Raises ``LavaError``, ``ValueError``,
         ``TypeError``.
         """
@@ -267,7 +268,7 @@ class Lava(Resources):
         try:
             if stream and 200 <= opened.status < 300:
                 return opened
-            reply = Reply(opened.status, opened.headers, await opened.read())
+            reply = ApiReply(opened.status, opened.headers, await opened.read())
         except BaseException:
             await opened.aclose()
             raise
@@ -278,12 +279,12 @@ class Lava(Resources):
 
     async def _open(
         self, method: str, target: str, headers: dict[str, str], body: bytes | None, silence: float
-    ) -> Stream:
+    ) -> GatewayStream:
         tries = 0
         while True:
             held = self._transport.open(method, target, headers, body, silence=silence)
             try:
-                return Stream(await held.__aenter__(), held)
+                return GatewayStream(await held.__aenter__(), held)
             except LavaError as exc:
                 tries += 1
                 wait = self._patience.wait(exc, tries, False, random.random())  # noqa: S311 - spreads retries
@@ -292,7 +293,7 @@ class Lava(Resources):
             await asyncio.sleep(wait)
 
 
-def _json(reply: Reply) -> Any:
+def _json(reply: ApiReply) -> Any:
     """The JSON of a provider's answer."""
     import json
 
@@ -340,12 +341,8 @@ class Providers(Mapping[str, str]):
 
 
 def _normal(base_url: str) -> str:
-    """The address without a slash at its end, by the rules of the setting ``lava.base_url``: https, or loopback."""
-    from pydantic import ValidationError
-
-    from proxy.settings import LavaAccount
-
+    """The address without a slash at its end, by the rules of the setting ``lava.base_url``."""
     try:
-        return LavaAccount(base_url=base_url).base_url
-    except ValidationError as exc:
-        raise ValueError(f"base_url {exc.errors()[0]['msg']}") from None
+        return lava_address(base_url)
+    except ValueError as exc:
+        raise ValueError(f"base_url {exc}") from None

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import quote
 
+from proxy.lava.tokens import mint_token
 from proxy.lava.wire import UNSET, USER_AGENT, body_of, component
-from proxy.tokens import mint_token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
-    from proxy.lava.transport import Answer
+    from proxy.lava.transport import ApiAnswer
 
 Format = Literal["openai", "anthropic", "google", "bedrock"]
 """What the client speaks, where it is not what the provider speaks: Lava translates."""
@@ -110,7 +110,7 @@ def outgoing(headers: Mapping[str, str] | None, body: Any, token: str) -> tuple[
     return sent, body_of(body)
 
 
-class Stream:
+class GatewayStream:
     """An answer of the gateway while it arrives.
 
     ``async for chunk in stream`` gives the bytes as they come, ``stream.lines()`` the lines of text or SSE; one of the two,
@@ -119,12 +119,12 @@ class Stream:
     iteration is always the end of the answer.
     """
 
-    def __init__(self, answer: Answer, held: AbstractAsyncContextManager[Answer]) -> None:
+    def __init__(self, answer: ApiAnswer, held: AbstractAsyncContextManager[ApiAnswer]) -> None:
         self.status = answer.status
         self.headers = answer.headers
         self.request_id = answer.headers.get("x-lava-request-id")
         self._answer = answer
-        self._held: AbstractAsyncContextManager[Answer] | None = held
+        self._held: AbstractAsyncContextManager[ApiAnswer] | None = held
 
     def __repr__(self) -> str:
         return f"<Stream {self.status} {self.request_id or '-'}>"
@@ -159,7 +159,7 @@ class Stream:
         if held is not None:
             await held.__aexit__(None, None, None)
 
-    async def __aenter__(self) -> Stream:
+    async def __aenter__(self) -> GatewayStream:
         return self
 
     async def __aexit__(

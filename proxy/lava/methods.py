@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from proxy.lava import records
-from proxy.lava.paging import Resource
+from proxy.lava.paging import PagedResource
 from proxy.lava.wire import UNSET
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from proxy.lava.wire import Unset
 
 
-class CheckoutSessions(Resource):
+class CheckoutSessions(PagedResource):
     """Checkouts: how a customer buys a plan or credit."""
 
     async def create(
@@ -54,7 +54,7 @@ class CheckoutSessions(Resource):
         )
 
 
-class Connections(Resource):
+class Connections(PagedResource):
     """Customers, under the name of SDK 8."""
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Connection]:
@@ -74,7 +74,7 @@ class Connections(Resource):
         return await self._one(records.Done, "connections.delete", connection_id)
 
 
-class Customers(Resource):
+class Customers(PagedResource):
     """Customers (SDK 9 and later)."""
 
     async def create(
@@ -134,7 +134,7 @@ class Customers(Resource):
         return await self._one(records.Done, "customers.delete", customer_id)
 
 
-class Requests(Resource):
+class Requests(PagedResource):
     """What went through the gateway, and what you report."""
 
     def list(
@@ -204,7 +204,7 @@ class Requests(Resource):
         return await self._one(records.Request, "requests.retrieve", request_id)
 
 
-class Usage(Resource):
+class Usage(PagedResource):
     """Usage and costs by day."""
 
     async def retrieve(
@@ -216,10 +216,10 @@ class Usage(Resource):
         meter_id: str | None = None,
         metadata_filters: Mapping[str, str] | None = None,
         connection_id: str | None = None,
-    ) -> records.Usage:
+    ) -> records.UsageReport:
         """Usage and costs by day, with totals (``GET usage``)."""
         return await self._one(
-            records.Usage,
+            records.UsageReport,
             "usage.retrieve",
             fields={
                 "start": start,
@@ -232,7 +232,7 @@ class Usage(Resource):
         )
 
 
-class Subscriptions(Resource):
+class Subscriptions(PagedResource):
     """Who has which plan."""
 
     def list(
@@ -295,7 +295,7 @@ class Subscriptions(Resource):
         return await self._one(records.Done, "subscriptions.cancel", subscription_id)
 
 
-class SubscriptionConfigs(Resource):
+class SubscriptionConfigs(PagedResource):
     """Plans, under the name of SDK 8."""
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.SubscriptionConfig]:
@@ -375,7 +375,7 @@ class SubscriptionConfigs(Resource):
         return await self._one(records.Deleted, "subscription_configs.delete", subscription_config_id)
 
 
-class Plans(Resource):
+class Plans(PagedResource):
     """Plans (SDK 9 and later)."""
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Plan]:
@@ -455,7 +455,7 @@ class Plans(Resource):
         return await self._one(records.Deleted, "plans.delete", plan_id)
 
 
-class Meters(Resource):
+class Meters(PagedResource):
     """What usage is charged by."""
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Meter]:
@@ -510,7 +510,7 @@ class Meters(Resource):
         return await self._one(records.Deleted, "meters.delete", meter_id)
 
 
-class CreditBundles(Resource):
+class CreditBundles(PagedResource):
     """Credit that is sold beside a plan."""
 
     def list(
@@ -533,7 +533,7 @@ class CreditBundles(Resource):
         return await self._one(records.CreditBundle, "credit_bundles.retrieve", credit_bundle_id)
 
 
-class Webhooks(Resource):
+class Webhooks(PagedResource):
     """Addresses that Lava tells of events."""
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Webhook]:
@@ -574,7 +574,7 @@ class Webhooks(Resource):
         return await self._one(records.Deleted, "webhooks.delete", webhook_id)
 
 
-class SecretKeys(Resource):
+class SecretKeys(PagedResource):
     """The merchant's keys."""
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.SecretKey]:
@@ -598,7 +598,7 @@ class SecretKeys(Resource):
         return await self._one(records.Deleted, "secret_keys.delete", secret_key_id)
 
 
-class SpendKeys(Resource):
+class SpendKeys(PagedResource):
     """Keys for one tool each, with limits."""
 
     async def create(
@@ -688,7 +688,7 @@ class SpendKeys(Resource):
         )
 
 
-class WalletKeys(Resource):
+class WalletKeys(PagedResource):
     """Keys that manage a wallet's spend keys (gone in SDK 11)."""
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.WalletKey]:
@@ -706,37 +706,37 @@ class WalletKeys(Resource):
         )
 
 
-class Models(Resource):
+class Models(PagedResource):
     """What the gateway knows."""
 
-    def list(self) -> Pages[records.Model]:
+    def list(self) -> Pages[records.ApiModel]:
         """List models (``GET models``)."""
-        return self._pages(records.Model, "models.list", {})
+        return self._pages(records.ApiModel, "models.list", {})
 
 
-class Wallet(Resource):
+class Wallet(PagedResource):
     """The wallet behind the key."""
 
-    async def retrieve(self) -> records.Wallet:
+    async def retrieve(self) -> records.WalletBalance:
         """The wallet behind this key, with its balance (``GET wallet``)."""
-        return await self._one(records.Wallet, "wallet.retrieve")
+        return await self._one(records.WalletBalance, "wallet.retrieve")
 
 
-class Fallback(Resource):
+class Fallback(PagedResource):
     """The account's chain of fallbacks."""
 
-    async def retrieve(self) -> records.Fallback:
+    async def retrieve(self) -> records.FallbackChain:
         """The account's chain of fallbacks (``GET account/fallback``)."""
-        return await self._one(records.Fallback, "fallback.retrieve")
+        return await self._one(records.FallbackChain, "fallback.retrieve")
 
     async def update(
         self, *, chain: Sequence[Mapping[str, Any]] | Unset | None = UNSET, extra_body: Mapping[str, Any] | None = None
-    ) -> records.Fallback:
+    ) -> records.FallbackChain:
         """Set the account's chain of fallbacks (``PATCH account/fallback``)."""
-        return await self._one(records.Fallback, "fallback.update", fields={"chain": chain}, extra=extra_body)
+        return await self._one(records.FallbackChain, "fallback.update", fields={"chain": chain}, extra=extra_body)
 
 
-class Auth(Resource):
+class Auth(PagedResource):
     """The end of the login flow."""
 
     async def exchange_code(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from proxy.lava.errors import UnexpectedAnswer
-from proxy.lava.records import Page, Record
+from proxy.lava.records import ApiRecord, Page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Mapping
     from typing import Protocol
 
-    class Caller(Protocol):
+    class PageCaller(Protocol):
         """What a resource needs of the client."""
 
         async def record(
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
         ) -> T: ...
 
 
-R = TypeVar("R", bound=Record)
-T = TypeVar("T", bound=Record)
+R = TypeVar("R", bound=ApiRecord)
+T = TypeVar("T", bound=ApiRecord)
 
 PAGE_SIZE = 100
 """Lava's largest page. Its default differs between its own documents, so one is always asked for."""
@@ -40,7 +40,7 @@ class Pages(Generic[R]):
     """
 
     def __init__(
-        self, lava: Caller, kind: type[R], action: Any, fields: Mapping[str, Any], limited: Callable[[], bool]
+        self, lava: PageCaller, kind: type[R], action: Any, fields: Mapping[str, Any], limited: Callable[[], bool]
     ) -> None:
         self._lava = lava
         self._kind = kind
@@ -82,7 +82,7 @@ class Pages(Generic[R]):
         return await self._lava.record(Page[self._kind], self._action, (), fields)  # type: ignore[name-defined]  # a class made while running
 
 
-class Resource:
+class PagedResource:
     """What the typed resources of ``methods`` have in common: they name an action of the table and its fields."""
 
     def __init__(self, lava: Any) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from proxy.redaction import Secret
+from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +52,7 @@ Time = Annotated[datetime, AfterValidator(_aware)]
 """An aware datetime; Lava's times are UTC, so one without an offset is read as UTC."""
 
 
-class Record(BaseModel):
+class ApiRecord(BaseModel):
     """A thing of Lava's, as it was answered. Frozen; unknown fields are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True, defer_build=True)
@@ -65,10 +65,10 @@ class Record(BaseModel):
             yield name, Secret(value) if hidden else value
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=ApiRecord)
 
 
-class Page(Record, Generic[R]):
+class Page(ApiRecord, Generic[R]):
     """One page of a list."""
 
     data: tuple[R, ...]
@@ -81,20 +81,20 @@ class Page(Record, Generic[R]):
         return self.has_more is False or not (self.has_more or self.next_cursor)
 
 
-class Done(Record):
+class Done(ApiRecord):
     """What a call answers that has nothing else to say."""
 
     success: bool | None = None
 
 
-class Deleted(Record):
+class Deleted(ApiRecord):
     """What is gone."""
 
     id: str | None = None
     deleted: bool | None = None
 
 
-class CheckoutSession(Record):
+class CheckoutSession(ApiRecord):
     """A checkout: ``checkout_session_token`` opens it in the customer's browser."""
 
     checkout_session_id: str
@@ -110,7 +110,7 @@ class CheckoutSession(Record):
     completed_at: Time | None = None
 
 
-class Contact(Record):
+class Contact(ApiRecord):
     """How to reach a customer."""
 
     phone: str | None = None
@@ -119,7 +119,7 @@ class Contact(Record):
     last_name: str | None = None
 
 
-class SubscriptionSummary(Record):
+class SubscriptionSummary(ApiRecord):
     """A customer's subscription in short."""
 
     subscription_id: str
@@ -129,7 +129,7 @@ class SubscriptionSummary(Record):
     status: str | None = None
 
 
-class Connection(Record):
+class Connection(ApiRecord):
     """A customer under the name of SDK 8."""
 
     connection_id: str
@@ -141,7 +141,7 @@ class Connection(Record):
     created_at: Time | None = None
 
 
-class Customer(Record):
+class Customer(ApiRecord):
     """Somebody whose wallet or plan pays for usage."""
 
     customer_id: str
@@ -152,7 +152,7 @@ class Customer(Record):
     created_at: Time | None = None
 
 
-class SubscribedPlan(Record):
+class SubscribedPlan(ApiRecord):
     """A plan as a subscription has it."""
 
     name: str | None = None
@@ -163,7 +163,7 @@ class SubscribedPlan(Record):
     bundle_rollover_type: str | None = None
 
 
-class Credits(Record):
+class Credits(ApiRecord):
     """What is left of a plan's credit."""
 
     total_remaining: Money | None = None
@@ -171,7 +171,7 @@ class Credits(Record):
     bundle_remaining: Money | None = None
 
 
-class PendingChange(Record):
+class PendingChange(ApiRecord):
     """A cancellation or downgrade that is still to come."""
 
     type: str | None = None
@@ -183,7 +183,7 @@ class PendingChange(Record):
     included_credit: Money | None = None
 
 
-class Subscription(Record):
+class Subscription(ApiRecord):
     """A customer's plan: its state, its cycle, its credits."""
 
     subscription_id: str
@@ -203,13 +203,13 @@ class Subscription(Record):
     customer: Contact | None = None
 
 
-class CurrentSubscription(Record):
+class CurrentSubscription(ApiRecord):
     """A customer's subscription, or ``None`` without one."""
 
     subscription: Subscription | None = None
 
 
-class Tier(Record):
+class Tier(ApiRecord):
     """From ``start`` on, ``rate`` per unit."""
 
     start: Money | None = None
@@ -217,7 +217,7 @@ class Tier(Record):
     type: str | None = None
 
 
-class ModelUsage(Record):
+class ModelUsage(ApiRecord):
     """What a request used, and what the model's provider takes for it."""
 
     input_tokens: Count | None = None
@@ -235,7 +235,7 @@ class ModelUsage(Record):
     payer: str | None = None
 
 
-class ChargePart(Record):
+class ChargePart(ApiRecord):
     """What one tier adds to a charge."""
 
     tier: Tier | None = None
@@ -245,7 +245,7 @@ class ChargePart(Record):
     cost: Money | None = None
 
 
-class Charge(Record):
+class Charge(ApiRecord):
     """What the customer is charged (SDK 8: the fee)."""
 
     amount: Money | None = None
@@ -255,7 +255,7 @@ class Charge(Record):
     payer: str | None = None
 
 
-class Request(Record):
+class Request(ApiRecord):
     """One request that went through the gateway or was reported.
 
     ``cost`` and ``charge`` are names of SDK 9 and later; ``fee``, ``service_charge`` and ``total_…_cost`` of SDK 8.
@@ -284,7 +284,7 @@ class Request(Record):
     created_at: Time | None = None
 
 
-class UsageTotals(Record):
+class UsageTotals(ApiRecord):
     """Sums over a day or over all of them. Fields after ``total_charge`` are names of SDK 8."""
 
     total_requests: Count | None = None
@@ -309,21 +309,21 @@ class UsageDay(UsageTotals):
     end: Time | None = None
 
 
-class Usage(Record):
+class UsageReport(ApiRecord):
     """Usage by day."""
 
     items: tuple[UsageDay, ...]
     totals: UsageTotals | None = None
 
 
-class LinkedMeter(Record):
+class LinkedMeter(ApiRecord):
     """A meter whose usage a plan's credit pays."""
 
     meter_id: str
     name: str | None = None
 
 
-class CreditBundle(Record):
+class CreditBundle(ApiRecord):
     """Credit that is sold beside a plan."""
 
     credit_bundle_id: str
@@ -335,7 +335,7 @@ class CreditBundle(Record):
     created_at: Time | None = None
 
 
-class _PlanTerms(Record):
+class _PlanTerms(ApiRecord):
     merchant_id: str | None = None
     name: str | None = None
     period_amount: Money | None = None
@@ -361,7 +361,7 @@ class Plan(_PlanTerms):
     default_auto_top_up_bundle_id: str | None = None
 
 
-class Meter(Record):
+class Meter(ApiRecord):
     """What usage is charged by."""
 
     meter_id: str
@@ -375,7 +375,7 @@ class Meter(Record):
     created_at: Time | None = None
 
 
-class Webhook(Record):
+class Webhook(ApiRecord):
     """An address that Lava tells of events."""
 
     webhook_id: str
@@ -390,7 +390,7 @@ class WebhookCreated(Webhook):
     webhook_secret: Secret
 
 
-class SecretKey(Record):
+class SecretKey(ApiRecord):
     """A merchant's key; only a hint of it is shown."""
 
     secret_key_id: str
@@ -405,28 +405,28 @@ class SecretKeyCreated(SecretKey):
     secret_key: Secret
 
 
-class SpendLimit(Record):
+class SpendLimit(ApiRecord):
     """So much money in a cycle."""
 
     amount: Money | None = None
     cycle: str | None = None
 
 
-class RequestLimit(Record):
+class RequestLimit(ApiRecord):
     """So many requests in a cycle."""
 
     count: Count | None = None
     cycle: str | None = None
 
 
-class RateLimit(Record):
+class RateLimit(ApiRecord):
     """So many requests in a minute."""
 
     rpm: Count | None = None
     burst: Count | None = None
 
 
-class SpendKey(Record):
+class SpendKey(ApiRecord):
     """A key for one tool, with limits, and what it has spent."""
 
     spend_key_id: str
@@ -455,7 +455,7 @@ class SpendKeyCreated(SpendKey):
     key: Secret
 
 
-class WalletKey(Record):
+class WalletKey(ApiRecord):
     """A key that manages a wallet's spend keys; gone in SDK 11."""
 
     wallet_key_id: str
@@ -472,7 +472,7 @@ class WalletKeyCreated(WalletKey):
     key: Secret
 
 
-class Model(Record):
+class ApiModel(ApiRecord):
     """A model (or another service) that the gateway knows."""
 
     id: str
@@ -481,20 +481,20 @@ class Model(Record):
     owned_by: str | None = None
 
 
-class Wallet(Record):
+class WalletBalance(ApiRecord):
     """The wallet behind a key."""
 
     wallet_id: str
     balance: Money | None = None
 
 
-class Fallback(Record):
+class FallbackChain(ApiRecord):
     """The account's chain of fallbacks. Its shape is documented nowhere that we could read: see ``model_extra``."""
 
     chain: tuple[dict[str, Any], ...] | None = None
 
 
-class AuthCredentials(Record):
+class AuthCredentials(ApiRecord):
     """What a login gives. The wallet key is of SDK 9 and 10."""
 
     secret_key: Secret
@@ -506,7 +506,7 @@ class AuthCredentials(Record):
     wallet_key: Secret | None = None
 
 
-class WebhookEvent(Record):
+class WebhookEvent(ApiRecord):
     """One event of a webhook: ``customer.created``, ``customer.deleted``, ``customer.wallet.balance.updated`` …"""
 
     event: str

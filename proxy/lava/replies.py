@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import NoReturn
 
-    from proxy.lava.records import Record
-    from proxy.redaction import Redactor
+    from proxy.lava.records import ApiRecord
+    from proxy.protocol.redaction import Redactor
 
-    R = TypeVar("R", bound=Record)
+    R = TypeVar("R", bound=ApiRecord)
 
 SILENT = ", without a reason"
 """How the message of a refusal ends that gave none: any network on the way may have made it."""
 
-_LONGEST_MESSAGE = 500
+_MAX_MESSAGE = 500
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ApiReply:
     """A whole answer. ``headers`` have lower-case names, the last value of each."""
 
     status: int
@@ -62,7 +62,7 @@ def document(body: bytes) -> Any:
         raise ValueError("a number beyond reason") from None
 
 
-def read(kind: type[R], reply: Reply, redactor: Redactor, now: float) -> R:
+def read(kind: type[R], reply: ApiReply, redactor: Redactor, now: float) -> R:
     """The answer as a record. Raises a ``LavaError``."""
     if not reply.ok:
         raise refusal(reply, redactor, now)
@@ -93,7 +93,7 @@ def read(kind: type[R], reply: Reply, redactor: Redactor, now: float) -> R:
         raise UnexpectedAnswer(f"the answer is no proper {kind.__name__.partition('[')[0]}: {where}", **about) from None
 
 
-def refusal(reply: Reply, redactor: Redactor, now: float) -> LavaError:
+def refusal(reply: ApiReply, redactor: Redactor, now: float) -> LavaError:
     """The error that an answer other than 2xx stands for. ``now`` is the time, in seconds since 1970."""
     code, message = _told(reply)
     message = _clean(redactor.text(message)) if message else ""
@@ -110,7 +110,7 @@ def refusal(reply: Reply, redactor: Redactor, now: float) -> LavaError:
     )
 
 
-def retry_after(reply: Reply, now: float) -> float | None:
+def retry_after(reply: ApiReply, now: float) -> float | None:
     """Seconds to wait, as the answer says: by ``Retry-After`` (seconds or a date), for 429 also by
     ``X-RateLimit-Reset`` (seconds since 1970, as Lava's reference has it)."""
     told = reply.headers.get("retry-after", "").strip()
@@ -127,12 +127,12 @@ def retry_after(reply: Reply, now: float) -> float | None:
     return None
 
 
-def _told(reply: Reply) -> tuple[str | None, str | None]:
+def _told(reply: ApiReply) -> tuple[str | None, str | None]:
     """Code and message of an error body: ``error`` as an object or a text, or both at the top."""
     try:
         value = document(reply.body)
     except ValueError:
-        return None, None if _is_page(reply) else reply.body[: 4 * _LONGEST_MESSAGE].decode("utf-8", "replace").strip()
+        return None, None if _is_page(reply) else reply.body[: 4 * _MAX_MESSAGE].decode("utf-8", "replace").strip()
     if isinstance(value, str):
         return None, value
     if not isinstance(value, dict):
@@ -150,11 +150,11 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
-def _is_page(reply: Reply) -> bool:
+def _is_page(reply: ApiReply) -> bool:
     return "html" in reply.headers.get("content-type", "").lower() or reply.body.lstrip()[:1] == b"<"
 
 
-def _looks(reply: Reply) -> str:
+def _looks(reply: ApiReply) -> str:
     if not reply.body.strip():
         return "an empty answer"
     return "a web page (some network in front of Lava, perhaps)" if _is_page(reply) else "an answer"
@@ -162,4 +162,4 @@ def _looks(reply: Reply) -> str:
 
 def _clean(text: str) -> str:
     text = _CONTROL.sub(" ", text).strip()
-    return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
+    return text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + "…"

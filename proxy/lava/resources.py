@@ -27,7 +27,7 @@ GUIDE: Version = (8, 9)
 """The version that the SDK's guide describes: its number is not known, only that it lies between 8.1 and 9.0."""
 
 
-class Kind(StrEnum):
+class ParameterKind(StrEnum):
     """What a parameter holds."""
 
     TEXT = "text"
@@ -47,7 +47,7 @@ class Param:
 
     name: str
     doc: str
-    kind: Kind = Kind.TEXT
+    kind: ParameterKind = ParameterKind.TEXT
     required: bool = False
     nullable: bool = False
     choices: tuple[str, ...] = ()
@@ -117,12 +117,12 @@ class UnknownName(LookupError):
 
 # Parameters that stand in several places.
 _CURSOR = Param("cursor", "where the page begins: next_cursor of the page before")
-_LIMIT = Param("limit", "records on a page, 1 to 100", Kind.WHOLE)
+_LIMIT = Param("limit", "records on a page, 1 to 100", ParameterKind.WHOLE)
 _PAGE = (_CURSOR, _LIMIT)
 _CUSTOMER = Param("customer_id", "the customer (SDK 9 and later)")
 _CONNECTION = Param("connection_id", "the connection (SDK 8; later a customer)")
 _METER = Param("meter_id", "only of this meter")
-_FILTERS = Param("metadata_filters", "only where the metadata has these values", Kind.PAIRS)
+_FILTERS = Param("metadata_filters", "only where the metadata has these values", ParameterKind.PAIRS)
 _STATUS = Param("status", "which ones; Lava's default is its own", choices=("active", "cancelled", "all"))
 _NAME = Param("name", "a name for people", required=True)
 _URL = Param("url", "the https address that Lava calls", required=True)
@@ -131,9 +131,9 @@ _ROLLOVERS = ("full", "none")
 
 _REPORTED = (
     Param("meter_slug", "the meter's slug", required=True),
-    Param("metadata", "keys and values of your own", Kind.PAIRS),
+    Param("metadata", "keys and values of your own", ParameterKind.PAIRS),
     *(
-        Param(f"{side}_{unit}", f"{unit} of the {side}", Kind.WHOLE)
+        Param(f"{side}_{unit}", f"{unit} of the {side}", ParameterKind.WHOLE)
         for unit in ("tokens", "characters", "seconds")
         for side in ("input", "output")
     ),
@@ -145,24 +145,26 @@ _CONTACT = (
     Param("email", "an e-mail address", nullable=True),
     Param("phone", "a telephone number", nullable=True),
     Param("name", "the customer's name", nullable=True),
-    Param("metadata", "keys and values of your own", Kind.TABLE, nullable=True),
+    Param("metadata", "keys and values of your own", ParameterKind.TABLE, nullable=True),
 )
 
 _PLAN_WRITES = (
     Param("rollover_type", "what becomes of unused credit at a cycle's end", choices=_ROLLOVERS),
     Param("bundle_rollover_type", "what becomes of unused bundle credit", choices=_ROLLOVERS),
-    Param("included_credit", "credit that each cycle brings", Kind.MONEY),
+    Param("included_credit", "credit that each cycle brings", ParameterKind.MONEY),
 )
 _PLAN_PARTS = (
-    Param("meter_ids", "meters whose usage the credit pays", Kind.NAMES),
-    Param("credit_bundles", "bundles to sell: name, cost, credit_amount", Kind.TABLES),
+    Param("meter_ids", "meters whose usage the credit pays", ParameterKind.NAMES),
+    Param("credit_bundles", "bundles to sell: name, cost, credit_amount", ParameterKind.TABLES),
 )
 _PLAN_CREATE = (
     _NAME,
-    Param("period_amount", "the price of one cycle", Kind.MONEY, required=True),
+    Param("period_amount", "the price of one cycle", ParameterKind.MONEY, required=True),
     Param("billing_interval", "the length of a cycle", required=True, choices=_INTERVALS),
     *_PLAN_WRITES,
-    Param("default_auto_top_up_bundle_index", "which of the bundles tops up by itself", Kind.WHOLE, nullable=True),
+    Param(
+        "default_auto_top_up_bundle_index", "which of the bundles tops up by itself", ParameterKind.WHOLE, nullable=True
+    ),
     *_PLAN_PARTS,
 )
 _PLAN_UPDATE = (
@@ -176,17 +178,19 @@ _RATE = Param("rate_type", "what the rates are", required=True, choices=("fixed"
 _TIER_TYPE = Param(
     "tier_type", "what is counted", required=True, choices=("tokens_1m", "characters_1m", "minutes", "requests")
 )
-_TIERS = Param("tiers", "the tiers, each with start and rate", Kind.TABLES, required=True)
+_TIERS = Param("tiers", "the tiers, each with start and rate", ParameterKind.TABLES, required=True)
 
 _SPEND_KEY = (
     Param("status", "paused refuses every request", choices=("active", "paused")),
     Param("request_shape", "the one shape of request it is good for", choices=("openai", "anthropic")),
-    Param("allowed_models", "only these models", Kind.NAMES, nullable=True),
-    Param("allowed_providers", "only these providers", Kind.NAMES, nullable=True),
-    Param("spend_limit", "amount (money) and cycle (daily, weekly, monthly, total)", Kind.TABLE, nullable=True),
-    Param("request_limit", "count and cycle (daily, weekly, monthly, total)", Kind.TABLE, nullable=True),
-    Param("rate_limit", "rpm, and burst where wanted", Kind.TABLE, nullable=True),
-    Param("expires_at", "when it ends by itself", Kind.TIME, nullable=True),
+    Param("allowed_models", "only these models", ParameterKind.NAMES, nullable=True),
+    Param("allowed_providers", "only these providers", ParameterKind.NAMES, nullable=True),
+    Param(
+        "spend_limit", "amount (money) and cycle (daily, weekly, monthly, total)", ParameterKind.TABLE, nullable=True
+    ),
+    Param("request_limit", "count and cycle (daily, weekly, monthly, total)", ParameterKind.TABLE, nullable=True),
+    Param("rate_limit", "rpm, and burst where wanted", ParameterKind.TABLE, nullable=True),
+    Param("expires_at", "when it ends by itself", ParameterKind.TIME, nullable=True),
 )
 
 _ORIGIN = Param("origin_url", "the page that the checkout opens in", required=True)
@@ -307,10 +311,10 @@ _PLAN = Param("plan_id", "the plan (SDK 9 and later)")
 _CONFIG = Param("subscription_config_id", "the plan (SDK 8)")
 _MODE = Param("checkout_mode", "what is sold", required=True, choices=("subscription", "credit_bundle"))
 _OLD_MODE = replace(_MODE, choices=("onboarding", "topup", "subscription", "credit_bundle"))
-_START = Param("start", "first moment; its offset is the time zone of the days", Kind.TIME, required=True)
-_END_TIME = Param("end", "last moment; without it, now", Kind.TIME)
+_START = Param("start", "first moment; its offset is the time zone of the days", ParameterKind.TIME, required=True)
+_END_TIME = Param("end", "last moment; without it, now", ParameterKind.TIME)
 _TOP_UP = Param("auto_top_up_bundle_id", "the bundle that tops up by itself", nullable=True)
-_CHAIN = Param("chain", "up to five, each with url and model; null clears it", Kind.TABLES, nullable=True)
+_CHAIN = Param("chain", "up to five, each with url and model; null clears it", ParameterKind.TABLES, nullable=True)
 _CODE = Param("code", "the code; it lives for 60 seconds", required=True)
 
 ACTIONS: tuple[Action, ...] = (
@@ -366,7 +370,7 @@ ACTIONS: tuple[Action, ...] = (
             "GET",
             span,
             "Usage and costs by day, with totals",
-            "Usage",
+            "UsageReport",
             single=False,
             query=(_START, _END_TIME, who, _METER, _FILTERS),
         )
@@ -431,17 +435,17 @@ ACTIONS: tuple[Action, ...] = (
     _rotation(
         "wallet_keys", _WALLET_KEYS, "Give a wallet key a new secret; the old one stops working", "WalletKeyCreated"
     ),
-    _listing("models", _LATE, "List models", "Model", ()),
+    _listing("models", _LATE, "List models", "ApiModel", ()),
     # In Lava's reference, in no SDK.
-    Action("wallet", "retrieve", "GET", "wallet", "The wallet behind this key, with its balance", "Wallet"),
-    Action("fallback", "retrieve", "GET", "account/fallback", "The account's chain of fallbacks", "Fallback"),
+    Action("wallet", "retrieve", "GET", "wallet", "The wallet behind this key, with its balance", "WalletBalance"),
+    Action("fallback", "retrieve", "GET", "account/fallback", "The account's chain of fallbacks", "FallbackChain"),
     Action(
         "fallback",
         "update",
         "PATCH",
         "account/fallback",
         "Set the account's chain of fallbacks",
-        "Fallback",
+        "FallbackChain",
         body=(_CHAIN,),
     ),
     # The end of the login flow: the code stands for the credential.

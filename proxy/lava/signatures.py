@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from proxy.lava.errors import LavaError
 from proxy.lava.records import WebhookEvent
 from proxy.lava.replies import document
-from proxy.redaction import Secret
+from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

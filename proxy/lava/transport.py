@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from proxy.lava.errors import Interrupted, TimedOut, UnexpectedAnswer, Unreachable
-from proxy.lava.replies import Reply
-from proxy.wording import counted
+from proxy.lava.replies import ApiReply
+from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,7 +44,9 @@ class Transport:
         self._proxy = proxy
         self._made: tuple[asyncio.AbstractEventLoop, asyncio.Task[httpx2.AsyncHTTPTransport]] | None = None
 
-    async def send(self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float) -> Reply:
+    async def send(
+        self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float
+    ) -> ApiReply:
         """Send a request and read the whole answer within ``limit`` seconds, connecting included.
 
         ``target`` stands after the base address's last slash, as it shall be sent. Raises ``Unreachable``.
@@ -55,7 +57,7 @@ class Transport:
                 asyncio.timeout(limit),
                 self.open(method, target, headers, body, silence=None, sent=sent) as answer,
             ):
-                return Reply(answer.status, answer.headers, await answer.read())
+                return ApiReply(answer.status, answer.headers, await answer.read())
         except TimeoutError:
             raise TimedOut(f"no whole answer within {counted(limit, 'second')}", sent=bool(sent)) from None
 
@@ -69,7 +71,7 @@ class Transport:
         *,
         silence: float | None,
         sent: list[bool] | None = None,
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncIterator[ApiAnswer]:
         """Send a request; the answer's head is there, its body is still to be read.
 
         ``silence`` is how many seconds may pass without a byte. ``sent`` is filled once the request is on its way.
@@ -100,7 +102,7 @@ class Transport:
         except (httpx2.TransportError, httpx2.InvalidURL, OSError, ValueError, TypeError) as exc:
             raise _failure(exc, bool(begun)) from None
         try:
-            yield Answer(response)
+            yield ApiAnswer(response)
         finally:
             await _finish(response.aclose())
 
@@ -141,7 +143,7 @@ class Transport:
         )
 
 
-class Answer:
+class ApiAnswer:
     """An answer whose body is still to come. ``headers`` have lower-case names, the last value of each."""
 
     def __init__(self, response: httpx2.Response) -> None:

@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from proxy.lava.records import Record
+from proxy.lava.records import ApiRecord
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from proxy.lava.client import Lava
     from proxy.lava.records import Page
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=ApiRecord)
 T = TypeVar("T")
 
 _END: Any = object()
@@ -97,7 +97,7 @@ def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
         thread.join(5.0)
 
 
-class Pages(Generic[R]):
+class BlockingPages(Generic[R]):
     """A list, not asked for yet: ``for record in pages`` gives every record of all pages, ``pages.first()`` the first page
     alone, ``pages.by_page()`` page after page."""
 
@@ -121,15 +121,15 @@ class Pages(Generic[R]):
         return self._waiter.wait(ask())
 
 
-class Resource:
+class BlockingResource:
     """What the blocking resources have in common."""
 
     def __init__(self, face: Any) -> None:
         self._lava: Lava = face.lava
         self._waiter: Waiter = face.waiter
 
-    def _pages(self, kind: type[R], action: str, fields: Mapping[str, Any]) -> Pages[R]:
-        return Pages(self._waiter, self._lava.pages_of(kind, action, fields))
+    def _pages(self, kind: type[R], action: str, fields: Mapping[str, Any]) -> BlockingPages[R]:
+        return BlockingPages(self._waiter, self._lava.pages_of(kind, action, fields))
 
     def _one(
         self,

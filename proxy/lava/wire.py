@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from proxy import __version__
-from proxy.dialects import compact
-from proxy.lava.resources import Kind, resolve
+from proxy.lava.resources import ParameterKind, resolve
 
 # The marker of the whole package for "not there at all" (None is an explicit null).
-from proxy.tokens import UNSET, Unset
+from proxy.lava.tokens import UNSET, Unset
+from proxy.protocol.dialects import compact
 
 if TYPE_CHECKING:
     from proxy.lava.resources import Action
 
-__all__ = ["UNSET", "USER_AGENT", "Call", "Unset", "body_of", "component", "form", "write"]
+__all__ = ["UNSET", "USER_AGENT", "ApiCall", "Unset", "body_of", "component", "form", "write"]
 
 USER_AGENT = f"lava-proxy/{__version__}"
 
@@ -30,7 +30,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ApiCall:
     """One request under the base address. ``target`` begins after its last slash. ``repeatable``: sending it twice does
     no more than once."""
 
@@ -54,7 +54,9 @@ def _form(text: str) -> str:
     return quote(_LONE_SURROGATE.sub("\ufffd", text), safe="*-._ ").replace("~", "%7E").replace(" ", "+")
 
 
-def write(key: str | Action, ids: tuple[str, ...], fields: Mapping[str, Any], extra: Mapping[str, Any] | None) -> Call:
+def write(
+    key: str | Action, ids: tuple[str, ...], fields: Mapping[str, Any], extra: Mapping[str, Any] | None
+) -> ApiCall:
     """The call of this action (``resource.action`` or a row of the table).
 
     ``fields`` are its parameters by name, in the order in which a body shall have them; ``UNSET`` ones are left out.
@@ -76,19 +78,19 @@ def write(key: str | Action, ids: tuple[str, ...], fields: Mapping[str, Any], ex
     if row.body is None:
         if extra:
             raise ValueError(f"{row.key} has no body")
-        return Call(row.method, target, None, row.method == "GET")
+        return ApiCall(row.method, target, None, row.method == "GET")
     document: dict[str, Any] = {}
     for name, value in given.items():
         param = known.get(name)
         if param is None:
             resolve(row.key, [name])
             raise ValueError(f"{name} belongs to another generation of {row.key}")
-        if param.kind is Kind.MONEY and isinstance(value, float):
+        if param.kind is ParameterKind.MONEY and isinstance(value, float):
             raise TypeError(f"{name} is money: give a Decimal or a string, not a float")
-        spelt = {Kind.MONEY: _money, Kind.TIME: _time}.get(param.kind)
+        spelt = {ParameterKind.MONEY: _money, ParameterKind.TIME: _time}.get(param.kind)
         document[name] = value if value is None or spelt is None else spelt(value)
     document |= extra or {}
-    return Call(row.method, target, body_of(document))
+    return ApiCall(row.method, target, body_of(document))
 
 
 def body_of(document: object) -> bytes:
@@ -129,11 +131,11 @@ def _path(row: Action, ids: tuple[str, ...]) -> str:
     return path
 
 
-def _item(name: str, kind: Kind, value: Any) -> str:
+def _item(name: str, kind: ParameterKind, value: Any) -> str:
     """One query value as text."""
-    if kind is Kind.TIME:
+    if kind is ParameterKind.TIME:
         return _time(value)
-    if kind is Kind.PAIRS:
+    if kind is ParameterKind.PAIRS:
         pairs = [[str(key), each] for key, each in (value.items() if hasattr(value, "items") else value)]
         return json.dumps(pairs, ensure_ascii=False, separators=(",", ":"))
     if isinstance(value, (str, int)) and not isinstance(value, bool):

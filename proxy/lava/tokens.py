@@ -14,12 +14,12 @@ import re
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from proxy.errors import Fault, Payment
-from proxy.redaction import Unshown
+from proxy.protocol.errors import Payment, ProxyError
+from proxy.protocol.redaction import Unshown
 
 if TYPE_CHECKING:
-    from proxy.redaction import Secret
-    from proxy.settings import Project
+    from proxy.config.settings import Project
+    from proxy.protocol.redaction import Secret
 
 
 class Unset(Enum):
@@ -132,7 +132,7 @@ def credential(
     """The credential of project ``name`` for ``provider``.
 
     ``account_key`` is ``[lava]``'s key (the project's own wins); ``client_key`` is the key that the tool sent, used only
-    where the project says so. Raises ``Fault`` ``lava_key_missing`` or ``byok_key_missing``.
+    where the project says so. Raises ``ProxyError`` ``lava_key_missing`` or ``byok_key_missing``.
     """
     if project.forward_token is not None:
         return _ready(name, project.forward_token, provider)
@@ -142,7 +142,7 @@ def credential(
 
     secret_key = project.secret_key or account_key
     if secret_key is None:
-        raise Fault(
+        raise ProxyError(
             "lava_key_missing",
             f'No Lava secret key is configured for project "{name}".',
             "Run `lava-proxy login`, or set the environment variable LAVA_SECRET_KEY before starting lava-proxy, or secret_key under [lava].",
@@ -151,13 +151,13 @@ def credential(
     from_client = own == "client"
     provider_key = client_key if own == "client" else own.reveal() if own is not None else None
     if own is not None and not provider_key:
-        raise Fault(
+        raise ProxyError(
             "byok_key_missing",
             f'Project "{name}" uses the key of the tool itself for provider "{provider}", and the request has none.',
             "Give the tool your provider key as its API key; where it already holds a local key, send that one as x-lava-proxy-key.",
         )
     if own is None and project.byok and project.meter is None:
-        raise Fault(
+        raise ProxyError(
             "byok_key_missing",
             f'Project "{name}" pays with provider keys only, and has none for provider "{provider}".',
             f"Add {provider} under [projects.{name}.byok], or give the project a meter to use Lava's managed keys.",

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from proxy.providers import BUILTIN
-from proxy.redaction import Secret
-from proxy.tokens import read_token
+from proxy.lava.tokens import read_token
+from proxy.protocol.providers import BUILTIN
+from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.errors import Fault
-    from proxy.settings import Project, Settings
+    from proxy.config.settings import Project, Settings
+    from proxy.protocol.errors import ProxyError
 
 Role = Literal["secret_key", "spend_key", "forward_token", "byok", "local"]
 
@@ -116,7 +116,7 @@ def of_settings(settings: Settings) -> Iterator[str]:
             yield f"{place} {found.problem}. {found.suggestion}"
 
 
-def explain(fault: Fault, name: str, project: Project, account_key: Secret | None, provider: str) -> bool:
+def explain(fault: ProxyError, name: str, project: Project, account_key: Secret | None, provider: str) -> bool:
     """Put into a 401 or 403 which key of project ``name`` seems to be in the wrong place; False where none does."""
     if fault.status not in (401, 403) or fault.owner not in ("lava", "provider", "unknown"):
         return False
