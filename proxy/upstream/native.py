@@ -1,31 +1,31 @@
 """The native engine: HTTP/1.1 on a bare asyncio protocol, with httptools for what needs a parser.
 
-Forwarding is what this program is for, and here it happens: one write out, one future, the body's segments
-handed on as they came. The theory, which the order of the code follows:
+Each request costs one write and one future, and the segments of the body are passed on as they arrive. The theory, in the
+order of the code:
 
-**One exchange at a time.** A connection is IDLE (in the pool), in HEAD (request written, no final head yet)
-or in BODY. Every end of an exchange goes through ``_finish`` (the message is whole) or ``_fail`` (it is not),
-and only a ``_finish`` without the slightest doubt puts the connection back into the pool. Bytes on an IDLE
-connection, bytes beyond the end of a message, a body where none may be, a request not sent to its end: each
-drops the connection, so that no byte of one answer can reach another request.
+**One exchange at a time.** A connection is IDLE (in the pool), in HEAD (request written, no final head yet) or in BODY.
+Every exchange ends in ``_finish`` (the message is complete) or ``_fail`` (it is not), and only a ``_finish`` without any
+doubt puts the connection back into the pool. Bytes on an IDLE connection, bytes beyond the end of a message, a body that must
+not exist, an incompletely sent request: each closes the connection, so that no byte of one response can reach another
+request.
 
-**Who knows the framing.** ``heads.py`` reads the head, every byte of it, or it is refused; what it says about the
-body is judged in ``_answered``. (Handing each header to a callback, as parsers do, costs more than reading all
-lines at once.) Lengths are counted here, so a large body is passed on without a copy, and the end of a message
-is exact to the byte. httptools takes the chunked coding apart, and sees nothing else.
+**Framing.** ``heads.py`` parses every byte of the head, or refuses it. ``_response_head`` decides the framing of the body.
+(One callback per header, as in other parsers, costs more than parsing all lines at once.) Lengths are counted here, so a large
+body is passed on without a copy, and the end of a message is exact to the byte. httptools parses the chunked coding, and
+nothing else.
 
-**An outbound proxy** is asked for a tunnel before anything else (``CONNECT``); its answer is read as every head is. What
-follows is a connection like any other.
+**Outbound proxies.** A tunnel is requested first (``CONNECT``), and the head of the proxy's response is parsed like every
+other. The result is a connection like any other.
 
-**No lock and no await in a clean-up.** Closing, failing and giving back are plain function calls, so
-cancellation can strike only where this module waits: name lookup, connect, head, body, and the drain of a
-request body. Each of these kills the connection or leaves it to the answer, which does.
+**No lock and no await in a clean-up.** Closing, failing and releasing are plain function calls, so cancellation can occur only
+where this module waits: name lookup, connect, head, body, and the drain of a request body. Each of these closes the connection
+or leaves it to the response, which closes it.
 
-**The pools.** Each origin has a stack of idle connections, and an origin names the credential as well as the address
-(``Origin.pool_key``): what an upstream sends too late, on a connection that is in use again, cannot reach another project.
-The limits hold for all pools together, and a pool ends with its last connection. A connection is peeked at before use: one
-that the upstream closed in the meantime is replaced before anything was written, and a request of which a byte was written
-is never sent again.
+**The pools.** Each origin has a stack of idle connections, and an origin includes the credential as well as the address
+(``Origin.pool_key``): bytes that an upstream sends too late, on a reused connection, cannot reach another project. The limits
+hold for all pools together, and a pool is removed with its last connection. A connection is checked before use: one that the
+upstream closed in the meantime is replaced before anything is written. A request of which a byte was written is never sent
+again.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from httptools import HttpParserError, HttpResponseParser
 
+from proxy.protocol.tasks import Signal, in_task
 from proxy.upstream import (
     MAX_CONNECTIONS,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     MAX_INFORMATIONAL,
+    Body,
     Framing,
-    Kind,
     Origin,
-    Outgoing,
     UpstreamError,
+    UpstreamErrorKind,
+    UpstreamRequest,
     UpstreamSettings,
-    Waiter,
-    Wire,
     trust,
 )
-from proxy.upstream.heads import Heads, may_begin
+from proxy.upstream.heads import ResponseHeads, may_begin
 from proxy.upstream.outbound import OutboundProxy
 
 if TYPE_CHECKING:
@@ -67,46 +67,46 @@ if TYPE_CHECKING:
     Address = tuple[str, int]
 
 MAX_IDLE: Final = 512
-"""Connections kept for later, all pools together."""
+"""Idle connections of all pools together."""
 
 IDLE_SECONDS: Final = 15.0
-"""Below the idle limits of servers and of NATs that forget in silence."""
+"""Below the idle limits of servers, and of NATs that drop connections silently."""
 
 CLOCK_JUMP_SECONDS: Final = 5.0
-"""Wall and monotonic clock apart by more than this: the machine slept, and the pool is dead."""
+"""A larger difference between wall and monotonic clock means that the machine slept and the idle connections are dead."""
 
 USER_TIMEOUT_MS: Final = 20_000
-"""Unacknowledged bytes break a connection after this (Linux), not after a quarter of an hour."""
+"""Unacknowledged bytes abort a connection after this time (Linux), not after a quarter of an hour."""
 
 HIGH_WATER: Final = 32_768
-"""Bytes of a body held for a slow reader before the socket is no longer read."""
+"""Bytes of a body buffered for a slow reader before reading pauses."""
 
 ONE_READ: Final = 49_152
-"""At most so many bytes come at once; uvloop's own buffer takes 256 KB. A slow reader costs about four of these: one
-held here, one on its way, and what the client's transport has. Below the client's write limit (64 KiB), so that a fast
-reader never waits for it."""
+"""Size of the read buffer; uvloop's own takes 256 KB. A slow reader costs about four of these: one buffered here, one in
+transit, and the rest in the client's transport. Below the client's write limit (64 KiB), so that a fast reader never waits
+for it."""
 
 ONE_WRITE: Final = 65_536
-"""A request body up to this size leaves in one write with its head."""
+"""A request body up to this size is sent in one write with its head."""
 
 SLICE: Final = 262_144
-"""A larger body given as bytes leaves in pieces of this size, so that TLS does not hold the loop."""
+"""A larger body given as bytes is sent in slices of this size, so that TLS does not block the loop."""
 
 EYEBALLS_SECONDS: Final = 0.25
-"""Head start of one address over the next (RFC 8305, section 8)."""
+"""Delay between the connection attempts to two addresses (RFC 8305, section 8)."""
 
 TLS_TURNS: Final = 8
-"""Turns of the loop that an idle TLS connection gets to read what waits on it before it is given up."""
+"""Turns of the loop that an idle TLS connection gets to read its pending bytes before it is closed."""
 
 TARGET_BYTES = bytes(range(0x21, 0x7F))
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-"""What the parser is told before it sees a chunked body."""
+"""The head that the parser gets before a chunked body."""
 
 _IDLE, _HEAD, _BODY, _DEAD = range(4)
 
 
 class NativeEngine:
-    """With ``max_connections`` open, a new connection takes the place of the one that is idle longest.
+    """The engine. With ``max_connections`` open, a new connection replaces the longest idle one.
 
     ``wall`` and ``monotonic`` are the clocks, in seconds.
     """
@@ -125,72 +125,56 @@ class NativeEngine:
         self._drift = wall() - monotonic()
         self._max_connections = max_connections
         self._pools: dict[Origin, _Pool] = {}
-        # The pool that was asked for last.
+        # The pool that was used last.
         self._origin: Origin | None = None
         self._pool: _Pool | None = None
         self._idle: dict[_Connection, None] = {}
-        """All idle connections, in the order in which they were given back."""
+        """All idle connections, in the order of their release."""
         self._live: set[_Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._lookups: dict[str, asyncio.Future[list[Address]]] = {}
         self._trust: asyncio.Future[ssl.SSLContext] | None = None
         self._emptied: asyncio.Future[None] | None = None
         self.buffer = memoryview(bytearray(ONE_READ))
-        self.heads = Heads()
+        self.heads = ResponseHeads()
 
     @property
     def idle(self) -> int:
-        """Idle connections, of all pools."""
+        """Number of idle connections in all pools."""
         return len(self._idle)
 
     @property
     def pools(self) -> int:
-        """Pools that have a connection, idle or in use."""
+        """Number of pools with a connection, idle or in use."""
         return len(self._pools)
 
     @property
     def live(self) -> int:
-        """Connections open, in the pool or in use."""
+        """Number of open connections, idle or in use."""
         return len(self._live)
 
-    async def open(self, out: Outgoing) -> NativeAnswer:
-        head, source, length = _encode(out)
-        origin, head_only = out.origin, out.method == b"HEAD"
-        connection = self._take(origin)
+    async def open(self, out: UpstreamRequest, body: Body = None, content_length: int | None = None) -> NativeResponse:
+        first, source, content_length = _encode(out, body, content_length)
+        del body  # not referenced while the response is awaited
+        connection = self._take(out.origin)
         if connection is None or not connection.peek():
-            connection = await self._sound(origin, connection)
-        waiter: asyncio.Future[NativeAnswer] = connection.loop.create_future()
-        connection.ask(head, source, length, head_only, waiter)
-        del out, head, source  # the body belongs to the connection now: it is dropped as it is written
+            connection = await self._usable(out.origin, connection)
+        waiter: Signal[NativeResponse] = Signal(connection.loop)
+        connection.ask(first, source, content_length, out.method == b"HEAD", waiter)
+        del first, source
         try:
             return await waiter
         except BaseException:
             connection.abandon(waiter)
             raise
 
-    def begin(self, origin: Origin, wire: Wire, body: bytes, waiter: Waiter) -> _Connection | None:
-        if wire.lines is None or len(body) > ONE_WRITE:
-            return None
-        connection = self._take(origin)
-        if connection is None:
-            return None
-        sound = connection.peek()
-        if not sound:
-            if sound is None:
-                self._keep(connection)  # TLS has something to read first
-            else:
-                connection.kill()
-            return None
-        connection.ask(b"%bcontent-length: %d\r\n\r\n%b" % (wire.lines, len(body), body), None, None, False, waiter)
-        return connection
-
-    async def _sound(self, origin: Origin, connection: _Connection | None) -> _Connection:
-        """A connection to be used at once, ``connection`` if that is one."""
+    async def _usable(self, origin: Origin, connection: _Connection | None) -> _Connection:
+        """Return a usable connection: ``connection`` if it is still usable, else a new one."""
         while connection is not None:
             state = connection.peek()
             turns = 0
             while state is None and turns < TLS_TURNS:
-                # A session ticket, or the farewell of TLS: some turns of the loop tell.
+                # A session ticket, or a close_notify: known after some turns of the loop.
                 turns += 1
                 try:
                     await asyncio.sleep(0)
@@ -202,17 +186,24 @@ class NativeEngine:
                 return connection
             connection.kill()
             connection = self._take(origin)
-        return await self._connect(origin)
+        connection = await in_task(self._connect(origin), discard=_Connection.kill)
+        if not connection.usable:  # a turn of the loop has passed since it was made
+            connection.kill()
+            raise connection.not_usable()
+        return connection
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
         for connection in list(self._live):
             connection.cut("the engine was closed")
+
+    async def aclose(self) -> None:
+        self.close()
         if self._live:
             self._emptied = asyncio.get_running_loop().create_future()
-            # The loop closes sockets in its next turn. Should it forget one, that must not hold up the exit.
+            # The loop closes sockets in its next turn. If it misses one, that must not delay the exit.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await self._emptied
@@ -222,7 +213,7 @@ class NativeEngine:
     def _take(self, origin: Origin) -> _Connection | None:
         pool = self._pool
         if origin is not self._origin:
-            # Nearly every request goes where the last one went, and an origin takes long to hash.
+            # Nearly every request uses the origin of the last one, and hashing an origin is slow.
             self._origin = origin
             pool = self._pool = self._pools.get(origin)
         if not pool:
@@ -236,13 +227,13 @@ class NativeEngine:
         if now - connection.idle_since <= IDLE_SECONDS:
             return connection
         connection.kill()
-        # The one given back last is too old, so all of them are.
+        # The one released last is too old, so all of them are.
         while pool:
             self._drop(pool[-1])
         return None
 
     def release(self, connection: _Connection) -> None:
-        """Keep ``connection`` for a later request, in the place of the one idle longest if there are too many."""
+        """Keep ``connection`` for a later request. It replaces the longest idle one if there are too many."""
         if len(self._idle) >= MAX_IDLE:
             self._drop_oldest()
         connection.idle_since = self._monotonic()
@@ -255,7 +246,7 @@ class NativeEngine:
         self._idle[connection] = None
 
     def made(self, connection: _Connection) -> None:
-        """Count a new connection; the one idle longest makes room for it."""
+        """Count a new connection. If there are too many, the longest idle one is closed."""
         if len(self._live) >= self._max_connections and self._idle:
             self._drop_oldest()
         self._live.add(connection)
@@ -267,7 +258,7 @@ class NativeEngine:
         connection.pool = pool
 
     def lost(self, connection: _Connection) -> None:
-        """Forget a connection that is closed, and its pool with the last one."""
+        """Forget a closed connection, and its pool with the last one."""
         if connection in self._live:
             self._live.discard(connection)
             if connection in self._idle:
@@ -324,7 +315,7 @@ class NativeEngine:
                     if context is not None and proxy.origin.scheme == "https":
                         await connection.secure(context, proxy.origin.host, seconds)
                     await connection.tunnel(proxy)
-                    proxy = None  # it has done its part
+                    proxy = None  # the tunnel is open
                 else:
                     connection = await self._dial(loop, origin, origin)
                 if context is not None and origin.scheme == "https":
@@ -346,7 +337,7 @@ class NativeEngine:
         if self._trust is None:
             self._trust = loop.run_in_executor(None, self._make_context)
         try:
-            # Shared by all who wait for it: the cancellation of one must not reach it.
+            # Shared by all waiting requests: the cancellation of one must not cancel it.
             return await asyncio.shield(self._trust)
         except OSError as exc:  # ssl.SSLError is one
             raise UpstreamError("tls", False, f"ca_file cannot be used: {exc.strerror}") from exc
@@ -356,12 +347,12 @@ class NativeEngine:
         context.set_alpn_protocols(["http/1.1"])
         return context
 
-    async def _dial(self, loop: asyncio.AbstractEventLoop, origin: Origin, place: Origin) -> _Connection:
-        """A TCP connection to ``place``, for ``origin``."""
-        addresses = _literal(place) or await self._resolve(loop, place)
+    async def _dial(self, loop: asyncio.AbstractEventLoop, origin: Origin, peer: Origin) -> _Connection:
+        """Return a TCP connection to ``peer``, for ``origin``."""
+        addresses = _literal(peer) or await self._resolve(loop, peer)
         if len(addresses) == 1:
             return await self._attempt(loop, origin, addresses[0])
-        # The first connection that stands, each address starting a little after the one before (RFC 8305).
+        # The first connection that succeeds; each address starts a little after the one before (RFC 8305).
         waiting = deque(addresses)
         running: set[asyncio.Task[_Connection]] = set()
         fault: BaseException | None = None
@@ -388,14 +379,14 @@ class NativeEngine:
         try:
             await loop.create_connection(lambda: connection, *address)
         except BaseException:
-            # uvloop tells a cancelled connection that it was made, and never that it is lost.
+            # uvloop calls ``connection_made`` for a cancelled connection, but never ``connection_lost``.
             self.lost(connection)
             raise
         return connection
 
     async def _resolve(self, loop: asyncio.AbstractEventLoop, origin: Origin) -> list[Address]:
-        # One lookup per name at a time, in a thread of its own that nobody waits for at the end: neither a
-        # hanging resolver nor a burst of requests can fill a pool of threads or hold up the exit.
+        # One lookup per name at a time, in its own daemon thread: neither a hanging resolver nor a burst of requests
+        # can fill a thread pool or delay the exit.
         key = f"{origin.host}:{origin.port}"
         lookup = self._lookups.get(key)
         if lookup is None:
@@ -407,7 +398,7 @@ class NativeEngine:
 
 
 class _Pool(list["_Connection"]):
-    """The idle connections of one origin, a stack, and how many are open, these among them."""
+    """The stack of idle connections of one origin, and the number of its open ones."""
 
     __slots__ = ("open", "origin")
 
@@ -417,8 +408,8 @@ class _Pool(list["_Connection"]):
         self.open = 0
 
 
-class NativeAnswer:
-    """See ``proxy.upstream.Answer``."""
+class NativeResponse:
+    """See ``proxy.upstream.UpstreamResponse``."""
 
     __slots__ = (
         "_connection",
@@ -444,7 +435,7 @@ class NativeAnswer:
         self._size = 0
         self._ended = False
         self._fault: BaseException | None = None
-        self._waiter: asyncio.Future[bool] | None = None
+        self._waiter: Signal[bool] | None = None
         self._take: Callable[[bytes], bool] | None = None
 
     async def read(self) -> bytes:
@@ -465,16 +456,16 @@ class NativeAnswer:
                 return False
 
     def _over(self) -> bool:
-        """Whether nothing more comes. Raises what broke the body off."""
+        """Whether the body has ended. Raises the error that ended it, if any."""
         if self._fault is not None:
             raise self._fault
         return self._ended or self._connection is None
 
     async def _more(self, take: Callable[[bytes], bool] | None) -> bool:
-        """Wait for more, or for the end. What comes meanwhile goes to ``take`` at once; False when that had enough."""
-        connection: _Connection = self._connection  # type: ignore[assignment]  # it is not over
+        """Wait for more, or for the end. New bytes go to ``take`` at once. Return False if ``take`` did."""
+        connection: _Connection = self._connection  # type: ignore[assignment]  # set until the end
         self._take = take
-        self._waiter = connection.loop.create_future()
+        self._waiter = Signal(connection.loop)
         try:
             return await self._waiter
         finally:
@@ -502,11 +493,7 @@ class NativeAnswer:
         self.chunks.clear()
         return data
 
-    async def aclose(self) -> None:
-        self.drop()
-
-    def drop(self) -> None:
-        """Close without awaiting: a connection whose message is not whole goes."""
+    def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.kill()
@@ -516,7 +503,7 @@ class NativeAnswer:
     # Called by the connection.
 
     def grew(self, size: int) -> bool:
-        """``chunks`` have more, made of ``size`` bytes; False when that is enough for now."""
+        """Handle new ``chunks``, received as ``size`` bytes. Return False if reading should pause."""
         self._size += size
         waiter, take = self._waiter, self._take
         if waiter is None:
@@ -524,7 +511,7 @@ class NativeAnswer:
         if take is None or waiter.done():
             self._wake()
             return self._size <= HIGH_WATER
-        # Somebody stands ready: no turn of the loop, and no task is woken for it.
+        # A reader is waiting in ``pour``: no turn of the loop is needed, and no task is woken.
         self._size = 0
         try:
             if not take(self._taken()):
@@ -549,17 +536,16 @@ class NativeAnswer:
 
 
 class _Connection(asyncio.BufferedProtocol):
-    """One connection; see the head of this module."""
+    """One connection; see the module docstring."""
 
     __slots__ = (
-        "_answer",
         "_buffer",
+        "_checked",
         "_drained",
         "_framing",
         "_head_only",
         "_held",
         "_informational",
-        "_judged",
         "_left",
         "_parser",
         "_paused",
@@ -567,6 +553,7 @@ class _Connection(asyncio.BufferedProtocol):
         "_proxy",
         "_raw",
         "_readable",
+        "_response",
         "_reusable",
         "_sender",
         "_sent",
@@ -588,7 +575,7 @@ class _Connection(asyncio.BufferedProtocol):
         self.engine = engine
         self.origin = origin
         self.loop = loop
-        self.pool: _Pool  # from ``made`` on
+        self.pool: _Pool  # set by ``made``
         self._buffer = engine.buffer
         self._transport: asyncio.Transport
         self.idle_since = 0.0
@@ -597,15 +584,15 @@ class _Connection(asyncio.BufferedProtocol):
         self._sent = False
         self._tls = False
         self._proxy: OutboundProxy | None = None
-        self._answer: NativeAnswer | None = None
-        self._waiter: Waiter | None = None
+        self._response: NativeResponse | None = None
+        self._waiter: Signal[NativeResponse] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._sender: asyncio.Task[None] | None = None
         self._parser: HttpResponseParser | None = None
         self._paused = self._held = False
         self.on_body: Callable[[bytes], None] | None = None
         self._raw = self._tail = b""
-        self._judged = self._informational = 0
+        self._checked = self._informational = 0
         self._whole = False
 
     # Before and after an exchange.
@@ -615,49 +602,49 @@ class _Connection(asyncio.BufferedProtocol):
         return self._phase == _IDLE and not self._transport.is_closing()
 
     def peek(self) -> bool | None:
-        """Whether an idle connection may be used: True, False, or None where TLS has bytes to read first."""
+        """Whether an idle connection may be used: True, False, or None if TLS has bytes to read first."""
         if self._phase != _IDLE or self._transport.is_closing():
             return False
         if not self._readable():
             return True
-        # Plain, that is the farewell, a reset, or an answer that nobody asked for.
+        # Without TLS, readable means a FIN, a reset, or an unrequested response.
         return None if self._tls else False
 
     def not_usable(self) -> UpstreamError:
-        """Why it cannot be used although it was just made."""
+        """Return why a new connection cannot be used."""
         if self.spoke_first:
             return UpstreamError("protocol", False, "the upstream spoke before it was asked")
         return UpstreamError("unreachable", False, "the upstream closed the connection at once")
 
     async def tunnel(self, proxy: OutboundProxy) -> None:
-        """Have the proxy at the other end connect us to the origin."""
+        """Request a tunnel to the origin from the proxy at the other end."""
         if not self.usable:
             raise self.not_usable()
-        # An exchange of which nothing was sent, see ``_fail`` and ``_opened``.
+        # An exchange without a sent request, see ``_fail`` and ``_opened``.
         self._phase = _HEAD
         self._proxy = proxy
-        self._waiter = waiter = self.loop.create_future()
+        opened: Signal[None] = Signal(self.loop)
+        self._waiter = cast("Signal[NativeResponse]", opened)  # set by ``_opened``, without a response
         self._transport.write(proxy.request(self.origin))
-        await waiter
+        await opened
 
     def _opened(self, status: int, rest: bytes) -> None:
-        """The proxy's answer to CONNECT is here. A length that it announces means nothing (RFC 9110, section 9.3.6)."""
-        proxy: OutboundProxy = self._proxy  # type: ignore[assignment]  # it was asked
+        """Handle the proxy's response to CONNECT. Its content-length means nothing (RFC 9110, section 9.3.6)."""
+        proxy: OutboundProxy = self._proxy  # type: ignore[assignment]  # set by ``tunnel``
         if status >= 300:
             return self._end(UpstreamError("proxy", False, proxy.refusal(status)))
         if rest:
             return self._fail("protocol", "bytes after its answer")
-        waiter: Waiter = self._waiter  # type: ignore[assignment]  # there is one in HEAD
+        opened = cast("Signal[None]", self._waiter)
         self._phase = _IDLE
         self._waiter = self._proxy = None
         self._raw = b""
-        self._judged = self._informational = 0
-        if not waiter.done():
-            waiter.set_result(None)
+        self._checked = self._informational = 0
+        opened.set_result(None)
         return None
 
     async def secure(self, context: ssl.SSLContext, host: str, seconds: float) -> None:
-        """Put TLS with ``host`` between this protocol and its transport."""
+        """Start TLS with ``host`` on this connection."""
         if not self.usable:
             raise self.not_usable()
         self._tls = True
@@ -666,7 +653,7 @@ class _Connection(asyncio.BufferedProtocol):
             self,
             context,
             server_hostname=host,
-            # The deadline is the caller's; the loop's own shall not strike before it.
+            # The caller enforces the deadline; the loop's own must not expire before it.
             ssl_handshake_timeout=seconds + 1,
         )
         if transport is None:
@@ -674,20 +661,20 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport = transport
 
     def kill(self) -> None:
-        """Close now, with whatever is on its way. The exchange, if there is one, is told nothing."""
+        """Close now and drop unsent bytes, without notifying the exchange."""
         if self._phase != _DEAD:
             self._phase = _DEAD
-            self._answer = self._waiter = self._parser = None
+            self._response = self._waiter = self._parser = None
             self._raw = b""
             self._stop_sending()
             self._transport.abort()
 
     def cut(self, why: str) -> None:
-        """Close now, and say so to the exchange."""
+        """Close now, and fail the exchange."""
         self._fail("closed", why)
 
     def resume(self) -> None:
-        """Read the socket again."""
+        """Resume reading."""
         if self._held and self._phase != _DEAD:
             self._held = False
             self._transport.resume_reading()
@@ -700,9 +687,14 @@ class _Connection(asyncio.BufferedProtocol):
     # One exchange.
 
     def ask(
-        self, first: bytes, source: AsyncIterator[bytes] | None, length: int | None, head_only: bool, waiter: Waiter
+        self,
+        first: bytes,
+        source: AsyncIterator[bytes] | None,
+        length: int | None,
+        head_only: bool,
+        waiter: Signal[NativeResponse],
     ) -> None:
-        """Write the request: ``first``, then ``source``. ``waiter`` gets the answer at its final head."""
+        """Write the request: ``first``, then ``source``. ``waiter`` gets the response at its final head."""
         self._phase = _HEAD
         self._sent = True
         self._head_only = head_only
@@ -711,16 +703,16 @@ class _Connection(asyncio.BufferedProtocol):
         if source is not None:
             self._sender = self.loop.create_task(self._send(source, length))
 
-    def abandon(self, waiter: Any) -> None:
-        """Nobody waits for ``waiter`` any more."""
-        if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-            # Cancelled in the very turn in which the head came; the connection may be another's by now.
-            waiter.result().drop()
+    def abandon(self, waiter: Signal[NativeResponse]) -> None:
+        """Close the connection of a cancelled ``waiter``."""
+        if waiter.succeeded:
+            # Cancelled in the turn in which the head arrived; another request may already use the connection.
+            waiter.result().close()
         elif self._waiter is waiter:
             self.kill()
 
     async def _send(self, source: AsyncIterator[bytes], length: int | None) -> None:
-        """Send a request body piece by piece, as fast as the upstream takes it."""
+        """Send a request body chunk by chunk, as fast as the upstream accepts it."""
         transport = self._transport
         given = 0
         try:
@@ -729,7 +721,7 @@ class _Connection(asyncio.BufferedProtocol):
                     continue
                 given += len(chunk)
                 if length is None:
-                    transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))  # not writelines: see GuardedProtocol.write
+                    transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))  # not writelines: see StrictProtocol.write
                 elif given > length:
                     raise ValueError("the request body is longer than its content_length")
                 else:
@@ -755,10 +747,10 @@ class _Connection(asyncio.BufferedProtocol):
             sender.cancel()
 
     def _finish(self, clean: bool) -> None:
-        """The message is whole. ``clean``: to the byte, and nothing speaks against another request."""
-        answer: NativeAnswer = self._answer  # type: ignore[assignment]  # there is one in BODY
-        self._answer = self._parser = None
-        answer.end()
+        """End a complete message. ``clean``: it was exact to the byte, and the connection can be reused."""
+        response: NativeResponse = self._response  # type: ignore[assignment]  # there is one in BODY
+        self._response = self._parser = None
+        response.end()
         if clean and self._sender is None and not self._transport.is_closing():
             self._phase = _IDLE
             if self._held:
@@ -767,20 +759,20 @@ class _Connection(asyncio.BufferedProtocol):
         else:
             self.kill()
 
-    def _fail(self, kind: Kind, detail: str) -> None:
+    def _fail(self, kind: UpstreamErrorKind, detail: str) -> None:
         if self._proxy is not None:
             kind, detail = "proxy", f"the outbound proxy did not answer properly: {detail}"
         self._end(UpstreamError(kind, self._sent, detail))
 
     def _end(self, exc: BaseException) -> None:
-        waiter, answer = self._waiter, self._answer
+        waiter, response = self._waiter, self._response
         self.kill()
-        if answer is not None:
-            answer.fail(exc)
+        if response is not None:
+            response.fail(exc)
         elif waiter is not None and not waiter.done():
             waiter.set_exception(exc)
 
-    # What the transport tells.
+    # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -790,7 +782,7 @@ class _Connection(asyncio.BufferedProtocol):
         self.engine.made(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        # One for all: the loop asks, reads and tells in one go.
+        # One buffer for all: the loop gets it, reads into it and reports in one step.
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -811,7 +803,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is None:
-            # TLS without its farewell ends here instead of in eof_received.
+            # TLS without close_notify ends here and not in eof_received.
             self.eof_received()
         else:
             self._fail("closed", "the connection broke")
@@ -828,7 +820,7 @@ class _Connection(asyncio.BufferedProtocol):
     # The response.
 
     def _head(self, data: bytes) -> None:
-        """Take head bytes until the final head is whole; give what follows to ``_body``."""
+        """Collect head bytes until the final head is complete; pass what follows to ``_body``."""
         start = 0
         if self._raw:
             start = max(0, len(self._raw) - 3)
@@ -847,25 +839,25 @@ class _Connection(asyncio.BufferedProtocol):
             if status >= 200:
                 if not self._sent:
                     return self._opened(status, rest)
-                return self._answered(http11, status, headers, rest)
+                return self._response_head(http11, status, headers, rest)
             self._informational += 1
             if status == 101:
                 return self._fail("protocol", "the upstream switched protocols")
             if self._informational > MAX_INFORMATIONAL:
                 return self._fail("protocol", "too many informational responses")
             data, self._raw = rest, b""
-            start = self._judged = 0
+            start = self._checked = 0
             if not data:
                 return None
 
     def _partial(self, data: bytes) -> None:
-        """Keep the beginning of a head, unless no proper one can come of it."""
+        """Keep the beginning of a head, unless it cannot become a valid one."""
         if len(data) > MAX_HEAD_BYTES:
             return self._fail("protocol", "the response head is too large")
         if not b"HTTP/1.".startswith(data[:7]):
             return self._fail("protocol", "the answer is not HTTP/1")
-        # The whole lines that were not judged before, then the one that is still coming, as if it ended here.
-        start, end = self._judged, data.rfind(b"\n") + 1
+        # The complete lines that were not checked before, then the incomplete one, as if it ended here.
+        start, end = self._checked, data.rfind(b"\n") + 1
         unfinished = data[end:].removesuffix(b"\r")
         if not end:
             unfinished += b"HTTP/1.1 200"[len(unfinished) :]
@@ -875,22 +867,22 @@ class _Connection(asyncio.BufferedProtocol):
         wrong = may_begin(lines.split(b"\r\n"), first=not start) if lines else None
         if wrong is not None:
             return self._fail("protocol", wrong)
-        self._raw, self._judged = data, end
+        self._raw, self._checked = data, end
         return None
 
-    def _answered(self, http11: bool, status: int, headers: list[tuple[bytes, bytes]], rest: bytes) -> None:
-        said = dict(headers)
-        announced = said.get(b"content-length")
-        coding = said.get(b"transfer-encoding")
-        connection = said.get(b"connection")
-        if len(said) != len(headers):
+    def _response_head(self, http11: bool, status: int, headers: list[tuple[bytes, bytes]], rest: bytes) -> None:
+        fields = dict(headers)
+        announced = fields.get(b"content-length")
+        coding = fields.get(b"transfer-encoding")
+        connection = fields.get(b"connection")
+        if len(fields) != len(headers):
             names = [name for name, _ in headers]
             if names.count(b"content-length") > 1 or names.count(b"transfer-encoding") > 1:
                 return self._fail("protocol", "more than one content-length or transfer-encoding")
             if len(names) > MAX_HEADERS:
                 return self._fail("protocol", "too many response headers")
             connection = b",".join([value for name, value in headers if name == b"connection"])
-        elif len(said) > MAX_HEADERS:
+        elif len(fields) > MAX_HEADERS:
             return self._fail("protocol", "too many response headers")
         length = 0
         if announced is not None:
@@ -906,7 +898,7 @@ class _Connection(asyncio.BufferedProtocol):
         framing: Framing
         if self._head_only or status == 204 or status == 304:
             framing = "none"
-            # Whoever announces a body may send it after all, late.
+            # An upstream that announces a body may still send it, late.
             clean = clean and not length and coding is None
         elif announced is not None:
             framing = "length"
@@ -919,60 +911,59 @@ class _Connection(asyncio.BufferedProtocol):
         self._reusable = clean
         if self._raw or self._informational:
             self._raw = b""
-            self._judged = self._informational = 0
-        self._answer = answer = NativeAnswer(self, status, headers, framing)
+            self._checked = self._informational = 0
+        self._response = response = NativeResponse(self, status, headers, framing)
         if framing == "chunked":
             self._whole = False
             self._tail = b""
-            # The parser puts what it finds straight into the answer.
-            self.on_body = answer.chunks.append
+            # The parser appends directly to the response.
+            self.on_body = response.chunks.append
             self._parser = HttpResponseParser(self)
             self._parser.feed_data(CHUNKED_HEAD)
         self._phase = _BODY
-        waiter: Waiter = self._waiter  # type: ignore[assignment]  # there is one in HEAD
+        waiter: Signal[NativeResponse] = self._waiter  # type: ignore[assignment]  # there is one in HEAD
         self._waiter = None
         if waiter.done():
-            # Cancelled in this very turn: whoever asked has yet to run, and nobody else may get this connection.
+            # Cancelled in this turn: its coroutine has not run yet, and no other request may get this connection.
             return self.kill()
         if framing == "none" or (framing == "length" and not length):
             self._finish(clean and not rest)
         elif rest:
             self._body(rest)
-        # Last, for the one that waits may go on in this very call, and even ask again on this connection.
-        return waiter.set_result(answer)
+        # Last, because the waiting request may continue in this call, and even use this connection again.
+        return waiter.set_result(response)
 
     def _body(self, data: bytes) -> None:
-        answer: NativeAnswer = self._answer  # type: ignore[assignment]  # there is one in BODY
+        response: NativeResponse = self._response  # type: ignore[assignment]  # there is one in BODY
         if self._framing == "length":
             left = self._left = self._left - len(data)
             if left > 0:
-                answer.chunks.append(data)
-                if not answer.grew(len(data)):
+                response.chunks.append(data)
+                if not response.grew(len(data)):
                     self._hold()
             else:
-                answer.chunks.append(data if left == 0 else data[:left])
+                response.chunks.append(data if left == 0 else data[:left])
                 self._finish(left == 0 and self._reusable)
         elif self._framing == "chunked":
-            self._chunked(answer, data)
+            self._chunked(response, data)
         else:
-            answer.chunks.append(data)
-            if not answer.grew(len(data)):
+            response.chunks.append(data)
+            if not response.grew(len(data)):
                 self._hold()
 
-    def _chunked(self, answer: NativeAnswer, data: bytes) -> None:
+    def _chunked(self, response: NativeResponse, data: bytes) -> None:
         parser: HttpResponseParser = self._parser  # type: ignore[assignment]  # there is one for a chunked body
         try:
             parser.feed_data(data)
             broken = False
         except HttpParserError:
             broken = True
-        if answer.chunks and not answer.grew(len(data)) and not (self._whole or broken):
+        if response.chunks and not response.grew(len(data)) and not (self._whole or broken):
             self._hold()
-        # Only its last five bytes count; it is cut when it is looked at.
+        # Only its last five bytes matter; it is cut when it is checked.
         self._tail = tail = data if len(data) >= 5 else self._tail[-4:] + data
         if self._whole:
-            # The parser passes over line ends that follow a message, so they are looked for here: a message
-            # ends in exactly two of them.
+            # The parser skips line ends after a message, so they are checked here: a message ends in exactly two.
             exact = tail.endswith(b"\r\n\r\n") and tail[-5:-4] not in b"\r\n"
             self._tail = b""
             self.on_body = None
@@ -980,7 +971,7 @@ class _Connection(asyncio.BufferedProtocol):
         elif broken:
             self._fail("protocol", "malformed chunked body")
 
-    # What the parser tells of a chunked body, beside ``on_body``. It is not asked for extensions and trailers.
+    # Called by the parser for a chunked body, beside ``on_body``. Extensions and trailers are not used.
 
     def on_message_begin(self) -> None:
         if self._phase == _BODY:
@@ -990,39 +981,30 @@ class _Connection(asyncio.BufferedProtocol):
         self._whole = True
 
 
-def _encode(out: Outgoing) -> tuple[bytes, AsyncIterator[bytes] | None, int | None]:
-    """(what is written first, what follows it, the length of what follows or None for chunked).
+def _encode(
+    out: UpstreamRequest, body: Body, length: int | None
+) -> tuple[bytes, AsyncIterator[bytes] | None, int | None]:
+    """Return (what is written first, what follows it, the length of what follows or None for chunked).
 
     Raises ``ValueError`` for anything that would add a line to the request.
     """
-    body = out.body
-    length = out.content_length
-    source: AsyncIterator[bytes] | None = None
-    framing = b""
+    lines = out.lines
+    if lines is None:
+        lines = out.lines = _lines(out)
+    if body is None:
+        return lines + (b"\r\n" if length is None else b"content-length: %d\r\n\r\n" % length), None, None
     if isinstance(body, bytes):
         length = len(body)
-        if length > ONE_WRITE:
-            source = _slices(body)
-            body = b""
-    elif body is not None:
-        source = body
-        body = b""
-        if length is None:
-            framing = b"transfer-encoding: chunked\r\n"
-    else:
-        body = b""
-    if length is not None:
-        framing = b"content-length: %d\r\n" % length
-    lines = out.wire.lines if out.wire is not None else None
-    if lines is None:
-        lines = _lines(out)
-        if out.wire is not None:
-            out.wire.lines = lines
-    return b"%b%b\r\n%b" % (lines, framing, body), source, length
+        if length <= ONE_WRITE:
+            return b"%bcontent-length: %d\r\n\r\n%b" % (lines, length, body), None, None
+        body = _slices(body)
+    if length is None:
+        return lines + b"transfer-encoding: chunked\r\n\r\n", body, None
+    return b"%bcontent-length: %d\r\n\r\n" % (lines, length), body, length
 
 
-def _lines(out: Outgoing) -> bytes:
-    """Request line and headers. Raises ``ValueError`` for anything that would add a line to them."""
+def _lines(out: UpstreamRequest) -> bytes:
+    """Return request line and headers. Raises ``ValueError`` for anything that would add a line to them."""
     lines = b"%b %b HTTP/1.1\r\n%b" % (
         out.method,
         out.target,
@@ -1048,7 +1030,7 @@ async def _slices(body: bytes) -> AsyncIterator[bytes]:
 
 
 def _readable(number: int) -> Callable[[], object]:
-    """A question to the system: truthy when the socket has bytes, an end or an error to be read."""
+    """Return a function that polls the socket: truthy if it has bytes, an end or an error to read."""
     if not hasattr(select, "poll"):  # Windows
         return lambda: select.select([number], [], [], 0)[0]
     poll = select.poll()
@@ -1057,7 +1039,7 @@ def _readable(number: int) -> Callable[[], object]:
 
 
 def _configure(sock: Any) -> None:
-    # What a transport gives as its socket has these methods on either loop, and no common type.
+    # The socket of a transport has these methods on either loop, but no common type.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("USER_TIMEOUT", USER_TIMEOUT_MS), ("KEEPIDLE", 45), ("KEEPINTVL", 15)):
@@ -1067,10 +1049,10 @@ def _configure(sock: Any) -> None:
 
 
 def _connect_error(exc: BaseException, seconds: float, at_proxy: bool) -> UpstreamError | None:
-    """What a failure to connect means; ``at_proxy``: the outbound proxy has not connected us yet."""
-    kind: Kind
+    """Return the error for a failed connect; ``at_proxy``: the outbound proxy has not opened the tunnel yet."""
+    kind: UpstreamErrorKind
     if isinstance(exc, TypeError) and isinstance(exc.__context__, ssl.SSLError):
-        # TLS inside TLS fails so on asyncio's own loop before Python 3.11.8 and 3.12.2 (gh-113214).
+        # TLS inside TLS fails like this on asyncio's own loop before Python 3.11.8 and 3.12.2 (gh-113214).
         exc = exc.__context__
     if isinstance(exc, UpstreamError):
         if not at_proxy or exc.kind in {"proxy", "tls"}:  # tls: the ca_file
@@ -1093,14 +1075,14 @@ def _connect_error(exc: BaseException, seconds: float, at_proxy: bool) -> Upstre
 
 
 def _reason(exc: OSError) -> str:
-    """Why there is no connection, in the system's words: asyncio's own have the address in them."""
+    """Return the reason of a failed connect in the system's words: asyncio's own contain the address."""
     if exc.errno and not isinstance(exc, socket.gaierror):
         return os.strerror(exc.errno)
     return exc.strerror or "no connection"
 
 
 def _literal(origin: Origin) -> list[Address]:
-    """The address that the host already is, else nothing."""
+    """Return the host if it is an IP address, else nothing."""
     for family in (socket.AF_INET, socket.AF_INET6):
         with contextlib.suppress(OSError, ValueError):
             socket.inet_pton(family, origin.host)
@@ -1109,8 +1091,7 @@ def _literal(origin: Origin) -> list[Address]:
 
 
 def _look_up(loop: asyncio.AbstractEventLoop, lookup: asyncio.Future[list[Address]], origin: Origin) -> None:
-    """Runs in its own thread: the addresses of ``origin``, the families taking turns (RFC 8305, section
-    4)."""
+    """Look up the addresses of ``origin``, with alternating families (RFC 8305, section 4). Runs in its own thread."""
     fault: BaseException | None = None
     addresses: list[Address] = []
     try:
@@ -1131,7 +1112,7 @@ def _look_up(loop: asyncio.AbstractEventLoop, lookup: asyncio.Future[list[Addres
         else:
             lookup.set_result(addresses)
 
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing waits
         loop.call_soon_threadsafe(tell)
 
 

@@ -1,7 +1,7 @@
-"""Outbound proxies: how one is asked for a way to Lava (``CONNECT``, RFC 9110, section 9.3.6).
+"""Outbound proxies: tunnels to Lava (``CONNECT``, RFC 9110, section 9.3.6).
 
-Every request goes through such a tunnel, so the proxy sees host and port and nothing else: TLS with Lava runs inside it, and
-is verified as without a proxy. The proxy's credentials stand in the ``CONNECT`` request alone.
+Every request uses such a tunnel, so the proxy sees host and port and nothing else: TLS with Lava runs inside it, and is
+verified as without a proxy. Only the ``CONNECT`` request contains the proxy's credentials.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from base64 import b64encode
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from proxy.redaction import Unshown
+from proxy.protocol.redaction import Unshown
 from proxy.upstream import Origin
 
 
 class OutboundProxy(Unshown):
-    """A proxy as its URL describes it: ``http://`` or ``https://``, with ``user:password@`` (percent-encoded) or without."""
+    """A proxy, parsed from its URL: ``http://`` or ``https://``, with or without ``user:password@`` (percent-encoded)."""
 
     __slots__ = ("_credentials", "origin")
 
@@ -28,16 +28,16 @@ class OutboundProxy(Unshown):
             self._credentials = b"%b:%b" % (unquote_to_bytes(parts.username), unquote_to_bytes(parts.password or ""))
 
     def request(self, origin: Origin) -> bytes:
-        """What asks the proxy to connect us to ``origin``."""
+        """Return the ``CONNECT`` request for ``origin``."""
         host = f"[{origin.host}]" if ":" in origin.host else origin.host
-        place = f"{host}:{origin.port}".encode("idna" if not host.isascii() else "ascii")
-        lines = b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (place, place)
+        authority = f"{host}:{origin.port}".encode("idna" if not host.isascii() else "ascii")
+        lines = b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (authority, authority)
         if self._credentials is not None:
             lines += b"Proxy-Authorization: Basic %b\r\n" % b64encode(self._credentials)
         return lines + b"\r\n"
 
     def refusal(self, status: int) -> str:
-        """Why it does not connect us, by the status of its answer."""
+        """Return why the proxy refused the tunnel, by its status."""
         if status != 407:
             return f"the outbound proxy refused to connect (status {status})"
         if self._credentials is None:

@@ -1,4 +1,4 @@
-"""Whom TLS trusts: the system's certificates and, beside them, those of one file."""
+"""Certificates that TLS trusts: the system's and, in addition, those of one file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ BUNDLES = (
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
-"""Where systems keep their bundle when this Python was built for another one (Debian, Fedora, SUSE,
-Alpine)."""
+"""Paths of the systems' bundles, for a Python that was built for another system (Debian, Fedora, SUSE, Alpine)."""
 
 
 def context(ca_file: str = "") -> ssl.SSLContext:
-    """A client context that checks certificate and name, by the system's store and ``ca_file`` (PEM, "" =
-    none).
+    """Return a client context that checks certificate and name, with the system's store and ``ca_file`` (PEM, "" = none).
 
-    Takes some 20 ms: not for the event loop. Not ``ssl.create_default_context``, which would write the
-    session keys to wherever ``SSLKEYLOGFILE`` points. Raises ``OSError`` or ``ssl.SSLError`` for a bad
-    ``ca_file``.
+    Takes about 20 ms, so do not call it on the event loop. Not ``ssl.create_default_context``, which would write the session
+    keys to the file in ``SSLKEYLOGFILE``. Raises ``OSError`` or ``ssl.SSLError`` for a bad ``ca_file``.
     """
     made: ssl.SSLContext
     if sys.platform in {"darwin", "win32"}:
