@@ -1,31 +1,28 @@
-"""Bytes in: the strict HTTP/1 front that sits in uvicorn's protocol seat.
+"""The strict HTTP/1 protocol, which is used as uvicorn's protocol class.
 
 Theory of this file
 -------------------
 
-Neither of uvicorn's parsers is safe alone: they accept missing or doubled Host, megabytes of headers,
-trailers as headers, ``gzip, chunked``; they start the application before the body's framing is known, and
-have no deadline. Watching over them from outside does not work either: to judge a pipelined second head one
-must know where the first body ends, and that means reading the chunked framing oneself. So this protocol
-reads the framing itself, once, and nothing else does: there is no second parser that it could disagree
-with. ``tests/test_guard.py`` keeps httptools beside it as an oracle.
+Neither of uvicorn's parsers is safe alone. They accept a missing or doubled Host, megabytes of headers, trailers as
+headers, and ``gzip, chunked``. They start the application before the body's framing is known, and have no deadlines.
+Checks around such a parser do not help: to check a pipelined second head, one must know the end of the first body, and
+that requires reading the chunked framing. So this protocol reads the framing itself, once, and there is no second parser
+that could disagree with it. ``tests/test_guard.py`` compares it with httptools as an oracle.
 
 * ``framing.py`` is pure: heads and bodies, bytes in and bytes out.
-* ``Exchange`` is one request and its response as the application sees them: ``receive``, ``send``, and, as
-  ``scope["extensions"]["lava_proxy.connection"]``, the object by which the forwarder learns that the client
-  left.
-* ``GuardedProtocol`` is one connection: one exchange at a time; pipelined bytes wait unread in
-  ``_pending``.
-* ``Watch`` is one server: the limits, and one timer that looks at all connections (no timer per request).
+* ``HTTPExchange`` is one request and its response (``http/exchange.py``).
+* ``StrictProtocol`` is one connection: one exchange at a time; pipelined bytes wait unread in
+  ``_pending``. An application that takes exchanges (``asgi.TakesExchanges``) gets each by a plain call, any other ASGI
+  application through ``asgi.run``.
+* ``ConnectionSet`` holds the connections of one server: the limits, and one timer for all of them (no timer per request).
 
-uvicorn keeps ``Config``, the lifespan, ``ServerState`` and its ``FlowControl``.
+uvicorn provides ``Config``, the lifespan, ``ServerState`` and its ``FlowControl``.
 
-What is promised about a client that leaves: a FIN counts as leaving, whether the client closed its socket
-or only its sending half (the two look the same here, and an abandoned answer costs money). It is seen at
-once while the connection is being read: always, except when more than 64 KiB of body or of pipelined
-requests wait for the application. In that state Linux still tells by ``TCP_INFO``, which the watch asks at
-every sweep, unless the client's own socket still holds bytes that do not fit into ours; then, on other
-systems and on unix sockets, the caller's own limits (write stall, idle) must strike.
+Disconnects. A FIN counts as a disconnect, whether the client closed its socket or only its sending half: the two look the
+same here, and an abandoned response costs money. A FIN is seen at once while the connection is read. That is always, except
+when more than 64 KiB of body or of pipelined requests wait for the application. In that state Linux still reports the
+disconnect by ``TCP_INFO``, which every sweep queries, unless the client's socket still holds bytes that do not fit into
+ours. In that case, on other systems, and on unix sockets, the application's own limits (write stall, idle) apply.
 """
 
 from __future__ import annotations
@@ -40,37 +37,38 @@ import socket
 import struct
 import sys
 import time
-import urllib.parse
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
-from proxy import errors
-from proxy.framing import (
+from proxy.http import asgi
+from proxy.http.exchange import ClientDisconnected
+from proxy.http.framing import (
     ChunkedBody,
     Head,
-    Heads,
     LengthBody,
     Limits,
-    Memory,
-    Refusal,
-    asked_for,
+    RefusalError,
+    RequestHeads,
+    method_and_path,
+    only_origin,
     origin_of,
     refuse_early,
     tokens,
 )
+from proxy.protocol import errors
+from proxy.protocol.tasks import Signal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uvicorn import Config
     from uvicorn.server import ServerState
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Application = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+    from proxy.http.exchange import Pairs
 
-EXTENSION = "lava_proxy.connection"
 _NEVER = math.inf
 _DECIDED_HERE = frozenset((b"content-length", b"transfer-encoding", b"keep-alive", b"connection"))
 
@@ -78,12 +76,10 @@ _DECIDED_HERE = frozenset((b"content-length", b"transfer-encoding", b"keep-alive
 # --- one request and its response ---------------------------------------------------------------------------
 
 
-class Exchange:
-    """One request and its response: what the application calls, and what the forwarder watches.
+class HTTPExchange:
+    """One request and its response on a ``StrictProtocol``; see ``http.exchange.Exchange``.
 
-    As ``scope["extensions"]["lava_proxy.connection"]`` it offers ``on_disconnect``, ``abort``,
-    ``write_stalled_since``, ``client_error``, ``length``, ``task``, ``memory``, ``ride``, ``ready`` and ``passed_gate``, and the short
-    ways ``take_body``, ``start``, ``respond``, ``pass_on``, ``drain`` and ``call``. It holds no scope: both die by reference count alone.
+    It has no reference cycles: the reference count alone frees it.
     """
 
     __slots__ = (
@@ -98,71 +94,62 @@ class Exchange:
         "_head",
         "_http10",
         "_left",
-        "_method",
         "_protocol",
         "_waiting",
         "client_error",
         "complete",
         "gone",
+        "head",
         "keep_alive",
-        "length",
-        "memory",
-        "ride",
         "started",
-        "task",
     )
 
-    def __init__(self, protocol: GuardedProtocol, head: Head, body: bytes | None) -> None:
-        """``body`` is given where it is there already, whole."""
+    def __init__(self, protocol: StrictProtocol, head: Head, body: bytes | None) -> None:
+        """``body`` is given if it has already arrived completely."""
         self.client_error: str | None = None
-        """What the client did wrong, where its own protocol fault is why ``receive`` says disconnect."""
+        self.head = head
         self.keep_alive = head.keep_alive
-        self.length: int | None = head.length
-        """Bytes of the body as declared, 0 where there is none, ``None`` where it is chunked."""
-        self.memory: Memory = head.memory
-        """Where the application keeps what holds for every head like this one."""
-        self.ride: Any = None
-        """Where the application began with it outside a task (``Memory.shortcut``): what it keeps of that."""
-        self.task: asyncio.Task[None] | None = None
-        """What runs the application for this exchange, until it is through."""
         self.started = False
         self.complete = False
         self.gone = False
         self._protocol = protocol
-        self._method = head.method
         self._http10 = head.version == "1.0"
         self._awaiting_continue = head.expects_continue and body is None
         self._chunks: list[bytes] = [body] if body else []
         self._waiting = 0  # bytes in _chunks
         self._body_ended = body is not None
         self._end_given = False
-        self._changed: asyncio.Event | None = None
+        self._changed: Signal[None] | None = None
         self._callbacks: list[Callable[[], object]] | None = None
         self._chunked = False
         self._bodiless = False
-        self._head = b""  # of the response, not yet written
-        self._left: int | None = None  # bytes still owed of a declared Content-Length
-
-    # what the forwarder watches
+        self._head = b""  # of the response, if not yet written
+        self._left: int | None = None  # bytes of a declared Content-Length that are not yet written
 
     @property
-    def write_stalled_since(self) -> float | None:
-        """``time.monotonic()`` of when unsent bytes passed the high-water mark, or of progress since."""
-        return self._protocol.stalled_since
+    def server(self) -> tuple[str, int | None] | None:
+        """Our own address and port; see ``Exchange``."""
+        return self._protocol.server
 
     @property
-    def unwatched(self) -> bool:
-        """Whether nobody else ends it where its client does not read: it is answered here, or was not begun to be answered."""
+    def client(self) -> tuple[str, int] | None:
+        """The client's address and port; ``None`` on a unix socket."""
+        return self._protocol.client
+
+    @property
+    def has_no_deadline(self) -> bool:
+        """Whether nothing else ends it if the client does not read: an unstarted response has no deadline yet."""
         return not (self.started and self._callbacks)
 
     @property
     def awaiting_continue(self) -> bool:
+        """Whether the client waits for ``100 Continue``, which the first ``read`` sends."""
         return self._awaiting_continue
 
     def on_disconnect(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` once, synchronously, if the client leaves or breaks the protocol from here on.
+        """Call ``callback`` once, synchronously, if the client disconnects or violates the protocol from now on.
 
-        At once where that has happened already; never after the response, nor for our own ``abort``.
+        It is called at once if that has already happened. It is never called after the response or for our own ``abort``.
         """
         if self.gone:
             callback()
@@ -171,25 +158,24 @@ class Exchange:
                 self._callbacks = []
             self._callbacks.append(callback)
 
-    def passed_gate(self) -> None:
-        """This client may ask for what not everybody may: its connection is not among the first to be given up."""
-        self._protocol.pass_gate()
+    def passed_access(self) -> None:
+        """Mark the client's connection as permitted: it is not among the first to be evicted."""
+        self._protocol.passed_access()
 
     def abort(self) -> None:
-        """Break the connection off and leave the response incomplete, in a way no client takes for its end.
+        """Abort the connection and leave the response incomplete, so that no client mistakes it for complete.
 
-        Bytes already sent go out first where the client is reading (an in-band error just before must
-        arrive); a response that only the end of the connection delimits is reset. Later ``send`` calls do
-        nothing.
+        Bytes already written are sent first if the client is reading, because an error event just before must arrive. A
+        response that only the end of the connection delimits is reset.
         """
         if self.complete:
             return
         self.send_head()
         self._silence()
-        self._protocol.break_off(reset=self.ends_by_close)
+        self._protocol.abort_response(reset=self.ends_by_close)
 
     def leave(self, client_error: str | None = None) -> None:
-        """The client is gone (or as good as gone): tell everybody who asked, at once."""
+        """Mark the client as gone and call the callbacks at once. ``client_error`` is its protocol violation."""
         if self.gone or self.complete:
             return
         self.client_error = client_error
@@ -213,53 +199,33 @@ class Exchange:
     def ends_by_close(self) -> bool:
         return self.started and self._http10 and not self._chunked and self._left is None
 
-    # what the protocol gives
+    # called by the protocol
 
-    def feed(self, piece: bytes) -> None:
+    def feed(self, piece: bytes, ended: bool) -> None:
+        """Add a chunk of the body; ``ended``: it is the last one."""
         if self.complete or self.gone:
             return
-        self._awaiting_continue = False
-        self._chunks.append(piece)
-        self._waiting += len(piece)
-        if self._waiting > self._protocol.limits.read_ahead_bytes:
-            self._protocol.pause_reading()
-        self._wake()
-
-    def end_body(self) -> None:
-        self._body_ended = True
+        if ended:
+            self._body_ended = True
+        if piece:
+            self._chunks.append(piece)
+            self._waiting += len(piece)
+            if self._waiting > self._protocol.limits.read_ahead_bytes:
+                self._protocol.pause_reading()
+        elif not ended:
+            return
         self._awaiting_continue = False
         self._wake()
 
     def _wake(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set_result(None)
 
-    # what the application calls
+    # called by the application
 
-    def call(self, head: Head) -> None:
-        """Run the application for this exchange, in a task of its own; ``head`` is the exchange's."""
-        self._protocol.call_application(self, head)
-
-    async def run(self, app: Application, scope: Scope) -> None:
-        try:
-            if self.gone and self.ride is None:
-                return  # over before it began: the first body bytes came with the head, and were wrong
-            await app(scope, self.receive, self.send)
-        except Exception:  # noqa: BLE001 -- the last border: a fault of ours becomes a 500 or a broken connection
-            _log().exception("the application failed")
-            self._end_badly()
-        except BaseException:  # cancelled, by us at the end of a drain: nothing is invented
-            self.abort()
-            raise
-        else:
-            if not (self.complete or self.gone):
-                _log().error("the application ended without a complete response")
-                self._end_badly()
-        finally:
-            self._protocol.ended(self.task)
-            self.task = None  # or each would keep the other alive
-
-    def _end_badly(self) -> None:
+    def fail(self) -> None:
+        """Respond with 500, or abort a started response: the application failed or left it incomplete."""
         if self.gone or self.complete:
             return
         if self.started:
@@ -269,20 +235,20 @@ class Exchange:
         self._callbacks = None
         try:
             self._protocol.answer_and_close(
-                Refusal("internal_error", "The proxy failed on this request; its log says why.")
+                RefusalError("internal_error", "The proxy failed on this request; its log says why."),
+                only_origin(self.head.headers),
             )
         except Exception:  # noqa: BLE001 -- what fails may be the making of error bodies: then no body, but no hanging client
             _log().exception("the answer to a failure failed as well")
-            self._protocol.break_off(reset=True)
+            self._protocol.abort_response(reset=True)
 
-    def take_body(self) -> bytes | None:
-        """The whole body, where it is there and nothing of it was received: what ``receive`` would give, without waiting."""
+    def whole_body(self) -> bytes | None:
         if not self._body_ended or self._end_given or self.gone or self.complete:
             return None
         return self._taken()
 
     def _taken(self) -> bytes:
-        """The body bytes that wait, which no longer do."""
+        """Return and clear the buffered body bytes."""
         body = b"".join(self._chunks)
         self._chunks.clear()
         self._waiting = 0
@@ -293,75 +259,53 @@ class Exchange:
 
     @property
     def ready(self) -> bool:
-        """Whether the client has read so much that it may be given more; so has one that is gone."""
+        """Whether more may be written without waiting. True as well after a disconnect."""
         return self.gone or not self._protocol.flow.write_paused
 
-    def start(self, status: int, headers: Any) -> None:
-        """Start a response, as ``send`` would, at once."""
+    def start(self, status: int, headers: Pairs) -> None:
         if not self.gone:
             self._start(status, headers)
+            # Held until the next turn of the loop: what is written without waiting is sent together with it.
             self._protocol.hold(self)
 
-    def respond(self, status: int, headers: Any, body: bytes) -> None:
-        """Send a whole response, as two ``send`` would, at once."""
+    def respond(self, status: int, headers: Pairs, body: bytes) -> None:
         if not self.gone:
             self._start(status, headers)
             self._continue(body, False)
 
-    def pass_on(self, piece: bytes) -> bool:
-        """Send a piece of the body of a response that was started. False where the client has to read first: ``drain``."""
+    def write(self, piece: bytes) -> bool:
         if not self.gone:
             self._continue(piece, True)
         return not self._protocol.flow.write_paused
 
     async def drain(self) -> None:
-        """Wait until the client has read enough, or is gone."""
         await self._protocol.flow.drain()
 
-    async def receive(self) -> Message:
-        """Body, its end, then, when the client leaves or the response is complete, ``http.disconnect``.
+    def finish(self) -> None:
+        if not self.gone:
+            self._continue(b"", False)
 
-        The first call is what releases ``100 Continue``. May be awaited by several tasks.
-        """
+    async def read(self) -> bytes:
+        # The first call sends "100 Continue".
         if self._awaiting_continue and not self.gone:
             self._awaiting_continue = False
             self._protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not (self.gone or self.complete):
-            if self._chunks or (self._body_ended and not self._end_given):
-                return {"type": "http.request", "body": self._taken(), "more_body": not self._body_ended}
+            if self._chunks:
+                return self._taken()
+            if self._body_ended:
+                self._end_given = True
+                return b""
             if self._changed is None:
-                self._changed = asyncio.Event()
-            self._changed.clear()
-            await self._changed.wait()
-        return {"type": "http.disconnect"}
+                self._changed = Signal(self._protocol.loop)
+            await self._changed
+        raise ClientDisconnected
 
-    async def send(self, message: Message) -> None:
-        """Send one ASGI message; waits while the client reads too slowly. Raises ``RuntimeError`` on misuse.
-
-        ``Transfer-Encoding``, ``Keep-Alive`` and ``Connection`` (but for ``close``) are decided here. Names of headers are
-        in lower case, as ASGI has them.
-        """
-        flow = self._protocol.flow
-        if flow.write_paused and not self.gone:
-            await flow.drain()
-        if self.gone:
-            return
-        if not self.started:
-            if message["type"] != "http.response.start":
-                raise RuntimeError("a response must be started first")
-            self._start(message["status"], message.get("headers") or ())
-            # Held until the loop turns: what the application sends without waiting leaves in one piece with it.
-            self._protocol.hold(self)
-        elif not self.complete:
-            if message["type"] != "http.response.body":
-                raise RuntimeError("a response can be started only once")
-            self._continue(message.get("body", b""), message.get("more_body", False))
-        else:
-            raise RuntimeError("the response is already complete")
-
-    def _start(self, status: int, headers: Any) -> None:
-        # Whatever body the application sends with these is dropped.
-        bodiless = self._bodiless = self._method == "HEAD" or status in (204, 304)
+    def _start(self, status: int, headers: Pairs) -> None:
+        if self.started:
+            raise RuntimeError("a response can be started only once")
+        # A body that the application sends with these is dropped.
+        bodiless = self._bodiless = self.head.method == "HEAD" or status in (204, 304)
         onward = headers
         for name, value in headers:
             if name in _DECIDED_HERE:
@@ -381,7 +325,7 @@ class Exchange:
             lines.append(b"connection: close")
         lines += (b"", b"")
         head = b"\r\n".join(lines)
-        # What an upstream put into a header must not split the response: there are these line ends, and no others.
+        # A header value from an upstream must not split the response: these are the only line ends.
         if len(head) - len(head.translate(None, b"\r\n\0")) != 2 * (len(lines) - 1):
             raise RuntimeError("a response header is malformed")
         if bodiless:
@@ -391,12 +335,14 @@ class Exchange:
         self._head = head
 
     def send_head(self) -> None:
-        """Send the head, if the body has not taken it along."""
+        """Send the head, if it was not sent with the body."""
         if self._head and not self.gone:
             head, self._head = self._head, b""
             self._protocol.write(head)
 
     def _continue(self, body: bytes, more: bool) -> None:
+        if not self.started or self.complete:
+            raise RuntimeError("a body belongs to a response that was started and is not complete")
         protocol = self._protocol
         if self._bodiless:
             body = b""
@@ -438,8 +384,12 @@ class Exchange:
 # --- one connection -----------------------------------------------------------------------------------------
 
 
-class GuardedProtocol(asyncio.Protocol):
-    """One connection. Made by uvicorn's or our server with ``watch`` bound by ``functools.partial``."""
+class StrictProtocol(asyncio.Protocol):
+    """One connection. Our server binds ``watch`` by ``functools.partial``.
+
+    It stands in uvicorn's own server as well, ``uvicorn.Config(app, http=StrictProtocol)``: then all connections of that
+    server share a watch with the usual limits.
+    """
 
     def __init__(
         self,
@@ -448,32 +398,33 @@ class GuardedProtocol(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        watch: Watch,
+        watch: ConnectionSet | None = None,
     ) -> None:
         if not config.loaded:
             config.load()
-        self._app: Application = config.loaded_app
-        self._app_state = app_state
-        self._loop = _loop or asyncio.get_running_loop()
-        self._tasks = server_state.tasks
+        self._take = asgi.exchange_handler(config.loaded_app, app_state, server_state.tasks)
+        self.loop = _loop or asyncio.get_running_loop()
+        self._server_state = server_state
+        if watch is None:
+            watch = _watch_of(server_state, self.loop)
         self._watch = watch
         self.limits = watch.limits
-        self._heads = Heads(watch.limits)
+        self._heads = RequestHeads(watch.limits)
         self.flow: FlowControl
         self._transport: asyncio.Transport
-        self._server: tuple[str, int | None] | None = None
-        self._client: tuple[str, int] | None = None
-        self._exchange: Exchange | None = None
+        self.server: tuple[str, int | None] | None = None
+        self.client: tuple[str, int] | None = None
+        self._exchange: HTTPExchange | None = None
         self._body: LengthBody | ChunkedBody | None = None
         self._pending = b""
-        self._judged = 0  # bytes of _pending that refuse_early has seen
+        self._checked = 0  # bytes of _pending that refuse_early has checked
         self._empty_line_skipped = False
         self._closing = False
-        self._passed_gate = False
-        self._unsent = 0  # size of the write buffer at the last look
+        self._access_passed = False
+        self._unsent = 0  # size of the write buffer at the last check
         self._body_seen = 0  # body bytes in the current span of the minimum rate
         self.deadline = _NEVER
-        """By the loop's clock; the watch calls ``expire`` once it has passed."""
+        """By the loop's clock. The sweep calls ``expire`` after it."""
         self.stalled_since: float | None = None
 
     # asyncio's callbacks
@@ -481,18 +432,20 @@ class GuardedProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = self._transport = cast("asyncio.Transport", transport)
         self.flow = FlowControl(stream)
-        self._server = get_local_addr(stream)
-        self._client = get_remote_addr(stream)
-        self.deadline = self._loop.time() + self.limits.header_seconds
+        self.server = get_local_addr(stream)
+        self.client = get_remote_addr(stream)
+        self.deadline = self.loop.time() + self.limits.header_seconds
+        self._server_state.connections.add(cast("Any", self))
         self._watch.add(self)
-        if not self._watch.make_room(self):
-            if self._watch.may_be_polite():
-                self.refuse(Refusal("overloaded", "Too many connections are open; try again in a moment."))
+        if not self._watch.evict_for(self):
+            if self._watch.has_spare_descriptors():
+                self.refuse(RefusalError("overloaded", "Too many connections are open; try again in a moment."))
             else:
                 self._closing = True
                 stream.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._server_state.connections.discard(cast("Any", self))
         self._watch.discard(self)
         self._closing = True
         self._pending = b""
@@ -503,7 +456,7 @@ class GuardedProtocol(asyncio.Protocol):
             exchange.leave()
 
     def eof_received(self) -> bool | None:
-        """A FIN: the client has left (see the head of this module). Nothing returned closes the transport."""
+        """A FIN means that the client disconnected (see the module docstring). ``None`` closes the transport."""
         self._peer_left()
         return None
 
@@ -511,7 +464,7 @@ class GuardedProtocol(asyncio.Protocol):
         self.flow.pause_writing()
         self.stalled_since = time.monotonic()
         self._unsent = self._transport.get_write_buffer_size()
-        self._watch.attention.add(self)
+        self._watch.to_check.add(self)
 
     def resume_writing(self) -> None:
         self.stalled_since = None
@@ -519,7 +472,7 @@ class GuardedProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
-            return  # lingering: read and thrown away
+            return  # lingering: read and discarded
         if self._pending:
             data = self._pending + data
             self._pending = b""
@@ -544,148 +497,121 @@ class GuardedProtocol(asyncio.Protocol):
                 return
             else:
                 if not self._empty_line_skipped and data.startswith(b"\r\n", position):
-                    # RFC 9112 section 2.2: one empty line before a request is forgiven.
+                    # RFC 9112 section 2.2: one empty line before a request is accepted.
                     self._empty_line_skipped = True
                     position += 2
                     continue
-                end = data.find(b"\r\n\r\n", position + max(0, self._judged - 3))
+                end = data.find(b"\r\n\r\n", position + max(0, self._checked - 3))
                 if end < 0:
                     self._keep_partial(data[position:])
                     return
-                self._judged = 0
+                self._checked = 0
                 self._empty_line_skipped = False
                 try:
                     head = self._heads.read(data[position : end + 2])
-                except Refusal as refusal:
+                except RefusalError as refusal:
                     self.refuse(refusal, data[position : end + 2])
                     return
                 position = end + 4
                 length = head.length
                 if length is not None and length <= size - position and length <= self.limits.read_ahead_bytes:
-                    # The body came with its head, as small ones do.
-                    self._begin(head, data[position : position + length])
+                    # The body arrived with its head, as small ones do.
+                    exchange = self._open(head, data[position : position + length])
                     position += length
-                    continue
-                self._begin(head, None)
+                else:
+                    exchange = self._open(head, None)
+                    if position < size:
+                        # Read before the request is served: if these bytes are invalid, nothing has started.
+                        position = self._read_body(cast("LengthBody | ChunkedBody", self._body), data, position)
+                    else:
+                        self._open_span()
+                if self._exchange is exchange:
+                    self._serve(exchange)
                 if position >= size:
-                    self._open_span()
                     return
 
     def _keep_partial(self, partial: bytes) -> None:
-        refusal = refuse_early(partial, self._judged, self.limits)
+        refusal = refuse_early(partial, self._checked, self.limits)
         if refusal is not None:
             self.refuse(refusal, partial)
             return
-        if not self._judged:
-            self.deadline = self._loop.time() + self.limits.header_seconds
+        if not self._checked:
+            self.deadline = self.loop.time() + self.limits.header_seconds
         self._pending = partial
-        self._judged = len(partial)
+        self._checked = len(partial)
 
-    def _begin(self, head: Head, body: bytes | None) -> None:
-        """Start the application: the framing is proven. ``body`` where it is there, whole."""
-        exchange = self._exchange = Exchange(self, head, body)
+    def _open(self, head: Head, body: bytes | None) -> HTTPExchange:
+        """Return the exchange of a request with validated framing. ``body`` is given if it is complete."""
         self.deadline = _NEVER
-        if self._passed_gate:
-            self._watch.resting.pop(self, None)
+        if self._access_passed:
+            self._watch.idle.pop(self, None)
         if body is None:
             self._body = ChunkedBody(self.limits) if head.length is None else LengthBody(head.length)
-        else:
-            shortcut = head.memory.shortcut
-            if shortcut is not None and shortcut(exchange, head, body):
-                return
-        self.call_application(exchange, head)
+        exchange = self._exchange = HTTPExchange(self, head, body)
+        return exchange
 
-    def call_application(self, exchange: Exchange, head: Head) -> None:
-        memory = head.memory
-        if memory.scope is None:
-            memory.scope = self._scope(head)
-        scope: Scope = memory.scope.copy()  # the application may write into its scope
-        scope["headers"] = head.headers
-        scope["state"] = self._app_state.copy()
-        scope["extensions"] = {EXTENSION: exchange}
-        task = exchange.task = self._loop.create_task(exchange.run(self._app, scope))
-        self._tasks.add(task)
-
-    def _scope(self, head: Head) -> dict[str, Any]:
-        """What the scopes of heads alike have in common."""
-        raw_path, _, query = head.target.partition(b"?")
-        path = raw_path.decode("ascii")
-        if "%" in path:
-            path = urllib.parse.unquote(path)
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": head.version,
-            "server": self._server,
-            "client": self._client,
-            "scheme": "http",
-            "method": head.method,
-            "root_path": "",
-            "path": path,
-            "raw_path": raw_path,
-            "query_string": query,
-        }
-
-    def ended(self, task: asyncio.Task[None] | None) -> None:
-        """The application is through. (Told by its task itself: a callback would cost another turn of the loop.)"""
-        self._tasks.discard(cast("asyncio.Task[None]", task))
+    def _serve(self, exchange: HTTPExchange) -> None:
+        try:
+            self._take(exchange)
+        except Exception:  # noqa: BLE001 -- the last border: a fault of ours becomes a 500 or a broken connection
+            _log().exception("the application failed")
+            exchange.fail()
 
     def _read_body(self, body: LengthBody | ChunkedBody, data: bytes, position: int) -> int:
         start = position
         exchange = self._exchange
         try:
             position, piece = body.feed(data, position)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             self._fail(refusal)
             return position
-        if exchange is not None and piece:
-            exchange.feed(piece)
         if body.done:
             self._body = None
-            if exchange is not None:
-                exchange.end_body()
-                self.deadline = _NEVER
-            else:
-                self._settle()
+            self.deadline = _NEVER
         elif self.deadline == _NEVER:
             self._open_span()
         else:
             self._body_seen += position - start
+        # Last, because it may serve the request to its end and close the connection.
+        if exchange is not None:
+            exchange.feed(piece, body.done)
+        elif body.done:
+            self._next_request()
         return position
 
     def _open_span(self) -> None:
         self._body_seen = 0
-        self.deadline = self._loop.time() + self.limits.body_grace_seconds
+        self.deadline = self.loop.time() + self.limits.body_grace_seconds
 
     def pause_reading(self) -> None:
         self.flow.pause_reading()
-        self._watch.attention.add(self)
+        self._watch.to_check.add(self)
 
     def resume_reading(self) -> None:
-        """Read again, where nothing speaks against it."""
+        """Resume reading, unless the connection is closing or too many bytes are pending."""
         if self.flow.read_paused and not self._closing and len(self._pending) <= self.limits.read_ahead_bytes:
             self.flow.resume_reading()
             if self._body is not None:
-                self._open_span()  # the time in which we did not read is not the client's
+                self._open_span()  # the time without reading does not count against the client
 
     # writing
 
     def write(self, data: bytes, *more: bytes) -> None:
         if self._transport.is_closing():
             return
-        # Not writelines: asyncio's own does not tell the writer to pause in CPython before 3.12.9 and 3.13.2.
+        # Not writelines: asyncio's own does not pause the writer in CPython before 3.12.9 and 3.13.2.
         self._transport.write(b"".join((data, *more)) if more else data)
 
-    def hold(self, exchange: Exchange) -> None:
-        """Let ``exchange`` send its head when the loop turns."""
-        self._watch.hold(exchange, self._loop)
+    def hold(self, exchange: HTTPExchange) -> None:
+        """Let ``exchange`` send its head in the next turn of the loop."""
+        self._watch.hold(exchange, self.loop)
 
-    def refuse(self, refusal: Refusal, head: bytes = b"") -> None:
-        """Answer bytes that will not become a (whole) request, and close. ``head`` is what came of it, for the log."""
-        self._watch.refused(refusal, asked_for(head))
+    def refuse(self, refusal: RefusalError, head: bytes = b"") -> None:
+        """Respond to bytes that are no (complete) request, and close. ``head`` is its received part, for the log."""
+        self._watch.refused(refusal, method_and_path(head))
         self.answer_and_close(refusal, origin_of(head))
 
-    def answer_and_close(self, refusal: Refusal, origin: bytes | None = None) -> None:
+    def answer_and_close(self, refusal: RefusalError, origin: bytes | None = None) -> None:
         status, headers, body = errors.refusal(refusal.code, refusal.message)
         if origin is not None:
             headers = self._watch.readable_by(origin, headers)
@@ -700,8 +626,8 @@ class GuardedProtocol(asyncio.Protocol):
         self.write(b"\r\n".join(lines))
         self._close(linger=True)
 
-    def can_serve_on(self, exchange: Exchange) -> bool:
-        """May the connection serve another request after this response?"""
+    def can_serve_on(self, exchange: HTTPExchange) -> bool:
+        """Whether the connection may serve another request after this response."""
         return (
             exchange.keep_alive
             and not self._watch.draining
@@ -709,68 +635,69 @@ class GuardedProtocol(asyncio.Protocol):
             and (self._body is None or self._body.worth_draining)
         )
 
-    def finish(self, exchange: Exchange) -> None:
-        """The response is complete: on to the next request, or the end."""
+    def finish(self, exchange: HTTPExchange) -> None:
+        """Continue after a complete response: with the next request, or by closing."""
         if self._exchange is not exchange:
             return
         self._exchange = None
         if self._closing:
             return
-        self._watch.rest(self, known=self._passed_gate)
+        self._watch.add_idle(self, permitted=self._access_passed)
         if not exchange.keep_alive or self._watch.draining:
             self._close(linger=self._body is not None or bool(self._pending))
         elif self._body is None:
-            self._settle()
+            self._next_request()
         else:
             self.resume_reading()
 
-    def pass_gate(self) -> None:
-        """See ``Exchange.passed_gate``."""
-        if not self._passed_gate:
-            self._passed_gate = True
-            self._watch.strangers.pop(self, None)
+    def passed_access(self) -> None:
+        """See ``Exchange.passed_access``."""
+        if not self._access_passed:
+            self._access_passed = True
+            self._watch.unverified.pop(self, None)
 
-    def give_up(self) -> bool:
-        """End at once, for a new connection; False, and nothing was done, where a client waits for the end of its answer."""
-        if self._passed_gate and self._transport.get_write_buffer_size():
+    def evict(self) -> bool:
+        """Close at once in favour of a new connection. Return False, and do nothing, if a response is still being sent."""
+        if self._access_passed and self._transport.get_write_buffer_size():
             return False
         self.cut()
         return True
 
-    def _settle(self) -> None:
-        """Between two requests: serve what is pending, or wait."""
-        self.deadline = self._loop.time() + self.limits.keep_alive_seconds
+    def _next_request(self) -> None:
+        """Serve what is pending between two requests, or wait for the next one."""
+        self.deadline = self.loop.time() + self.limits.keep_alive_seconds
         pending, self._pending = self._pending, b""
         if self.flow.read_paused:
             self.resume_reading()
         if pending:
             self._advance(pending)
 
-    # ends
+    # closing
 
-    def _fail(self, refusal: Refusal) -> None:
-        """The client broke the protocol in the body: answer where none was begun; tell the application."""
+    def _fail(self, refusal: RefusalError) -> None:
+        """Handle a protocol violation in the body: refuse if no response was started, and notify the application."""
         exchange, self._exchange = self._exchange, None
         self._body = None
         if exchange is None:
             self._close(linger=True)
         elif exchange.started:
             exchange.leave(refusal.message)
-            self.break_off(reset=exchange.ends_by_close, linger=True)
+            self.abort_response(reset=exchange.ends_by_close, linger=True)
         else:
-            self.refuse(refusal)
+            self._watch.refused(refusal, "")
+            self.answer_and_close(refusal, only_origin(exchange.head.headers))
             exchange.leave(refusal.message)
 
     def _peer_left(self) -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.leave()
-            self.break_off(reset=exchange.ends_by_close, now=True)
+            self.abort_response(reset=exchange.ends_by_close, now=True)
         else:
             self._close(linger=False)
 
-    def break_off(self, *, reset: bool, now: bool = False, linger: bool = False) -> None:
-        """End the connection inside a response: by ``reset``, at once, or after what was written has left."""
+    def abort_response(self, *, reset: bool, now: bool = False, linger: bool = False) -> None:
+        """Close the connection inside a response: by ``reset``, at once (``now``), or after the written bytes are sent."""
         if reset or now or self.stalled_since is not None:
             self._closing = True
             if reset:
@@ -781,7 +708,7 @@ class GuardedProtocol(asyncio.Protocol):
             self._close(linger=linger or self._body is not None)
 
     def _close(self, *, linger: bool) -> None:
-        """Flush and close; with ``linger`` read on for a while, as a close with bytes unread is a reset."""
+        """Flush and close. With ``linger``, keep reading for a while, because a close with unread bytes is a reset."""
         if self._closing:
             return
         self._closing = True
@@ -789,33 +716,37 @@ class GuardedProtocol(asyncio.Protocol):
         self._pending = b""
         self._body = None
         unsent = self._unsent = self._transport.get_write_buffer_size()
-        self.deadline = self._loop.time() + (self.limits.flush_seconds if unsent else self.limits.linger_seconds)
+        self.deadline = self.loop.time() + (self.limits.flush_seconds if unsent else self.limits.linger_seconds)
         if linger and self._transport.can_write_eof() and not self._transport.is_closing():
-            self._transport.write_eof()
-            self.flow.resume_reading()
+            try:
+                self._transport.write_eof()
+            except OSError:  # asyncio's own loop shuts the socket down at once, and the client may have reset it
+                self._transport.close()
+            else:
+                self.flow.resume_reading()
         else:
             self._transport.close()
 
     @property
     def serving(self) -> bool:
-        """Inside a request that has not its whole answer."""
+        """Whether a request has no complete response yet."""
         return self._exchange is not None
 
     @property
     def busy(self) -> bool:
-        """Inside a request or a head, or with bytes unsent."""
+        """Whether a request or a head is incomplete, or bytes are unsent."""
         inside = self._exchange is not None or self._body is not None or bool(self._pending)
         return inside or self._transport.get_write_buffer_size() > 0
 
     def shutdown(self) -> None:
-        """A drain has begun: idle connections close now, the others after their response."""
+        """Start the drain: an idle connection closes now, another one after its response."""
         if self._exchange is None and self._body is None and not self._pending:
             self._close(linger=False)
         elif self._exchange is not None:
             self._exchange.keep_alive = False
 
     def cut(self) -> None:
-        """The end of everything: no flush, no waiting."""
+        """Close at once, without a flush."""
         self._closing = True
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -824,11 +755,11 @@ class GuardedProtocol(asyncio.Protocol):
                 _linger_zero(self._transport)
         self._transport.abort()
 
-    # the watch's calls
+    # called by the sweep
 
     def expire(self) -> None:
-        """The deadline has passed."""
-        now = self._loop.time()
+        """Handle a passed deadline."""
+        now = self.loop.time()
         if self._closing:
             unsent = self._transport.get_write_buffer_size()
             if unsent and unsent != self._unsent:
@@ -840,23 +771,23 @@ class GuardedProtocol(asyncio.Protocol):
             if self._may_be_slow() or self._body_seen >= self.limits.body_rate * self.limits.body_grace_seconds:
                 self._open_span()
             else:
-                self._fail(Refusal("request_timeout", "The request body came too slowly."))
+                self._fail(RefusalError("request_timeout", "The request body came too slowly."))
         elif self._pending:
-            self.refuse(Refusal("request_timeout", "The request head took too long."), self._pending)
+            self.refuse(RefusalError("request_timeout", "The request head took too long."), self._pending)
         else:
             self._close(linger=False)
 
     def _may_be_slow(self) -> bool:
         return self.flow.read_paused or (self._exchange is not None and self._exchange.awaiting_continue)
 
-    def look(self) -> bool:
-        """See what no callback tells: a stalled writer's progress, a peer that left. True: look again."""
+    def check(self) -> bool:
+        """Check what no callback reports: progress of a stalled write, a disconnect. Return True to be checked again."""
         if self.stalled_since is not None:
             unsent = self._transport.get_write_buffer_size()
             if unsent < self._unsent:
                 self.stalled_since = time.monotonic()
             self._unsent = unsent
-            if self._exchange is not None and self._exchange.unwatched and self._stalls_too_long():
+            if self._exchange is not None and self._exchange.has_no_deadline and self._stalls_too_long():
                 self.cut()
                 return False
         if self.flow.read_paused and not self._closing and _peer_has_left(self._transport):
@@ -867,9 +798,9 @@ class GuardedProtocol(asyncio.Protocol):
         return self.stalled_since is not None and time.monotonic() - self.stalled_since > self.limits.flush_seconds
 
 
-_COPY_BELOW = 16 * 1024  # below this one copy is cheaper than a vector write
-_MOST_LOOKED_AT = 8  # of those that might be given up, for each new connection
-_MOST_ENDING = 32  # while so many connections are being ended, one too many is closed without an answer
+_COPY_BELOW = 16 * 1024  # below this size one copy is cheaper than a vector write
+_MAX_CANDIDATES = 8  # connections considered for eviction, for each new connection
+_MAX_ENDING = 32  # while more connections are closing, an excess connection is closed without a response
 _GONE_STATES = frozenset((7, 8, 9, 11))  # CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING in Linux's include/net/tcp_states.h
 
 
@@ -895,7 +826,7 @@ def _linger_zero(transport: asyncio.Transport) -> None:
         _log().debug("could not ask for a reset")
 
 
-@functools.lru_cache(maxsize=1024)  # the pieces of a stream have few sizes
+@functools.lru_cache(maxsize=1024)  # the chunks of a stream have few sizes
 def _size_line(size: int) -> bytes:
     return b"%x\r\n" % size
 
@@ -910,13 +841,13 @@ def _status_line(status: int) -> bytes:
 
 
 def _log() -> logging.Logger:
-    return logging.getLogger("proxy.guard")
+    return logging.getLogger("proxy.http.connection")
 
 
 # --- all connections ----------------------------------------------------------------------------------------
 
 
-class Watch:
+class ConnectionSet:
     """All connections of one server, and the one timer that keeps their deadlines."""
 
     def __init__(
@@ -927,19 +858,19 @@ class Watch:
     ) -> None:
         self.limits = limits
         self.readable_by = readable_by or (lambda _, headers: headers)
-        """The headers of an answer to a page of this origin: what lets it read the answer is in them where it may."""
+        """Adds the headers that let a page of an origin read a response, if it may."""
         self.draining = False
-        self.connections: set[GuardedProtocol] = set()
-        self.attention: set[GuardedProtocol] = set()
-        """Those whose reading is paused or whose writing stalls: looked at in every sweep."""
-        self.ending: set[GuardedProtocol] = set()
-        """Those that only flush or linger."""
-        self.strangers: dict[GuardedProtocol, None] = {}
-        """Those that never passed the gate, the one whose last request is longest ago first."""
-        self.resting: dict[GuardedProtocol, None] = {}
-        """The others that are between two requests, the one that has been so longest first."""
+        self.connections: set[StrictProtocol] = set()
+        self.to_check: set[StrictProtocol] = set()
+        """Connections with paused reading or a stalled write. Every sweep checks them."""
+        self.ending: set[StrictProtocol] = set()
+        """Connections that only flush or linger."""
+        self.unverified: dict[StrictProtocol, None] = {}
+        """Connections without a request that passed access, the one with the oldest last request first."""
+        self.idle: dict[StrictProtocol, None] = {}
+        """Other connections between two requests, the longest idle one first."""
         self._on_refusal = on_refusal
-        self._holding: list[Exchange] = []
+        self._holding: list[HTTPExchange] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -950,25 +881,28 @@ class Watch:
             self._timer.cancel()
             self._timer = None
 
-    def add(self, connection: GuardedProtocol) -> None:
+    def add(self, connection: StrictProtocol) -> None:
         self.connections.add(connection)
-        self.strangers[connection] = None
+        self.unverified[connection] = None
 
-    def rest(self, connection: GuardedProtocol, *, known: bool) -> None:
-        """``connection`` has its answer, and nothing to do from now on."""
-        order = self.resting if known else self.strangers
+    def add_idle(self, connection: StrictProtocol, *, permitted: bool) -> None:
+        """Mark ``connection`` as idle after a complete response."""
+        order = self.idle if permitted else self.unverified
         order.pop(connection, None)
         order[connection] = None
 
-    def discard(self, connection: GuardedProtocol) -> None:
+    def discard(self, connection: StrictProtocol) -> None:
         self.connections.discard(connection)
-        self.strangers.pop(connection, None)
-        self.resting.pop(connection, None)
-        self.attention.discard(connection)
+        self.unverified.pop(connection, None)
+        self.idle.pop(connection, None)
+        self.to_check.discard(connection)
         self.ending.discard(connection)
 
-    def hold(self, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
-        """Call ``exchange.send_head`` when the loop turns. One callback for all: each costs more than a response head."""
+    def hold(self, exchange: HTTPExchange, loop: asyncio.AbstractEventLoop) -> None:
+        """Call ``exchange.send_head`` in the next turn of the loop.
+
+        There is one callback for all, because each costs more than a response head.
+        """
         if not self._holding:
             loop.call_soon(self._send_heads)
         self._holding.append(exchange)
@@ -981,27 +915,27 @@ class Watch:
             except Exception:  # noqa: BLE001 -- one connection's fault must not keep the others' heads back
                 _log().exception("a response head was not sent")
 
-    def make_room(self, newcomer: GuardedProtocol) -> bool:
-        """End as many as there are too many: strangers, then those that rest. False where ``newcomer`` is still one too many."""
+    def evict_for(self, newcomer: StrictProtocol) -> bool:
+        """Close the excess connections: unverified ones, then idle ones. Return False if ``newcomer`` is still in excess."""
         while 0 < self.limits.connections < len(self.connections):
-            if not self._give_up_one(newcomer):
+            if not self._evict_one(newcomer):
                 return False
         return True
 
-    def _give_up_one(self, newcomer: GuardedProtocol) -> bool:
-        for order in (self.strangers, self.resting):
-            for connection in list(itertools.islice(order, _MOST_LOOKED_AT)):
-                if connection is not newcomer and connection.give_up():
+    def _evict_one(self, newcomer: StrictProtocol) -> bool:
+        for order in (self.unverified, self.idle):
+            for connection in list(itertools.islice(order, _MAX_CANDIDATES)):
+                if connection is not newcomer and connection.evict():
                     self.discard(connection)
                     return True
-                self.rest(connection, known=order is self.resting)
+                self.add_idle(connection, permitted=order is self.idle)
         return False
 
-    def may_be_polite(self) -> bool:
-        """Are there descriptors to spare for an answer to a connection too many?"""
-        return len(self.ending) < _MOST_ENDING
+    def has_spare_descriptors(self) -> bool:
+        """Whether there are spare descriptors for a response on an excess connection."""
+        return len(self.ending) < _MAX_ENDING
 
-    def refused(self, refusal: Refusal, request: str) -> None:
+    def refused(self, refusal: RefusalError, request: str) -> None:
         code = refusal.code
         what = f"{code} ({request})" if request else code
         _log().info("refused before routing: %s: %s", what, refusal.message)
@@ -1010,11 +944,11 @@ class Watch:
 
     @property
     def requests(self) -> int:
-        """How many have begun and have not their whole answer."""
+        """Number of requests without a complete response."""
         return sum(connection.serving for connection in self.connections)
 
     def busy(self) -> bool:
-        """Is there a connection that still owes or is owed something?"""
+        """Whether a connection has an incomplete request or unsent bytes."""
         return any(connection.busy for connection in self.connections)
 
     def begin_drain(self) -> None:
@@ -1028,9 +962,21 @@ class Watch:
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self.start(loop)
-        for connection in list(self.attention):
-            if not connection.look():
-                self.attention.discard(connection)
+        for connection in list(self.to_check):
+            if not connection.check():
+                self.to_check.discard(connection)
         now = loop.time()
         for connection in [connection for connection in self.connections if connection.deadline <= now]:
             connection.expire()
+
+
+_watches: WeakKeyDictionary[ServerState, ConnectionSet] = WeakKeyDictionary()
+
+
+def _watch_of(state: ServerState, loop: asyncio.AbstractEventLoop) -> ConnectionSet:
+    """The watch of all connections of one uvicorn server."""
+    watch = _watches.get(state)
+    if watch is None:
+        watch = _watches[state] = ConnectionSet(Limits())
+        watch.start(loop)
+    return watch
