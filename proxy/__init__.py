@@ -1,25 +1,19 @@
 """lava-proxy: a local forwarding proxy for the Lava AI gateway.
 
-One request, as a story, and the room where each step lives:
+One request, and the folder of each step. ``gateway/serve.py`` reads from top to bottom:
 
-1. bytes in      ``server.py``, ``guard.py``, ``framing.py``   uvicorn with a stricter HTTP front
-2. gate          ``gate.py``                      Host, Origin, local key, before the body is read
-3. route         ``routing.py``, ``body.py``      method, path, headers, ``model`` -> a frozen ``Route``
-4. token         ``tokens.py``                    project and provider -> Lava's credential
-5. out           ``headers.py``                   a new set of headers beside the received ones
-6. upstream      ``upstream/``                    the seam to the network
-7. answer        ``errors.py``                    Lava's 401 and 402 become sentences a person understands;
-                 ``diagnosis.py``, ``inquiry.py`` Lava's account is asked which part is wrong
-8. relay         ``forward.py``, ``usage.py``     bytes leave as they came; a scanner reads along
-                 ``express.py``                   the same steps without waiting, for a request like one before
-9. record        ``record.py``, ``logs.py``, ``metrics.py``   how it ended, exactly once
+1. ``http/``       bytes in: a strict HTTP/1.1 protocol, or any ASGI server
+2. ``gateway/``    open (``active_request``), admit (``access``, ``routing``), permit (``admission``), body (``request_body``),
+                   target (``targets``, ``destinations/``), send (``dispatch``), respond (``relay``, ``ending``)
+3. ``upstream/``   bytes out and in: connections to Lava
+4. ``observe/``    the record of the request: log, metrics
 
-Around it: ``settings.py`` (what the user said), ``credentials.py`` (what a login brought), ``providers.py`` and ``dialects.py``
-(facts), ``redaction.py`` (secrets stay secret), ``catalog.py`` (``GET /v1/models``), ``app.py`` (puts the parts together), ``emulator/`` (an offline Lava) and ``cli/``
-(the only place that prints or exits). Imports point one way; ``tests/test_house.py`` holds the order.
+Around it: ``protocol/`` (pure facts and values), ``config/`` (the settings), ``lava/`` (Lava's account API, tokens),
+``emulator/`` (an offline Lava), ``app.py`` and ``daemon.py`` (wiring, sockets, signals) and ``cli/`` (the only place that
+prints or exits). ``docs/architecture.md`` has the rules for imports, which ``lint-imports`` holds.
 """
 
 __version__ = "0.1.0"
 
 HOMEPAGE = "https://pypi.org/project/lava-proxy/"
-"""Where the README is to be read; the same as in the package's own metadata."""
+"""The address of the README, as in the package's metadata."""

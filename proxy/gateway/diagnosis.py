@@ -1,7 +1,7 @@
-"""Why Lava said no, in sentences: what a project sends, laid beside what Lava's account says of it. Pure.
+"""The reason of a refusal by Lava, in sentences: what a project sends, compared with what Lava's account says. Pure.
 
-``inquiry.py`` asks; here it is decided what to make of the answers. Nothing is claimed that Lava did not say: what it left
-open is ``None`` in an ``Account``, and not spoken of. No sentence holds more of a key than its last four characters.
+``account_probe.py`` makes the calls; this module interprets the results. Nothing is claimed that Lava did not report: a missing
+fact is ``None`` in an ``AccountReport``, and not mentioned. No sentence contains more of a key than its last four characters.
 """
 
 from __future__ import annotations
@@ -12,33 +12,36 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from proxy.errors import shorten
 from proxy.lava.money import dollars
-from proxy.redaction import Secret
-from proxy.tokens import PRODUCTION, SANDBOX, read_token
-from proxy.wording import counted
+from proxy.lava.tokens import PRODUCTION, SANDBOX, read_token
+from proxy.protocol.errors import shorten
+from proxy.protocol.redaction import Secret
+from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import datetime
     from decimal import Decimal
 
-    from proxy.errors import Fault
-    from proxy.settings import Project
+    from proxy.config.settings import Project
+    from proxy.protocol.errors import ProxyError
 
 Environment = Literal["live", "test"]
 
 _KEY = re.compile(r"[\x21-\x7e]+")
-_LONGEST_NAME = 100
-_MOST_NAMED = 5
-# How much of two names has to be the same; of a short one, one letter may differ.
+_MAX_NAME_LENGTH = 100
+_MAX_NAMED = 5
+# The similarity of two names that counts as near. In a short name, one letter may differ.
 _NEAR, _NEAR_SHORT, _SHORT = 0.75, 0.66, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a project sends to Lava: ``kind`` and ``hint`` name its credential, ``key`` is the one that may ask the account
-    API (``None``: there is none), ``place`` where it is written, ``base_url`` where Lava is."""
+    """What a project sends to Lava.
+
+    ``kind`` and ``hint`` describe its credential. ``key`` is the key for the account API (``None``: there is none), ``place``
+    the setting with the credential, ``base_url`` the address of Lava.
+    """
 
     project: str
     base_url: str
@@ -52,16 +55,16 @@ class Subject:
     customer_id: str | None = None
     meter: str | None = None
     provider_key: bool = False
-    """Whether it brings a provider's key of its own (a tool's is ``byok``, too)."""
+    """Whether it has its own provider key (with a tool's key, ``byok`` is set as well)."""
 
     @property
     def person(self) -> str | None:
-        """The id of the customer, by whichever name."""
+        """The id of the customer, as connection or customer."""
         return self.connection_id or self.customer_id
 
     @property
     def silent(self) -> str | None:
-        """Why the account API cannot be asked, or ``None`` where it can."""
+        """Why the account API cannot be called, or ``None`` if it can."""
         if self.kind == "spend key":
             return "a spend key cannot ask Lava's account"
         if self.key is None:
@@ -73,26 +76,26 @@ class Subject:
 
     @property
     def environment(self) -> Environment | None:
-        """Of the key, as its prefix tells."""
+        """The environment of the key, by its prefix."""
         key = self.key.reveal() if self.key is not None else ""
         return "live" if key.startswith("aks_live_") else "test" if key.startswith("aks_test_") else None
 
 
 def subject_of(name: str, project: Project, account_key: Secret | None, base_url: str) -> Subject:
-    """What project ``name`` sends; ``account_key`` is ``[lava]``'s (the project's own goes first)."""
+    """Return what project ``name`` sends. ``account_key`` is the key of ``[lava]``; the project's own comes first."""
     table = f"[projects.{name}]"
     if project.spend_key is not None:
         place = f"spend_key under {table}"
         return Subject(name, base_url, "spend key", project.spend_key, project.spend_key.hint, place, "spend_key")
     if project.forward_token is not None:
-        said = read_token(project.forward_token.reveal())
+        fields = read_token(project.forward_token.reveal())
 
         def text(member: str) -> str | None:
-            value = said.get(member)
+            value = fields.get(member)
             return value if isinstance(value, str) and value else None
 
         key, connection, customer = text("secret_key"), text("connection_id"), text("customer_id")
-        billed = bool(connection or customer) and said.get("disable_billing") is not True
+        billed = bool(connection or customer) and fields.get("disable_billing") is not True
         return Subject(
             name,
             base_url,
@@ -126,12 +129,12 @@ def subject_of(name: str, project: Project, account_key: Secret | None, base_url
 
 
 @dataclass(slots=True)
-class Account:
-    """What Lava's account says of a subject; ``None`` where it did not say.
+class AccountReport:
+    """What Lava's account says about a subject; ``None`` for what it did not report.
 
-    ``key``, ``customer`` and ``meter``: whether Lava knows them; ``near`` is the meter that is called nearly so, ``meters``
-    are the first ones there are. ``balance`` is the merchant wallet's, ``customer_balance`` the customer's (few versions of Lava
-    tell it), ``credit`` what is left in the customer's plan: in dollars. ``models`` is how many a spend key is shown.
+    ``key``, ``customer`` and ``meter``: whether Lava knows them. ``near`` is a meter with a similar name, ``meters`` are the
+    first existing ones. In dollars: ``balance`` of the merchant wallet, ``customer_balance`` of the customer (few versions of
+    Lava report it), ``credit`` left in the customer's plan. ``models`` is the number of models listed for a spend key.
     ``failure`` is a sentence about what could not be found out.
     """
 
@@ -153,8 +156,11 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong: ``part`` is ``key``, ``environment``, ``connection``, ``customer``, ``meter``, ``wallet`` or
-    ``plan``; ``suggestion`` is a sentence that says what to do; ``left`` is money in dollars."""
+    """One fault.
+
+    ``part`` is ``key``, ``environment``, ``connection``, ``customer``, ``meter``, ``wallet`` or ``plan``. ``suggestion`` is a
+    sentence that says what to do. ``left`` is the remaining money in dollars.
+    """
 
     part: str
     problem: str
@@ -162,18 +168,18 @@ class Finding:
     left: str | None = None
 
     def masked(self, mask: Callable[[str], str]) -> Finding:
-        """The same without the secrets that ``mask`` knows: Lava's names of things are anybody's text."""
+        """Return a copy without the secrets that ``mask`` knows: names at Lava are free text and may contain one."""
         return Finding(self.part, mask(self.problem), mask(self.suggestion), self.left)
 
     def document(self) -> dict[str, str]:
-        """For machines."""
+        """Return it as a JSON object."""
         found = {"part": self.part, "problem": self.problem, "suggestion": self.suggestion}
         return found if self.left is None else {**found, "left": self.left}
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A whole look at a project: what is wrong, what is good, and what could not be found out."""
+    """The check of a project: what is wrong, what is good, and what could not be found out."""
 
     wrong: list[Finding] = field(default_factory=list)
     good: list[str] = field(default_factory=list)
@@ -181,7 +187,7 @@ class Report:
 
 
 def nearest(slug: str, slugs: Iterable[str]) -> str | None:
-    """The slug that was probably meant: one that hardly differs, or none."""
+    """Return the slug that was probably meant: one that hardly differs, or ``None``."""
     spelled = {_plain(each): each for each in showable(slugs)}
     cutoff = _NEAR if len(slug) > _SHORT else _NEAR_SHORT
     close = get_close_matches(_plain(slug), spelled, n=1, cutoff=cutoff)
@@ -193,18 +199,18 @@ def _plain(slug: str) -> str:
 
 
 def showable(slugs: Iterable[str]) -> list[str]:
-    """Those that neither move a cursor nor fill a screen."""
-    return [each for each in slugs if each.isprintable() and len(each) <= _LONGEST_NAME]
+    """Return the slugs that are printable and not too long."""
+    return [each for each in slugs if each.isprintable() and len(each) <= _MAX_NAME_LENGTH]
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 
-def wrong(subject: Subject, account: Account, *, owner: bool = False) -> list[Finding]:
-    """What of key, environment, customer and meter does not hold.
+def wrong(subject: Subject, account: AccountReport, *, owner: bool = False) -> list[Finding]:
+    """Return the faults of key, environment, customer and meter.
 
-    ``owner``: it is the account's owner who reads it. A tool with a local key is told a name that hardly differs from its
-    own, but not what else the account has.
+    ``owner``: the reader is the account's owner. A tool with a local key gets a name that hardly differs from its own, but
+    no other names of the account.
     """
     key = subject.key
     if key is not None and not _KEY.fullmatch(key.reveal()):
@@ -245,7 +251,7 @@ def _no_customer(subject: Subject) -> Finding:
     )
 
 
-def _no_meter(subject: Subject, account: Account, owner: bool) -> Finding:
+def _no_meter(subject: Subject, account: AccountReport, owner: bool) -> Finding:
     what, where = f'meter "{subject.meter}" does not exist', _where(subject, "meter")
     if account.near is not None:
         return Finding("meter", f'{what}; did you mean "{account.near}"?', f'Write "{account.near}" as {where}.')
@@ -253,18 +259,18 @@ def _no_meter(subject: Subject, account: Account, owner: bool) -> Finding:
     if not owner:
         how = f"Create the meter at Lava, or correct {where}: `lava-proxy check --online` says which there are."
         return Finding("meter", what, how)
-    there = ", ".join(f'"{each}"' for each in account.meters[:_MOST_NAMED]) or "none"
-    more = " and more" if len(account.meters) > _MOST_NAMED else ""
+    there = ", ".join(f'"{each}"' for each in account.meters[:_MAX_NAMED]) or "none"
+    more = " and more" if len(account.meters) > _MAX_NAMED else ""
     return Finding("meter", f"{what}; it has {there}{more}", f"Create the meter at Lava, or correct {where}.")
 
 
 # --- money -----------------------------------------------------------------------------------------------------------
 
 
-def money(subject: Subject, account: Account, *, named: bool = True) -> tuple[list[Finding], bool]:
-    """Whose money at Lava pays and how much of it is left, as far as Lava says; and whether it is certain to be gone.
+def money(subject: Subject, account: AccountReport, *, named: bool = True) -> tuple[list[Finding], bool]:
+    """Return the payer's wallet or plan with the money left, as far as Lava reports it, and whether it is certainly empty.
 
-    ``named=False``: for a sentence that has named the wallet already.
+    ``named=False``: for a sentence that already names the wallet.
     """
     if subject.payer == "merchant":
         if account.balance is None:
@@ -295,40 +301,41 @@ def money(subject: Subject, account: Account, *, named: bool = True) -> tuple[li
     return found, empty and used_up
 
 
-# --- said ------------------------------------------------------------------------------------------------------------
+# --- sentences -------------------------------------------------------------------------------------------------------
 
 
-def wanted(fault: Fault) -> bool:
-    """Whether this fault is a 401 or 402 of Lava's (or perhaps Lava's): no other is worth asking about."""
+def wanted(fault: ProxyError) -> bool:
+    """Whether this fault is a 401 or 402 from Lava, or possibly from Lava. The account API explains no other."""
     if fault.status not in (401, 402):
         return False
     return fault.code in ("lava_unauthorized", "lava_insufficient_balance") or fault.owner == "unknown"
 
 
-def explain(fault: Fault, subject: Subject, account: Account, age_s: float, mask: Callable[[str], str]) -> None:
-    """Put what the account says into the fault: in place of what was guessed before, or behind it; as its hint; and as
-    ``diagnosis`` for machines.
+def explain(
+    fault: ProxyError, subject: Subject, account: AccountReport, age_s: float, mask: Callable[[str], str]
+) -> None:
+    """Add the account's report to the fault: to its sentence, as its hint, and as ``diagnosis`` for machines.
 
-    Status and code stay, and so does what Lava itself said. ``age_s`` is how long ago Lava was asked; ``mask`` takes secrets
-    out of what Lava calls things.
+    A finding replaces an earlier guess in the sentence. Status, code and Lava's own message are unchanged. ``age_s`` is the age
+    of the report in seconds. ``mask`` removes secrets from names at Lava.
     """
     broken = [each.masked(mask) for each in wrong(subject, account)]
     state = [each.masked(mask) for each in money(subject, account)[0]] if fault.status == 402 else []
     ago = f"{age_s:.0f} s ago" if age_s >= 1 else ""
     if broken:
-        told = "; also, ".join(each.problem for each in broken + state)
-        # Which key was sent is said once, there or here.
-        aside = [_credential(subject)] if _hint(subject.key) not in told else []
+        problems = "; also, ".join(each.problem for each in broken + state)
+        # The sentence names the key once.
+        aside = [_credential(subject)] if _hint(subject.key) not in problems else []
         aside += [ago] if ago else []
-        fault.what = f'Project "{subject.project}"{_aside(aside)}: {_ended(told)}'
+        fault.what = f'Project "{subject.project}"{_aside(aside)}: {_ended(problems)}'
         fault.hint = broken[0].suggestion
     elif state:
         named = fault.code != "lava_insufficient_balance"
-        told = ", and ".join(mask(each.problem) for each in money(subject, account, named=named)[0])
-        fault.what = f"{fault.what.removesuffix('.')}: {told}{_aside([ago] if ago else [])}."
+        problems = ", and ".join(mask(each.problem) for each in money(subject, account, named=named)[0])
+        fault.what = f"{fault.what.removesuffix('.')}: {problems}{_aside([ago] if ago else [])}."
     elif account.key and not account.failure:
-        asked = f"Asked{_aside([ago] if ago else [])}, Lava's account finds no fault"
-        fault.what += f" {asked}: {_list(good(subject, account))}."
+        statement = f"Asked{_aside([ago] if ago else [])}, Lava's account finds no fault"
+        fault.what += f" {statement}: {_list(good(subject, account))}."
     if broken or state or account.key is not None:
         fault.details["diagnosis"] = [each.document() for each in broken + state]
     if account.failure:
@@ -339,10 +346,10 @@ def _aside(words: list[str]) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-def good(subject: Subject, account: Account) -> list[str]:
-    """What holds, a clause each."""
+def good(subject: Subject, account: AccountReport) -> list[str]:
+    """Return what is good, one clause each."""
     found = []
-    if account.key and subject.kind != "spend key":  # the list of models, all that it can ask for, is open to anybody
+    if account.key and subject.kind != "spend key":  # the list of models, its only call, is public
         found.append(f"Lava knows {_credential(subject)}{_kind(subject)}")
     if account.customer:
         found.append(f"{_person(subject)} exists")
@@ -353,15 +360,15 @@ def good(subject: Subject, account: Account) -> list[str]:
     return found
 
 
-def report(subject: Subject, account: Account, mask: Callable[[str], str]) -> Report:
-    """All of it, before anything fails: here empty wallets count as wrong, and money that is left as good."""
+def report(subject: Subject, account: AccountReport, mask: Callable[[str], str]) -> Report:
+    """Return the whole check, without a failed request: an empty wallet is wrong, and remaining money is good."""
     if subject.key is None and subject.kind == "secret key":
         log_in = "Run `lava-proxy login`, or set LAVA_SECRET_KEY, or write secret_key under [lava]."
         return Report([Finding("key", "no Lava secret key is configured", log_in)])
     found, fine = wrong(subject, account, owner=True), good(subject, account)
     unknown = _unknown(subject, account)
     state, gone = money(subject, account)
-    # Who pays the provider oneself owes Lava little: an empty wallet stops nothing that is certain.
+    # With an own provider key Lava charges little: it is not certain that an empty wallet stops a request.
     if gone and not subject.byok:
         found += state
     else:
@@ -371,8 +378,8 @@ def report(subject: Subject, account: Account, mask: Callable[[str], str]) -> Re
     return Report([each.masked(mask) for each in found], [*map(mask, fine)], [*map(mask, unknown)])
 
 
-def _unknown(subject: Subject, account: Account) -> list[str]:
-    """What Lava left open, a clause each: silence is no proof that anything is good."""
+def _unknown(subject: Subject, account: AccountReport) -> list[str]:
+    """Return what Lava did not report, one clause each: without a report nothing counts as good."""
     if subject.silent is not None:
         return [f"not checked: {subject.silent}"]
     if account.failure:
@@ -384,10 +391,10 @@ def _unknown(subject: Subject, account: Account) -> list[str]:
         found.append(f"not checked: Lava does not say whether {_person(subject)} exists")
     if subject.meter is not None and account.meter is None:
         found.append(f'not checked: Lava does not say whether meter "{subject.meter}" exists')
-    told = (account.customer_balance, account.has_credit, account.subscribed)
+    reported = (account.customer_balance, account.has_credit, account.subscribed)
     if subject.payer == "merchant" and account.balance is None:
         found.append("not checked: Lava does not say what the merchant wallet holds")
-    elif subject.payer == "customer" and account.customer and all(each is None for each in told):
+    elif subject.payer == "customer" and account.customer and all(each is None for each in reported):
         found.append(f"not checked: Lava does not say what the wallet behind {_person(subject)} holds")
     return found
 
@@ -420,7 +427,7 @@ def _kind(subject: Subject) -> str:
 
 
 def _where(subject: Subject, part: str) -> str:
-    """Where a name is written."""
+    """Return the setting with a name."""
     if subject.kind == "forward token":
         return f"the {part} of the forward token ({subject.place}), by making a new one"
     return f"{part if part == 'meter' else f'{part}_id'} under [projects.{subject.project}]"

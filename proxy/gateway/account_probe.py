@@ -1,12 +1,12 @@
-"""Asks Lava's account why a request was refused: at most once a minute for each project, seldom much, and never for long.
+"""Queries Lava's account API for the reason of a refusal: at most once a minute per project, few calls, a short limit.
 
-Theory. The first refused request of a project starts one task that asks all questions at once; requests that are refused
-meanwhile wait for the same task, later ones get its answers while they are fresh. A request that got through takes them back:
-what was wrong is no longer so. Whoever leaves stops waiting, and with the last one the task ends. What came in time is used
-also where the rest did not. The calls go out by the daemon's own engine, as forwarding does (same address, outbound proxy,
-certificates and connections), and are made once: no retries.
+Theory. The first refused request of a project starts one task that makes all calls at once. Requests that are refused meanwhile
+wait for the same task, and later ones use its results while they are fresh. A request that succeeds discards them, because the
+cause is gone. A client that disconnects stops waiting, and the task is cancelled when no request waits for it. Results that
+arrive in time are used even if others do not. The calls use the daemon's own engine, as forwarding does (same address,
+outbound proxy, certificates and connections), and are not retried.
 
-The account client is loaded when it is first needed, in a thread, so that the streams of others go on meanwhile.
+The account client is imported at its first use, in a thread, so that other streams continue meanwhile.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from proxy import body as bodies
-from proxy.diagnosis import Account, nearest, showable
+from proxy.gateway.diagnosis import AccountReport, nearest, showable
 from proxy.lava.money import balance_of
-from proxy.upstream import Origin, Outgoing, UpstreamError
-from proxy.wording import counted
+from proxy.protocol import body as bodies
+from proxy.protocol.wording import counted
+from proxy.upstream import Origin, UpstreamError, UpstreamRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from proxy.diagnosis import Subject
+    from proxy.gateway.diagnosis import Subject
     from proxy.lava.client import Lava
     from proxy.lava.errors import LavaError
     from proxy.lava.records import Connection, Customer
-    from proxy.lava.replies import Reply
+    from proxy.lava.replies import ApiReply
     from proxy.upstream import Engine
 
     T = TypeVar("T")
 
-AGAIN_S = 60.0
-"""Between two inquiries about a project; also how long answers count as fresh."""
+REPEAT_SECONDS = 60.0
+"""Between two inquiries about a project; also the time for which results are fresh."""
 
-LIMIT_S = 1.8
-"""For one inquiry with everything that belongs to it. Two seconds is the promise; the rest is for ending it."""
+LIMIT_SECONDS = 1.8
+"""For one whole inquiry. Two seconds are promised; the rest is for its cancellation."""
 
-MOST_QUESTIONS = 7
-"""In one inquiry, each page of a list counted."""
+MAX_QUESTIONS = 7
+"""Calls of one inquiry. Each page of a list is one call."""
 
-_ABOUT_A_PERSON = 4  # at most: two names of the customer and two of its plan
-_ENDING_S = 0.1
-_MOST_BYTES = 2 * 1024 * 1024
+_MAX_CUSTOMER_QUESTIONS = 4  # two names of the customer and two of its plan
+_CANCEL_SECONDS = 0.1
+_MAX_BYTES = 2 * 1024 * 1024
 
 
-class Place(Protocol):
-    """Where Lava is."""
+class ProbeAddress(Protocol):
+    """The address of Lava."""
 
     @property
     def origin(self) -> Origin: ...
@@ -60,24 +60,30 @@ class Place(Protocol):
     def base_path(self) -> bytes: ...
 
 
-class Inquiries:
-    """The inquiries of the daemon; they outlive a configuration. ``known`` has those whose answers may be used, by project."""
+class AccountProbe:
+    """The inquiries of the daemon. They outlive a configuration. ``known`` has those with usable results, by project."""
 
     def __init__(self) -> None:
         self.known: dict[str, _Inquiry] = {}
         self._asked: dict[Subject, float] = {}
 
-    async def about(self, subject: Subject, place: Place, engine: Engine) -> tuple[Account, float] | None:
-        """What the account says and how many seconds ago it did; ``None`` where it may not be asked (again). Another key or
-        name than before is another subject."""
+    async def about(
+        self, subject: Subject, address: ProbeAddress, engine: Engine
+    ) -> tuple[AccountReport, float] | None:
+        """Return the account's report and its age in seconds; ``None`` if no inquiry is allowed now.
+
+        A changed key or name makes a new subject.
+        """
         name, now, age_s = subject.project, monotonic(), 0.0
         inquiry = self.known.get(name)
-        if inquiry is None or inquiry.subject != subject or now - inquiry.started >= AGAIN_S:
-            self._asked = {each: when for each, when in self._asked.items() if now - when < AGAIN_S}
+        if inquiry is None or inquiry.subject != subject or now - inquiry.started >= REPEAT_SECONDS:
+            self._asked = {each: when for each, when in self._asked.items() if now - when < REPEAT_SECONDS}
             if subject in self._asked:
                 return None
             self._asked[subject] = now
-            inquiry = self.known[name] = _Inquiry(subject, ask(subject, Sender(engine, place), LIMIT_S), now)
+            inquiry = self.known[name] = _Inquiry(
+                subject, ask(subject, ProbeSender(engine, address), LIMIT_SECONDS), now
+            )
         elif inquiry.over:
             age_s = now - inquiry.started
         try:
@@ -88,12 +94,12 @@ class Inquiries:
         return None if account is None else (account, age_s)
 
     def forget(self, project: str) -> None:
-        """A request of this project got through: what was found out is no longer so."""
+        """Discard the results for this project, because a request of it succeeded."""
         self.known.pop(project, None)
 
 
 class _Inquiry:
-    def __init__(self, subject: Subject, asking: Awaitable[Account], started: float) -> None:
+    def __init__(self, subject: Subject, asking: Awaitable[AccountReport], started: float) -> None:
         self.subject = subject
         self.started = started
         self.given_up = False
@@ -102,15 +108,15 @@ class _Inquiry:
 
     @property
     def over(self) -> bool:
-        """Whether the answers are there."""
+        """Whether the results are there."""
         return self._task.done()
 
-    async def answers(self) -> Account | None:
-        """Wait for them; ``None`` where there are none in time."""
-        left = max(0.0, self.started + LIMIT_S + _ENDING_S - monotonic())
+    async def answers(self) -> AccountReport | None:
+        """Wait for the results; ``None`` if there are none in time."""
+        left = max(0.0, self.started + LIMIT_SECONDS + _CANCEL_SECONDS - monotonic())
         self._waiting += 1
         try:
-            # Neither a timeout nor the end of one who waits cancels the task itself.
+            # Neither a timeout nor the cancellation of one waiting request cancels the task itself.
             await asyncio.wait([self._task], timeout=left)
         finally:
             self._waiting -= 1
@@ -120,10 +126,12 @@ class _Inquiry:
         return self._task.result() if self._task.done() and not self._task.cancelled() else None
 
 
-async def ask(subject: Subject, sender: Sender, limit: float, most: int = MOST_QUESTIONS) -> Account:
-    """Everything about a subject that can be asked with ``most`` questions and within ``limit`` seconds. What did not come in
-    time stays open."""
-    account = Account()
+async def ask(subject: Subject, sender: ProbeSender, limit: float, most: int = MAX_QUESTIONS) -> AccountReport:
+    """Return what Lava says about a subject, with at most ``most`` calls and within ``limit`` seconds.
+
+    What does not arrive in time stays ``None``.
+    """
+    account = AccountReport()
     try:
         async with asyncio.timeout(limit):
             await asyncio.to_thread(_load)
@@ -132,78 +140,80 @@ async def ask(subject: Subject, sender: Sender, limit: float, most: int = MOST_Q
             account.failure = "what answers in place of Lava's account API says nothing of use"
     except TimeoutError:
         account.failure = f"Lava's account API did not answer within {round(limit):g} s"
-    except Exception as error:  # noqa: BLE001 - a fault of ours must not stand in place of what Lava said
+    except Exception as error:  # noqa: BLE001 - a fault of ours must not replace Lava's own error
         account.failure = f"lava-proxy failed while it asked ({type(error).__name__})"
     return account
 
 
 def _load() -> None:
-    """Import the account client and build the models that the answers are read into: a tenth of a second, once."""
+    """Import the account client and build the models of its replies. Takes a tenth of a second, once."""
     import_module("proxy.lava.client")
     from proxy.lava import records
 
-    for model in (records.Wallet, records.Customer, records.Connection, records.CurrentSubscription):
+    for model in (records.WalletBalance, records.Customer, records.Connection, records.CurrentSubscription):
         model.model_rebuild()
     records.Page[records.Meter].model_rebuild()
 
 
-def _client(subject: Subject, sender: Sender, limit: float) -> Lava:
+def _client(subject: Subject, sender: ProbeSender, limit: float) -> Lava:
     from proxy.lava.client import Lava
 
     return Lava(subject.key, base_url=subject.base_url, timeout=limit, retries=0, sender=sender)
 
 
-class Sender:
-    """Carries account calls through the daemon's own engine (``proxy.lava.client.Sender``)."""
+class ProbeSender:
+    """Sends account calls with the daemon's own engine (``proxy.lava.client.Sender``)."""
 
-    def __init__(self, engine: Engine, place: Place) -> None:
+    def __init__(self, engine: Engine, address: ProbeAddress) -> None:
         self._engine = engine
-        self._place = place
+        self._address = address
 
-    async def send(self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float) -> Reply:
-        """Within the limit of whoever asks: ``limit`` is none of its own."""
+    async def send(
+        self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float
+    ) -> ApiReply:
+        """Send one call. The caller enforces its own limit; ``limit`` is not used."""
         from proxy.lava.errors import Interrupted, Unreachable
-        from proxy.lava.replies import Reply
+        from proxy.lava.replies import ApiReply
 
         pairs = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
-        place = self._place
-        path = place.base_path + b"/" + target.encode("ascii")
-        out = Outgoing(method.encode("ascii"), place.origin, path, [(b"host", place.host), *pairs], body)
+        address = self._address
+        path = address.base_path + b"/" + target.encode("ascii")
+        out = UpstreamRequest(method.encode("ascii"), address.origin, path, [(b"host", address.host), *pairs])
         try:
-            opened = await self._engine.open(out)
+            opened = await self._engine.open(out, body)
         except UpstreamError as error:
             raise Unreachable(error.detail, sent=error.sent) from None
         try:
             content = b""
             while chunk := await opened.read():
                 content += chunk
-                if len(content) > _MOST_BYTES:
+                if len(content) > _MAX_BYTES:
                     raise Interrupted("the answer is too long to be Lava's", sent=True)
         except UpstreamError as error:
             raise Interrupted(error.detail, sent=True) from None
         finally:
-            await opened.aclose()
-        answered = {name.decode("latin-1"): value.decode("latin-1") for name, value in opened.headers}
-        encoding = answered.get("content-encoding")
+            opened.close()
+        reply_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in opened.headers}
+        encoding = reply_headers.get("content-encoding")
         if encoding is not None:
-            content = bodies.decode(content, encoding.encode("latin-1"), _MOST_BYTES) or b""
-        return Reply(opened.status, answered, content)
+            content = bodies.decode(content, encoding.encode("latin-1"), _MAX_BYTES) or b""
+        return ApiReply(opened.status, reply_headers, content)
 
 
 class _Known(Enum):
     YES = "yes"
     NO = "no"
-    NO_PAGE = "no page"  # the address itself is unknown: another generation of names
+    NO_PAGE = "no page"  # the address itself is unknown: this Lava uses other names
 
 
 class _Questions:
-    """The questions about one subject, all at once; the answers go into ``account`` as they come."""
+    """The calls about one subject, all at once. Each result is stored in ``account`` as it arrives."""
 
-    def __init__(self, subject: Subject, account: Account, lava: Lava, most: int) -> None:
+    def __init__(self, subject: Subject, account: AccountReport, lava: Lava, most: int) -> None:
         self._subject = subject
         self._account = account
         self._lava = lava
-        self._pages = most - 1 - (_ABOUT_A_PERSON if subject.person is not None else 0)
+        self._pages = most - 1 - (_MAX_CUSTOMER_QUESTIONS if subject.person is not None else 0)
 
     async def put(self) -> None:
         subject = self._subject
@@ -221,8 +231,10 @@ class _Questions:
     async def _one(
         self, call: Callable[[], Awaitable[T]], *, missing: T | None = None, no_page: T | None = None
     ) -> T | None:
-        """The answer, or ``missing`` where Lava knows no such thing, or ``no_page`` where it knows no such address, or
-        ``None`` where it did not say."""
+        """Return the result; ``missing`` if Lava knows no such object, ``no_page`` if it knows no such address.
+
+        ``None`` if Lava gave no usable reply.
+        """
         from proxy.lava.errors import LavaError, NotFound, Unauthorized
         from proxy.lava.replies import SILENT
 
@@ -230,12 +242,12 @@ class _Questions:
         try:
             answer = await call()
         except (NotFound, Unauthorized) as error:
-            told = error.request_id is not None or not error.message.endswith(SILENT)
+            from_lava = error.request_id is not None or not error.message.endswith(SILENT)
             if isinstance(error, NotFound):
-                return missing if told else no_page
-            if told:
-                account.key = account.key or False  # one that was let in elsewhere is no unknown key
-            else:  # some network in between, perhaps
+                return missing if from_lava else no_page
+            if from_lava:
+                account.key = account.key or False  # a key that another call accepted is not unknown
+            else:  # perhaps from a network in between
                 account.failure = _in_words(error)
         except LavaError as error:
             account.failure = _in_words(error)
@@ -256,10 +268,10 @@ class _Questions:
             return len((await self._lava.models.list()).data)
 
         self._account.models = await self._one(count)
-        self._account.key = None  # this list is for everyone
+        self._account.key = None  # this list is public
 
     async def _customer(self, name: str) -> None:
-        """By the name of today and by that of SDK 8: a Lava may know only one, and each tells other things."""
+        """Look it up by the current name and by that of SDK 8: a Lava may know only one, and their fields differ."""
         account, lava = self._account, self._lava
 
         def note(record: Connection | Customer) -> _Known:
@@ -284,12 +296,12 @@ class _Questions:
 
     async def _plan(self, name: str) -> None:
         account, lava = self._account, self._lava
-        told = await self._one(lambda: lava.customers.get_subscription(name))
-        if told is None and account.key is not False:
-            told = await self._one(lambda: lava.connections.get_subscription(name))
-        if told is None:
+        subscription = await self._one(lambda: lava.customers.get_subscription(name))
+        if subscription is None and account.key is not False:
+            subscription = await self._one(lambda: lava.connections.get_subscription(name))
+        if subscription is None:
             return
-        current = told.subscription
+        current = subscription.subscription
         account.subscribed = current is not None
         if current is not None:
             account.plan = current.plan.name if current.plan is not None else None
@@ -324,7 +336,7 @@ class _Questions:
 
 
 def _in_words(error: LavaError) -> str:
-    """What kept Lava from saying it, as a clause."""
+    """Return why there is no usable reply, as a clause."""
     from proxy.lava.errors import RateLimited, UnexpectedAnswer, Unreachable
 
     if isinstance(error, RateLimited):

@@ -1,0 +1,83 @@
+"""The target of a request, chosen by its endpoint and its ``model``, and prepared for its destination."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from proxy.gateway import routing
+from proxy.gateway.request_body import ONE_PIECE_BYTES
+from proxy.protocol import body as bodies
+
+if TYPE_CHECKING:
+    from proxy.gateway.active_request import ActiveRequest
+    from proxy.gateway.request_body import RequestBody
+    from proxy.gateway.template import Prepared, Template
+
+
+SMALL_BODY_BYTES: Final = 256 * 1024
+"""A plain JSON body up to this size is searched in one step, which is faster."""
+
+
+async def prepare(active: ActiveRequest, template: Template, body: RequestBody) -> Prepared:
+    """Return the request to send. ``body`` is changed if the target needs another model name. Raises ``ProxyError``."""
+    if not body.collected:
+        return _note(active, _for_model(active, template, None))
+    whole = b""
+    if template.plain_json and body.size <= SMALL_BODY_BYTES:
+        whole = b"".join(body)
+        raw = bodies.raw_model(whole)
+        known = template.prepared.get(raw) if raw else None
+        if known is not None:
+            if body.size <= ONE_PIECE_BYTES:
+                body.send(whole)
+            else:
+                body.send_pieces(active, body.taken(), body.size)
+            return _note(active, known)
+        found = bodies.model_of(whole, raw)
+    else:
+        limit = active.config.settings.server.max_body_bytes
+        found = await body.search(template.received, limit)
+    prepared = _for_model(active, template, found.name)
+    replace = prepared.route.replace
+    if replace is None:
+        if template.plain_json and found.name is not None and prepared.reusable:
+            template.keep(found.raw, prepared)
+        body.send_pieces(active, body.taken(), body.size)
+        return _note(active, prepared)
+    if found.decoded:
+        prepared = _for_model(active, template, found.name, decoded=True)
+    _rename(active, template, body, whole, found, replace)
+    return _note(active, prepared)
+
+
+def _note(active: ActiveRequest, prepared: Prepared) -> Prepared:
+    active.prepared = prepared
+    record, route = active.record, prepared.route
+    record.provider, record.model, record.hint = route.provider.name, route.model, route.hint
+    return prepared
+
+
+def _rename(
+    active: ActiveRequest, template: Template, body: RequestBody, whole: bytes, found: bodies.BodyModel, name: str
+) -> None:
+    """Send the body with ``name`` as its model and every other byte unchanged. Raises ``ProxyError``."""
+    start, end = found.span or bodies.place_of(whole, found)
+    pieces = body.taken()
+    if found.decoded:
+        limit = active.config.settings.server.max_body_bytes
+        pieces = bodies.decoded(pieces, template.received.noted[b"content-encoding"], limit)
+    new = bodies.written(found, name)
+    body.send_pieces(active, bodies.replaced(pieces, (start, end), new), found.size + len(new) - (end - start))
+
+
+def _for_model(active: ActiveRequest, template: Template, model: str | None, *, decoded: bool = False) -> Prepared:
+    """Return the prepared request for a model. It is made once for each head and model."""
+    prepared = template.prepared.get(model) if not decoded else None
+    if prepared is None:
+        config = template.config
+        route = routing.route(template.method, template.endpoint, template.query, template.project, model, config.table)
+        active.record.provider, active.record.model = route.provider.name, route.model
+        prepared = config.destination.prepare(template, route, decoded=decoded)
+        if prepared.reusable and not decoded:
+            template.keep(model, prepared)
+    return prepared
