@@ -1,9 +1,9 @@
-"""Counts for Prometheus: kept in plain dictionaries, dressed in prometheus-client's types only when asked for.
+"""Metrics for Prometheus: stored in plain dictionaries, converted to prometheus-client's types only when scraped.
 
-A request costs a few dictionary look-ups and additions; the library (15 ms and 3 MiB to load) is needed for none of
-them. All methods belong to one thread, that of the event loop, and need no lock. Labels are bounded: projects and
-providers come from the configuration, but reloads bring new ones without end, so what comes after the first few
-hundred is counted as ``-``.
+A request costs a few dictionary look-ups and additions; the library (15 ms and 3 MiB to load) is not needed for them.
+All methods run in one thread, that of the event loop, and need no lock. Labels are bounded: projects and providers are
+from the configuration, but reloads may add new ones without end, so those after the first few hundred are counted as
+``-``.
 """
 
 from __future__ import annotations
@@ -14,52 +14,43 @@ from typing import TYPE_CHECKING, Any
 from proxy import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-_MOST_LABELS = 200
-_MOST_SERIES = 5_000
-# Upper bounds in seconds: from what the proxy itself adds up to the longest answers of slow models.
+    from proxy.protocol.record import Record
+
+_MAX_LABELS = 200
+_MAX_SERIES = 5_000
+# Upper bounds in seconds: from the proxy's own overhead to the longest responses of slow models.
 _FIRST_BYTE = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _DURATION = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 _NONE = "-"
 
 
 class Metrics:
-    """What happened since the start, of the whole process."""
+    """The metrics of the process since its start."""
 
-    def __init__(self) -> None:
-        self._in_flight = 0
+    def __init__(self, in_flight: Callable[[], int]) -> None:
+        self._in_flight = in_flight
         self._projects: dict[str | None, str] = {None: _NONE}
         self._providers: dict[str | None, str] = {None: _NONE}
         self._series: dict[tuple[str, str], _Series] = {}
         self._kinds = 0  # of (status, outcome), in all series together
-        # The series of a project and a provider, as they are named in a record: two look-ups done once.
+        # The series of a project and a provider, by their names in a record: replaces two look-ups.
         self._found: dict[tuple[str | None, str | None], _Series] = {}
         self._reloads = 0
         self._reload_failures = 0
         self._registry: Any = None
 
-    def started(self) -> None:
-        """A request came that will be finished: one more in flight."""
-        self._in_flight += 1
-
-    def finished(
-        self,
-        project: str | None,
-        provider: str | None,
-        status: int | None,
-        outcome: str,
-        first_byte_s: float | None,
-        duration_s: float,
-    ) -> None:
-        """A request that was `started` is over. None means unknown: no project or provider found, no status sent."""
-        self._in_flight -= 1
+    def observe(self, record: Record) -> None:
+        """Count a finished request."""
+        project, provider, status, outcome = record.project, record.provider, record.status, record.outcome or ""
+        first_byte_s, duration_s = record.first_byte_s, record.duration_s
         series = self._found.get((project, provider)) or self._find(project, provider)
         kind = (status, outcome)
         count = series.requests.get(kind)
         if count is None:
             count = 0
-            if self._kinds >= _MOST_SERIES:
+            if self._kinds >= _MAX_SERIES:
                 series = self._of(_NONE, _NONE)
                 count = series.requests.get(kind, 0)
             self._kinds += not count
@@ -72,18 +63,14 @@ class Metrics:
             counts[bisect_left(_FIRST_BYTE, first_byte_s)] += 1
             counts[-1] += first_byte_s
 
-    def passed(self) -> None:
-        """What was `started` is over and is not to be counted: a health probe."""
-        self._in_flight -= 1
-
     def config_reload(self, ok: bool) -> None:
-        """The configuration was read again, and taken (`ok`) or not."""
+        """Count a reload of the configuration, successful (`ok`) or not."""
         self._reloads += 1
         if not ok:
             self._reload_failures += 1
 
     def render(self) -> tuple[bytes, str]:
-        """(body, content type) of the exposition, in Prometheus' text format."""
+        """Return (body, content type) of the exposition, in Prometheus' text format."""
         from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
         from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -94,11 +81,11 @@ class Metrics:
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
     def describe(self) -> list[Any]:
-        """Asked by the registry, which would else collect once just for the names."""
+        """Return nothing. Without this method, the registry would collect once just for the names."""
         return []
 
     def collect(self) -> Iterator[Any]:
-        """Asked by the registry for the present figures."""
+        """Yield the current metrics, for the registry."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         labels = ("project", "provider", "status", "outcome")
@@ -126,7 +113,7 @@ class Metrics:
                 if any(counts):
                     family.add_metric(where, _cumulative(bounds, counts), counts[-1])
             yield family
-        yield GaugeMetricFamily("lava_proxy_streams_in_flight", "Requests that are not over.", self._in_flight)
+        yield GaugeMetricFamily("lava_proxy_streams_in_flight", "Requests that are not over.", self._in_flight())
         yield CounterMetricFamily("lava_proxy_config_reloads", "Times the configuration was read again.", self._reloads)
         yield CounterMetricFamily(
             "lava_proxy_config_reload_failures", "Reloads that were refused; the old stayed.", self._reload_failures
@@ -138,7 +125,7 @@ class Metrics:
     def _bounded(self, known: dict[str | None, str], name: str | None) -> str:
         label = known.get(name)
         if label is None:
-            label = name if name is not None and len(known) <= _MOST_LABELS else _NONE
+            label = name if name is not None and len(known) <= _MAX_LABELS else _NONE
             if label is not _NONE:
                 known[name] = label
         return label
@@ -146,20 +133,20 @@ class Metrics:
     def _of(self, project: str, provider: str) -> _Series:
         series = self._series.get((project, provider))
         if series is None:
-            if len(self._series) >= _MOST_SERIES:
+            if len(self._series) >= _MAX_SERIES:
                 project = provider = _NONE
             series = self._series.setdefault((project, provider), _Series())
         return series
 
     def _find(self, project: str | None, provider: str | None) -> _Series:
         series = self._of(self._bounded(self._projects, project), self._bounded(self._providers, provider))
-        if len(self._found) < _MOST_SERIES:
+        if len(self._found) < _MAX_SERIES:
             self._found[project, provider] = series
         return series
 
 
 class _Series:
-    """What is counted for one project and one provider; of seconds a counter per bucket, one for +Inf, and their sum."""
+    """The counters of one project and one provider; for seconds a counter per bucket, one for +Inf, and their sum."""
 
     __slots__ = ("duration", "first_byte", "requests")
 
@@ -170,7 +157,7 @@ class _Series:
 
 
 def _cumulative(bounds: tuple[float, ...], counts: list[float]) -> list[tuple[str, float]]:
-    """The buckets as the format wants them: each with all that is below it."""
+    """Return the buckets in the format's cumulative form: each includes all lower ones."""
     total = 0.0
     buckets = []
     for bound, count in zip((*map(str, bounds), "+Inf"), counts, strict=False):

@@ -1,18 +1,17 @@
 """The log: one line per event, written by a thread of its own, with every secret masked by value.
 
-The event loop never waits for a disk or a terminal: a call only appends to a bounded queue, and a thread
-writes what is in it, in batches, so that it costs few thread switches. What does not fit into the queue is
-dropped, counted, and the count is told in a later line. The thread formats and masks as well, but for one
-kind of line: that of a request, as JSON, where nothing in it is unusual. This one is filled into a template
-at once, after the answer has left: the two threads share one interpreter, and handing it to and fro costs
-more than the line.
+The event loop never waits for a disk or a terminal. A call only appends to a bounded queue, and a thread
+writes its contents, in batches, so that there are few thread switches. Lines that do not fit into the queue are
+dropped and counted, and a later line contains the count. The thread formats and masks as well, except for one
+kind of line: that of a request, as JSON, without unusual values. This line is filled into a template at once,
+after the response was sent: the two threads share one interpreter, and switching between them costs more than
+the line.
 
-Masking comes twice: on the fields before rendering, and on the rendered line, for what only rendering put
-together. The template is for values in which neither look finds anything; they are remembered. Tracebacks
-are the plain ones of the standard library: structlog's rich and dict forms show local variables, and the
-forward token is one. The records of ``logging`` (uvicorn, asyncio, the HTTP client at any level) take the
-same way; from these, credentials that are not ours to know (a client's own key, a cookie) are masked by their
-shape as well.
+Masking is done twice: on the fields before rendering, and on the rendered line, for secrets that only rendering
+joined. The template is for values in which neither search finds anything; they are cached. Tracebacks are the
+plain ones of the standard library: structlog's rich and dict forms show local variables, and the forward token
+is one. The records of ``logging`` (uvicorn, asyncio, the HTTP client at any level) are handled in the same way;
+in these, unknown credentials (a client's own key, a cookie) are masked by their shape as well.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
 
-    from proxy.record import Record
-    from proxy.redaction import Redactor
-    from proxy.settings import Log
+    from proxy.config.settings import LogSettings
+    from proxy.protocol.record import Record
+    from proxy.protocol.redaction import Redactor
 
     Fields = MutableMapping[str, Any]
     # method, path, project, provider, model, status, outcome
@@ -43,28 +42,24 @@ if TYPE_CHECKING:
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _QUEUE = 20_000
-# Lines per write: those that the thread must make itself, and all. Making a line holds the interpreter's lock, writing
-# lets it go: a request that comes in the middle waits for a few lines, not for many.
-_BATCH = 2
-_MOST_LINES = 256
-# Where both threads share one core, the loop cannot take the lock that a write let go before it is given the core.
-_yield_core = getattr(os, "sched_yield", lambda: None)
+# Lines per write. Formatting a line holds the interpreter's lock, writing releases it.
+_MAX_LINES = 256
 # How long lines are collected before they are written: a thread switch per line would cost the loop more than the line.
 _GATHER_S = 0.02
 _CLOSE_S = 5.0
-_LONGEST = 8 * 1024
-# What requests have in common is remembered as JSON: so many times, and so much of it (characters).
-_MOST_KNOWN = 2048
-_LONGEST_KNOWN = 512
-_LONGEST_TRACE = 64 * 1024
-# The columns of a row for people; where it went is cut to at least _LEAST, and a terminal below _NARROW has no tokens.
+_MAX_LENGTH = 8 * 1024
+# Limits of the cache of rendered JSON that requests have in common: entries, and characters of each.
+_MAX_KNOWN = 2048
+_MAX_KNOWN_LENGTH = 512
+_MAX_TRACE = 64 * 1024
+# The columns of a row in a terminal. The target is cut to at least _LEAST, and a terminal below _NARROW shows no tokens.
 _PROJECT, _WHERE, _TOKENS, _DURATION, _OUTCOME, _LEAST, _NARROW = 8, 34, 12, 7, 14, 8, 72
 _DIM, _RED, _GREEN, _YELLOW, _RESET = "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
-# Libraries that at INFO tell every URL with its query; hpack and h2 tell every header at DEBUG.
+# Libraries that log every URL with its query at INFO; hpack and h2 log every header at DEBUG.
 _QUIET = {"httpx2": "warning", "httpcore2": "warning", "uvicorn.access": "critical"}
 _NEVER_DEBUG = ("hpack", "h2")
 
-# What could end a line, colour a terminal or turn the order of its letters round.
+# Characters that could end a line, colour a terminal or reverse the order of its letters.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufff9-\ufffb]"
 )
@@ -75,28 +70,27 @@ _CREDENTIAL_NAMES = (
 _CREDENTIALS = re.compile(
     rf"""((?:{_CREDENTIAL_NAMES})["']?\s*[,:=]\s*b?)(?:"[^"\n]*"|'[^'\n]*'|[^'"\n]+)"""
     r"""|(\bbearer\s+)[A-Za-z0-9+/_=.~-]+"""
-    # A tool's own provider key is in no configuration, so no value to look for is known; its beginning is.
+    # A tool's own provider key is in no configuration, so its value is unknown; its prefix is known.
     r"""|\b(sk-|aiza|gsk_|xai-|aks_|lava_[a-z]{2}_)[A-Za-z0-9_-]{16,}""",
     re.IGNORECASE,
 )
 
 
-def configure(log: Log, redactor: Redactor) -> Logs:
-    """Starts the log that `log` describes. Its owner calls `close` when everything else has ended.
+def configure(log: LogSettings, redactor: Redactor) -> Logs:
+    """Start the log that `log` describes. Its owner calls `close` when everything else has ended.
 
-    Raises OSError where the file cannot be opened (a symbolic link is not followed).
+    Raises OSError if the file cannot be opened (a symbolic link is not followed).
     """
     return Logs(log, redactor)
 
 
 class Logs:
-    """The running log. Any thread may call it; no method waits for the line to be written, but `close`.
+    """The running log. Any thread may call it. Only `close` waits for lines to be written.
 
-    Fields are told as given; ``exc_info`` may be an exception or True. Exceptions of the log itself never
-    come out.
+    Fields are logged as given; ``exc_info`` may be an exception or True. No method raises errors of the log itself.
     """
 
-    def __init__(self, log: Log, redactor: Redactor) -> None:
+    def __init__(self, log: LogSettings, redactor: Redactor) -> None:
         self._sink = _sink(log.file)
         self._console = log.format == "console" or (log.format == "auto" and self._sink.terminal)
         self._redactor = redactor
@@ -111,8 +105,8 @@ class Logs:
         self._wake = Event()
         self._stop = Event()
         self._busy = False
-        self._waking: asyncio.AbstractEventLoop | None = None  # will wake the writer
-        self._gathered = False  # it did, and lines were collected meanwhile
+        self._waking: asyncio.AbstractEventLoop | None = None  # the loop that will wake the writer
+        self._gathered = False  # the writer was woken after lines had been collected
         self._reopen = False
         self._handler = _Handler(self)
         self._levels: dict[str, int] = {}
@@ -137,11 +131,11 @@ class Logs:
         self._log("critical", event, fields)
 
     def exception(self, event: str, **fields: Any) -> None:
-        """An error with the exception that is being handled."""
+        """Log an error with the exception that is being handled."""
         self._log("error", event, {"exc_info": True, **fields})
 
     def request(self, record: Record) -> None:
-        """The one line of a request that is over. Takes the record as it is: nothing may change it afterwards."""
+        """Log the line of a finished request. The record must not change afterwards."""
         if self._threshold > 20:
             return
         line = None if self._console else self._request_line(record)
@@ -151,23 +145,23 @@ class Logs:
             self._append(line, soon=False)
 
     def set_redactor(self, redactor: Redactor) -> None:
-        """From the next line on, these values are masked (a reload). Lines still queued get the new one, too."""
+        """Mask these values from the next line on (after a reload), including lines that are still queued."""
         self._redactor = redactor
         self._known = {}
 
     def set_level(self, level: str) -> None:
-        """Changes the threshold, of the captured libraries as well."""
+        """Change the threshold, also of the captured libraries."""
         self._threshold = _LEVELS[level]
         self._release()
         self._capture(level)
 
     def reopen(self) -> None:
-        """Has the writer open the file anew before its next line (log rotation)."""
+        """Reopen the file before the next line (log rotation)."""
         self._reopen = True
         self._wake.set()
 
     def close(self) -> None:
-        """Writes what is queued and ends. Waits 5 s at most (a terminal may be stopped). May be called again."""
+        """Write the queued lines and stop. Waits at most 5 s (a terminal may be stopped). May be called again."""
         if self._stop.is_set():
             return
         atexit.unregister(self.close)
@@ -192,7 +186,7 @@ class Logs:
         self._append((time.time(), level, event, fields))
 
     def _append(self, line: str | tuple[float, str, Any, Fields], *, soon: bool = True) -> None:
-        """Queue a line. ``soon``: what explains a fault must not wait for a loop that may be stuck in it."""
+        """Queue a line. ``soon``: a line about a fault must not wait for a loop that the fault may block."""
         if len(self._queue) >= _QUEUE or self._stop.is_set():
             self._dropped += 1
             return
@@ -203,7 +197,7 @@ class Logs:
         if loop is None:
             self._wake.set()
         elif self._waking is not loop:
-            # Waking the thread at once would take the core, and the interpreter's lock, from the next request.
+            # Waking the thread at once would take the core and the interpreter's lock from the next request.
             self._waking = loop
             loop.call_later(_GATHER_S, self._wake_up)
 
@@ -213,7 +207,7 @@ class Logs:
         self._wake.set()
 
     def _request_line(self, record: Record) -> str | None:
-        """The line of `record`, or None where the general way must make it. Never raises."""
+        """Return the line of `record`, or None if `_rendered` must make it. Never raises."""
         if self._redactor.crosses_values:
             return None
         try:
@@ -237,7 +231,7 @@ class Logs:
                 record.provider,
                 model,
                 record.status,
-                record.outcome,
+                record.outcome or "",
             )
             return (
                 f'{{"timestamp":"{self._stamp(time.time())}",{self._known.get(what) or self._json_of_what(what)},'
@@ -251,21 +245,21 @@ class Logs:
             return None
 
     def _json_of_what(self, what: _What) -> str:
-        """The fields that requests of one tool have in common, as JSON. Remembered. ValueError as `_json_of`."""
+        """Return the fields that requests of one tool have in common, as JSON. Cached. ValueError as in `_json_of`."""
         method, path, project, provider, model = map(self._json_of, what[:5])
         status, outcome = what[5:]
         text = (
             f'"level":"info","event":"request","method":{method},"path":{path},"project":{project},'
             f'"provider":{provider},"model":{model},"status":{"null" if status is None else status},"outcome":"{outcome}"'
         )
-        if len(text) <= _LONGEST_KNOWN:
-            if len(self._known) >= _MOST_KNOWN:
+        if len(text) <= _MAX_KNOWN_LENGTH:
+            if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             self._known[what] = text
         return text
 
     def _json_of_id(self, value: str | None) -> str:
-        """``_json_of`` for what is another with every request."""
+        """Return the same as ``_json_of``, for a value that differs in every request."""
         if value is None:
             return "null"
         if _ID.match(value) and not self._redactor.stands_in(value):
@@ -273,7 +267,7 @@ class Logs:
         return self._json_of(value)
 
     def _json_of(self, value: str | None) -> str:
-        """`value` as JSON. ValueError where it must be cut, escaped beyond ASCII, or masked."""
+        """Return `value` as JSON. Raises ValueError if it must be cut, escaped as non-ASCII, or masked."""
         if value is None:
             return "null"
         if len(value) > 1024 or not value.isascii():
@@ -285,7 +279,7 @@ class Logs:
         return text
 
     def _capture(self, level: str) -> None:
-        """Sends the records of ``logging`` here; remembers the levels it changes."""
+        """Capture the records of ``logging``, and remember the changed levels."""
         root = logging.getLogger()
         wanted = {"": level, **dict.fromkeys(_NEVER_DEBUG, max(level, "info", key=lambda name: _LEVELS[name]))}
         for name, quiet in _QUIET.items():
@@ -319,7 +313,7 @@ class Logs:
                 self._dropped += 1
             self._busy = False
             if self._queue or self._reopen:
-                self._wake.set()  # came in after the last look, seeing `_busy`
+                self._wake.set()  # queued after the last check, when `_busy` was still set
             elif stopping:
                 return
 
@@ -330,20 +324,15 @@ class Logs:
                 self._sink.reopen()
             except OSError as error:
                 self._queue.append((time.time(), "error", "the log file cannot be opened again", {"reason": error}))
-        # What is there now. What comes meanwhile is collected for the next time: under load a line comes while the one
-        # before is written, and each would cost a write and two handovers of the lock.
+        # The lines that are queued now. Later ones are collected for the next batch: under load a line arrives while the
+        # one before is written, and each would cost a write and two switches of the lock.
         left = len(self._queue)
         while left:
             lines: list[str] = []
-            made = 0
-            while left and made < _BATCH and len(lines) < _MOST_LINES:
+            while left and len(lines) < _MAX_LINES:
                 left -= 1
                 each = self._queue.popleft()
-                if isinstance(each, str):
-                    lines.append(each)
-                else:
-                    lines.append(self._line(*each))
-                    made += 1
+                lines.append(each if isinstance(each, str) else self._line(*each))
             if self._dropped != self._dropped_told:
                 count, self._dropped_told = self._dropped - self._dropped_told, self._dropped
                 lines.append(self._line(time.time(), "warning", "log lines were dropped", {"count": count}))
@@ -351,45 +340,44 @@ class Logs:
                 self._sink.write("".join(lines))
             except (OSError, ValueError):  # disk full, pipe closed, stream closed
                 self._dropped += len(lines)
-            _yield_core()
 
     def _line(self, when: float, level: str, event: Any, fields: Fields) -> str:
-        """One event as one line, its line end included. Never raises."""
+        """Return one event as one line, including its line end. Never raises."""
         try:
             if isinstance(event, str):
                 return self._rendered({"timestamp": self._stamp(when), "level": level, "event": event, **fields})
             if isinstance(event, _Captured):
                 text = _CREDENTIALS.sub(_mask, event.text)
-                told: Fields = {"timestamp": self._stamp(when), "level": level, "event": text, "logger": event.name}
-                return self._rendered({**told, "exc_info": event.error})
-            told = _of_request(event, self._stamp(when))
-            return self._row(told) if self._console else self._rendered(told)
+                values: Fields = {"timestamp": self._stamp(when), "level": level, "event": text, "logger": event.name}
+                return self._rendered({**values, "exc_info": event.error})
+            values = _of_request(event, self._stamp(when))
+            return self._row(values) if self._console else self._rendered(values)
         except Exception as error:  # noqa: BLE001 - fields of any kind come in, and a line must come out
             return json.dumps({"level": "error", "event": "unloggable", "reason": type(error).__name__}) + "\n"
 
-    def _row(self, told: Fields) -> str:
-        """What a person wants to know of a request, in one row of the terminal. Its other fields are in the JSON form."""
+    def _row(self, fields: Fields) -> str:
+        """Return the main fields of a request as one row for the terminal. The JSON form has all fields."""
         redactor = self._redactor
-        told = redactor.event(None, "", told)
-        where = f"{told['method']} {told['path']}"
-        if told["provider"] is not None:
-            where = f"{told['provider']}/{told['model']}" if told["model"] else f"{told['provider']} {where}"
-        error = told.get("error") or told.get("upstream_error")
+        fields = redactor.event(None, "", fields)
+        where = f"{fields['method']} {fields['path']}"
+        if fields["provider"] is not None:
+            where = f"{fields['provider']}/{fields['model']}" if fields["model"] else f"{fields['provider']} {where}"
+        error = fields.get("error") or fields.get("upstream_error")
         cells = _Row(
-            str(told["timestamp"])[:8],
-            "---" if told["status"] is None else str(told["status"]),
-            _ascii(redactor.text(told["project"] or "-")),
+            str(fields["timestamp"])[:8],
+            "---" if fields["status"] is None else str(fields["status"]),
+            _ascii(redactor.text(fields["project"] or "-")),
             _ascii(redactor.text(where)),
-            _tokens(told["input_tokens"], told["output_tokens"]),
-            _duration(told["duration_ms"]),
-            _ascii(redactor.text(f"{told['outcome']}: {error}" if error else told["outcome"])),
+            _tokens(fields["input_tokens"], fields["output_tokens"]),
+            _duration(fields["duration_ms"]),
+            _ascii(redactor.text(f"{fields['outcome']}: {error}" if error else fields["outcome"])),
         ).fitted(self._sink.width())
         line = str(cells)
         masked = redactor.text(line)
         return (cells.coloured() if self._sink.colours and masked is line else masked) + "\n"
 
     def _rendered(self, event: Fields) -> str:
-        """The general way: exception, masked fields, plain values, structlog's renderer, masked line."""
+        """Return the line of any event: exception, masked fields, plain values, structlog's renderer, masked line."""
         structlog = self._structlog
         redactor = self._redactor
         if isinstance(event.get("exc_info"), BaseException):
@@ -412,7 +400,7 @@ class Logs:
         line = str(self._render_fields(None, "", _bounded(event)))
         masked = redactor.text(line)
         if masked is not line:
-            # Masked across fields, which may have taken a quote with it.
+            # Masked across fields, which may have removed a quote.
             try:
                 json.loads(masked)
             except ValueError:
@@ -421,7 +409,7 @@ class Logs:
 
     def _stamp(self, when: float) -> str:
         second = int(when)
-        known, text = self._second  # both threads ask: number and text are changed together
+        known, text = self._second  # used by both threads: number and text are replaced together
         if second != known:
             if self._console:
                 text = time.strftime("%H:%M:%S", time.localtime(second))
@@ -447,18 +435,18 @@ class _Row(NamedTuple):
         return " ".join(filter(None, self)).rstrip()
 
     def fitted(self, width: int) -> _Row:
-        """Padded into columns, and no longer than ``width`` where that is known (0: it is not)."""
-        width = width or _LONGEST
+        """Return it padded into columns, and no longer than ``width`` (0: unknown)."""
+        width = width or _MAX_LENGTH
         tokens = self.tokens.rjust(_TOKENS) if self.tokens and width >= _NARROW else ""
         row = self._replace(
             project=_shortened(self.project, width // 5).ljust(_PROJECT),
             tokens=tokens,
             duration=self.duration.rjust(_DURATION),
         )
-        # A request without tokens has their room as well.
+        # A request without tokens uses their column as well.
         most = _WHERE if tokens or width < _NARROW else _WHERE + _TOKENS + 1
         beside = len(str(row._replace(where=".", outcome="."))) - 2
-        # An end that takes more than one word to tell needs the room more than the column does.
+        # A longer outcome may use the space of the column.
         column = max(min(width - beside - _OUTCOME, most), _LEAST)
         room = max(width - beside - max(len(self.outcome), _OUTCOME), _LEAST)
         where = _shortened(self.where, room).ljust(min(column, room))
@@ -477,7 +465,7 @@ class _Row(NamedTuple):
 
 
 class _Captured(NamedTuple):
-    """What is told of a record of ``logging``."""
+    """The logged part of a record of ``logging``."""
 
     name: str
     text: str
@@ -485,7 +473,7 @@ class _Captured(NamedTuple):
 
 
 class _Handler(logging.Handler):
-    """Takes the records of ``logging``."""
+    """Receives the records of ``logging``."""
 
     def __init__(self, logs: Logs) -> None:
         super().__init__()
@@ -493,7 +481,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            # Formatted here: the arguments may change once the caller goes on.
+            # Formatted here: the arguments may change after this call.
             text = record.getMessage()
         except Exception:  # noqa: BLE001 - logging's own answer would print the arguments to stderr
             text = f"a message that cannot be formatted, from {record.pathname}:{record.lineno}"
@@ -503,10 +491,10 @@ class _Handler(logging.Handler):
 
 
 class _Stream:
-    """stderr or stdout, as it was when the log began."""
+    """stderr or stdout, as it was when the log started."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream  # None where a program has no console
+        self._stream = stream  # None if the program has no console
         self.terminal = stream is not None and stream.isatty()
         plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or sys.platform == "win32"
         self.colours = self.terminal and not plain
@@ -521,7 +509,7 @@ class _Stream:
         self._stream.flush()
 
     def width(self) -> int:
-        """Columns of the terminal (80 where it does not say); 0 where there is none."""
+        """Return the columns of the terminal (80 if unknown); 0 if there is none."""
         if self._stream is None or not self.terminal:
             return 0
         try:
@@ -530,10 +518,10 @@ class _Stream:
             return 80
 
     def reopen(self) -> None:
-        """A stream has no other file to go to."""
+        """Do nothing: a stream cannot be reopened."""
 
     def close(self) -> None:
-        """Not ours to close."""
+        """Do nothing: the stream belongs to the process."""
 
 
 class _File:
@@ -547,8 +535,8 @@ class _File:
         self._descriptor = self._open()
 
     def _open(self) -> int:
-        # No link is followed: where others can write to the directory, it could lead to any file of ours. Not
-        # blocking, or opening a pipe without a reader would hang the start.
+        # No link is followed: if others can write to the directory, it could lead to any file of ours. Not blocking, or
+        # opening a pipe without a reader would hang the start.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
             flags |= getattr(os, name, 0)  # not everywhere
@@ -571,7 +559,7 @@ class _File:
         return 0
 
     def reopen(self) -> None:
-        """Goes on in a new file of the same name; stays with the old one where that fails (OSError)."""
+        """Continue in a new file with the same name; keep the old one if that fails (OSError)."""
         old, self._descriptor = self._descriptor, self._open()
         os.close(old)
 
@@ -587,13 +575,13 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _sink(path: str) -> _Stream | _File:
-    # Both are symbolic links, which a container's configuration names all the same.
+    # Both are symbolic links, but containers' configurations use them.
     streams = {"": sys.stderr, "/dev/stderr": sys.stderr, "/dev/stdout": sys.stdout}
     return _Stream(streams[path]) if path in streams else _File(path)
 
 
 def _of_request(record: Record, stamp: str) -> Fields:
-    """The fields of a request's line. What is not known is None; times in milliseconds, sizes in bytes."""
+    """Return the fields of a request's line. Unknown ones are None; times in milliseconds, sizes in bytes."""
     scanner = record.scanner
     inputs, outputs = scanner.tokens if scanner is not None else (None, None)
     first = record.first_byte_s
@@ -631,18 +619,18 @@ _TENTHS = tuple(f"{number / 10:.1f}" for number in range(200))
 
 
 def _milliseconds(seconds: float) -> str:
-    """In milliseconds, to a tenth. To make text of a number takes a while, and most are small."""
+    """Return milliseconds, to a tenth. Formatting a number is slow, and most are small."""
     tenths = int(seconds * 10_000 + 0.5)
     return _TENTHS[tenths] if 0 <= tenths < 200 else f"{tenths / 10:.1f}"
 
 
 def _ascii(text: str) -> str:
-    """`text` in letters that take one column each, anything else as an escape."""
+    """Return `text` in characters of one column each, anything else as an escape."""
     return _plain(text).encode("ascii", "backslashreplace").decode("ascii")
 
 
 def _shortened(text: str, room: int) -> str:
-    """`text` without its middle where it is longer than `room`: both ends of a name or a path tell something."""
+    """Return `text` without its middle if it is longer than `room`: both ends of a name or a path are informative."""
     if len(text) <= room:
         return text
     if room < 8:
@@ -673,7 +661,7 @@ def _cut(text: str | None) -> str | None:
 
 
 def _bounded(value: Any, name: str = "") -> Any:
-    """`value` with long texts cut, and numbers that JSON does not know as text."""
+    """Return `value` with long texts cut, and numbers that JSON does not support as text."""
     if isinstance(value, dict):
         return {str(key): _bounded(each, str(key)) for key, each in value.items()}
     if isinstance(value, list):
@@ -683,13 +671,13 @@ def _bounded(value: Any, name: str = "") -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     if isinstance(value, str):
-        limit = _LONGEST_TRACE if name == "exception" else _LONGEST
+        limit = _MAX_TRACE if name == "exception" else _MAX_LENGTH
         return value if len(value) <= limit else value[:limit] + "…"
     return value
 
 
 def _plain(text: str) -> str:
-    """`text` with what a terminal would act on shown as an escape."""
+    """Return `text` with control characters for a terminal shown as escapes."""
     return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1] if match[0] < "\x80" else _escape(match[0]), text)
 
 
@@ -698,7 +686,7 @@ def _escape(character: str) -> str:
 
 
 def _printable(name: str, value: Any) -> Any:
-    """`value` for a console line. The lines of a traceback are indented, so that none looks like an event."""
+    """Return `value` for a console line. The lines of a traceback are indented, so that none looks like an event."""
     value = _bounded(value, name)
     if name == "exception" and isinstance(value, str):
         return "\n".join("    " + _plain(line) for line in value.split("\n"))
@@ -708,7 +696,7 @@ def _printable(name: str, value: Any) -> Any:
 
 
 def _structlog() -> Any:
-    """structlog, loaded with the first log, and without rich (30 ms and 4 MiB, for tracebacks not used here)."""
+    """Import structlog with the first log, and without rich (30 ms and 4 MiB, for tracebacks not used here)."""
     if "structlog" not in sys.modules:
         hide = "rich" not in sys.modules
         if hide:

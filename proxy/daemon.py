@@ -1,18 +1,18 @@
-"""The daemon's life: sockets, one event loop, signals, drain, reload, and the exit code.
+"""The lifecycle of the daemon: sockets, one event loop, signals, drain, reload, and the exit code.
 
-Theory. uvicorn brings the configuration object and the lifespan; its ``Server`` is not used, because it answers
-waiting requests with 500 when its patience ends (an SDK repeats those, and somebody pays twice), waits for ever for a
-client that sends its body slowly, and exits by raising the signal again. The life of a daemon here:
+Theory. uvicorn provides the configuration object and the lifespan. Its ``Server`` is not used: at its shutdown timeout it
+responds to waiting requests with 500 (an SDK repeats those, and the user pays twice), it waits without limit for a client that
+sends its body slowly, and it exits by raising the signal again. The lifecycle here:
 
-1. **Prepare** the process: more descriptors, no core dumps (a core holds the key).
-2. **Listen**: systemd's sockets or our own. A port in use ends here, before anything else was touched.
-3. **Start** the application's lifespan, then accept, then say that we are ready.
-4. **Serve** until a signal, or until the terminal that it was started from is closed. Elsewhere SIGHUP, or a changed file (``watching.py``) load the configuration again: it is validated first and swapped
-   then; on any fault the old one stays.
-5. **Drain**: listeners closed at once, idle connections closed, requests finish. At ``drain_seconds`` the application
-   cuts what is left (with an error inside the stream). A second signal ends everything at once.
+1. **Prepare** the process: more descriptors, no core dumps (a core contains the key).
+2. **Listen** on systemd's sockets or our own. A port in use ends the start here, without side effects.
+3. **Start** the application's lifespan, then accept connections, then report readiness.
+4. **Serve** until a signal, or until the controlling terminal is closed. Without one, SIGHUP reloads the configuration; so does
+   a changed file (``watching.py``). The new configuration is validated first and then swapped in; on any fault the old one stays.
+5. **Drain**: listeners and idle connections are closed at once, requests finish. At ``drain_seconds`` the application ends the
+   remaining ones (with an error inside the stream). A second signal ends everything at once.
 
-Exit codes: 0 clean stop (also when the deadline struck), 1 second signal or a failed start, 75 port in use, 78 an
+Exit codes: 0 clean stop (also after the drain deadline), 1 second signal or a failed start, 75 port in use, 78 an
 address that cannot be used as configured.
 """
 
@@ -40,10 +40,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from proxy.framing import Limits
-from proxy.guard import GuardedProtocol, Watch
-from proxy.watching import Reloader
-from proxy.wording import counted
+from proxy.config.watching import Reloader
+from proxy.http.connection import ConnectionSet, StrictProtocol
+from proxy.http.framing import Limits
+from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, MutableMapping, Sequence
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from uvicorn import Config
     from uvicorn.server import ServerState
 
-    from proxy.guard import Message, Scope
-    from proxy.settings import Server, Settings
+    from proxy.config.settings import Server, Settings
+    from proxy.http.asgi import Message, Scope
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -61,22 +61,20 @@ EXIT_CONFIGURATION = 78
 
 BACKLOG = 2048
 SPARE_DESCRIPTORS = 64
-"""What the process needs beside its streams: listeners, logs, the event loop, name resolution, a reload."""
+"""Descriptors that the process needs beside its streams: listeners, logs, the event loop, name resolution, a reload."""
 DESCRIPTORS_PER_STREAM = 2
 CONFIG_POLL_SECONDS = 2.0
 YOUNG_OBJECTS = 20_000
-"""More of them than were given back since the last look make the collector look at the young ones."""
-KEPT_BYTES = 16 * 1024 * 1024
-"""Of freed memory the process keeps so much for the next large body."""
+"""Threshold of the garbage collector: allocations minus deallocations until it examines the young objects."""
 CUT_SECONDS = 1.0
-"""How long after the drain's deadline requests may take to say inside their streams that they were cut."""
+"""Time after the drain's deadline in which ended requests may send an error inside their streams."""
 
 
 class Runtime(Protocol):
-    """What the daemon asks of the application. ``reload`` may be a coroutine function.
+    """What the daemon needs from the application. ``reload`` may be a coroutine function.
 
-    Three more are called where they exist: ``refused(code)`` when the HTTP front refuses bytes that never became a
-    request, ``readable_by(origin, headers)`` for the headers of that answer, and ``reload_failed(exception)``.
+    Three more are called if they exist: ``refused(code)`` when the HTTP protocol refuses bytes that are no request,
+    ``readable_by(origin, headers)`` for the headers of that response, and ``reload_failed(exception)``.
     """
 
     def begin_drain(self) -> object: ...
@@ -98,7 +96,7 @@ class App(Protocol):
 
 
 class CannotListen(Exception):
-    """No socket as configured. ``exit_code`` is 75 (somebody else has it) or 78 (it cannot be had)."""
+    """A configured address cannot be listened on. ``exit_code`` is 75 (in use) or 78 (impossible)."""
 
     def __init__(self, exit_code: int, message: str) -> None:
         super().__init__(message)
@@ -113,11 +111,11 @@ def serve(
     on_ready: Callable[[tuple[str, ...]], object] | None = None,
     reload: Callable[[], Settings] | None = None,
 ) -> int:
-    """Run the daemon in this process until it is told to stop; returns the exit code.
+    """Run the daemon in this process until it is stopped, and return the exit code.
 
     ``on_ready`` gets the addresses once connections are accepted (``http://127.0.0.1:5282``, ``unix:/path``).
-    ``reload`` loads the settings again and raises where they are not good; it runs in a thread. After a drain that
-    had to be forced, a timer ends the process within two seconds even if the caller does not.
+    ``reload`` loads the settings again and raises if they are invalid; it runs in a thread. After a forced drain, a timer
+    ends the process within two seconds even if the caller does not.
     """
     descriptors = raise_descriptor_limit()
     forbid_core_dumps()
@@ -147,10 +145,10 @@ def background(
     limits: Limits | None = None,
     reload: Callable[[], Settings] | None = None,
 ) -> Iterator[Daemon]:
-    """The same daemon in a thread, for programs that run it beside something else: no signals, nothing process-wide.
+    """Run the daemon in a thread, inside another program: without signals and without process-wide changes.
 
-    Yields the running ``Daemon``; at the end it is stopped as a signal would, and waited for.
-    Raises ``CannotListen``, and ``RuntimeError`` when it does not start.
+    Yields the running ``Daemon``. At the end it is stopped like by a signal, and waited for.
+    Raises ``CannotListen``, and ``RuntimeError`` if it does not start.
     """
     ready = threading.Event()
     daemon = Daemon(
@@ -215,7 +213,7 @@ class Daemon:
         self._reload_wanted = asyncio.Event()
 
     async def run(self) -> int:
-        """Serve until stopped; returns the exit code."""
+        """Serve until stopped, and return the exit code."""
         loop = self._loop = asyncio.get_running_loop()
         self._catch_signals(loop)
         loop.set_exception_handler(_Reporter())
@@ -229,15 +227,15 @@ class Daemon:
     async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
         self.settings, limits = self._fit(self.settings)
         app = self._create_app(self.settings)
-        watch = Watch(limits, getattr(app.runtime, "refused", None), getattr(app.runtime, "readable_by", None))
+        watch = ConnectionSet(limits, getattr(app.runtime, "refused", None), getattr(app.runtime, "readable_by", None))
         config, state = _uvicorn(app, watch)
         lifespan = config.lifespan_class(config)
         await lifespan.startup()
         if lifespan.should_exit:
             return EXIT_FAILED
 
-        def connection() -> GuardedProtocol:
-            return GuardedProtocol(config, state, lifespan.state, loop, watch=watch)
+        def connection() -> StrictProtocol:
+            return StrictProtocol(config, state, lifespan.state, loop, watch=watch)
 
         servers = [await _accept(loop, connection, listener.sock) for listener in self._listeners]
         watch.start(loop)
@@ -247,13 +245,11 @@ class Daemon:
         if self._on_ready is not None:
             self._on_ready(self.addresses)
         if self._owns_process:
-            # What is loaded by now stays. A full collection would walk over all of it, 40,000 objects in 15 ms, in
-            # which every stream stands still; what comes later is little. Requests make no garbage that needs the
-            # collector, but those in flight are many objects, and a look at the young ones after every 700 costs a tenth
-            # of the processor time.
+            # The objects loaded so far stay alive. A full collection would traverse all of them, 40,000 in 15 ms, while
+            # every stream is blocked; few are added later. Requests make no garbage that needs the collector, but active
+            # ones are many objects, and examining the young ones after every 700 costs a tenth of the processor time.
             gc.freeze()
             gc.set_threshold(YOUNG_OBJECTS)
-            keep_freed_memory()
         chores = [loop.create_task(self._reload_when_wanted(app)), loop.create_task(self._poll_files())]
         await self._stop.wait()
 
@@ -271,12 +267,12 @@ class Daemon:
             _log().warning("the application did not shut down in time")
         return EXIT_OK
 
-    # told from outside
+    # called from outside
 
     def stop(self) -> None:
         """Begin the drain, from any thread; the second time, end at once."""
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # closed in the meantime: stopped already
+            with contextlib.suppress(RuntimeError):  # the loop is closed: already stopped
                 self._loop.call_soon_threadsafe(self._on_stop)
 
     def request_reload(self) -> None:
@@ -295,7 +291,7 @@ class Daemon:
 
     def _on_hangup(self) -> None:
         _log().info("the terminal was closed")
-        if not self._stop.is_set():  # a shell may say the same once more
+        if not self._stop.is_set():  # a shell may send the signal once more
             self._on_stop()
 
     def _catch_signals(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -310,17 +306,19 @@ class Daemon:
             except NotImplementedError:  # Windows
                 signal.signal(number, lambda *_: self.stop())
         if hasattr(signal, "SIGHUP"):
-            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: it shall outlive its terminal
+            ignored = (
+                signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            )  # by nohup: the daemon must outlive its terminal
             hangs_up = has_terminal() and not ignored
             loop.add_signal_handler(signal.SIGHUP, self._on_hangup if hangs_up else self._reload_wanted.set)
 
     def _release_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The process is ending, as it was asked to: from here on a late signal must not make its exit code another one."""
+        """Ignore later signals: the process is ending as requested, and they must not change its exit code."""
         if not self._owns_process:
             return
         numbers = [getattr(signal, name) for name in (*_STOP_SIGNALS, "SIGHUP") if hasattr(signal, name)]
         if hasattr(signal, "pthread_sigmask"):
-            # Or one that comes between two of these lines would end it.
+            # Otherwise a signal between two of these lines would kill the process.
             signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         for number in numbers:
             with contextlib.suppress(NotImplementedError, ValueError):
@@ -338,7 +336,7 @@ class Daemon:
             await self._reload(app)
 
     async def _reload(self, app: App) -> None:
-        """Validate, then swap; whatever goes wrong, the old configuration stays in use."""
+        """Validate the new configuration, then swap it in. On any fault the old one stays in use."""
         if self._reloader is None:
             _log().warning("asked to reload, but this daemon runs without a configuration that could be reloaded")
             return
@@ -350,7 +348,7 @@ class Daemon:
             if inspect.isawaitable(answer):
                 await answer
         except Exception as fault:  # noqa: BLE001 -- no fault of a configuration, of whatever kind, may stop the daemon
-            # Only a fault that carries sentences made for people is shown; any other could quote what it read.
+            # Only a fault with sentences for people is shown; any other could quote the file.
             faults: Sequence[str] = getattr(fault, "faults", None) or (f"{type(fault).__name__} while loading it",)
             for sentence in faults:
                 _log().error("the configuration was not reloaded, the old one stays in use: %s", sentence)
@@ -367,16 +365,16 @@ class Daemon:
             notify_systemd("READY=1")
 
     async def _poll_files(self) -> None:
-        """Ask for a reload when a file of the configuration has changed."""
+        """Request a reload when a file of the configuration has changed."""
         while self._reloader is not None:
             await asyncio.sleep(CONFIG_POLL_SECONDS)
             if await self._reloader.changed():
                 self._reload_wanted.set()
 
-    # the end
+    # shutdown
 
-    async def _drain(self, app: App, watch: Watch, tasks: set[asyncio.Task[None]]) -> bool:
-        """Returns whether everything ended by itself."""
+    async def _drain(self, app: App, watch: ConnectionSet, tasks: set[asyncio.Task[None]]) -> bool:
+        """Drain the daemon. Return whether every request ended by itself."""
         notify_systemd("STOPPING=1")
         self._close_listeners()
         app.runtime.begin_drain()
@@ -384,7 +382,7 @@ class Daemon:
         _log().info("stopping%s", f": finishing {counted(watch.requests, 'request')}" if watch.requests else "")
         seconds = self.settings.server.drain_seconds
         if await self._until(lambda: not tasks and not watch.busy(), seconds):
-            # What is left has its whole answer, and only waits for the client to close.
+            # The remaining connections have a complete response and only wait for the client to close.
             await self._until(lambda: not watch.connections, 0.2)
             return True
         if not self._forced:
@@ -392,7 +390,7 @@ class Daemon:
                 "not finished within %s: cutting %s", counted(seconds, "second"), counted(watch.requests, "request")
             )
             self._end_process_after(CUT_SECONDS + 0.9, EXIT_OK)
-        app.runtime.cut()  # also when all ends at once: that is why the requests end
+        app.runtime.cut()  # also for an immediate stop: it gives the requests their reason
         if not self._forced:
             await self._until(lambda: not tasks and not watch.busy(), CUT_SECONDS)
         watch.cut()
@@ -412,7 +410,7 @@ class Daemon:
         return True
 
     def _end_process_after(self, seconds: float, code: int) -> None:
-        """Name resolution stuck in a thread, or a task that will not die, must not hold up the end."""
+        """End the process after ``seconds``: a hanging name lookup or task must not delay the exit."""
         if self._owns_process:
             timer = threading.Timer(seconds, os._exit, (code,))
             timer.daemon = True
@@ -427,7 +425,7 @@ class Daemon:
         self._listeners.clear()
 
     def _fit(self, settings: Settings) -> tuple[Settings, Limits]:
-        """Fit what may be open at once to the descriptors there are. Says so where that is less than configured."""
+        """Fit the limits on open connections to the available descriptors. Log it if they are below the configuration."""
         wanted = settings.server.max_concurrent
         granted = wanted
         most_connections = max(4 * wanted, 1024)
@@ -466,9 +464,9 @@ _STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGBREAK")
 
 
 def run_loop(main: Coroutine[Any, Any, int]) -> int:
-    """Run ``main`` in a loop of its own (uvloop's where there is one) and leave nothing that could hold up the end.
+    """Run ``main`` in its own loop (uvloop's if installed), without anything that could delay the exit.
 
-    Unlike ``asyncio.run`` it waits neither for ever for tasks that will not be cancelled, nor for threads.
+    Unlike ``asyncio.run`` it waits neither without limit for tasks that ignore their cancellation, nor for threads.
     """
     loop = _new_loop()
     threads = ThreadPoolExecutor(4, thread_name_prefix="lava-proxy")
@@ -495,13 +493,13 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _uvicorn(app: App, watch: Watch) -> tuple[Config, ServerState]:
+def _uvicorn(app: App, watch: ConnectionSet) -> tuple[Config, ServerState]:
     from uvicorn import Config
     from uvicorn.server import ServerState
 
     config = Config(
         cast("Any", app),
-        http=cast("Any", functools.partial(GuardedProtocol, watch=watch)),
+        http=cast("Any", functools.partial(StrictProtocol, watch=watch)),
         ws="none",
         lifespan="on",
         interface="asgi3",
@@ -518,11 +516,11 @@ def _uvicorn(app: App, watch: Watch) -> tuple[Config, ServerState]:
 
 
 async def _accept(
-    loop: asyncio.AbstractEventLoop, connection: Callable[[], GuardedProtocol], sock: socket.socket
+    loop: asyncio.AbstractEventLoop, connection: Callable[[], StrictProtocol], sock: socket.socket
 ) -> asyncio.AbstractServer:
     if not _is_unix(sock):
         return await loop.create_server(connection, sock=sock, backlog=BACKLOG)
-    # From 3.13 a loop removes the file by itself, also one that belongs to systemd.
+    # From Python 3.13 on, a loop removes the file by itself, even one that belongs to systemd.
     own_cleanup: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
     return await loop.create_unix_server(connection, sock=sock, backlog=BACKLOG, **own_cleanup)
 
@@ -531,14 +529,14 @@ async def _accept(
 
 
 class Listener(NamedTuple):
-    """A listening socket; ``path`` is the file of a unix socket that is ours to remove."""
+    """A listening socket; ``path`` is the file of a unix socket that the daemon must remove."""
 
     sock: socket.socket
     path: str = ""
 
 
 def listen(settings: Settings, environ: MutableMapping[str, str]) -> list[Listener]:
-    """All sockets that ``settings`` ask for; those of systemd in place of ``host`` and ``port``.
+    """Return all sockets for ``settings``; those of systemd replace ``host`` and ``port``.
 
     Raises ``CannotListen``.
     """
@@ -565,7 +563,7 @@ def open_listeners(server: Server) -> list[socket.socket]:
             for host in server.host:
                 for family, address in _resolve(host, port):
                     if (family, address[0]) in seen:
-                        continue  # two names of one address, as localhost beside 127.0.0.1
+                        continue  # two names of one address, such as localhost and 127.0.0.1
                     seen.add((family, address[0]))
                     listener = _open(family, (address[0], port, *address[2:]), host)
                     if listener is not None:
@@ -574,7 +572,7 @@ def open_listeners(server: Server) -> list[socket.socket]:
         except CannotListen as fault:
             _close_all(opened)
             if server.port == 0 and fault.exit_code == EXIT_UNAVAILABLE:
-                continue  # the free port of one host is taken on the next: another one
+                continue  # the free port of one host is in use on the next: try another one
             raise
         if opened:
             return opened
@@ -595,9 +593,9 @@ def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
 
 
 def _open(family: socket.AddressFamily, address: Any, host: str) -> socket.socket | None:
-    """A listening socket, or ``None`` for ``::1`` where the machine has no IPv6."""
+    """Return a listening socket, or ``None`` for ``::1`` if the machine has no IPv6."""
     try:
-        # Named as TCP, or asyncio's own loop would not switch Nagle's waiting off for what it accepts.
+        # With IPPROTO_TCP: otherwise asyncio's own loop does not set TCP_NODELAY on accepted connections.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError:
         if family == socket.AF_INET6:
@@ -608,7 +606,7 @@ def _open(family: socket.AddressFamily, address: Any, host: str) -> socket.socke
             listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", 0), 1)
         else:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # A client machine that vanished without a word is noticed; accepted connections inherit it.
+        # Detects a client machine that vanished without a FIN; accepted connections inherit it.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -637,15 +635,15 @@ def _open(family: socket.AddressFamily, address: Any, host: str) -> socket.socke
 
 
 def open_unix_listener(path: str) -> socket.socket:
-    """Listen on a unix socket that only this user may use. A dead one is replaced. Raises ``CannotListen``."""
+    """Listen on a unix socket that only this user may use, and replace a stale one. Raises ``CannotListen``."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)  # so that there is no moment in which others could connect
+    mask = os.umask(0o177)  # so that others can never connect, not even for a moment
     try:
         _remove_dead(path)
         listener.bind(path)
         listener.listen(BACKLOG)
         listener.setblocking(False)
-    except (OSError, ValueError) as fault:  # ValueError: no path at all, such as one with a NUL
+    except (OSError, ValueError) as fault:  # ValueError: an impossible path, such as one with a NUL
         listener.close()
         number = getattr(fault, "errno", None)
         why = os.strerror(number) if number else str(fault)
@@ -671,7 +669,7 @@ def _remedy(path: str, number: int | None) -> str:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove a socket at ``path`` that nobody listens on. Raises ``CannotListen`` for anything else there, and ``OSError``."""
+    """Remove a stale socket at ``path``. Raises ``CannotListen`` for anything else there, and ``OSError``."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -692,16 +690,16 @@ def _answers(path: str) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except PermissionError:
-            raise  # another user's, dead or alive
+            raise  # another user's, stale or not
         except OSError:
-            return True  # too busy to answer: somebody is there
+            return True  # too busy to accept: a program is listening
     return True
 
 
 def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
-    """The listening sockets that systemd opened for us (``sd_listen_fds(3)``); none where it did not.
+    """Return the listening sockets that systemd opened for us (``sd_listen_fds(3)``), if any.
 
-    Takes the variables out of ``environ``, so that no child takes them for its own. Raises ``CannotListen``.
+    Removes the variables from ``environ``, so that no child process uses them. Raises ``CannotListen``.
     """
     count, pid = environ.pop("LISTEN_FDS", ""), environ.pop("LISTEN_PID", "")
     environ.pop("LISTEN_FDNAMES", None)
@@ -727,7 +725,7 @@ def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
 
 
 def require_keys(sockets: Sequence[socket.socket], settings: Settings) -> None:
-    """Without local keys only loopback is listened on. Settings know names; here are the addresses behind them.
+    """Require local keys for any address but loopback. Settings contain names; the sockets have the resolved addresses.
 
     Raises ``CannotListen``.
     """
@@ -743,7 +741,7 @@ def require_keys(sockets: Sequence[socket.socket], settings: Settings) -> None:
 
 
 def describe(sock: socket.socket) -> str:
-    """``http://127.0.0.1:5282``, ``http://[::1]:5282`` or ``unix:/path``."""
+    """Return ``http://127.0.0.1:5282``, ``http://[::1]:5282`` or ``unix:/path``."""
     name = sock.getsockname()
     if _is_unix(sock):
         return f"unix:{os.fsdecode(name)}"
@@ -776,10 +774,10 @@ def _by(port: int) -> str:
 
 
 def find_holder(port: int) -> tuple[int, str] | None:
-    """Process id and name of who listens on TCP ``port``, where Linux tells us.
+    """Return process id and name of the listener on TCP ``port``, if Linux shows it.
 
-    Our own daemons hide their descriptors even from their user (see ``forbid_core_dumps``), so a process
-    whose command line is ours is taken as the second best answer.
+    Our own daemons hide their descriptors even from their user (see ``forbid_core_dumps``), so a process with our command
+    line is the second choice.
     """
     inodes: set[str] = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -827,15 +825,15 @@ def _is_lava_proxy(process: Path) -> bool:
 
 
 def raise_descriptor_limit() -> int | None:
-    """Raise the soft limit of open files to the hard one; returns what may be open now, ``None`` where nobody says."""
+    """Raise the soft limit of open files to the hard one. Return the new limit, ``None`` if unknown."""
     try:
         import resource
     except ImportError:
         return None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = 1 << 20  # some systems have a hard limit of 2**30, and some libraries loop over all of them
-    goal = most if hard == resource.RLIM_INFINITY else min(hard, most)
-    for limit in (goal, 10_240):  # macOS says «infinity» and means this
+    maximum = 1 << 20  # some systems have a hard limit of 2**30, and some libraries loop over all of them
+    goal = maximum if hard == resource.RLIM_INFINITY else min(hard, maximum)
+    for limit in (goal, 10_240):  # macOS reports «infinity» but allows this
         if soft != resource.RLIM_INFINITY and soft >= limit:
             break
         try:
@@ -844,11 +842,11 @@ def raise_descriptor_limit() -> int | None:
             continue
         soft = limit
         break
-    return most if soft == resource.RLIM_INFINITY else soft
+    return maximum if soft == resource.RLIM_INFINITY else soft
 
 
 def has_terminal() -> bool:
-    """Whether this process has a controlling terminal, which tells it by SIGHUP that it goes away."""
+    """Whether this process has a controlling terminal, which sends SIGHUP when it is closed."""
     try:
         descriptor = os.open("/dev/tty", os.O_RDWR | getattr(os, "O_NOCTTY", 0))
     except OSError:
@@ -858,9 +856,9 @@ def has_terminal() -> bool:
 
 
 def forbid_core_dumps() -> None:
-    """A core dump would hold the key, and so does ``/proc/<pid>/environ``: neither is for other programs.
+    """Protect core dumps and ``/proc/<pid>/environ``, which contain the key, from other programs.
 
-    Linux pipes cores into a collector whatever the limit says, unless the process is not dumpable.
+    Linux pipes cores into a collector regardless of the limit, unless the process is not dumpable.
     """
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
@@ -872,21 +870,8 @@ def forbid_core_dumps() -> None:
             ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep up to ``KEPT_BYTES`` of what bodies have freed, instead of giving it back and taking it again page by
-    page, each page cleared by the kernel: a quarter of the processor time of an upload. See ``mallopt(3)``; nothing happens
-    with another C library.
-    """
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "gnu_get_libc_version"):
-            libc.mallopt(m_trim_threshold, KEPT_BYTES)
-            libc.mallopt(m_mmap_threshold, KEPT_BYTES // 4)
-
-
 def notify_systemd(state: str) -> None:
-    """``sd_notify(3)``; nothing where nobody listens."""
+    """Send ``state`` to systemd (``sd_notify(3)``); do nothing without it."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address or not hasattr(socket, "AF_UNIX"):
         return
@@ -896,4 +881,4 @@ def notify_systemd(state: str) -> None:
 
 
 def _log() -> logging.Logger:
-    return logging.getLogger("proxy.server")
+    return logging.getLogger("proxy.daemon")

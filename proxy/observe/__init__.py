@@ -1,0 +1,1 @@
+"""Observers of records: the log and the metrics of a finished request."""
