@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 from proxy.cli import loading
 from proxy.cli.terminal import Exit, put_json, say
 from proxy.lava.errors import LavaError, RateLimited, Unauthorized, UnexpectedAnswer, Unreachable, UnusableKey
-from proxy.urls import parse_address
-from proxy.wording import counted
+from proxy.protocol.urls import parse_address
+from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from proxy.config.settings import Settings
     from proxy.lava import LavaSync
-    from proxy.redaction import Secret
-    from proxy.settings import Settings
+    from proxy.protocol.redaction import Secret
 
 NO_KEY = "no Lava key is known: run `lava-proxy login`, or set LAVA_SECRET_KEY"
 
@@ -24,7 +24,7 @@ NO_KEY = "no Lava key is known: run `lava-proxy login`, or set LAVA_SECRET_KEY"
 def client(settings: Settings, key: str | Secret, base_url: str, **options: Any) -> LavaSync:
     """The client for scripts, on the way out that ``[upstream]`` describes."""
     from proxy.lava import LavaSync
-    from proxy.tokens import base_url_for
+    from proxy.lava.tokens import base_url_for
 
     if base_url == "auto":
         base_url = base_url_for(key if isinstance(key, str) else key.reveal())

@@ -22,7 +22,7 @@ from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from proxy.wording import counted
+from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ _HEADERS = {
 }
 _PATIENCE_S = 10.0
 """For a browser that connects and says nothing (they do, to be quick later)."""
-_MOST_BODY = 64 * 1024
+_MAX_BODY = 64 * 1024
 
 
 class LoginFailed(Exception):
@@ -102,7 +102,7 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_port = False
 
     def __init__(self, state: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), _CallbackHandler)
         self.outcomes: queue.SimpleQueue[str | LoginFailed] = queue.SimpleQueue()
         self.page = ""
         self._state = state
@@ -147,7 +147,7 @@ class _Server(ThreadingHTTPServer):
         """A visitor that left early is nothing to tell about."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _CallbackHandler(BaseHTTPRequestHandler):
     server: _Server
     server_version = "lava-proxy"
     sys_version = ""
@@ -189,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self) -> None:
         length = self.headers.get("Content-Length", "")
         if length.isdecimal():
-            self.rfile.read(min(int(length), _MOST_BODY))  # unread bytes would reset the connection below the answer
+            self.rfile.read(min(int(length), _MAX_BODY))  # unread bytes would reset the connection below the answer
         self._answer(405, "Not allowed", "Only GET is served here.", {"Allow": "GET"})
 
     def _answer(self, status: int, title: str, text: str, more: dict[str, str] | None = None) -> None:

@@ -18,7 +18,7 @@ SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CommandCall:
     """A POST of JSON."""
 
     url: str
@@ -41,7 +41,7 @@ class Call:
         ]
         return " \\\n".join([*lines, f"  -d {shlex.quote(json.dumps(self.body))}"])
 
-    def send(self, on_text: Callable[[str], object] | None = None) -> Answer:
+    def send(self, on_text: Callable[[str], object] | None = None) -> CommandAnswer:
         """Send it. ``on_text`` gets each piece of a streamed text as it arrives.
 
         Raises ``OSError`` and ``http.client.HTTPException``.
@@ -53,7 +53,7 @@ class Call:
             headers = {**self.headers, "content-type": "application/json"}
             connection.request("POST", where.path, json.dumps(self.body).encode(), headers)
             response = connection.getresponse()
-            answer = Answer(response.status, {name.lower(): value for name, value in response.getheaders()})
+            answer = CommandAnswer(response.status, {name.lower(): value for name, value in response.getheaders()})
             if "text/event-stream" in answer.headers.get("content-type", ""):
                 for line in response:
                     answer.take(line, monotonic() - started, on_text)
@@ -66,7 +66,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class Answer:
+class CommandAnswer:
     """What came back. ``document`` is the JSON of an answer that was no stream; times in seconds from the start."""
 
     status: int

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.cli import addresses, loading, payers
 from proxy.cli.terminal import Exit, Screen, put_json
-from proxy.prefixes import of_settings
+from proxy.lava.prefixes import of_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from proxy.cli.payers import Account
-    from proxy.diagnosis import Report
-    from proxy.settings import Settings
+    from proxy.cli.payers import PayingAccount
+    from proxy.config.settings import Settings
+    from proxy.gateway.diagnosis import Report
 
 _TOOLS = {"openai": "OpenAI tools", "anthropic": "Anthropic tools", "google": "Google tools"}
 
@@ -70,7 +70,7 @@ def run(config: Path | None, *, as_json: bool, online: bool = False) -> int:
     return code
 
 
-def _show(screen: Screen, settings: Settings, account: Account) -> None:
+def _show(screen: Screen, settings: Settings, account: PayingAccount) -> None:
     screen.title(f'Project "{account.name}"' + (" (the default)" if account.is_default else ""))
     ways = payers.ways(account, addresses.base(settings.server))
     screen.pairs(
@@ -95,15 +95,15 @@ def describe(settings: Settings) -> dict[str, Any]:
         for account in found
         if not account.reachable
     ]
-    generation = payers.prepared(settings)
-    not_ready, misplaced = generation.usable(), list(of_settings(settings))
+    active_config = payers.prepared(settings)
+    not_ready, misplaced = active_config.usable(), list(of_settings(settings))
     return {
         "ok": not_ready is None and not misplaced,
         "config": str(settings.path) if settings.path else None,
         "not_ready": not_ready,
         "misplaced_keys": misplaced,
         "listen": addresses.listening(settings.server),
-        "default_project": generation.table.default_project,
+        "default_project": active_config.table.default_project,
         "projects": [_project(account, base) for account in found],
         "models": [
             {"name": name, "used": targets[0], "later": list(targets[1:])} for name, targets in settings.models.items()
@@ -112,7 +112,7 @@ def describe(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _project(account: Account, base: str) -> dict[str, Any]:
+def _project(account: PayingAccount, base: str) -> dict[str, Any]:
     return {
         "name": account.name,
         "default": account.is_default,

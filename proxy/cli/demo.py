@@ -19,18 +19,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from proxy.cli import addresses, payers
-from proxy.cli.calls import Answer, Call
+from proxy.cli.calls import CommandAnswer, CommandCall
 from proxy.cli.terminal import Exit, Screen, put_json, say
-from proxy.wording import counted
+from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from decimal import Decimal
 
+    from proxy.config.settings import Settings
+    from proxy.daemon import Daemon
     from proxy.emulator import Emulator, World
-    from proxy.logs import Logs
-    from proxy.server import Daemon
-    from proxy.settings import Settings
+    from proxy.observe.logs import Logs
 
 PORT = 5282
 PACE_S = 0.06
@@ -74,18 +74,18 @@ class Step:
     name: str
     title: str
     why: str
-    call: Call
+    call: CommandCall
     status: int
-    wrong: Callable[[Answer], str]
+    wrong: Callable[[CommandAnswer], str]
     shows_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DemoOutcome:
     """How a step went."""
 
     step: Step
-    answer: Answer | None
+    answer: CommandAnswer | None
     fault: str
     token: dict[str, object] | None
     payer: str | None
@@ -172,11 +172,11 @@ def _interrupt() -> Iterator[_Interrupt]:
 @contextmanager
 def _log(keys: Iterable[str]) -> Iterator[Logs]:
     """Warnings only, while the demo speaks itself."""
-    from proxy.logs import configure
-    from proxy.redaction import Redactor
-    from proxy.settings import Log
+    from proxy.config.settings import LogSettings
+    from proxy.observe.logs import configure
+    from proxy.protocol.redaction import Redactor
 
-    log = configure(Log(level="warning"), Redactor(keys))
+    log = configure(LogSettings(level="warning"), Redactor(keys))
     try:
         yield log
     finally:
@@ -186,7 +186,7 @@ def _log(keys: Iterable[str]) -> Iterator[Logs]:
 def _started(stack: ExitStack, emulator: Emulator, unknown_key: str, port: int | None, log: Logs) -> Daemon | int:
     """The running daemon on ``port`` (without one: 5282, else any that is free), or an exit code."""
     from proxy.app import create_app
-    from proxy.server import CannotListen, background
+    from proxy.daemon import CannotListen, background
 
     wanted = [PORT, 0] if port is None else [port]
     for number in wanted:
@@ -202,7 +202,7 @@ def _started(stack: ExitStack, emulator: Emulator, unknown_key: str, port: int |
 
 def configured(emulator: Emulator, unknown_key: str, port: int) -> Settings:
     """The demo's own configuration. It is no file, and nothing of the user's environment is in it."""
-    from proxy.settings import Settings
+    from proxy.config.settings import Settings
 
     text = CONFIGURATION.format(
         port=port,
@@ -222,11 +222,11 @@ def configured(emulator: Emulator, unknown_key: str, port: int) -> Settings:
 def steps(base: str) -> list[Step]:
     """The requests, in the order in which they are shown; ``base`` is the daemon's address."""
 
-    def chat(key: str, text: str, **more: Any) -> Call:
+    def chat(key: str, text: str, **more: Any) -> CommandCall:
         body = {"model": "gpt-5", **more, "messages": [{"role": "user", "content": text}]}
-        return Call(f"{base}/v1/chat/completions", {"authorization": f"Bearer {key}"}, body)
+        return CommandCall(f"{base}/v1/chat/completions", {"authorization": f"Bearer {key}"}, body)
 
-    claude = Call(
+    claude = CommandCall(
         base + "/v1/messages",
         {"x-api-key": WEBSITE_KEY, "anthropic-version": "2023-06-01"},
         {
@@ -280,11 +280,11 @@ def steps(base: str) -> list[Step]:
     ]
 
 
-def _without_text(answer: Answer) -> str:
+def _without_text(answer: CommandAnswer) -> str:
     return "" if answer.words else "the answer has no text"
 
 
-def _not_streamed(answer: Answer) -> str:
+def _not_streamed(answer: CommandAnswer) -> str:
     if not answer.ended:
         return "the stream did not end with [DONE]"
     if answer.pieces < 2 or answer.seconds - answer.first_s < PACE_S:
@@ -292,15 +292,15 @@ def _not_streamed(answer: Answer) -> str:
     return ""
 
 
-def _without_code(code: str) -> Callable[[Answer], str]:
-    def wrong(answer: Answer) -> str:
+def _without_code(code: str) -> Callable[[CommandAnswer], str]:
+    def wrong(answer: CommandAnswer) -> str:
         said = answer.headers.get("x-lava-proxy-error")
         return "" if said == code and answer.error.get("message") else f"the error is not {code} but {said}"
 
     return wrong
 
 
-def _perform(step: Step, number: int, screen: Screen | None, world: World, interrupt: _Interrupt) -> Outcome:
+def _perform(step: Step, number: int, screen: Screen | None, world: World, interrupt: _Interrupt) -> DemoOutcome:
     def on_text(piece: str) -> None:
         interrupt.check()
         if screen is not None:
@@ -313,7 +313,7 @@ def _perform(step: Step, number: int, screen: Screen | None, world: World, inter
         if step.call.streams:
             screen.write("   → ", "good")
     before = len(world.received)
-    answer: Answer | None = None
+    answer: CommandAnswer | None = None
     try:
         answer = step.call.send(on_text)
     except (OSError, http.client.HTTPException) as error:
@@ -329,7 +329,7 @@ def _perform(step: Step, number: int, screen: Screen | None, world: World, inter
         fault = "nobody was charged"
     token = payers.masked_fields(last.token) if last is not None and last.token is not None else None
     charged = sum((each.charged for each in arrived), start=_nothing())
-    outcome = Outcome(step, answer, fault, token, last.payer if last is not None else None, charged)
+    outcome = DemoOutcome(step, answer, fault, token, last.payer if last is not None else None, charged)
     if screen is not None:
         _show(screen, outcome)
     return outcome
@@ -353,7 +353,7 @@ def _introduce(screen: Screen, base: str, lava: str) -> None:
     screen.line(f"your tool  →  lava-proxy {base}  →  Lava, emulated {lava.rstrip('/')}", indent=3)
 
 
-def _show(screen: Screen, outcome: Outcome) -> None:
+def _show(screen: Screen, outcome: DemoOutcome) -> None:
     step, answer = outcome.step, outcome.answer
     if step.call.streams:
         screen.line()
@@ -390,7 +390,7 @@ def _balances(world: World) -> dict[str, Decimal]:
 
 def _conclude(
     screen: Screen,
-    outcomes: list[Outcome],
+    outcomes: list[DemoOutcome],
     before: dict[str, Decimal],
     after: dict[str, Decimal],
     base: str,
@@ -416,7 +416,7 @@ def _conclude(
 
 
 def _document(
-    outcomes: list[Outcome], before: dict[str, Decimal], after: dict[str, Decimal], base: str, lava: str
+    outcomes: list[DemoOutcome], before: dict[str, Decimal], after: dict[str, Decimal], base: str, lava: str
 ) -> dict[str, Any]:
     return {
         "ok": all(outcome.ok for outcome in outcomes),
@@ -432,7 +432,7 @@ def _document(
     }
 
 
-def _step_document(outcome: Outcome) -> dict[str, Any]:
+def _step_document(outcome: DemoOutcome) -> dict[str, Any]:
     step, answer = outcome.step, outcome.answer
     return {
         "name": step.name,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from proxy.emulator import World
 
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 
 
 class _State:
@@ -27,22 +27,22 @@ class _State:
         self._told = False
 
     def read(self) -> World:
-        """The world that it holds, or a new one where there is no file yet; raises ``Unreadable``."""
+        """The world that it holds, or a new one where there is no file yet; raises ``UnreadableReference``."""
+        from proxy.config.references import UnreadableReference, read_file
         from proxy.emulator import World, keeping
-        from proxy.references import Unreadable, read_file
 
         try:
-            file = read_file(self.path, _MOST_BYTES)
+            file = read_file(self.path, _MAX_BYTES)
             file.require_own()
             return keeping.decode(file.data)
         except FileNotFoundError:
             return World.demo()
         except keeping.NotOurs as fault:
-            raise Unreadable(f"holds no state of an emulator, or a damaged one ({fault})") from None
+            raise UnreadableReference(f"holds no state of an emulator, or a damaged one ({fault})") from None
 
     def write(self, data: bytes) -> None:
         """Replace the file; raises ``OSError``."""
-        from proxy.credentials import replace_file
+        from proxy.config.credentials import replace_file
 
         replace_file(self.path, data)
 
@@ -62,8 +62,8 @@ def _why(fault: OSError) -> str:
 
 def run(port: int, environment: Literal["live", "test"] | None, path: Path | None, *, as_json: bool) -> int:
     """Run it until SIGINT or SIGTERM; returns the exit code. With a ``path`` its state is read from there and kept there."""
+    from proxy.config.references import UnreadableReference
     from proxy.emulator import World, keeping, serve_forever
-    from proxy.references import Unreadable
 
     state = None if path is None else _State(path)
     try:
@@ -71,7 +71,7 @@ def run(port: int, environment: Literal["live", "test"] | None, path: Path | Non
         if state is not None:
             # Before anything is shown: a key that somebody copies is one that stays.
             state.write(keeping.encode(world))
-    except Unreadable as fault:
+    except UnreadableReference as fault:
         say(f"lava-proxy: {path} {fault}. Name another file, or remove this one to start anew.")
         return Exit.CONFIGURATION
     except OSError as fault:

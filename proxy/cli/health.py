@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from proxy.settings import Server
+    from proxy.config.settings import Server
 
 SECONDS = 3.0
 """For one address; a container's health check gives up after 30 seconds as a rule."""

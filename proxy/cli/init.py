@@ -125,12 +125,12 @@ def _known_key() -> str:
     """Where a key comes from already; empty without one."""
     if os.environ.get("LAVA_SECRET_KEY"):
         return "LAVA_SECRET_KEY is set"
-    from proxy.credentials import find
-    from proxy.references import Unreadable
+    from proxy.config.credentials import find
+    from proxy.config.references import UnreadableReference
 
     try:
         return "you are logged in" if find(os.environ) is not None else ""
-    except Unreadable:
+    except UnreadableReference:
         return ""
 
 
@@ -139,7 +139,7 @@ def _usual() -> Path | None:
     named = os.environ.get("LAVA_PROXY_CONFIG")
     if named:
         return Path(os.path.abspath(named))
-    from proxy.sources import user_config
+    from proxy.config.sources import user_config
 
     try:
         found = user_config(os.environ)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.cli import account, words
 from proxy.cli.terminal import Exit, Screen, put_json, say
-from proxy.providers import ALIASES, BUILTIN
+from proxy.protocol.providers import ALIASES, BUILTIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.cli.terminal import Exit, put_json, say
-from proxy.wording import counted
+from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from proxy.settings import ConfigError, Settings
+    from proxy.config.settings import ConfigError, Settings
 
 
 def settings(config: Path | None, flags: Mapping[str, object] | None = None, *, as_json: bool = False) -> Settings:
     """The settings of ``config`` (else of the known places). Exits with 78 where they cannot be used."""
-    from proxy.settings import ConfigError, load
+    from proxy.config.settings import ConfigError, load
 
     try:
         return load(config, flags=flags)

@@ -12,21 +12,21 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from proxy import credentials
 from proxy.cli import account, loading, payers
 from proxy.cli.callback import Callback, LoginFailed
 from proxy.cli.terminal import Exit, Screen, put_json, say
-from proxy.credentials import Login
+from proxy.config import credentials
+from proxy.config.credentials import Login
+from proxy.config.references import UnreadableReference
 from proxy.lava.errors import LavaError, Refused
-from proxy.references import Unreadable
-from proxy.tokens import PRODUCTION, SANDBOX, base_url_for
-from proxy.urls import is_loopback, parse_address
+from proxy.lava.tokens import PRODUCTION, SANDBOX, base_url_for
+from proxy.protocol.urls import is_loopback, parse_address
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from proxy.credentials import Kept
-    from proxy.settings import Settings
+    from proxy.config.credentials import Kept
+    from proxy.config.settings import Settings
 
 APP = "https://www.lava.so"
 LIMIT_S = 120.0
@@ -58,7 +58,7 @@ def run(
     try:
         got = _by_browser(base, page, browser, limit, as_json) if code is None else _pasted(code)
         kept = credentials.keep(_exchanged(settings, got, api), os.environ, keyring=keyring)
-    except (LoginFailed, Unreadable) as error:
+    except (LoginFailed, UnreadableReference) as error:
         return account.failed(f"not logged in: {error}", as_json=as_json)
     except OSError as error:
         what = os.strerror(error.errno or 0)
@@ -162,7 +162,7 @@ def logout(config: Path | None, *, revoke: bool = False, as_json: bool = False) 
     """Forget the login, and with ``revoke`` delete its key at Lava first; returns the exit code."""
     try:
         kept = credentials.find(os.environ)
-    except Unreadable:
+    except UnreadableReference:
         kept = None  # what cannot be read can be forgotten all the same
     key_id = kept.login.secret_key_id if kept is not None else None
     if revoke:
@@ -177,7 +177,7 @@ def logout(config: Path | None, *, revoke: bool = False, as_json: bool = False) 
                 return account.failed(text, as_json=as_json, code=error.code, error=error)
     try:
         was = credentials.forget(os.environ)
-    except Unreadable as error:
+    except UnreadableReference as error:
         return account.failed(str(error), as_json=as_json)
     except OSError as error:
         return account.failed(f"still logged in: {error.filename}: {os.strerror(error.errno or 0)}", as_json=as_json)
@@ -202,7 +202,7 @@ def whoami(config: Path | None, *, as_json: bool = False) -> int:
     """Tell who is logged in; returns the exit code, 1 when nobody is."""
     try:
         kept = credentials.find(os.environ)
-    except Unreadable as error:
+    except UnreadableReference as error:
         return account.failed(f"the login cannot be used: {error}", as_json=as_json, code="unreadable")
     if kept is None:
         other = (
@@ -261,7 +261,7 @@ def _show(screen: Screen, report: dict[str, Any]) -> None:
 
 def _in_use(config: Path | None, kept: Kept) -> tuple[bool | None, str]:
     """Whether the configuration leads to this key (None: nobody can say), and why not."""
-    from proxy.settings import ConfigError, load
+    from proxy.config.settings import ConfigError, load
 
     try:
         used = load(config).lava.secret_key

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.lava import LavaSync
-    from proxy.lava.records import Model
+    from proxy.lava.records import ApiModel
 
 
 def run(config: Path | None, provider: str | None, *, as_json: bool) -> int:
@@ -19,7 +19,7 @@ def run(config: Path | None, provider: str | None, *, as_json: bool) -> int:
 
     def show(lava: LavaSync) -> int:
         from proxy.cli.showing import plain, show_many
-        from proxy.routing import maker, nearest
+        from proxy.gateway.routing import maker, nearest
 
         models = list(lava.models.list())
         if provider is not None:
@@ -40,5 +40,5 @@ def run(config: Path | None, provider: str | None, *, as_json: bool) -> int:
     return account.ask(config, show, as_json=as_json)
 
 
-def _is_of(model: Model, provider: str) -> bool:
+def _is_of(model: ApiModel, provider: str) -> bool:
     return (model.owned_by or "").lower() == provider or model.id.lower().startswith(f"{provider}/")

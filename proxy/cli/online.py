@@ -8,23 +8,23 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from proxy.diagnosis import Account, report
-from proxy.generation import Generation
-from proxy.inquiry import Sender, ask
+from proxy.gateway.account_probe import ProbeSender, ask
+from proxy.gateway.active_config import ActiveConfig
+from proxy.gateway.diagnosis import AccountReport, report
 from proxy.upstream import create_engine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from proxy.cli.terminal import Screen
-    from proxy.diagnosis import Report
-    from proxy.inquiry import Place
-    from proxy.lava.replies import Reply
-    from proxy.settings import Settings
+    from proxy.config.settings import Settings
+    from proxy.gateway.account_probe import ProbeAddress
+    from proxy.gateway.diagnosis import Report
+    from proxy.lava.replies import ApiReply
     from proxy.upstream import Engine
 
 _LIMIT_S = 15.0
-_MOST_QUESTIONS = 25  # about one project: accounts may have many pages of meters
+_MAX_QUESTIONS = 25  # about one project: accounts may have many pages of meters
 _AT_ONCE = 8
 
 
@@ -35,36 +35,38 @@ def reports(settings: Settings) -> Mapping[str, Report]:
 
 async def _reports(settings: Settings) -> Mapping[str, Report]:
     engine = create_engine(settings.upstream)
-    generation = Generation(settings, engine)
+    config = ActiveConfig(settings, engine)
     senders: dict[tuple[str, str], _Once] = {}
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def about(name: str) -> Report:
-        subject = generation.subject(name)
-        mask = generation.mask_of(subject)
+        subject = config.subject(name)
+        mask = config.mask_of(subject)
         if subject.key is None or (subject.silent is not None and subject.kind != "spend key"):
-            return report(subject, Account(), mask)
+            return report(subject, AccountReport(), mask)
         who = (subject.key.reveal(), subject.base_url)
-        sender = senders.get(who) or senders.setdefault(who, _Once(engine, generation.lava(name)))
+        sender = senders.get(who) or senders.setdefault(who, _Once(engine, config.lava(name)))
         async with room:
-            return report(subject, await ask(subject, sender, _LIMIT_S, _MOST_QUESTIONS), mask)
+            return report(subject, await ask(subject, sender, _LIMIT_S, _MAX_QUESTIONS), mask)
 
     try:
-        names = list(generation.table.projects)
+        names = list(config.table.projects)
         return dict(zip(names, await asyncio.gather(*map(about, names)), strict=True))
     finally:
         await engine.aclose()
 
 
-class _Once(Sender):
+class _Once(ProbeSender):
     """Asks each thing once for a key: many projects share wallet and meters, and Lava counts the calls of a key."""
 
-    def __init__(self, engine: Engine, place: Place) -> None:
+    def __init__(self, engine: Engine, place: ProbeAddress) -> None:
         super().__init__(engine, place)
-        self._asked: dict[str, asyncio.Task[Reply]] = {}
+        self._asked: dict[str, asyncio.Task[ApiReply]] = {}
 
-    async def send(self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float) -> Reply:
-        """As ``Sender``; the same answer again for what was asked before."""
+    async def send(
+        self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float
+    ) -> ApiReply:
+        """As ``ProbeSender``; the same answer again for what was asked before."""
         asked = self._asked.get(target)
         if asked is None:
             asked = asyncio.ensure_future(super().send(method, target, headers, body, limit))

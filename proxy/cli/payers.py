@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from proxy.errors import Fault
-from proxy.generation import Generation
-from proxy.providers import BUILTIN
-from proxy.redaction import Secret
-from proxy.tokens import needs_client_key
+from proxy.gateway.active_config import ActiveConfig
+from proxy.lava.tokens import needs_client_key
+from proxy.protocol.errors import ProxyError
+from proxy.protocol.providers import BUILTIN
+from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.errors import Payment
-    from proxy.settings import Project, Settings
-    from proxy.upstream import Answer, Outgoing
+    from proxy.config.settings import Project, Settings
+    from proxy.protocol.errors import Payment
+    from proxy.upstream import Body, UpstreamRequest, UpstreamResponse
 
 TOOLS_KEY = "the-key-of-the-tool"
 """Stands in for a provider key that only the tool's own request will bring (``byok = "client"``)."""
@@ -27,22 +27,21 @@ _PREFIXES = ("aks_live_", "aks_test_", "lava_sk_", "lava_wk_", "sk-")
 class _NoWay:
     """The engine of a configuration that is only looked at."""
 
-    async def open(self, out: Outgoing) -> Answer:
-        self._refuse()
+    async def open(
+        self, out: UpstreamRequest, body: Body = None, content_length: int | None = None
+    ) -> UpstreamResponse:
+        raise RuntimeError("this command sends nothing")
 
-    def begin(self, *request: object) -> None:
-        self._refuse()
+    def close(self) -> None:
+        """Nothing is open."""
 
     async def aclose(self) -> None:
         """Nothing is open."""
 
-    def _refuse(self) -> NoReturn:
-        raise RuntimeError("this command sends nothing")
 
-
-def prepared(settings: Settings) -> Generation:
+def prepared(settings: Settings) -> ActiveConfig:
     """The configuration as the daemon would use it."""
-    return Generation(settings, _NoWay())
+    return ActiveConfig(settings, _NoWay())
 
 
 def masked(secret: str) -> str:
@@ -71,7 +70,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class PayingAccount:
     """One project: who pays, at which Lava, and what a tool is given."""
 
     name: str
@@ -92,24 +91,24 @@ class Account:
         return [f"{', '.join(share.providers) or 'other providers'}: {share.words}" for share in self.shares]
 
 
-def accounts(settings: Settings) -> Iterator[Account]:
+def accounts(settings: Settings) -> Iterator[PayingAccount]:
     """Every project, in the order of the file; the implicit one where there is none."""
-    generation = prepared(settings)
-    table = generation.table
-    any_keys = bool(generation.keys)
+    config = prepared(settings)
+    table = config.table
+    any_keys = bool(config.keys)
     for name, project in table.projects.items():
         is_default = name == table.default_project
-        lava = generation.lava(name)
+        lava = config.lava(name)
         key, reachable = _local_key(project, settings, any_keys)
         from_tool = [provider for provider, value in project.byok.items() if value == "client"]
         if from_tool:
             whose = "every provider" if "*" in from_tool else ", ".join(from_tool)
             key = (f"{key}; " if any_keys else "") + f"for {whose} the tool's own provider key"
             key += " (then the local key goes into the header x-lava-proxy-key)" if any_keys else ""
-        yield Account(
+        yield PayingAccount(
             name,
             is_default,
-            tuple(_shares(generation, name, project)),
+            tuple(_shares(config, name, project)),
             f"{lava.origin.scheme}://{lava.host.decode()}{lava.base_path.decode()}",
             _credential(project, settings),
             # A project's own key already chooses it.
@@ -120,18 +119,18 @@ def accounts(settings: Settings) -> Iterator[Account]:
         )
 
 
-def _shares(generation: Generation, name: str, project: Project) -> Iterator[Share]:
+def _shares(config: ActiveConfig, name: str, project: Project) -> Iterator[Share]:
     for provider in project.byok:
         if provider != "*":
-            yield _share(generation, name, project, provider, (provider,))
+            yield _share(config, name, project, provider, (provider,))
     other = next(provider for provider in BUILTIN if provider not in project.byok)
-    yield _share(generation, name, project, other, ())
+    yield _share(config, name, project, other, ())
 
 
-def _share(generation: Generation, name: str, project: Project, provider: str, providers: tuple[str, ...]) -> Share:
+def _share(config: ActiveConfig, name: str, project: Project, provider: str, providers: tuple[str, ...]) -> Share:
     try:
-        made = generation.credential(name, provider, TOOLS_KEY if needs_client_key(project, provider) else None)
-    except Fault as fault:
+        made = config.credential(name, provider, TOOLS_KEY if needs_client_key(project, provider) else None)
+    except ProxyError as fault:
         if fault.code == "byok_key_missing":
             return Share(providers, None, "nobody (refused: the project has only the provider keys above)")
         return Share(providers, None, f"nobody ({fault.message.rstrip('.')})")
@@ -181,7 +180,7 @@ def _local_key(project: Project, settings: Settings, any_keys: bool) -> tuple[st
     return "any value (no local key is configured)", True
 
 
-def ways(account: Account, base: str) -> dict[str, str]:
+def ways(account: PayingAccount, base: str) -> dict[str, str]:
     """Base URLs for each kind of tool; ``base`` is the daemon's address."""
     root = base + account.path
     return {"openai": f"{root}/v1", "anthropic": root, "google": root}

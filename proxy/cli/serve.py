@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING
 
 from proxy.cli import loading, payers
 from proxy.cli.terminal import Exit, say
-from proxy.prefixes import of_settings
-from proxy.wording import counted
+from proxy.lava.prefixes import of_settings
+from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from proxy.logs import Logs
-    from proxy.settings import Settings
+    from proxy.config.settings import Settings
+    from proxy.observe.logs import Logs
 
-_MOST_PROJECTS_TOLD = 20
-_GENERATIONS_MASKED = 8
-"""Requests in flight keep what they began with, so the secrets of former configurations stay masked."""
+_MAX_PROJECTS_SHOWN = 20
 
 
 def run(config: Path | None, hosts: Sequence[str], port: int | None) -> int:
@@ -27,26 +25,22 @@ def run(config: Path | None, hosts: Sequence[str], port: int | None) -> int:
     flags = {"server.host": list(hosts) or None, "server.port": port}
     settings = loading.settings(config, flags)
 
-    from proxy import logs, server
+    from proxy import daemon
     from proxy.app import create_app
-    from proxy.redaction import Redactor
+    from proxy.observe import logs
+    from proxy.protocol.redaction import Redactor
 
-    masked = [tuple(settings.secrets())]
     try:
-        log = logs.configure(settings.log, Redactor(masked[0]))
+        log = logs.configure(settings.log, Redactor(settings.secrets()))
     except OSError as error:
         why = os.strerror(error.errno or 0)
         say(f"lava-proxy: log.file: {settings.log.file} cannot be written ({why}): name another file, or leave it out")
         return Exit.CONFIGURATION
 
     def reload() -> Settings:
-        from proxy.settings import load
+        from proxy.config.settings import load
 
         loaded = load(config, flags=flags)
-        masked.append(tuple(loaded.secrets()))
-        del masked[:-_GENERATIONS_MASKED]
-        log.set_redactor(Redactor({secret for secrets in masked for secret in secrets}))
-        log.set_level(loaded.log.level)
         log.reopen()
         for key in ("format", "file"):
             if getattr(loaded.log, key) != getattr(settings.log, key):
@@ -59,7 +53,7 @@ def run(config: Path | None, hosts: Sequence[str], port: int | None) -> int:
 
         log.info(f"lava-proxy {__version__}, configuration: {settings.path or 'no file, environment and defaults'}")
         _introduce(log, settings)
-        return server.serve(settings, create_app=lambda given: create_app(given, log=log), reload=reload)
+        return daemon.serve(settings, create_app=lambda given: create_app(given, log=log), reload=reload)
     finally:
         log.close()
 
@@ -67,12 +61,12 @@ def run(config: Path | None, hosts: Sequence[str], port: int | None) -> int:
 def _introduce(log: Logs, settings: Settings) -> None:
     """Which projects there are and who pays, and every warning."""
     accounts = list(payers.accounts(settings))
-    for account in accounts[:_MOST_PROJECTS_TOLD]:
+    for account in accounts[:_MAX_PROJECTS_SHOWN]:
         log.info(
             f'project "{account.name}"{" (default)" if account.is_default else ""}, paid by {"; ".join(account.sentences())}'
         )
-    if len(accounts) > _MOST_PROJECTS_TOLD:
-        more = counted(len(accounts) - _MOST_PROJECTS_TOLD, "more project")
+    if len(accounts) > _MAX_PROJECTS_SHOWN:
+        more = counted(len(accounts) - _MAX_PROJECTS_SHOWN, "more project")
         log.info(f"and {more}: `lava-proxy check` shows them all")
     for warning in (*settings.warnings, *of_settings(settings)):
         log.warning(warning)

@@ -7,8 +7,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from proxy.cli.payers import masked
-from proxy.lava.records import Record
-from proxy.redaction import Secret
+from proxy.lava.records import ApiRecord
+from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from proxy.cli.terminal import Screen
     from proxy.lava.resources import Action
 
-_MOST_COLUMNS = 7
+_MAX_COLUMNS = 7
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "Connection": (
@@ -65,7 +65,7 @@ def hidden(name: str) -> bool:
 
 def plain(value: Any, shows: Callable[[str], bool] = hidden, name: str = "") -> Any:
     """A record as JSON values: only what Lava sent, money as decimal strings, times as ISO 8601."""
-    if isinstance(value, Record):
+    if isinstance(value, ApiRecord):
         sent = value.model_fields_set
         # By this door the record itself wraps what is called like a secret, although it does not know it.
         return {str(name): plain(each, shows, str(name)) for name, each in value.__repr_args__() if name in sent}
@@ -85,10 +85,10 @@ def plain(value: Any, shows: Callable[[str], bool] = hidden, name: str = "") -> 
 def flat(value: Any, shows: Callable[[str], bool] = hidden, above: str = "") -> dict[str, Any]:
     """A record as dotted names and single values; nothing stands for what is empty."""
     found: dict[str, Any] = {}
-    items = value.__repr_args__() if isinstance(value, Record) else value.items()
+    items = value.__repr_args__() if isinstance(value, ApiRecord) else value.items()
     for key, each in items:
         name = f"{above}{key}"
-        if isinstance(each, (Record, dict)):
+        if isinstance(each, (ApiRecord, dict)):
             found |= flat(each, shows, f"{name}.")
         elif isinstance(each, Secret):
             found[name] = each.reveal() if shows(str(key)) else masked(each.reveal())
@@ -100,7 +100,7 @@ def flat(value: Any, shows: Callable[[str], bool] = hidden, above: str = "") -> 
 
 
 def _entry(value: Any, shows: Callable[[str], bool]) -> str:
-    if isinstance(value, (Record, dict)):
+    if isinstance(value, (ApiRecord, dict)):
         return " ".join(f"{name}={text(each)}" for name, each in flat(value, shows).items())
     return text(value)
 
@@ -121,12 +121,12 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def show_one(screen: Screen, record: Record, shows: Callable[[str], bool] = hidden) -> None:
+def show_one(screen: Screen, record: ApiRecord, shows: Callable[[str], bool] = hidden) -> None:
     """Its fields, one in a line; lists of records as tables below."""
     lists = {
         name: each
         for name, each in record
-        if isinstance(each, tuple) and each and all(isinstance(one, Record) for one in each)
+        if isinstance(each, tuple) and each and all(isinstance(one, ApiRecord) for one in each)
     }
     found = {name: each for name, each in flat(record, shows).items() if name not in lists}
     screen.pairs([(name, text(value)) for name, value in found.items()])
@@ -138,14 +138,14 @@ def show_one(screen: Screen, record: Record, shows: Callable[[str], bool] = hidd
         screen.line("There is none." if record.model_fields_set else "Done.")
 
 
-def show_many(screen: Screen, records: Sequence[Record], columns: Iterable[str] | None = None) -> None:
+def show_many(screen: Screen, records: Sequence[ApiRecord], columns: Iterable[str] | None = None) -> None:
     """A table; columns in which no record has anything are left out."""
     if not records:
         screen.line("There are none.")
         return
     rows = [flat(record) for record in records]
     there = list(dict.fromkeys(name for row in rows for name in row))
-    wanted = columns or COLUMNS.get(type(records[0]).__name__) or there[:_MOST_COLUMNS]
+    wanted = columns or COLUMNS.get(type(records[0]).__name__) or there[:_MAX_COLUMNS]
     shown = [name for name in wanted if name in there]
     numbers = {
         at

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 
 from proxy.cli import loading, payers
 from proxy.cli.terminal import Exit, Screen, put_json, say
-from proxy.errors import Fault
-from proxy.providers import ALIASES
-from proxy.routing import nearest
-from proxy.tokens import needs_client_key, read_token
+from proxy.gateway.routing import nearest
+from proxy.lava.tokens import needs_client_key, read_token
+from proxy.protocol.errors import ProxyError
+from proxy.protocol.providers import ALIASES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from proxy.settings import Project
+    from proxy.config.settings import Project
 
 
 def run(config: Path | None, project: str, provider: str | None, *, reveal: bool, as_json: bool) -> int:
     """Show the credential of ``project`` for ``provider`` (else one that it pays for); returns the exit code."""
     settings = loading.settings(config, as_json=as_json)
-    generation = payers.prepared(settings)
-    table = generation.table
+    active_config = payers.prepared(settings)
+    table = active_config.table
     if project not in table.projects:
         close = nearest(project, table.projects)
         hint = f'did you mean "{close}"?' if close else f"there are: {', '.join(table.projects)}."
@@ -37,8 +37,8 @@ def run(config: Path | None, project: str, provider: str | None, *, reveal: bool
         return _refused(f'there is no provider "{name}"{hint}', "provider_not_found", as_json=as_json)
     from_tool = needs_client_key(chosen, name)
     try:
-        made = generation.credential(project, name, payers.TOOLS_KEY if from_tool else None)
-    except Fault as fault:
+        made = active_config.credential(project, name, payers.TOOLS_KEY if from_tool else None)
+    except ProxyError as fault:
         return _refused(f"{fault.message} {fault.hint}", fault.code, as_json=as_json)
     if reveal and from_tool:
         why = f'project "{project}" takes the key for {name} from the tool, so each request has a token of its own.'

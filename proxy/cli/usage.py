@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from proxy.cli import account, words
 from proxy.cli.terminal import Exit, Screen, put_json, table_width
-from proxy.wording import counted
+from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from proxy.lava import LavaSync
     from proxy.lava.records import UsageDay, UsageTotals
 
-_LEAST_BAR, _MOST_BAR = 8, 40
+_LEAST_BAR, _MAX_BAR = 8, 40
 
 
 def run(
@@ -86,7 +86,7 @@ def _draw(screen: Screen, days: Sequence[UsageDay], totals: UsageTotals | None) 
     heads = ["day", "requests", "tokens", "cost", "charged"]
     widths = [max(len(head), *(len(row[at]) for row in rows)) for at, head in enumerate(heads)]
     left = shutil.get_terminal_size((100, 0)).columns - table_width([*widths, 0])
-    room = max(_LEAST_BAR, min(_MOST_BAR, left))
+    room = max(_LEAST_BAR, min(_MAX_BAR, left))
     most = max(sizes)
     bars = [bar(size, most, room) for size in sizes] + [""] * (totals is not None)
     screen.table(

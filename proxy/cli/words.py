@@ -13,7 +13,7 @@ from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from proxy.lava.resources import Kind, UnknownName, names, parameters, resolve, resources, rows
+from proxy.lava.resources import ParameterKind, UnknownName, names, parameters, resolve, resources, rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -163,7 +163,7 @@ def value_of(param: Param, values: Sequence[str], now: datetime, *, ahead: bool)
     name = option(param.name)
     if param.nullable and list(values) == ["null"]:
         return None
-    if param.kind in (Kind.NAMES, Kind.PAIRS, Kind.TABLE, Kind.TABLES):
+    if param.kind in (ParameterKind.NAMES, ParameterKind.PAIRS, ParameterKind.TABLE, ParameterKind.TABLES):
         return _many(param, values)
     if len(values) > 1:
         raise Misused(f"{name} is given twice")
@@ -175,15 +175,15 @@ def value_of(param: Param, values: Sequence[str], now: datetime, *, ahead: bool)
             + (f"; did you mean {close[0]}?" if close else "")
         )
     match param.kind:
-        case Kind.WHOLE:
+        case ParameterKind.WHOLE:
             if not re.fullmatch(r"[+-]?[0-9]{1,18}", value):
                 raise Misused(f"{name} is a whole number, not {value!r}")
             return int(value)
-        case Kind.MONEY:
+        case ParameterKind.MONEY:
             return money(value, name)
-        case Kind.TIME:
+        case ParameterKind.TIME:
             return moment(value, now, name, ahead=ahead)
-        case Kind.FLAG:
+        case ParameterKind.FLAG:
             if value not in ("true", "false"):
                 raise Misused(f"{name} is true or false, not {value!r}")
             return value == "true"
@@ -217,11 +217,11 @@ def _many(param: Param, values: Sequence[str]) -> Any:
     name = option(param.name)
     if len(values) == 1 and values[0].lstrip()[:1] in ("[", "{"):
         return _document(param, values[0])
-    if param.kind is Kind.NAMES:
+    if param.kind is ParameterKind.NAMES:
         return [each.strip() for value in values for each in value.split(",") if each.strip()]
-    if param.kind is Kind.PAIRS:
+    if param.kind is ParameterKind.PAIRS:
         return dict(_pair(value, name) for value in values)
-    if param.kind is Kind.TABLE:
+    if param.kind is ParameterKind.TABLE:
         # Keys and values of the user's own are texts; the limits of a key are not.
         plain = param.name == "metadata"
         return {key: value if plain else _scalar(key, value) for key, value in (_pair(each, name) for each in values)}
@@ -244,7 +244,7 @@ def _scalar(key: str, text: str) -> Any:
 
 
 def _document(param: Param, text: str) -> Any:
-    wanted = list if param.kind in (Kind.NAMES, Kind.TABLES) else dict
+    wanted = list if param.kind in (ParameterKind.NAMES, ParameterKind.TABLES) else dict
     try:
         found = json.loads(text, parse_float=Decimal)
     except (ValueError, RecursionError, ArithmeticError) as error:
@@ -267,14 +267,14 @@ def meta(param: Param) -> str:
     if param.choices:
         return "|".join(param.choices)
     return {
-        Kind.WHOLE: "N",
-        Kind.MONEY: "AMOUNT",
-        Kind.TIME: "TIME",
-        Kind.FLAG: "true|false",
-        Kind.NAMES: "A,B",
-        Kind.PAIRS: "KEY=VALUE",
-        Kind.TABLE: "KEY=VALUE",
-        Kind.TABLES: "KEY=VALUE,…",
+        ParameterKind.WHOLE: "N",
+        ParameterKind.MONEY: "AMOUNT",
+        ParameterKind.TIME: "TIME",
+        ParameterKind.FLAG: "true|false",
+        ParameterKind.NAMES: "A,B",
+        ParameterKind.PAIRS: "KEY=VALUE",
+        ParameterKind.TABLE: "KEY=VALUE",
+        ParameterKind.TABLES: "KEY=VALUE,…",
     }.get(param.kind, "TEXT")
 
 
@@ -282,11 +282,11 @@ def kinds(params: Iterable[Param]) -> list[str]:
     """How the kinds of value among these fields are written, a sentence each."""
     found = {param.kind for param in params}
     notes = []
-    if Kind.TIME in found:
+    if ParameterKind.TIME in found:
         notes.append("TIME: 2026-11-30, 2026-11-30T12:00:00Z, or a span such as 12h, 30d or 4w from now.")
-    if found & {Kind.TABLE, Kind.PAIRS}:
+    if found & {ParameterKind.TABLE, ParameterKind.PAIRS}:
         notes.append("KEY=VALUE: give the field again for each key, or once as a JSON object.")
-    if Kind.TABLES in found:
+    if ParameterKind.TABLES in found:
         notes.append("KEY=VALUE,…: give the field again for each entry, or once as a JSON list.")
     if any(param.nullable for param in params):
         notes.append("null takes a value away, where the field says so.")

@@ -16,24 +16,24 @@ from urllib.parse import parse_qsl, unquote
 
 from starlette.routing import Route
 
-from proxy.dialects import Dialect
 from proxy.emulator import bodies, checkout, customers, faults, keys, ledger, meters, plans, webhooks
 from proxy.emulator.asking import Ask, speaks_old
-from proxy.emulator.credentials import Refused, unauthorized
-from proxy.emulator.exchange import Call, Reply, json_reply, lava_error
-from proxy.emulator.faults import Plan
+from proxy.emulator.credentials import CredentialRefused, unauthorized
+from proxy.emulator.exchange import EmulatedCall, EmulatedReply, json_reply, lava_error
+from proxy.emulator.faults import FaultPlan
 from proxy.emulator.gateway import Door
+from proxy.protocol.dialects import Dialect
 
 if TYPE_CHECKING:
-    from proxy.emulator.state import Received, World
+    from proxy.emulator.state import ReceivedRequest, World
 
-Answer = Callable[[Ask], Reply]
-"""Answers a call that was let in; raises ``Refused``."""
+Answer = Callable[[Ask], EmulatedReply]
+"""Answers a call that was let in; raises ``CredentialRefused``."""
 
 Methods = Mapping[str, Answer]
 
 
-def _wallet(ask: Ask) -> Reply:
+def _wallet(ask: Ask) -> EmulatedReply:
     return json_reply({"wallet_id": ask.world.wallet_id, "balance": f"{ask.world.wallet_balance:f}"})
 
 
@@ -95,38 +95,38 @@ def routes(world: World) -> list[Route]:
     return found
 
 
-def _handler(pattern: str, methods: Methods) -> Callable[[World, Received], tuple[Reply, Plan]]:
+def _handler(pattern: str, methods: Methods) -> Callable[[World, ReceivedRequest], tuple[EmulatedReply, FaultPlan]]:
     return lambda world, received: _serve(world, received, pattern, methods)
 
 
-def _serve(world: World, received: Received, pattern: str, methods: Methods) -> tuple[Reply, Plan]:
+def _serve(world: World, received: ReceivedRequest, pattern: str, methods: Methods) -> tuple[EmulatedReply, FaultPlan]:
     resource = pattern.partition("/")[0]
     limits: list[tuple[str, str]] = []
-    plan = Plan()
+    plan = FaultPlan()
     try:
         _exists(world, resource, received)
         key = _key(world, resource, received)
         limits = _counted(world, key)
         spoiled, plan = _fault(world, received)
         reply = spoiled or _answered(world, received, pattern, methods, key)
-    except Refused as refused:
+    except CredentialRefused as refused:
         reply = refused.reply
     # A copy: a repeated answer keeps the limits of its first time otherwise.
     return replace(reply, headers=[*reply.headers, *limits]), plan
 
 
-def _exists(world: World, resource: str, received: Received) -> None:
-    """Raises ``Refused`` (404) where the world's generation does not know the resource."""
+def _exists(world: World, resource: str, received: ReceivedRequest) -> None:
+    """Raises ``CredentialRefused`` (404) where the world's generation does not know the resource."""
     generation = world.generation
     if generation is None:
         return
     known = generation >= 9 if resource in _SINCE_9 else generation == 8 or resource not in _UNTIL_8
     if not known or (resource == "wallet_keys" and generation > 10):
-        raise Refused(lava_error(404, "not_found", f"{received.method} {received.path} does not exist."))
+        raise CredentialRefused(lava_error(404, "not_found", f"{received.method} {received.path} does not exist."))
 
 
-def _key(world: World, resource: str, received: Received) -> str:
-    """The checked key; raises ``Refused`` (401).
+def _key(world: World, resource: str, received: ReceivedRequest) -> str:
+    """The checked key; raises ``CredentialRefused`` (401).
 
     Spend keys and wallet keys were managed with a wallet key in SDK 9 and 10 and are with the secret key in 11; without a
     generation both do.
@@ -151,7 +151,7 @@ def _key(world: World, resource: str, received: Received) -> str:
 
 
 def _counted(world: World, key: str) -> list[tuple[str, str]]:
-    """Count a call of ``key`` and tell the limit in headers; raises ``Refused`` (429). Fixed windows of a minute."""
+    """Count a call of ``key`` and tell the limit in headers; raises ``CredentialRefused`` (429). Fixed windows of a minute."""
     if world.rest_limit is None:
         return []
     now = world.clock()
@@ -168,36 +168,36 @@ def _counted(world: World, key: str) -> list[tuple[str, str]]:
         reply = lava_error(429, "rate_limit_exceeded", "Too many requests for this key. Try again later.")
         wait = max(1, int(start + _MINUTE_S - now) + 1)
         reply.headers += [*headers, ("retry-after", str(wait))]
-        raise Refused(reply)
+        raise CredentialRefused(reply)
     return headers
 
 
-def _fault(world: World, received: Received) -> tuple[Reply | None, Plan]:
+def _fault(world: World, received: ReceivedRequest) -> tuple[EmulatedReply | None, FaultPlan]:
     """The next of ``World.account_faults``, or what the request's own header asks for."""
     if world.account_faults:
         name = world.account_faults.pop(0)
         chosen = faults.by_names([name])
     else:
         chosen = faults.chosen(received)
-    if isinstance(chosen, Reply):
-        raise Refused(chosen)
+    if isinstance(chosen, EmulatedReply):
+        raise CredentialRefused(chosen)
     received.fault = ", ".join(chosen.names) or None
-    call = Call(world, received, received.method, "", {}, Dialect.OPENAI)
+    call = EmulatedCall(world, received, received.method, "", {}, Dialect.OPENAI)
     return (chosen.reply(call) if chosen.reply else None), chosen.plan
 
 
-def _answered(world: World, received: Received, pattern: str, methods: Methods, key: str) -> Reply:
+def _answered(world: World, received: ReceivedRequest, pattern: str, methods: Methods, key: str) -> EmulatedReply:
     method = "GET" if received.method == "HEAD" else received.method
     answer = methods.get(method)
     if answer is None:
         reply = lava_error(405, "method_not_allowed", f"{received.method} is not served here.")
         reply.headers.append(("allow", ", ".join(methods)))
-        raise Refused(reply)
+        raise CredentialRefused(reply)
     given = tuple(map(unquote, received.path.removeprefix("/v1/").split("/")))
     wanted = pattern.split("/")
     if len(given) != len(wanted):
         # An encoded slash inside an id: the router sees another path than the wire.
-        raise Refused(lava_error(404, "not_found", f"{received.method} {received.path} does not exist."))
+        raise CredentialRefused(lava_error(404, "not_found", f"{received.method} {received.path} does not exist."))
     document = _document(received) if method in _BODIES else None
     query = dict(parse_qsl(received.target.partition("?")[2], keep_blank_values=True))
     names = tuple(part for part, place in zip(given, wanted, strict=True) if place == "*")
@@ -207,22 +207,22 @@ def _answered(world: World, received: Received, pattern: str, methods: Methods, 
     return answer(ask) if repeat is None else _once(ask, answer, (key, repeat))
 
 
-def _document(received: Received) -> object:
+def _document(received: ReceivedRequest) -> object:
     try:
         body = bodies.decoded(received.body, ", ".join(received.header_values("content-encoding")))
-    except bodies.Unreadable as cause:
-        raise Refused(lava_error(400, "invalid_json", str(cause))) from cause
+    except bodies.UnreadableBody as cause:
+        raise CredentialRefused(lava_error(400, "invalid_json", str(cause))) from cause
     document = bodies.document(body) if body else None
     try:
         # What cannot be written again (NaN, half a surrogate pair) would come back as something that is no JSON.
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as cause:
-        raise Refused(lava_error(400, "invalid_json", "The request body is not valid JSON.")) from cause
+        raise CredentialRefused(lava_error(400, "invalid_json", "The request body is not valid JSON.")) from cause
     return document
 
 
-def _once(ask: Ask, answer: Answer, name: tuple[str, str]) -> Reply:
-    """The answer of the first time, when this is a repetition; raises ``Refused`` (409) when it is another request.
+def _once(ask: Ask, answer: Answer, name: tuple[str, str]) -> EmulatedReply:
+    """The answer of the first time, when this is a repetition; raises ``CredentialRefused`` (409) when it is another request.
 
     Lava says that POSTs take an ``Idempotency-Key``; the rest is this emulator's reading.
     """
@@ -237,5 +237,5 @@ def _once(ask: Ask, answer: Answer, name: tuple[str, str]) -> Reply:
         return reply
     if before[0] != mark:
         message = "This Idempotency-Key was used for another request."
-        raise Refused(lava_error(409, "idempotency_key_reused", message))
+        raise CredentialRefused(lava_error(409, "idempotency_key_reused", message))
     return before[1]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.emulator import anthropic_batches
 from proxy.emulator.exchange import (
-    Call,
-    Reply,
+    EmulatedCall,
+    EmulatedReply,
     count_tokens,
     event_stream,
     json_reply,
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 MODELS = ("claude-opus-4-6", "claude-sonnet-4-6", "claude-haiku-4-5")
 
 
-def answer(call: Call) -> Reply:
+def answer(call: EmulatedCall) -> EmulatedReply:
     """What Anthropic answers; never raises."""
     if call.received.header("anthropic-version") is None:
         return anthropic_error(400, "anthropic-version: header is required")
     return play(call)
 
 
-def play(call: Call) -> Reply:
+def play(call: EmulatedCall) -> EmulatedReply:
     """The same without asking for the version header, for Lava's own ``/v1/messages`` and the rewrite
     address.
     """
@@ -45,7 +45,7 @@ def play(call: Call) -> Reply:
     return reply
 
 
-def _dispatch(call: Call) -> Reply:
+def _dispatch(call: EmulatedCall) -> EmulatedReply:
     match (call.method, call.rest):
         case ("POST", "messages"):
             return _messages(call)
@@ -68,7 +68,7 @@ def _model(name: str) -> dict[str, Any]:
     return {"type": "model", "id": name, "display_name": name, "created_at": "2026-01-01T00:00:00Z"}
 
 
-def _wrong(call: Call, *needed: str) -> Reply | None:
+def _wrong(call: EmulatedCall, *needed: str) -> EmulatedReply | None:
     if not isinstance(call.document, dict):
         return anthropic_error(400, "The request body is not valid JSON.")
     for name in needed:
@@ -85,11 +85,11 @@ def _prompt_tokens(body: dict[str, Any]) -> int:
     return sum(count_tokens(text) for text in texts if text)
 
 
-def _count_tokens(call: Call) -> Reply:
+def _count_tokens(call: EmulatedCall) -> EmulatedReply:
     return _wrong(call, "model", "messages") or json_reply({"input_tokens": _prompt_tokens(call.document)})
 
 
-def _messages(call: Call) -> Reply:
+def _messages(call: EmulatedCall) -> EmulatedReply:
     wrong = _wrong(call, "model", "max_tokens", "messages")
     if wrong:
         return wrong

@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from proxy.emulator.exchange import Call, Reply, compact, json_reply
+from proxy.emulator.exchange import EmulatedCall, EmulatedReply, compact, json_reply
 from proxy.emulator.shapes import instant
 from proxy.emulator.wanted import table
 from proxy.emulator.wording import anthropic_error
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _DAY_S = 24 * 3600
 _CUSTOM_ID = re.compile("[a-zA-Z0-9_-]{1,64}")
-_MOST_REQUESTS = 10_000
+_MAX_REQUESTS = 10_000
 _RESULTS = ("succeeded", "errored", "canceled", "expired")
 
 
-def answer(call: Call, play: Callable[[Call], Reply]) -> Reply:
+def answer(call: EmulatedCall, play: Callable[[EmulatedCall], EmulatedReply]) -> EmulatedReply:
     """Everything below ``messages/batches``; ``play`` answers one of its requests."""
     _, _, below = call.rest.partition("messages/batches")
     name, _, action = below.strip("/").partition("/")
@@ -50,14 +50,14 @@ def answer(call: Call, play: Callable[[Call], Reply]) -> Reply:
             return json_reply({"id": name, "type": "message_batch_deleted"})
         case ("GET", "results"):
             lines = [compact(result) + b"\n" for result in kept["results"]]
-            return Reply(200, lines, "application/x-jsonl", streamed=True)
+            return EmulatedReply(200, lines, "application/x-jsonl", streamed=True)
     return anthropic_error(404, "Not Found")
 
 
-def _create(call: Call) -> Reply:
+def _create(call: EmulatedCall) -> EmulatedReply:
     requests = table(call.document).get("requests")
-    if not isinstance(requests, list) or not 1 <= len(requests) <= _MOST_REQUESTS:
-        return anthropic_error(400, f"requests: a list of 1 to {_MOST_REQUESTS} requests is required")
+    if not isinstance(requests, list) or not 1 <= len(requests) <= _MAX_REQUESTS:
+        return anthropic_error(400, f"requests: a list of 1 to {_MAX_REQUESTS} requests is required")
     seen = set()
     for at, one in enumerate(requests):
         custom_id = table(one).get("custom_id")
@@ -83,7 +83,7 @@ def _create(call: Call) -> Reply:
     return json_reply(batch)
 
 
-def _look(call: Call, kept: dict[str, Any], play: Callable[[Call], Reply]) -> None:
+def _look(call: EmulatedCall, kept: dict[str, Any], play: Callable[[EmulatedCall], EmulatedReply]) -> None:
     """End a batch that has not ended."""
     batch = kept["batch"]
     if batch["processing_status"] == "ended":
@@ -109,7 +109,9 @@ def _look(call: Call, kept: dict[str, Any], play: Callable[[Call], Reply]) -> No
     }
 
 
-def _result(call: Call, params: dict[str, Any], play: Callable[[Call], Reply]) -> dict[str, Any]:
+def _result(
+    call: EmulatedCall, params: dict[str, Any], play: Callable[[EmulatedCall], EmulatedReply]
+) -> dict[str, Any]:
     model = params.get("model")
     received = replace(call.received, model=model if isinstance(model, str) else None)
     document = {**params, "stream": False}
@@ -119,14 +121,14 @@ def _result(call: Call, params: dict[str, Any], play: Callable[[Call], Reply]) -
     return {"type": "succeeded", "message": told}
 
 
-def _cancel(call: Call, kept: dict[str, Any]) -> Reply:
+def _cancel(call: EmulatedCall, kept: dict[str, Any]) -> EmulatedReply:
     batch = kept["batch"]
     if batch["processing_status"] == "in_progress":
         batch |= {"processing_status": "canceling", "cancel_initiated_at": instant(call.world.clock())}
     return json_reply(batch)
 
 
-def _listed(call: Call, play: Callable[[Call], Reply]) -> Reply:
+def _listed(call: EmulatedCall, play: Callable[[EmulatedCall], EmulatedReply]) -> EmulatedReply:
     """The newest first, a page at a time."""
     for kept in call.world.message_batches.values():
         _look(call, kept, play)

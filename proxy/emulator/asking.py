@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from proxy.emulator.credentials import Refused
-from proxy.emulator.exchange import Reply, json_reply, lava_error
+from proxy.emulator.credentials import CredentialRefused
+from proxy.emulator.exchange import EmulatedReply, json_reply, lava_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from proxy.emulator.state import Received, World
+    from proxy.emulator.state import ReceivedRequest, World
 
 Record = TypeVar("Record")
 
@@ -23,19 +23,21 @@ _OLD_NAMES = frozenset({"connection_id", "subscription_config_id"})
 DEFAULT_PAGE, LARGEST_PAGE = 50, 100
 
 
-def invalid(message: str, code: str = "invalid_request") -> Refused:
+def invalid(message: str, code: str = "invalid_request") -> CredentialRefused:
     """400, to be raised."""
-    return Refused(lava_error(400, code, message))
+    return CredentialRefused(lava_error(400, code, message))
 
 
-def missing(what: str, name: str) -> Refused:
+def missing(what: str, name: str) -> CredentialRefused:
     """404 for a record that is not there, to be raised; ``what`` is its kind in snake case."""
-    return Refused(lava_error(404, f"{what}_not_found", f"There is no {what.replace('_', ' ')} {name[:200]!r}."))
+    return CredentialRefused(
+        lava_error(404, f"{what}_not_found", f"There is no {what.replace('_', ' ')} {name[:200]!r}.")
+    )
 
 
-def conflict(code: str, message: str) -> Refused:
+def conflict(code: str, message: str) -> CredentialRefused:
     """409, to be raised."""
-    return Refused(lava_error(409, code, message))
+    return CredentialRefused(lava_error(409, code, message))
 
 
 class Fields:
@@ -52,7 +54,7 @@ class Fields:
         """Whether it is there and not null."""
         return self._values.get(name) is not None
 
-    def wrong(self, name: str, wanted: str) -> Refused:
+    def wrong(self, name: str, wanted: str) -> CredentialRefused:
         """400 for one member."""
         return invalid(f"{self._where}{name} has to be {wanted}.")
 
@@ -156,7 +158,7 @@ class Ask:
     """One call. ``names`` are the variable parts of its path, ``old`` means that it speaks SDK 8's names."""
 
     world: World
-    received: Received
+    received: ReceivedRequest
     query: dict[str, str]
     names: tuple[str, ...]
     old: bool
@@ -173,7 +175,7 @@ class Ask:
 
     @property
     def fields(self) -> Fields:
-        """The body's members; raises ``Refused`` (400) when it is no JSON object."""
+        """The body's members; raises ``CredentialRefused`` (400) when it is no JSON object."""
         if not isinstance(self.document, dict):
             raise invalid("The request body has to be a JSON object.", "invalid_json")
         return Fields(self.document)
@@ -202,7 +204,9 @@ class Ask:
             raise invalid("metadata_filters has to be a JSON array of [key, value] pairs.")
         return [(pair[0], pair[1]) for pair in found]
 
-    def page(self, records: Iterable[Record], name: Callable[[Record], str], shape: Callable[[Record], Any]) -> Reply:
+    def page(
+        self, records: Iterable[Record], name: Callable[[Record], str], shape: Callable[[Record], Any]
+    ) -> EmulatedReply:
         """A part of a list: newest first, ``limit`` records after the one whose id is ``cursor``."""
         limit = self.query.get("limit", str(DEFAULT_PAGE))
         if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= LARGEST_PAGE:
@@ -231,16 +235,16 @@ def speaks_old(world: World, resource: str, query: dict[str, str], document: Any
     return resource in ("connections", "subscription_configs") or bool(_OLD_NAMES & given)
 
 
-def created(record: Any) -> Reply:
+def created(record: Any) -> EmulatedReply:
     """201 with the new record."""
     return json_reply(record, 201)
 
 
-def deleted(name: str) -> Reply:
+def deleted(name: str) -> EmulatedReply:
     """The answer to most deletions."""
     return json_reply({"id": name, "deleted": True})
 
 
-def success() -> Reply:
+def success() -> EmulatedReply:
     """The answer to the other deletions, and to changes of a subscription."""
     return json_reply({"success": True})

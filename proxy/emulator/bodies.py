@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class Unreadable(Exception):
+class UnreadableBody(Exception):
     """A body that is not what its headers say; the text says in which way."""
 
 
@@ -33,7 +33,7 @@ class Part:
 def decoded(body: bytes, content_encoding: str | None) -> bytes:
     """``body`` without its content codings (gzip, deflate, br, zstd, in the order they were applied).
 
-    Raises ``Unreadable``: providers do accept compressed requests, and some tools send them (Codex: zstd).
+    Raises ``UnreadableBody``: providers do accept compressed requests, and some tools send them (Codex: zstd).
     """
     codings = [coding.strip().lower() for coding in (content_encoding or "").split(",")]
     for coding in reversed([coding for coding in codings if coding and coding != "identity"]):
@@ -58,8 +58,8 @@ def _undo(coding: str, body: bytes) -> bytes:
                 # decompressobj, not decompress: a streamed frame does not tell its size.
                 return zstandard.ZstdDecompressor().decompressobj().decompress(body)
     except Exception as cause:
-        raise Unreadable(f"The body is not valid {coding}.") from cause
-    raise Unreadable(f"Content-Encoding {coding!r} is not supported.")
+        raise UnreadableBody(f"The body is not valid {coding}.") from cause
+    raise UnreadableBody(f"Content-Encoding {coding!r} is not supported.")
 
 
 def document(body: bytes) -> Any:

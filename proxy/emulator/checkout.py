@@ -14,15 +14,15 @@ from starlette.routing import Route
 
 from proxy.emulator import customers, outbox, pages, plans, shapes
 from proxy.emulator.asking import Ask, Fields, conflict, created, invalid, missing
-from proxy.emulator.credentials import Refused
-from proxy.emulator.exchange import Reply, lava_error
-from proxy.emulator.faults import Plan
+from proxy.emulator.credentials import CredentialRefused
+from proxy.emulator.exchange import EmulatedReply, lava_error
+from proxy.emulator.faults import FaultPlan
 from proxy.emulator.gateway import Door
-from proxy.emulator.records import CheckoutSession, new_id
+from proxy.emulator.records import StoredCheckoutSession, new_id
 
 if TYPE_CHECKING:
-    from proxy.emulator.records import Connection
-    from proxy.emulator.state import Received, World
+    from proxy.emulator.records import StoredConnection
+    from proxy.emulator.state import ReceivedRequest, World
 
 Mode = Literal["subscription", "credit_bundle"]
 OldMode = Literal["onboarding", "topup", "subscription", "credit_bundle"]
@@ -36,7 +36,7 @@ def routes(world: World) -> list[Route]:
     return [Route("/checkout/{token}", endpoint=Door(world, _page))]
 
 
-def create(ask: Ask) -> Reply:
+def create(ask: Ask) -> EmulatedReply:
     """``POST checkout_sessions``"""
     fields = ask.fields
     # Without a generation the two modes of SDK 8 that name nothing old are taken as well.
@@ -60,26 +60,28 @@ def create(ask: Ask) -> Reply:
         plans.find_bundle(ask.world, bundle)
     if mode == "topup" and customer is None:
         raise invalid("A top-up needs a connection.")
-    record = CheckoutSession(new_id("cs_"), new_id("cst_") + new_id(""), mode, origin, ask.now, customer, plan, bundle)
+    record = StoredCheckoutSession(
+        new_id("cs_"), new_id("cst_") + new_id(""), mode, origin, ask.now, customer, plan, bundle
+    )
     ask.world.checkouts[record.checkout_session_id] = record
     return created(shapes.checkout(record, old=ask.old))
 
 
-def _page(world: World, received: Received) -> tuple[Reply, Plan]:
+def _page(world: World, received: ReceivedRequest) -> tuple[EmulatedReply, FaultPlan]:
     token = received.path.rpartition("/")[2]
     worlds = [world] if world.sandbox is None else [world, world.sandbox]
     for each in worlds:
         for record in each.checkouts.values():
             if record.token == token:
-                return _shown(each, received, record), Plan()
-    return pages.message("Not found", "There is no such checkout session.", 404), Plan()
+                return _shown(each, received, record), FaultPlan()
+    return pages.message("Not found", "There is no such checkout session.", 404), FaultPlan()
 
 
-def _shown(world: World, received: Received, record: CheckoutSession) -> Reply:
+def _shown(world: World, received: ReceivedRequest, record: StoredCheckoutSession) -> EmulatedReply:
     if received.method == "POST":
         try:
             complete(world, record)
-        except Refused as refused:
+        except CredentialRefused as refused:
             return refused.reply
         return pages.message("Paid", "The checkout is complete. You can close this tab.")
     if received.method not in ("GET", "HEAD"):
@@ -90,8 +92,8 @@ def _shown(world: World, received: Received, record: CheckoutSession) -> Reply:
     return pages.form(f"Check out {what}", "Nothing is charged: this is the offline Lava.", received.path, {}, "Pay")
 
 
-def complete(world: World, record: CheckoutSession) -> None:
-    """What follows a payment; raises ``Refused`` when it cannot be."""
+def complete(world: World, record: StoredCheckoutSession) -> None:
+    """What follows a payment; raises ``CredentialRefused`` when it cannot be."""
     if record.completed_at is not None:
         raise conflict("checkout_completed", "The checkout session is complete already.")
     if record.customer_id is None:
@@ -110,7 +112,7 @@ def complete(world: World, record: CheckoutSession) -> None:
         outbox.announce(world, "wallet.balance.updated", customer)
 
 
-def _add_credit(world: World, record: CheckoutSession, customer: Connection) -> None:
+def _add_credit(world: World, record: StoredCheckoutSession, customer: StoredConnection) -> None:
     bundle = plans.find_bundle(world, record.credit_bundle_id or "")[1]
     subscribed = world.subscription_of(customer.connection_id)
     if subscribed is None:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
-from proxy.emulator.exchange import Reply, lava_error
+from proxy.emulator.exchange import EmulatedReply, lava_error
 
 if TYPE_CHECKING:
     from proxy.emulator.exchange import Cost
-    from proxy.emulator.records import Connection, Meter, SpendKey, Subscription
-    from proxy.emulator.state import Received, World
+    from proxy.emulator.records import StoredConnection, StoredMeter, StoredSpendKey, StoredSubscription
+    from proxy.emulator.state import ReceivedRequest, World
 
 PLACES = ("authorization", "x-api-key", "x-goog-api-key", "xi-api-key")
 
@@ -29,23 +29,23 @@ TOKEN_FIELDS = frozenset(
 )
 
 
-class Refused(Exception):
+class CredentialRefused(Exception):
     """The request goes no further; ``reply`` says why."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: EmulatedReply) -> None:
         super().__init__(reply.status)
         self.reply = reply
 
 
 @dataclass(slots=True)
-class Caller:
+class EmulatedCaller:
     """A checked credential. ``payer`` is whose account the call is charged to."""
 
     payer: Literal["merchant", "customer", "provider_account", "spend_key"]
-    connection: Connection | None = None
-    spend_key: SpendKey | None = None
+    connection: StoredConnection | None = None
+    spend_key: StoredSpendKey | None = None
     provider_key: str | None = None
-    meter: Meter | None = None
+    meter: StoredMeter | None = None
 
     def owed(self, cost: Cost) -> Decimal:
         """What the meter charges the customer, in dollars; 0 where no customer pays. A free call stays free."""
@@ -61,12 +61,12 @@ class Caller:
         return None if self.payer == "provider_account" else world.wallet_balance
 
     def charge(self, world: World, cost: Cost) -> Decimal:
-        """Take what a call costs from the payer; the amount that left. Raises ``Refused`` (402) when it is not there."""
+        """Take what a call costs from the payer; the amount that left. Raises ``CredentialRefused`` (402) when it is not there."""
         amount = self.owed(cost) if self.payer == "customer" else cost.amount
         key = self.spend_key
         if key is not None:
             if cost.amount and key.spend_limit is not None and key.spent + amount > key.spend_limit:
-                raise Refused(spend_limit_reached())
+                raise CredentialRefused(spend_limit_reached())
             key.requests.current += 1
         balance = self.balance(world)
         if balance is None or amount == 0:
@@ -74,58 +74,58 @@ class Caller:
         if self.payer == "customer" and self.connection is not None:
             take(world, self.connection, self.meter, amount)
         elif balance < amount:
-            raise Refused(insufficient_balance(None, balance))
+            raise CredentialRefused(insufficient_balance(None, balance))
         else:
             world.wallet_balance -= amount
         if key is not None:
             key.spent += amount
         return amount
 
-    def _credit(self, world: World) -> Subscription | None:
+    def _credit(self, world: World) -> StoredSubscription | None:
         return None if self.connection is None else _credit(world, self.connection, self.meter)
 
 
-def _credit(world: World, connection: Connection, meter: Meter | None) -> Subscription | None:
+def _credit(world: World, connection: StoredConnection, meter: StoredMeter | None) -> StoredSubscription | None:
     found = world.subscription_of(connection.connection_id)
     return found if found is not None and found.covers(meter) else None
 
 
-def take(world: World, connection: Connection, meter: Meter | None, amount: Decimal) -> None:
+def take(world: World, connection: StoredConnection, meter: StoredMeter | None, amount: Decimal) -> None:
     """Let a customer pay for a request on ``meter``: first with the plan's credit, then from the wallet.
 
-    Raises ``Refused`` (402) when both together are too little; nothing is taken then.
+    Raises ``CredentialRefused`` (402) when both together are too little; nothing is taken then.
     """
     credit = _credit(world, connection, meter)
     if credit is None:
         if connection.balance < amount:
-            raise Refused(insufficient_balance(connection, connection.balance))
+            raise CredentialRefused(insufficient_balance(connection, connection.balance))
         connection.balance -= amount
         return
     tops_up = credit.plan.bundle(credit.auto_top_up_bundle_id)
     reach = credit.credits + connection.balance + (tops_up.credit_amount if tops_up else 0)
     if reach < amount:
-        raise Refused(insufficient_balance(connection, credit.credits + connection.balance))
+        raise CredentialRefused(insufficient_balance(connection, credit.credits + connection.balance))
     connection.balance -= credit.draw(amount)
 
 
-def spend_limit_reached(status: int = 402) -> Reply:
+def spend_limit_reached(status: int = 402) -> EmulatedReply:
     """The message is Lava's (spend keys are service keys inside); its status is not known."""
     return lava_error(status, "spend_limit_exceeded", "Service key spend limit exceeded.")
 
 
-def insufficient_balance(connection: Connection | None, balance: Decimal) -> Reply:
+def insufficient_balance(connection: StoredConnection | None, balance: Decimal) -> EmulatedReply:
     """402: whose wallet is empty, and what is in it (dollars)."""
     whose = f"Connection {connection.connection_id}" if connection else "The merchant wallet"
     message = f"{whose} has an insufficient balance ({balance:f} USD) for this request."
     return lava_error(402, "insufficient_balance", message)
 
 
-def unauthorized(code: str, message: str) -> Refused:
+def unauthorized(code: str, message: str) -> CredentialRefused:
     """401, to be raised."""
-    return Refused(lava_error(401, code, message))
+    return CredentialRefused(lava_error(401, code, message))
 
 
-def read(received: Received, query: dict[str, str]) -> tuple[str, str] | None:
+def read(received: ReceivedRequest, query: dict[str, str]) -> tuple[str, str] | None:
     """The credential Lava would read, and where it stands; ``None`` without one."""
     for place in PLACES:
         value = received.header(place)
@@ -138,14 +138,14 @@ def read(received: Received, query: dict[str, str]) -> tuple[str, str] | None:
     return (query["key"], "key") if "key" in query else None
 
 
-def present(received: Received, query: dict[str, str]) -> None:
+def present(received: ReceivedRequest, query: dict[str, str]) -> None:
     """Note the credential Lava would read, and where it stood, in ``received``."""
     found = read(received, query)
     if found is not None:
         received.credential, received.credential_place = found
 
 
-def environment(world: World, received: Received, query: dict[str, str]) -> World:
+def environment(world: World, received: ReceivedRequest, query: dict[str, str]) -> World:
     """The world that the request's credential belongs to: ``world``, or its sandbox."""
     found = read(received, query)
     if found is None or world.sandbox is None:
@@ -154,13 +154,13 @@ def environment(world: World, received: Received, query: dict[str, str]) -> Worl
     if not value.startswith(("aks_", "lava_")):
         try:
             value = str(_token(value).get("secret_key"))
-        except Refused:
+        except CredentialRefused:
             return world
     return world.of_key(value)
 
 
-def check(world: World, received: Received) -> Caller:
-    """The caller behind the noted credential; raises ``Refused``."""
+def check(world: World, received: ReceivedRequest) -> EmulatedCaller:
+    """The caller behind the noted credential; raises ``CredentialRefused``."""
     value = received.credential
     if not value:
         raise unauthorized("missing_credentials", "No credential was sent. Send a forward token or a secret key.")
@@ -169,42 +169,44 @@ def check(world: World, received: Received) -> Caller:
         if record is None:
             raise unauthorized("invalid_spend_key", "The spend key is unknown or was revoked.")
         _usable(record, world.clock())
-        return Caller("spend_key", spend_key=record)
+        return EmulatedCaller("spend_key", spend_key=record)
     if value.startswith("aks_"):
         _known_secret(world, value)
-        return Caller("merchant")
+        return EmulatedCaller("merchant")
     received.token = _token(value)
     return _caller_of_token(world, received.token)
 
 
-def _usable(key: SpendKey, now: float) -> None:
-    """Raises ``Refused`` for a spend key that takes nothing at the moment. Lava's codes for this are not known."""
+def _usable(key: StoredSpendKey, now: float) -> None:
+    """Raises ``CredentialRefused`` for a spend key that takes nothing at the moment. Lava's codes for this are not known."""
     key.roll(now)
     if key.status == "paused":
-        raise Refused(lava_error(403, "spend_key_paused", "The spend key is paused."))
+        raise CredentialRefused(lava_error(403, "spend_key_paused", "The spend key is paused."))
     if key.expires_at is not None and now >= key.expires_at:
         raise unauthorized("spend_key_expired", "The spend key has expired.")
     if key.request_limit is not None and key.requests.current >= key.request_limit.amount:
-        raise Refused(lava_error(403, "request_limit_exceeded", "Service key request limit exceeded."))
+        raise CredentialRefused(lava_error(403, "request_limit_exceeded", "Service key request limit exceeded."))
     wait = key.wait(now)
     if wait:
         reply = lava_error(429, "rate_limit_exceeded", "Service key rate limit exceeded. Try again later.")
         reply.headers.append(("retry-after", str(max(1, -int(-wait // 1)))))
-        raise Refused(reply)
+        raise CredentialRefused(reply)
     key.last_used_at = now
 
 
-def within_allowance(key: SpendKey | None, model: str | None, provider: str) -> None:
-    """Raises ``Refused`` (403) when a spend key may not use this model or provider. Names count with and without the
+def within_allowance(key: StoredSpendKey | None, model: str | None, provider: str) -> None:
+    """Raises ``CredentialRefused`` (403) when a spend key may not use this model or provider. Names count with and without the
     provider before them.
     """
     if key is None:
         return
     if key.allowed_providers is not None and provider not in key.allowed_providers:
-        raise Refused(lava_error(403, "provider_not_allowed", f"This spend key may not use the provider {provider}."))
+        raise CredentialRefused(
+            lava_error(403, "provider_not_allowed", f"This spend key may not use the provider {provider}.")
+        )
     names = {model, (model or "").rpartition("/")[2], f"{provider}/{model}"}
     if key.allowed_models is not None and names.isdisjoint(key.allowed_models):
-        raise Refused(lava_error(403, "model_not_allowed", f"This spend key may not use the model {model}."))
+        raise CredentialRefused(lava_error(403, "model_not_allowed", f"This spend key may not use the model {model}."))
 
 
 def _known_secret(world: World, key: str) -> None:
@@ -235,7 +237,7 @@ def _token(value: str) -> dict[str, Any]:
     return token
 
 
-def _caller_of_token(world: World, token: dict[str, Any]) -> Caller:
+def _caller_of_token(world: World, token: dict[str, Any]) -> EmulatedCaller:
     secret = token.get("secret_key")
     if not secret:
         raise unauthorized("invalid_forward_token", "The forward token has no secret_key.")
@@ -249,13 +251,13 @@ def _caller_of_token(world: World, token: dict[str, Any]) -> Caller:
             raise unauthorized("connection_not_found", f"Connection {name} does not exist.")
         if not meter:
             message = "A connection needs a meter: meter_slug is missing in the forward token."
-            raise Refused(lava_error(400, "meter_required", message))
+            raise CredentialRefused(lava_error(400, "meter_required", message))
     if meter and meter not in world.meters:
         raise unauthorized("meter_not_found", f"Meter {meter} does not exist.")
     known = world.meters.get(meter) if meter else None
     provider_key = token.get("provider_key")
     if provider_key:
-        return Caller("provider_account", connection, provider_key=provider_key, meter=known)
+        return EmulatedCaller("provider_account", connection, provider_key=provider_key, meter=known)
     if connection is not None and not token.get("disable_billing"):
-        return Caller("customer", connection, meter=known)
-    return Caller("merchant", connection, meter=known)
+        return EmulatedCaller("customer", connection, meter=known)
+    return EmulatedCaller("merchant", connection, meter=known)

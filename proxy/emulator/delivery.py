@@ -2,7 +2,7 @@
 
 Two things run at once for every answer: the sending, and a watch on ``receive``. Only that watch can tell
 that a client left while nothing is being sent (a stall, a long delay), and it is what sets
-``Received.cancelled``.
+``ReceivedRequest.cancelled``.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
 
-    from proxy.emulator.exchange import Reply
-    from proxy.emulator.faults import Plan
-    from proxy.emulator.state import Received, World
+    from proxy.emulator.exchange import EmulatedReply
+    from proxy.emulator.faults import FaultPlan
+    from proxy.emulator.state import ReceivedRequest, World
 
 CONNECTION = "lava_emulator.connection"
-"""Key in the ASGI scope's extensions under which the server of ``serving.py`` puts a ``Connection``."""
+"""Key in the ASGI scope's extensions under which the server of ``serving.py`` puts a ``DeliveryConnection``."""
 
 
-class Connection(Protocol):
+class DeliveryConnection(Protocol):
     """What a fault needs of the connection itself, and the request head as it was written."""
 
     target: bytes
@@ -39,7 +39,7 @@ class Cut(Exception):
     """The plan says that the connection breaks here."""
 
 
-async def read_body(receive: Receive, received: Received, limit: int) -> bool:
+async def read_body(receive: Receive, received: ReceivedRequest, limit: int) -> bool:
     """Collect the request body into ``received``; ``False`` when it is larger than ``limit`` or the client
     left.
     """
@@ -61,12 +61,12 @@ async def read_body(receive: Receive, received: Received, limit: int) -> bool:
 
 async def deliver(
     world: World,
-    received: Received,
-    reply: Reply,
-    plan: Plan,
+    received: ReceivedRequest,
+    reply: EmulatedReply,
+    plan: FaultPlan,
     receive: Receive,
     send: Send,
-    connection: Connection | None,
+    connection: DeliveryConnection | None,
 ) -> None:
     """Send ``reply``; returns when it was sent, when the client left, or when the plan cut the connection."""
     sending = asyncio.ensure_future(_send(world, received, reply, plan, send))
@@ -94,7 +94,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _break(connection: Connection | None, watching: asyncio.Future[None]) -> None:
+async def _break(connection: DeliveryConnection | None, watching: asyncio.Future[None]) -> None:
     if connection is None:
         # Under a foreign server the only way to break an answer is an exception, which that server logs.
         raise Cut
@@ -104,7 +104,7 @@ async def _break(connection: Connection | None, watching: asyncio.Future[None]) 
     connection.abort()
 
 
-async def _send(world: World, received: Received, reply: Reply, plan: Plan, send: Send) -> None:
+async def _send(world: World, received: ReceivedRequest, reply: EmulatedReply, plan: FaultPlan, send: Send) -> None:
     if plan.delay:
         await asyncio.sleep(plan.delay)
     if plan.no_answer:
@@ -147,12 +147,12 @@ async def _send(world: World, received: Received, reply: Reply, plan: Plan, send
     await send({"type": "http.response.body", "body": end, "more_body": False})
 
 
-def _parts(chunk: bytes, plan: Plan) -> list[bytes]:
+def _parts(chunk: bytes, plan: FaultPlan) -> list[bytes]:
     """What is written at once: the chunk, or each of its bytes."""
     return [chunk[at : at + 1] for at in range(len(chunk))] if plan.drip and chunk else [chunk]
 
 
-def _head(received: Received, reply: Reply, plan: Plan, *, bodiless: bool) -> Message:
+def _head(received: ReceivedRequest, reply: EmulatedReply, plan: FaultPlan, *, bodiless: bool) -> Message:
     headers: list[tuple[str, str]] = []
     if reply.content_type:
         headers.append(("content-type", reply.content_type))
@@ -167,7 +167,7 @@ def _head(received: Received, reply: Reply, plan: Plan, *, bodiless: bool) -> Me
     return {"type": "http.response.start", "status": reply.status, "headers": raw}
 
 
-def _spoil(reply: Reply, plan: Plan) -> tuple[list[bytes], bool]:
+def _spoil(reply: EmulatedReply, plan: FaultPlan) -> tuple[list[bytes], bool]:
     """The chunks to send, and whether something happens to the connection after them."""
     chunks = list(reply.chunks)
     if reply.streamed and plan.no_end:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from proxy.emulator.exchange import FLAT_COST, Call, Reply, json_reply, said
+from proxy.emulator.exchange import FLAT_COST, EmulatedCall, EmulatedReply, json_reply, said
 from proxy.emulator.openai_media import sound
 
 _WORDS = {
@@ -18,12 +18,12 @@ _WORDS = {
 VOICES = ("21m00Tcm4TlvDq8ikWAM",)
 
 
-def error(status: int, message: str) -> Reply:
+def error(status: int, message: str) -> EmulatedReply:
     """An error in ElevenLabs' own shape."""
     return json_reply({"detail": {"status": _WORDS.get(status, "error"), "message": message}}, status)
 
 
-def answer(call: Call) -> Reply:
+def answer(call: EmulatedCall) -> EmulatedReply:
     """What ElevenLabs answers; never raises."""
     if call.method == "POST" and re.fullmatch("text-to-speech/[^/]+(?:/stream)?", call.rest):
         if not isinstance(call.document, dict) or not isinstance(call.document.get("text"), str):

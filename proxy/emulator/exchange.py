@@ -1,4 +1,4 @@
-"""What the players exchange with the gateway: a ``Call`` goes in, a ``Reply`` comes out, and nothing is sent
+"""What the players exchange with the gateway: a ``EmulatedCall`` goes in, a ``EmulatedReply`` comes out, and nothing is sent
 yet.
 
 A reply keeps its events apart instead of joining them, so that the faults can cut between two events or
@@ -18,9 +18,9 @@ from proxy.emulator.records import Consumption
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxy.dialects import Dialect
     from proxy.emulator.bodies import Part
-    from proxy.emulator.state import Received, World
+    from proxy.emulator.state import ReceivedRequest, World
+    from proxy.protocol.dialects import Dialect
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ FLAT_COST = Cost(Decimal("0.001"))
 
 
 @dataclass(slots=True)
-class Call:
+class EmulatedCall:
     """One request as a provider sees it. ``rest`` is the path below the provider's base address, without a
     leading slash.
 
@@ -47,7 +47,7 @@ class Call:
     """
 
     world: World
-    received: Received
+    received: ReceivedRequest
     method: str
     rest: str
     query: dict[str, str]
@@ -61,7 +61,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class Reply:
+class EmulatedReply:
     """An answer not yet sent.
 
     ``chunks`` are the events of a stream, or the single body of a plain answer. ``marker`` are the positions
@@ -91,9 +91,9 @@ def compact(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
-def json_reply(value: object, status: int = 200, cost: Cost = FREE) -> Reply:
+def json_reply(value: object, status: int = 200, cost: Cost = FREE) -> EmulatedReply:
     """A plain JSON answer."""
-    return Reply(status, [compact(value)], "application/json", cost=cost)
+    return EmulatedReply(status, [compact(value)], "application/json", cost=cost)
 
 
 def data_event(value: object) -> bytes:
@@ -106,18 +106,18 @@ def named_event(value: dict[str, Any]) -> bytes:
     return b"event: " + str(value["type"]).encode() + b"\ndata: " + compact(value) + b"\n\n"
 
 
-def event_stream(events: Iterable[bytes], *, marker: int, error_event: bytes, cost: Cost) -> Reply:
+def event_stream(events: Iterable[bytes], *, marker: int, error_event: bytes, cost: Cost) -> EmulatedReply:
     """A streamed answer whose last ``marker`` events are its end marker."""
     chunks = list(events)
     ends = frozenset(range(len(chunks) - marker, len(chunks)))
-    reply = Reply(200, chunks, "text/event-stream; charset=utf-8", streamed=True, marker=ends)
+    reply = EmulatedReply(200, chunks, "text/event-stream; charset=utf-8", streamed=True, marker=ends)
     reply.headers.append(("cache-control", "no-cache"))
     reply.error_event = error_event
     reply.cost = cost
     return reply
 
 
-def lava_error(status: int, code: str, message: str) -> Reply:
+def lava_error(status: int, code: str, message: str) -> EmulatedReply:
     """An error of Lava's own, in the envelope of its reference."""
     return json_reply({"error": {"message": message, "code": code, "status": status}}, status)
 

@@ -15,20 +15,20 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from proxy.emulator.credentials import spend_limit_reached
-from proxy.emulator.exchange import Call, Reply, json_reply, lava_error
+from proxy.emulator.exchange import EmulatedCall, EmulatedReply, json_reply, lava_error
 from proxy.emulator.players import ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from proxy.emulator.state import Received
+    from proxy.emulator.state import ReceivedRequest
 
 HEADER = "x-emulator-fault"
 PREFIX = "fault-"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class FaultPlan:
     """How an answer is delivered. ``None`` and ``False`` mean: as it should be."""
 
     delay: float = 0.0
@@ -41,19 +41,19 @@ class Plan:
     drip: bool = False
     headers: tuple[tuple[str, str], ...] = ()
 
-    def beside(self, other: Plan) -> Plan:
+    def beside(self, other: FaultPlan) -> FaultPlan:
         """Both plans in one; where both speak, ``other`` wins."""
         spoken = {row.name: getattr(other, row.name) for row in fields(self) if getattr(other, row.name) != row.default}
         return replace(self, **spoken)
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class PlannedFault:
     """One row of the table; ``what`` is for people."""
 
     what: str
-    reply: Callable[[Call, float], Reply] | None = None
-    plan: Callable[[float], Plan] | None = None
+    reply: Callable[[EmulatedCall, float], EmulatedReply] | None = None
+    plan: Callable[[float], FaultPlan] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +61,19 @@ class Chosen:
     """The faults of one request. ``reply`` is ``None`` when the provider answers."""
 
     names: tuple[str, ...] = ()
-    reply: Callable[[Call], Reply] | None = None
-    plan: Plan = field(default_factory=Plan)
+    reply: Callable[[EmulatedCall], EmulatedReply] | None = None
+    plan: FaultPlan = field(default_factory=FaultPlan)
 
 
-def _provider(status: int, message: str) -> Callable[[Call, float], Reply]:
+def _provider(status: int, message: str) -> Callable[[EmulatedCall, float], EmulatedReply]:
     return lambda call, _: ERRORS[call.dialect](status, message)
 
 
-def _lava(status: int, code: str, message: str) -> Callable[[Call, float], Reply]:
+def _lava(status: int, code: str, message: str) -> Callable[[EmulatedCall, float], EmulatedReply]:
     return lambda call, _: lava_error(status, code, message)
 
 
-def _any_status(call: Call, number: float) -> Reply:
+def _any_status(call: EmulatedCall, number: float) -> EmulatedReply:
     status = int(number)
     if status < 400:
         return json_reply({"message": f"Status {status} as asked."}, status)
@@ -83,26 +83,26 @@ def _any_status(call: Call, number: float) -> Reply:
     return reply
 
 
-def _rate_limited(call: Call, number: float) -> Reply:
+def _rate_limited(call: EmulatedCall, number: float) -> EmulatedReply:
     reply = lava_error(429, "rate_limit_exceeded", "Too many requests for this key. Try again later.")
     reply.headers.append(("retry-after", "1"))
     return reply
 
 
-def _html(call: Call, number: float) -> Reply:
+def _html(call: EmulatedCall, number: float) -> EmulatedReply:
     page = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>Bad Gateway</body>\r\n</html>\r\n"
-    return Reply(502, [page], "text/html", from_edge=True)
+    return EmulatedReply(502, [page], "text/html", from_edge=True)
 
 
-def _empty(call: Call, number: float) -> Reply:
-    return Reply(500, [b""], "", from_edge=True)
+def _empty(call: EmulatedCall, number: float) -> EmulatedReply:
+    return EmulatedReply(500, [b""], "", from_edge=True)
 
 
-def _redirect(call: Call, number: float) -> Reply:
-    return Reply(302, [b""], "text/plain", headers=[("location", "https://elsewhere.example.com/v1/other")])
+def _redirect(call: EmulatedCall, number: float) -> EmulatedReply:
+    return EmulatedReply(302, [b""], "text/plain", headers=[("location", "https://elsewhere.example.com/v1/other")])
 
 
-def _echo(call: Call, number: float) -> Reply:
+def _echo(call: EmulatedCall, number: float) -> EmulatedReply:
     """What a careless service does: the credential comes back, in the body and in a header."""
     token = call.received.token or {}
     authorization = call.received.header("authorization") or call.received.credential or ""
@@ -114,38 +114,56 @@ def _echo(call: Call, number: float) -> Reply:
 
 _UNSUPPORTED = "This endpoint is not supported by the gateway."
 
-FAULTS: Mapping[str, Fault] = {
-    "status-NNN": Fault("answers with this status, in the provider's own shape", reply=_any_status),
-    "provider-401": Fault("the provider rejects the key", reply=_provider(401, "Incorrect API key provided.")),
-    "provider-402": Fault("the provider wants money", reply=_provider(402, "Insufficient Balance")),
-    "lava-401": Fault("Lava rejects", reply=_lava(401, "unauthorized", "The secret key or forward token is invalid.")),
-    "lava-402": Fault("Lava wants money", reply=_lava(402, "insufficient_balance", "The wallet balance is too low.")),
-    "lava-403": Fault("Lava refuses", reply=_lava(403, "forbidden", "This key may not use this request shape.")),
-    "lava-404": Fault("Lava has no such model", reply=_lava(404, "model_not_found", "The model is not available.")),
-    "lava-429": Fault("Lava limits the rate, with Retry-After", reply=_rate_limited),
-    "lava-500": Fault("Lava fails", reply=_lava(500, "internal_error", "An unexpected error occurred.")),
-    "lava-unsupported": Fault("no such target", reply=_lava(400, "forward_endpoint_not_supported", _UNSUPPORTED)),
-    "spend-limit": Fault("a spend key's cap, with status 402", reply=lambda call, _: spend_limit_reached()),
-    "spend-limit-NNN": Fault(
+FAULTS: Mapping[str, PlannedFault] = {
+    "status-NNN": PlannedFault("answers with this status, in the provider's own shape", reply=_any_status),
+    "provider-401": PlannedFault("the provider rejects the key", reply=_provider(401, "Incorrect API key provided.")),
+    "provider-402": PlannedFault("the provider wants money", reply=_provider(402, "Insufficient Balance")),
+    "lava-401": PlannedFault(
+        "Lava rejects", reply=_lava(401, "unauthorized", "The secret key or forward token is invalid.")
+    ),
+    "lava-402": PlannedFault(
+        "Lava wants money", reply=_lava(402, "insufficient_balance", "The wallet balance is too low.")
+    ),
+    "lava-403": PlannedFault("Lava refuses", reply=_lava(403, "forbidden", "This key may not use this request shape.")),
+    "lava-404": PlannedFault(
+        "Lava has no such model", reply=_lava(404, "model_not_found", "The model is not available.")
+    ),
+    "lava-429": PlannedFault("Lava limits the rate, with Retry-After", reply=_rate_limited),
+    "lava-500": PlannedFault("Lava fails", reply=_lava(500, "internal_error", "An unexpected error occurred.")),
+    "lava-unsupported": PlannedFault(
+        "no such target", reply=_lava(400, "forward_endpoint_not_supported", _UNSUPPORTED)
+    ),
+    "spend-limit": PlannedFault("a spend key's cap, with status 402", reply=lambda call, _: spend_limit_reached()),
+    "spend-limit-NNN": PlannedFault(
         "the same with another status", reply=lambda call, number: spend_limit_reached(int(number))
     ),
-    "html-502": Fault("an HTML page from an edge in front of Lava, without a request id", reply=_html),
-    "empty-500": Fault("a 500 from the edge with no body, no content type and no request id", reply=_empty),
-    "redirect": Fault("302 to another host", reply=_redirect),
-    "echo-token": Fault("400 that repeats the credential and the secret key in body and headers", reply=_echo),
-    "no-answer": Fault("the connection is closed before a byte of the answer", plan=lambda n: Plan(no_answer=True)),
-    "cut-after-N": Fault("N whole events, then the connection breaks", plan=lambda n: Plan(cut_after=int(n))),
-    "cut-inside-N": Fault(
-        "N whole events and half of the next, then it breaks", plan=lambda n: Plan(cut_inside=int(n))
+    "html-502": PlannedFault("an HTML page from an edge in front of Lava, without a request id", reply=_html),
+    "empty-500": PlannedFault("a 500 from the edge with no body, no content type and no request id", reply=_empty),
+    "redirect": PlannedFault("302 to another host", reply=_redirect),
+    "echo-token": PlannedFault("400 that repeats the credential and the secret key in body and headers", reply=_echo),
+    "no-answer": PlannedFault(
+        "the connection is closed before a byte of the answer", plan=lambda n: FaultPlan(no_answer=True)
     ),
-    "no-end": Fault("ends properly, without the end marker of its dialect", plan=lambda n: Plan(no_end=True)),
-    "stall-after-N": Fault("N events, then silence until the client leaves", plan=lambda n: Plan(stall_after=int(n))),
-    "slow-S": Fault("S seconds before the first byte", plan=lambda n: Plan(delay=n)),
-    "drip": Fault("byte by byte", plan=lambda n: Plan(drip=True)),
-    "inband-error": Fault("two events, then an error event in the stream", plan=lambda n: Plan(inband_error=True)),
-    "set-cookie": Fault(
+    "cut-after-N": PlannedFault(
+        "N whole events, then the connection breaks", plan=lambda n: FaultPlan(cut_after=int(n))
+    ),
+    "cut-inside-N": PlannedFault(
+        "N whole events and half of the next, then it breaks", plan=lambda n: FaultPlan(cut_inside=int(n))
+    ),
+    "no-end": PlannedFault(
+        "ends properly, without the end marker of its dialect", plan=lambda n: FaultPlan(no_end=True)
+    ),
+    "stall-after-N": PlannedFault(
+        "N events, then silence until the client leaves", plan=lambda n: FaultPlan(stall_after=int(n))
+    ),
+    "slow-S": PlannedFault("S seconds before the first byte", plan=lambda n: FaultPlan(delay=n)),
+    "drip": PlannedFault("byte by byte", plan=lambda n: FaultPlan(drip=True)),
+    "inband-error": PlannedFault(
+        "two events, then an error event in the stream", plan=lambda n: FaultPlan(inband_error=True)
+    ),
+    "set-cookie": PlannedFault(
         "answers with a cookie and with headers meant for browsers",
-        plan=lambda n: Plan(
+        plan=lambda n: FaultPlan(
             headers=(
                 ("set-cookie", "session=emulator; Path=/; HttpOnly"),
                 ("access-control-allow-origin", "*"),
@@ -156,7 +174,7 @@ FAULTS: Mapping[str, Fault] = {
 }
 
 
-def find(name: str) -> tuple[Fault, float] | None:
+def find(name: str) -> tuple[PlannedFault, float] | None:
     """The row for ``name`` and the number in it (0 when it has none); ``None`` for an unknown name."""
     if name in FAULTS and not name.endswith(("-N", "-NNN", "-S")):
         return FAULTS[name], 0.0
@@ -178,7 +196,7 @@ def find(name: str) -> tuple[Fault, float] | None:
     return None
 
 
-def chosen(received: Received) -> Chosen | Reply:
+def chosen(received: ReceivedRequest) -> Chosen | EmulatedReply:
     """The faults a request asks for, or the 400 for a name that is not in the table."""
     names = [name.strip() for name in (received.header(HEADER) or "").split(",") if name.strip()]
     model = (received.model or "").rpartition("/")[2]
@@ -187,10 +205,10 @@ def chosen(received: Received) -> Chosen | Reply:
     return by_names(names)
 
 
-def by_names(names: list[str]) -> Chosen | Reply:
+def by_names(names: list[str]) -> Chosen | EmulatedReply:
     """The faults with these names, or the 400 for a name that is not in the table."""
-    answer: Callable[[Call], Reply] | None = None
-    plan = Plan()
+    answer: Callable[[EmulatedCall], EmulatedReply] | None = None
+    plan = FaultPlan()
     for name in names:
         found = find(name)
         if found is None:
@@ -204,5 +222,7 @@ def by_names(names: list[str]) -> Chosen | Reply:
     return Chosen(tuple(names), answer, plan)
 
 
-def _bound(reply: Callable[[Call, float], Reply], number: float) -> Callable[[Call], Reply]:
+def _bound(
+    reply: Callable[[EmulatedCall, float], EmulatedReply], number: float
+) -> Callable[[EmulatedCall], EmulatedReply]:
     return lambda call: reply(call, number)

@@ -10,21 +10,21 @@ from urllib.parse import parse_qsl, unquote, unquote_plus
 
 from starlette.routing import Route
 
-from proxy.dialects import Dialect
 from proxy.emulator import anthropic, bodies, credentials, faults, google, openai, outbox, players, rewriting
-from proxy.emulator.credentials import Caller, Refused
-from proxy.emulator.delivery import CONNECTION, Connection, deliver, read_body
-from proxy.emulator.exchange import Call, Reply, json_reply, lava_error
-from proxy.emulator.faults import Chosen, Plan
-from proxy.emulator.records import Entry, SpendKey
-from proxy.emulator.state import Received, World
-from proxy.providers import BUILTIN
+from proxy.emulator.credentials import CredentialRefused, EmulatedCaller
+from proxy.emulator.delivery import CONNECTION, DeliveryConnection, deliver, read_body
+from proxy.emulator.exchange import EmulatedCall, EmulatedReply, json_reply, lava_error
+from proxy.emulator.faults import Chosen, FaultPlan
+from proxy.emulator.records import Entry, StoredSpendKey
+from proxy.emulator.state import ReceivedRequest, World
+from proxy.protocol.dialects import Dialect
+from proxy.protocol.providers import BUILTIN
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-Handler = Callable[[World, Received], tuple[Reply, Plan]]
-"""Decides the answer to a request whose body has come; raises ``Refused``."""
+Handler = Callable[[World, ReceivedRequest], tuple[EmulatedReply, FaultPlan]]
+"""Decides the answer to a request whose body has come; raises ``CredentialRefused``."""
 
 
 def routes(world: World) -> list[Route]:
@@ -48,7 +48,7 @@ class Door:
         self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        connection: Connection | None = (scope.get("extensions") or {}).get(CONNECTION)
+        connection: DeliveryConnection | None = (scope.get("extensions") or {}).get(CONNECTION)
         target, headers = _head(scope, connection)
         received = self._world.remember(scope["method"], target, headers)
         whole = await read_body(receive, received, self._world.max_body_bytes)
@@ -58,22 +58,22 @@ class Door:
         if whole:
             reply, plan = self._decide(received)
         else:
-            reply, plan = lava_error(413, "request_too_large", "The request body is too large."), Plan()
+            reply, plan = lava_error(413, "request_too_large", "The request body is too large."), FaultPlan()
             reply.headers.append(("connection", "close"))
         await deliver(self._world, received, reply, plan, receive, send, connection)
 
-    def _decide(self, received: Received) -> tuple[Reply, Plan]:
+    def _decide(self, received: ReceivedRequest) -> tuple[EmulatedReply, FaultPlan]:
         try:
             query = dict(parse_qsl(received.target.partition("?")[2], keep_blank_values=True))
             return self._handler(credentials.environment(self._world, received, query), received)
-        except Refused as refused:
-            return refused.reply, Plan()
+        except CredentialRefused as refused:
+            return refused.reply, FaultPlan()
         except Exception as fault:  # noqa: BLE001 - a fault of the emulator's own shows in its answer, not in a log
             what = f"The emulator failed: {type(fault).__name__}: {fault}"
-            return lava_error(500, "emulator_failed", what), Plan()
+            return lava_error(500, "emulator_failed", what), FaultPlan()
 
 
-def _head(scope: Scope, connection: Connection | None) -> tuple[str, list[tuple[bytes, bytes]]]:
+def _head(scope: Scope, connection: DeliveryConnection | None) -> tuple[str, list[tuple[bytes, bytes]]]:
     if connection is not None:
         return connection.target.decode("latin-1"), list(connection.headers)
     query = scope["query_string"]
@@ -81,15 +81,15 @@ def _head(scope: Scope, connection: Connection | None) -> tuple[str, list[tuple[
     return target.decode("latin-1"), list(scope["headers"])
 
 
-def not_found(world: World, received: Received) -> tuple[Reply, Plan]:
+def not_found(world: World, received: ReceivedRequest) -> tuple[EmulatedReply, FaultPlan]:
     """Any address that Lava does not have."""
-    return lava_error(404, "not_found", f"{received.method} {received.path} does not exist."), Plan()
+    return lava_error(404, "not_found", f"{received.method} {received.path} does not exist."), FaultPlan()
 
 
 # The credential, the fault, the player, the charge: in this order for every call that costs money
 
 
-def _admit(world: World, received: Received) -> tuple[Caller, dict[str, str]]:
+def _admit(world: World, received: ReceivedRequest) -> tuple[EmulatedCaller, dict[str, str]]:
     """The checked caller and Lava's own query items."""
     query = dict(parse_qsl(received.target.partition("?")[2], keep_blank_values=True))
     credentials.present(received, query)
@@ -105,22 +105,26 @@ def _metadata(given: str | None) -> dict[str, str] | None:
         return None
     pairs = bodies.document(given.encode("latin-1", "replace"))
     if not isinstance(pairs, dict) or len(pairs) > 100:
-        raise Refused(lava_error(400, "invalid_metadata", "x-lava-metadata is not a JSON object of up to 100 pairs."))
+        raise CredentialRefused(
+            lava_error(400, "invalid_metadata", "x-lava-metadata is not a JSON object of up to 100 pairs.")
+        )
     for key, value in pairs.items():
         if not isinstance(value, str) or not 1 <= len(value) <= 255 or not re.fullmatch(r"[A-Za-z0-9_]{1,255}", key):
-            raise Refused(lava_error(400, "invalid_metadata", f"x-lava-metadata has a bad pair: {json.dumps(key)}."))
+            raise CredentialRefused(
+                lava_error(400, "invalid_metadata", f"x-lava-metadata has a bad pair: {json.dumps(key)}.")
+            )
     return pairs
 
 
 def _settle(
     world: World,
-    caller: Caller,
-    call: Call,
-    play: Callable[[Call], Reply],
+    caller: EmulatedCaller,
+    call: EmulatedCall,
+    play: Callable[[EmulatedCall], EmulatedReply],
     chosen: Chosen,
     provider: str,
     endpoint: str,
-) -> tuple[Reply, Plan]:
+) -> tuple[EmulatedReply, FaultPlan]:
     """The provider's answer or the fault's, paid for when it is a good one, and written into the ledger."""
     received = call.received
     received.fault = ", ".join(chosen.names) or None
@@ -143,7 +147,13 @@ def _settle(
     return reply, chosen.plan
 
 
-def _answer(world: World, caller: Caller, call: Call, play: Callable[[Call], Reply], chosen: Chosen) -> Reply:
+def _answer(
+    world: World,
+    caller: EmulatedCaller,
+    call: EmulatedCall,
+    play: Callable[[EmulatedCall], EmulatedReply],
+    chosen: Chosen,
+) -> EmulatedReply:
     if chosen.reply is not None:
         return chosen.reply(call)
     own = caller.provider_key
@@ -154,31 +164,33 @@ def _answer(world: World, caller: Caller, call: Call, play: Callable[[Call], Rep
     return play(call)
 
 
-def _response_id(reply: Reply) -> str | None:
+def _response_id(reply: EmulatedReply) -> str | None:
     """The provider's own id for its answer, if the beginning of it tells one."""
     named = re.search(rb'"(?:id|responseId)":"([^"]{1,200})"', b"".join(reply.chunks[:2])[:65536])
     return named[1].decode("utf-8", "replace") if named else None
 
 
-def _call(world: World, received: Received, rest: str, query: str, dialect: Dialect) -> tuple[Call, Chosen]:
-    """The request as a provider sees it, and the faults it asks for; raises ``Refused``."""
-    call = Call(world, received, received.method, rest, dict(parse_qsl(query, keep_blank_values=True)), dialect)
+def _call(
+    world: World, received: ReceivedRequest, rest: str, query: str, dialect: Dialect
+) -> tuple[EmulatedCall, Chosen]:
+    """The request as a provider sees it, and the faults it asks for; raises ``CredentialRefused``."""
+    call = EmulatedCall(world, received, received.method, rest, dict(parse_qsl(query, keep_blank_values=True)), dialect)
     try:
         body = bodies.decoded(received.body, ", ".join(received.header_values("content-encoding")))
-    except bodies.Unreadable as cause:
-        raise Refused(players.ERRORS[dialect](400, str(cause))) from cause
+    except bodies.UnreadableBody as cause:
+        raise CredentialRefused(players.ERRORS[dialect](400, str(cause))) from cause
     kind = received.header("content-type") or ""
     call.form = bodies.form(body, kind)
     if body and not call.form:
         call.document = bodies.document(body)
     received.model = _model(call)
     chosen = faults.chosen(received)
-    if isinstance(chosen, Reply):
-        raise Refused(chosen)
+    if isinstance(chosen, EmulatedReply):
+        raise CredentialRefused(chosen)
     return call, chosen
 
 
-def _model(call: Call) -> str | None:
+def _model(call: EmulatedCall) -> str | None:
     """The model's name: from Google's path, the JSON body or the form."""
     if call.dialect is Dialect.GOOGLE:
         named = re.match("(?:models|tunedModels)/([^/:]+(?:/[^/:]+)*):", call.rest)
@@ -191,11 +203,13 @@ def _model(call: Call) -> str | None:
 # The addresses ---
 
 
-def _unsupported(url: str) -> Refused:
-    return Refused(lava_error(400, "forward_endpoint_not_supported", f"The endpoint {url[:200]} is not supported."))
+def _unsupported(url: str) -> CredentialRefused:
+    return CredentialRefused(
+        lava_error(400, "forward_endpoint_not_supported", f"The endpoint {url[:200]} is not supported.")
+    )
 
 
-def _forward(world: World, received: Received) -> tuple[Reply, Plan]:
+def _forward(world: World, received: ReceivedRequest) -> tuple[EmulatedReply, FaultPlan]:
     """``/v1/forward?u=<provider URL>``; a path segment behind ``forward`` is ignored, as in Lava's first
     sample.
     """
@@ -204,7 +218,9 @@ def _forward(world: World, received: Received) -> tuple[Reply, Plan]:
     # Not from the decoded query: the SDK's own addresses carry u unencoded, with "=" and "?" inside.
     url = next((unquote_plus(item[2:]) for item in items if item.startswith("u=")), None)
     if not url:
-        raise Refused(lava_error(400, "missing_url", "The query parameter u, the provider's URL, is missing."))
+        raise CredentialRefused(
+            lava_error(400, "missing_url", "The query parameter u, the provider's URL, is missing.")
+        )
     received.url = url
     target = players.find(url, world.extra_hosts)
     if target is None:
@@ -214,11 +230,11 @@ def _forward(world: World, received: Received) -> tuple[Reply, Plan]:
     return _settle(world, caller, call, target.player, chosen, target.provider, url)
 
 
-def _rewrite(world: World, received: Received) -> tuple[Reply, Plan]:
+def _rewrite(world: World, received: ReceivedRequest) -> tuple[EmulatedReply, FaultPlan]:
     """``/v1/rewrite/<client format>/<provider URL>``, the URL raw or encoded, with or without its scheme."""
     caller, _ = _admit(world, received)
     if received.method != "POST":
-        raise Refused(lava_error(405, "method_not_allowed", "Only POST is rewritten."))
+        raise CredentialRefused(lava_error(405, "method_not_allowed", "Only POST is rewritten."))
     format_name, _, url = received.path.removeprefix("/v1/rewrite/").partition("/")
     if "%3a%2f%2f" in url.lower():
         url = unquote(url)
@@ -226,7 +242,9 @@ def _rewrite(world: World, received: Received) -> tuple[Reply, Plan]:
     url = re.sub(r"^(?:(https?):/+)?", lambda match: f"{match[1] or 'https'}://", url, count=1)
     received.url = url
     if format_name not in rewriting.SUFFIXES:
-        raise Refused(lava_error(400, "rewrite_format_not_supported", f"The format {format_name!r} is not emulated."))
+        raise CredentialRefused(
+            lava_error(400, "rewrite_format_not_supported", f"The format {format_name!r} is not emulated.")
+        )
     client = Dialect(format_name)
     target = _rewrite_target(world, client, url)
     if target is None or target.rest not in _CROSSING:
@@ -240,7 +258,7 @@ def _rewrite(world: World, received: Received) -> tuple[Reply, Plan]:
 _CROSSING = {"chat/completions": Dialect.OPENAI, "messages": Dialect.ANTHROPIC}
 
 
-def _rewrite_target(world: World, client: Dialect, url: str) -> players.Target | None:
+def _rewrite_target(world: World, client: Dialect, url: str) -> players.PlayerTarget | None:
     """The target without what a client of the format appends to it. A target that ends so by itself is left
     as it is.
     """
@@ -252,11 +270,11 @@ def _rewrite_target(world: World, client: Dialect, url: str) -> players.Target |
     return players.find(url, world.extra_hosts)
 
 
-def _translated(client: Dialect, provider: Dialect) -> Callable[[Call], Reply]:
+def _translated(client: Dialect, provider: Dialect) -> Callable[[EmulatedCall], EmulatedReply]:
     if client is provider:
         return anthropic.play if client is Dialect.ANTHROPIC else openai.answer
 
-    def play(call: Call) -> Reply:
+    def play(call: EmulatedCall) -> EmulatedReply:
         body = call.document
         if not isinstance(body, dict):
             return players.ERRORS[client](400, "The request body is not valid JSON.")
@@ -271,25 +289,25 @@ def _translated(client: Dialect, provider: Dialect) -> Callable[[Call], Reply]:
     return play
 
 
-def _chat_completions(world: World, received: Received) -> tuple[Reply, Plan]:
+def _chat_completions(world: World, received: ReceivedRequest) -> tuple[EmulatedReply, FaultPlan]:
     return _native(world, received, "chat/completions", Dialect.OPENAI, openai.answer)
 
 
-def _messages(world: World, received: Received) -> tuple[Reply, Plan]:
+def _messages(world: World, received: ReceivedRequest) -> tuple[EmulatedReply, FaultPlan]:
     return _native(world, received, "messages", Dialect.ANTHROPIC, anthropic.play)
 
 
 def _native(
-    world: World, received: Received, rest: str, dialect: Dialect, play: Callable[[Call], Reply]
-) -> tuple[Reply, Plan]:
+    world: World, received: ReceivedRequest, rest: str, dialect: Dialect, play: Callable[[EmulatedCall], EmulatedReply]
+) -> tuple[EmulatedReply, FaultPlan]:
     """Lava's own endpoints, where spend keys are at home; every model is served in the endpoint's shape."""
     caller, _ = _admit(world, received)
     if received.method != "POST":
-        raise Refused(lava_error(405, "method_not_allowed", f"{received.method} is not served here."))
+        raise CredentialRefused(lava_error(405, "method_not_allowed", f"{received.method} is not served here."))
     key = caller.spend_key
     if key is not None and key.shape != dialect.value:
         message = f"This spend key takes requests of the shape {key.shape}, not {dialect.value}."
-        raise Refused(lava_error(403, "request_shape_not_allowed", message))
+        raise CredentialRefused(lava_error(403, "request_shape_not_allowed", message))
     call, chosen = _call(world, received, rest, "", dialect)
     provider = _owner(received.model, dialect.value)
     credentials.within_allowance(key, received.model, provider)
@@ -315,10 +333,10 @@ _OWNERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _models(world: World, received: Received) -> tuple[Reply, Plan]:
+def _models(world: World, received: ReceivedRequest) -> tuple[EmulatedReply, FaultPlan]:
     """Needs no credential; a spend key narrows the list to what it may use."""
     if received.method not in ("GET", "HEAD"):
-        raise Refused(lava_error(405, "method_not_allowed", f"{received.method} is not served here."))
+        raise CredentialRefused(lava_error(405, "method_not_allowed", f"{received.method} is not served here."))
     query = dict(parse_qsl(received.target.partition("?")[2], keep_blank_values=True))
     credentials.present(received, query)
     record = world.spend_key(received.credential or "")
@@ -333,9 +351,9 @@ def _models(world: World, received: Received) -> tuple[Reply, Plan]:
     return chosen.reply(call) if chosen.reply else json_reply({"object": "list", "data": data}), chosen.plan
 
 
-def _listed(key: SpendKey | None, name: str, owner: str) -> bool:
+def _listed(key: StoredSpendKey | None, name: str, owner: str) -> bool:
     try:
         credentials.within_allowance(key, name, owner)
-    except Refused:
+    except CredentialRefused:
         return False
     return True

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.emulator import google_caches, google_files
 from proxy.emulator.exchange import (
-    Call,
-    Reply,
+    EmulatedCall,
+    EmulatedReply,
     compact,
     count_tokens,
     data_event,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MODELS = ("gemini-2.5-flash", "gemini-2.5-pro", "gemini-embedding-001")
 
 
-def answer(call: Call) -> Reply:
+def answer(call: EmulatedCall) -> EmulatedReply:
     """What Google answers; never raises. ``call.rest`` is the path without its version segment."""
     if call.method == "GET" and call.rest == "models":
         return json_reply({"models": [_model(name) for name in MODELS]})
@@ -100,7 +100,7 @@ def _embedding(body: dict[str, Any]) -> dict[str, Any]:
     return {"values": embedding(text, width)}
 
 
-def _generate(call: Call, model: str, *, streamed: bool) -> Reply:
+def _generate(call: EmulatedCall, model: str, *, streamed: bool) -> EmulatedReply:
     if not isinstance(call.document.get("contents"), list) or not call.document["contents"]:
         return google_error(400, "* GenerateContentRequest.contents: contents is not specified")
     cached = call.document.get("cachedContent", call.document.get("cached_content"))
@@ -146,14 +146,16 @@ def _generate(call: Call, model: str, *, streamed: bool) -> Reply:
     return _array(found, fault, cost=cost)
 
 
-def _array(found: list[dict[str, Any]], fault: dict[str, Any], **rest: Any) -> Reply:
+def _array(found: list[dict[str, Any]], fault: dict[str, Any], **rest: Any) -> EmulatedReply:
     """Without ``alt=sse`` the stream is one JSON array whose elements come one by one."""
     last = len(found) - 1
     chunks = [(b"[" if at == 0 else b",\r\n") + compact(one) for at, one in enumerate(found)]
     # The closing bracket is a chunk of its own, so that a stream without its last element is still one whole
     # array.
     chunks.append(b"]\n")
-    reply = Reply(200, chunks, "application/json; charset=UTF-8", streamed=True, marker=frozenset({last}), **rest)
+    reply = EmulatedReply(
+        200, chunks, "application/json; charset=UTF-8", streamed=True, marker=frozenset({last}), **rest
+    )
     reply.error_event = b",\r\n" + compact(fault) + b"]"
     return reply
 

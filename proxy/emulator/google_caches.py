@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from proxy.emulator.exchange import Call, Reply, count_tokens, json_reply, plain_text
+from proxy.emulator.exchange import EmulatedCall, EmulatedReply, count_tokens, json_reply, plain_text
 from proxy.emulator.google_files import page, unexpired
 from proxy.emulator.shapes import instant
 from proxy.emulator.wanted import table, tables
@@ -19,7 +19,7 @@ _HOUR_S = 3600.0
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")
 
 
-def answer(call: Call) -> Reply:
+def answer(call: EmulatedCall) -> EmulatedReply:
     """Everything below ``cachedContents``."""
     name = call.rest
     if name == "cachedContents":
@@ -48,7 +48,7 @@ def find(world: World, name: Any) -> dict[str, Any] | None:
     return _alive(world).get(name) if isinstance(name, str) else None
 
 
-def missing(name: Any) -> Reply:
+def missing(name: Any) -> EmulatedReply:
     """Google's answer for a cache that is not there."""
     return google_error(403, f"CachedContent not found (or permission denied): {str(name)[:200]}")
 
@@ -57,7 +57,7 @@ def _alive(world: World) -> dict[str, dict[str, Any]]:
     return unexpired(world, world.google_caches, "expireTime")
 
 
-def _create(call: Call) -> Reply:
+def _create(call: EmulatedCall) -> EmulatedReply:
     given = table(call.document)
     model = given.get("model")
     if not isinstance(model, str) or not model.startswith("models/"):
@@ -85,7 +85,7 @@ def _create(call: Call) -> Reply:
     return json_reply(made)
 
 
-def _update(call: Call, found: dict[str, Any]) -> Reply:
+def _update(call: EmulatedCall, found: dict[str, Any]) -> EmulatedReply:
     """Only the expiry can be changed."""
     now = call.world.clock()
     expires = _expiry(table(call.document), now)

@@ -13,7 +13,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from proxy.emulator.exchange import Call, Reply, json_reply
+from proxy.emulator.exchange import EmulatedCall, EmulatedReply, json_reply
 from proxy.emulator.shapes import instant
 from proxy.emulator.wanted import table
 from proxy.emulator.wording import google_error
@@ -25,7 +25,7 @@ HOST = "https://generativelanguage.googleapis.com"
 _LIFE_S = 48 * 3600
 _GRANULARITY = 262_144
 _NAME = re.compile("files/[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
-_MOST_UPLOADS = 1000
+_MAX_UPLOADS = 1000
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Upload:
     made: dict[str, Any] | None = None
 
 
-def answer(call: Call) -> Reply:
+def answer(call: EmulatedCall) -> EmulatedReply:
     """Everything below ``files`` and ``upload/…/files``."""
     url = call.received.url or ""
     if re.match(f"{re.escape(HOST)}/+upload/", url):
@@ -67,7 +67,7 @@ def answer(call: Call) -> Reply:
     return google_error(404, f"{call.method} is not served for {name}.")
 
 
-def page(call: Call, kind: str, found: list[dict[str, Any]]) -> Reply:
+def page(call: EmulatedCall, kind: str, found: list[dict[str, Any]]) -> EmulatedReply:
     """One page of a list, as ``pageSize`` and ``pageToken`` say; the token is a position."""
     size, token = call.query.get("pageSize", ""), call.query.get("pageToken", "")
     count = int(size) if re.fullmatch("[1-9][0-9]{0,3}", size) else 100
@@ -91,7 +91,7 @@ def _alive(world: World) -> dict[str, dict[str, Any]]:
     return unexpired(world, world.google_files, "expirationTime")
 
 
-def _told(call: Call) -> dict[str, Any]:
+def _told(call: EmulatedCall) -> dict[str, Any]:
     """What the request says of the file; Google takes snake case as well."""
     given = table(table(call.document).get("file"))
     return {
@@ -104,7 +104,7 @@ def _told(call: Call) -> dict[str, Any]:
 # The upload ---
 
 
-def _upload(call: Call, url: str) -> Reply:
+def _upload(call: EmulatedCall, url: str) -> EmulatedReply:
     if call.method not in ("POST", "PUT"):
         return google_error(404, f"{call.method} is not served for uploads.")
     if "upload_id" in call.query:
@@ -116,7 +116,7 @@ def _upload(call: Call, url: str) -> Reply:
     return _made(call, upload)
 
 
-def _start(call: Call, url: str) -> Reply:
+def _start(call: EmulatedCall, url: str) -> EmulatedReply:
     if _commands(call) != {"start"}:
         return google_error(400, "X-Goog-Upload-Command: an upload begins with start.")
     told = _told(call)
@@ -128,10 +128,10 @@ def _start(call: Call, url: str) -> Reply:
     size = int(announced) if re.fullmatch("[0-9]{1,15}", announced) else None
     name = secrets.token_urlsafe(24)
     call.world.uploads[name] = Upload(told, kind, size)
-    while len(call.world.uploads) > _MOST_UPLOADS:
+    while len(call.world.uploads) > _MAX_UPLOADS:
         del call.world.uploads[next(iter(call.world.uploads))]
     address = f"{url.partition('?')[0]}?upload_id={name}&upload_protocol=resumable"
-    reply = Reply(200, [b""], "text/plain; charset=utf-8")
+    reply = EmulatedReply(200, [b""], "text/plain; charset=utf-8")
     reply.headers += [
         ("x-goog-upload-status", "active"),
         ("x-goog-upload-url", address),
@@ -142,7 +142,7 @@ def _start(call: Call, url: str) -> Reply:
     return reply
 
 
-def _go_on(call: Call, name: str) -> Reply:
+def _go_on(call: EmulatedCall, name: str) -> EmulatedReply:
     upload = call.world.uploads.get(name)
     if upload is None:
         return google_error(404, "The upload does not exist.")
@@ -172,15 +172,17 @@ def _go_on(call: Call, name: str) -> Reply:
     return _state(upload, _made(call, upload))
 
 
-def _commands(call: Call) -> set[str]:
+def _commands(call: EmulatedCall) -> set[str]:
     given = call.received.header("x-goog-upload-command") or ""
     return {word.strip().lower() for word in given.split(",") if word.strip()}
 
 
-def _state(upload: Upload, reply: Reply | None = None) -> Reply:
+def _state(upload: Upload, reply: EmulatedReply | None = None) -> EmulatedReply:
     """``reply``, or an empty answer, with where the upload stands."""
     if reply is None:
-        reply = json_reply({"file": upload.made}) if upload.made else Reply(200, [b""], "text/plain; charset=utf-8")
+        reply = (
+            json_reply({"file": upload.made}) if upload.made else EmulatedReply(200, [b""], "text/plain; charset=utf-8")
+        )
     reply.headers += [
         ("x-goog-upload-status", upload.status),
         ("x-goog-upload-size-received", str(upload.received)),
@@ -194,7 +196,7 @@ def _take(upload: Upload, content: bytes) -> None:
     upload.digest.update(content)
 
 
-def _wrong_name(world: World, name: Any) -> Reply | None:
+def _wrong_name(world: World, name: Any) -> EmulatedReply | None:
     if name is None:
         return None
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -202,7 +204,7 @@ def _wrong_name(world: World, name: Any) -> Reply | None:
     return google_error(409, f"The File {name} exists already.") if name in _alive(world) else None
 
 
-def _made(call: Call, upload: Upload) -> Reply:
+def _made(call: EmulatedCall, upload: Upload) -> EmulatedReply:
     """The file that an upload makes."""
     wrong = _wrong_name(call.world, upload.told["name"])
     if wrong:

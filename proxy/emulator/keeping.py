@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from proxy.emulator.records import (
-    CheckoutSession,
-    Connection,
     Entry,
     IssuedKey,
-    Meter,
-    Plan,
-    SpendKey,
-    Subscription,
-    Webhook,
+    StoredCheckoutSession,
+    StoredConnection,
+    StoredMeter,
+    StoredPlan,
+    StoredSpendKey,
+    StoredSubscription,
+    StoredWebhook,
 )
 from proxy.emulator.state import StoredFile, World
 
@@ -48,18 +48,18 @@ class _Merchant(msgspec.Struct, forbid_unknown_fields=True):
     account_id: str
     born: float
     numbers: int
-    connections: dict[str, Connection]
-    meters: dict[str, Meter]
-    spend_key_records: list[SpendKey]
+    connections: dict[str, StoredConnection]
+    meters: dict[str, StoredMeter]
+    spend_key_records: list[StoredSpendKey]
     secret_key_records: list[IssuedKey]
     wallet_key_records: list[IssuedKey]
     revoked_keys: set[str]
     rejected_provider_keys: set[str]
     unfunded_provider_keys: set[str]
-    plans: dict[str, Plan]
-    subscriptions: dict[str, Subscription]
-    checkouts: dict[str, CheckoutSession]
-    webhooks: dict[str, Webhook]
+    plans: dict[str, StoredPlan]
+    subscriptions: dict[str, StoredSubscription]
+    checkouts: dict[str, StoredCheckoutSession]
+    webhooks: dict[str, StoredWebhook]
     fallbacks: list[dict[str, Any]] | None
     ledger: list[Entry]
     files: dict[str, StoredFile]

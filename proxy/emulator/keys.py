@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from proxy.emulator import shapes
 from proxy.emulator.asking import Ask, Fields, created, deleted, missing, success
-from proxy.emulator.exchange import Reply, json_reply
-from proxy.emulator.records import Cycle, IssuedKey, Limit, Shape, SpendKey, new_id
+from proxy.emulator.exchange import EmulatedReply, json_reply
+from proxy.emulator.records import Cycle, IssuedKey, Limit, Shape, StoredSpendKey, new_id
 
 if TYPE_CHECKING:
     from proxy.emulator.state import World
@@ -25,7 +25,7 @@ def fresh(prefix: str) -> str:
 # Secret keys ---
 
 
-def secret_keys(ask: Ask) -> Reply:
+def secret_keys(ask: Ask) -> EmulatedReply:
     """``GET secret_keys``"""
     return ask.page(ask.world.secret_keys(), lambda one: one.key_id, shapes.secret_key)
 
@@ -38,13 +38,13 @@ def issue_secret_key(world: World, name: str) -> IssuedKey:
     return record
 
 
-def create_secret_key(ask: Ask) -> Reply:
+def create_secret_key(ask: Ask) -> EmulatedReply:
     """``POST secret_keys``"""
     record = issue_secret_key(ask.world, ask.fields.text("name"))
     return created({**shapes.secret_key(record), "secret_key": record.key})
 
 
-def delete_secret_key(ask: Ask) -> Reply:
+def delete_secret_key(ask: Ask) -> EmulatedReply:
     """``DELETE secret_keys/{id}``: the key is dead at once, at the gateway too; also the one that asks for it."""
     for record in ask.world.secret_keys():
         if record.key_id == ask.name:
@@ -56,45 +56,45 @@ def delete_secret_key(ask: Ask) -> Reply:
 # Spend keys ---
 
 
-def _known(ask: Ask) -> SpendKey:
+def _known(ask: Ask) -> StoredSpendKey:
     for record in ask.world.spend_key_records:
         if record.spend_key_id == ask.name and record.key not in ask.world.revoked_keys:
             return record
     raise missing("spend_key", ask.name)
 
 
-def spend_keys(ask: Ask) -> Reply:
+def spend_keys(ask: Ask) -> EmulatedReply:
     """``GET spend_keys``"""
     found = [one for one in ask.world.spend_key_records if one.key not in ask.world.revoked_keys]
     return ask.page(found, lambda one: one.spend_key_id, lambda one: shapes.spend_key(ask.world, one))
 
 
-def spend_key(ask: Ask) -> Reply:
+def spend_key(ask: Ask) -> EmulatedReply:
     """``GET spend_keys/{id}``"""
     return json_reply(shapes.spend_key(ask.world, _known(ask)))
 
 
-def create_spend_key(ask: Ask) -> Reply:
+def create_spend_key(ask: Ask) -> EmulatedReply:
     """``POST spend_keys``: openai is the shape unless another is asked for."""
     fields = ask.fields
-    record = SpendKey(fields.text("name"), fresh("lava_sk_"), "openai", created_at=ask.now)
+    record = StoredSpendKey(fields.text("name"), fresh("lava_sk_"), "openai", created_at=ask.now)
     _fill(record, fields)
     ask.world.spend_key_records.append(record)
     return created(_told(ask, record))
 
 
-def _told(ask: Ask, record: SpendKey) -> dict[str, Any]:
+def _told(ask: Ask, record: StoredSpendKey) -> dict[str, Any]:
     return {**shapes.spend_key(ask.world, record), "key": record.key}
 
 
-def update_spend_key(ask: Ask) -> Reply:
+def update_spend_key(ask: Ask) -> EmulatedReply:
     """``PUT spend_keys/{id}``: what is not named stays, null takes a limit away."""
     record = _known(ask)
     _fill(record, ask.fields)
     return json_reply(shapes.spend_key(ask.world, record))
 
 
-def _fill(record: SpendKey, fields: Fields) -> None:
+def _fill(record: StoredSpendKey, fields: Fields) -> None:
     # Read all before changing any: a refused change leaves the record as it was.
     changes: dict[str, Any] = {}
     if "name" in fields:
@@ -124,13 +124,13 @@ def _fill(record: SpendKey, fields: Fields) -> None:
         setattr(record, name, value)
 
 
-def revoke_spend_key(ask: Ask) -> Reply:
+def revoke_spend_key(ask: Ask) -> EmulatedReply:
     """``DELETE spend_keys/{id}``"""
     ask.world.revoked_keys.add(_known(ask).key)
     return success()
 
 
-def rotate_spend_key(ask: Ask) -> Reply:
+def rotate_spend_key(ask: Ask) -> EmulatedReply:
     """``POST spend_keys/{id}/rotate``: another value, the same limits and counts; the old value is dead at once."""
     record = _known(ask)
     ask.world.revoked_keys.add(record.key)
@@ -141,7 +141,7 @@ def rotate_spend_key(ask: Ask) -> Reply:
 # Wallet keys ---
 
 
-def wallet_keys(ask: Ask) -> Reply:
+def wallet_keys(ask: Ask) -> EmulatedReply:
     """``GET wallet_keys``"""
     found = [one for one in ask.world.wallet_key_records if one.key not in ask.world.revoked_keys]
     return ask.page(found, lambda one: one.key_id, lambda one: shapes.wallet_key(ask.world, one))
@@ -161,13 +161,13 @@ def _known_wallet_key(ask: Ask) -> IssuedKey:
     raise missing("wallet_key", ask.name)
 
 
-def revoke_wallet_key(ask: Ask) -> Reply:
+def revoke_wallet_key(ask: Ask) -> EmulatedReply:
     """``DELETE wallet_keys/{id}``"""
     ask.world.revoked_keys.add(_known_wallet_key(ask).key)
     return success()
 
 
-def rotate_wallet_key(ask: Ask) -> Reply:
+def rotate_wallet_key(ask: Ask) -> EmulatedReply:
     """``POST wallet_keys/{id}/rotate``"""
     record = _known_wallet_key(ask)
     ask.world.revoked_keys.add(record.key)

@@ -9,7 +9,7 @@ from proxy.emulator import outbox, shapes
 from proxy.emulator.asking import Ask, conflict, created, invalid, missing, parsed
 from proxy.emulator.credentials import take
 from proxy.emulator.customers import find
-from proxy.emulator.exchange import Reply, json_reply
+from proxy.emulator.exchange import EmulatedReply, json_reply
 from proxy.emulator.records import Consumption, Entry
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ def _chosen(ask: Ask) -> list[Entry]:
     ]
 
 
-def listed(ask: Ask) -> Reply:
+def listed(ask: Ask) -> EmulatedReply:
     """``GET requests``"""
     return ask.page(_chosen(ask), lambda one: one.request_id, lambda one: shapes.request(one, old=ask.old))
 
 
-def retrieve(ask: Ask) -> Reply:
+def retrieve(ask: Ask) -> EmulatedReply:
     """``GET requests/{id}``"""
     found = ask.world.entry(ask.name)
     if found is None:
@@ -46,7 +46,7 @@ def retrieve(ask: Ask) -> Reply:
     return json_reply(shapes.request(found, old=ask.old))
 
 
-def report(ask: Ask) -> Reply:
+def report(ask: Ask) -> EmulatedReply:
     """``POST requests``: use that did not go through the gateway. The customer is charged by the meter.
 
     What a known ``request_id`` does at Lava is not known; here it is refused (409).
@@ -87,7 +87,7 @@ def _used(fields: Fields) -> Consumption:
     )
 
 
-def usage(ask: Ask) -> Reply:
+def usage(ask: Ask) -> EmulatedReply:
     """``GET usage``: the completed requests by day, in the time zone of ``start``. Days without requests are left out."""
     start, end = _instant(ask, "start"), _instant(ask, "end")
     if start is None:

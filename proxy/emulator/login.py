@@ -14,15 +14,15 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.routing import Route
 
 from proxy.emulator import bodies, keys, pages
-from proxy.emulator.exchange import Reply, json_reply, lava_error
-from proxy.emulator.faults import Plan
+from proxy.emulator.exchange import EmulatedReply, json_reply, lava_error
+from proxy.emulator.faults import FaultPlan
 from proxy.emulator.gateway import Door
 from proxy.emulator.records import LoginCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.emulator.state import Received, World
+    from proxy.emulator.state import ReceivedRequest, World
 
 CODE_LIFE_S = 60.0
 _KEPT_CODES = 1000
@@ -37,11 +37,11 @@ def routes(world: World) -> list[Route]:
     ]
 
 
-def _page(*, legacy: bool) -> Callable[[World, Received], tuple[Reply, Plan]]:
-    return lambda world, received: (_connect(world, received, legacy), Plan())
+def _page(*, legacy: bool) -> Callable[[World, ReceivedRequest], tuple[EmulatedReply, FaultPlan]]:
+    return lambda world, received: (_connect(world, received, legacy), FaultPlan())
 
 
-def _connect(world: World, received: Received, legacy: bool) -> Reply:
+def _connect(world: World, received: ReceivedRequest, legacy: bool) -> EmulatedReply:
     """The question, and after a click on its answer the way back to the program that asked. (How Lava's own page tells of a
     refusal is not known: this one does as OAuth has it.)"""
     if received.method not in ("GET", "HEAD", "POST"):
@@ -64,26 +64,26 @@ def _connect(world: World, received: Received, legacy: bool) -> Reply:
     return _back("Allowed", port, {"code": code, "state": state})
 
 
-def _back(title: str, port: str, told: dict[str, str]) -> Reply:
+def _back(title: str, port: str, told: dict[str, str]) -> EmulatedReply:
     reply = pages.message(title, "Going back to the program.", 303)
     reply.headers.append(("location", f"http://127.0.0.1:{port}/callback?{urlencode(told)}"))
     return reply
 
 
-def _exchange(world: World, received: Received) -> tuple[Reply, Plan]:
+def _exchange(world: World, received: ReceivedRequest) -> tuple[EmulatedReply, FaultPlan]:
     """``POST auth/callback``: no credential but the code, which works once and for 60 seconds."""
     if received.method != "POST":
-        return lava_error(405, "method_not_allowed", f"{received.method} is not served here."), Plan()
+        return lava_error(405, "method_not_allowed", f"{received.method} is not served here."), FaultPlan()
     document = bodies.document(received.body)
     code = document.get("code") if isinstance(document, dict) else None
     if not isinstance(code, str) or not code:
-        return lava_error(400, "invalid_request", "code is missing."), Plan()
+        return lava_error(400, "invalid_request", "code is missing."), FaultPlan()
     known = world.login_codes.pop(code, None)
     if known is None:
-        return lava_error(400, "invalid_code", "The code is unknown or was used already."), Plan()
+        return lava_error(400, "invalid_code", "The code is unknown or was used already."), FaultPlan()
     if not 0 <= world.clock() - known.issued_at < CODE_LIFE_S:
-        return lava_error(400, "expired_code", "The code has expired. Start the login again."), Plan()
-    return json_reply(_credentials(world, known)), Plan()
+        return lava_error(400, "expired_code", "The code has expired. Start the login again."), FaultPlan()
+    return json_reply(_credentials(world, known)), FaultPlan()
 
 
 def _credentials(world: World, code: LoginCode) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from proxy.emulator import openai_stored as stored
 from proxy.emulator.exchange import (
     FLAT_COST,
     FREE,
-    Call,
     Cost,
-    Reply,
+    EmulatedCall,
+    EmulatedReply,
     compact,
     count_tokens,
     data_event,
@@ -46,7 +46,7 @@ MODELS = (
 DONE = b"data: [DONE]\n\n"
 
 
-def answer(call: Call) -> Reply:
+def answer(call: EmulatedCall) -> EmulatedReply:
     """What this provider answers; never raises."""
     allowed = []
     for method, pattern, play in _ENDPOINTS:
@@ -83,7 +83,7 @@ def _tokens(prompt: int, completion: int) -> dict[str, Any]:
     }
 
 
-def _chat(call: Call) -> Reply:
+def _chat(call: EmulatedCall) -> EmulatedReply:
     wrong = openai_wrong(call, "model", "messages")
     if wrong:
         return wrong
@@ -103,7 +103,7 @@ def _chat(call: Call) -> Reply:
     return _completion(call, text, prompt, chat=True, wanted=wanted)
 
 
-def _text_completion(call: Call) -> Reply:
+def _text_completion(call: EmulatedCall) -> EmulatedReply:
     wrong = openai_wrong(call, "model", "prompt")
     if wrong:
         return wrong
@@ -111,7 +111,9 @@ def _text_completion(call: Call) -> Reply:
     return _completion(call, said(prompt), count_tokens(prompt), chat=False)
 
 
-def _completion(call: Call, text: str, prompt: int, *, chat: bool, wanted: ToolCall | None = None) -> Reply:
+def _completion(
+    call: EmulatedCall, text: str, prompt: int, *, chat: bool, wanted: ToolCall | None = None
+) -> EmulatedReply:
     """A completion of either kind, whole or as a stream; ``wanted`` is called instead of answering ``text``."""
     usage = _tokens(prompt, count_tokens(wanted.text if wanted else text))
     cost = token_cost(prompt, usage["completion_tokens"])
@@ -139,7 +141,7 @@ def _completion(call: Call, text: str, prompt: int, *, chat: bool, wanted: ToolC
     return event_stream(events, marker=1, error_event=openai_stream_error(), cost=cost)
 
 
-def _function(call: Call, wanted: ToolCall) -> dict[str, Any]:
+def _function(call: EmulatedCall, wanted: ToolCall) -> dict[str, Any]:
     name = {"name": wanted.name, "arguments": wanted.text}
     return {"id": call.world.next_id("call_"), "type": "function", "function": name}
 
@@ -176,7 +178,7 @@ def _completion_events(
 # Responses ---
 
 
-def _responses(call: Call) -> Reply:
+def _responses(call: EmulatedCall) -> EmulatedReply:
     wrong = openai_wrong(call, "model", "input")
     if wrong:
         return wrong
@@ -227,7 +229,7 @@ def _responses(call: Call) -> Reply:
     return _response_stream(response, cost) if call.document.get("stream") else json_reply(response, cost=cost)
 
 
-def _response_stream(response: dict[str, Any], cost: Cost, after: int = -1) -> Reply:
+def _response_stream(response: dict[str, Any], cost: Cost, after: int = -1) -> EmulatedReply:
     """The events of a response, those behind the number ``after``."""
     numbered = [{**event, "sequence_number": at} for at, event in enumerate(_response_events(response))]
     fault = openai_fault(500, "The server had an error while processing your request.")
@@ -237,7 +239,7 @@ def _response_stream(response: dict[str, Any], cost: Cost, after: int = -1) -> R
     return event_stream(events, marker=1, error_event=named_event(failed), cost=cost)
 
 
-def _one_response(call: Call, response_id: str) -> Reply:
+def _one_response(call: EmulatedCall, response_id: str) -> EmulatedReply:
     """``GET responses/{id}``: as it is, or its stream once more, from where a client lost it."""
     response = call.world.responses.get(response_id)
     if response is None:
@@ -252,12 +254,12 @@ def _output_text(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _spoken(call: Call, text: str) -> dict[str, Any]:
+def _spoken(call: EmulatedCall, text: str) -> dict[str, Any]:
     item = {"id": call.world.next_id("msg_"), "type": "message", "status": "completed", "role": "assistant"}
     return {**item, "content": [_output_text(text)]}
 
 
-def _called(call: Call, wanted: ToolCall) -> dict[str, Any]:
+def _called(call: EmulatedCall, wanted: ToolCall) -> dict[str, Any]:
     item = {"id": call.world.next_id("fc_"), "type": "function_call", "status": "completed"}
     return {**item, "call_id": call.world.next_id("call_"), "name": wanted.name, "arguments": wanted.text}
 
@@ -296,7 +298,7 @@ def _text_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
 # Everything that counts no completion ---
 
 
-def _embeddings(call: Call) -> Reply:
+def _embeddings(call: EmulatedCall) -> EmulatedReply:
     wrong = openai_wrong(call, "model", "input")
     if wrong:
         return wrong
@@ -329,7 +331,7 @@ def embedding(text: str, width: int) -> list[float]:
 _CATEGORIES = ("harassment", "hate", "illicit", "self-harm", "sexual", "violence")
 
 
-def _moderations(call: Call) -> Reply:
+def _moderations(call: EmulatedCall) -> EmulatedReply:
     wrong = openai_wrong(call, "input")
     if wrong:
         return wrong
@@ -348,17 +350,17 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 1_735_689_600, "owned_by": "emulator"}
 
 
-def _models(call: Call) -> Reply:
+def _models(call: EmulatedCall) -> EmulatedReply:
     return json_reply({"object": "list", "data": [_model(name) for name in MODELS]})
 
 
-def _one_model(call: Call, name: str) -> Reply:
+def _one_model(call: EmulatedCall, name: str) -> EmulatedReply:
     if name not in MODELS:
         return openai_error(404, f"The model '{name}' does not exist or you do not have access to it.", "model")
     return json_reply(_model(name))
 
 
-_ENDPOINTS: tuple[tuple[str, str, Callable[..., Reply]], ...] = (
+_ENDPOINTS: tuple[tuple[str, str, Callable[..., EmulatedReply]], ...] = (
     ("POST", "chat/completions", _chat),
     ("POST", "completions", _text_completion),
     ("POST", "responses", _responses),
@@ -387,7 +389,7 @@ FIRST_WORDS = frozenset(re.split(r"[/(]", pattern)[0] for _, pattern, _ in _ENDP
 """First words of the endpoints above."""
 
 
-def echo(call: Call) -> Reply:
+def echo(call: EmulatedCall) -> EmulatedReply:
     """A service that is no model: it tells what reached it."""
     told = {
         "method": call.method,
@@ -395,7 +397,7 @@ def echo(call: Call) -> Reply:
         "query": call.query,
         "bytes": len(call.received.body),
     }
-    return Reply(
+    return EmulatedReply(
         200,
         [compact(told)],
         "application/json",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.emulator.exchange import (
     FLAT_COST,
-    Call,
     Cost,
-    Reply,
+    EmulatedCall,
+    EmulatedReply,
     count_tokens,
     data_event,
     event_stream,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # A PNG of one grey pixel.
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
 
-_MOST_IMAGES = 10
-_MOST_PARTIAL_IMAGES = 3
+_MAX_IMAGES = 10
+_MAX_PARTIAL_IMAGES = 3
 
 _SOUNDS = {
     "mp3": "audio/mpeg",
@@ -41,7 +41,7 @@ _SOUNDS = {
 }
 
 
-def images(call: Call, endpoint: str) -> Reply:
+def images(call: EmulatedCall, endpoint: str) -> EmulatedReply:
     """``POST images/generations``, ``edits`` and ``variations``; the first two also stream."""
     asked = call.document if isinstance(call.document, dict) else {part.name: part.text for part in call.form}
     prompt = asked.get("prompt")
@@ -57,7 +57,7 @@ def images(call: Call, endpoint: str) -> Reply:
     now = int(call.world.clock())
     if endpoint != "variations" and _yes(asked.get("stream")):
         kind = "image_edit" if endpoint == "edits" else "image_generation"
-        partial = _count(asked.get("partial_images"), 0, _MOST_PARTIAL_IMAGES)
+        partial = _count(asked.get("partial_images"), 0, _MAX_PARTIAL_IMAGES)
         events = map(named_event, _image_events(kind, partial, now, usage))
         fault = openai_fault(500, "The server had an error while processing your request.")
         failed = named_event({"type": "error", "error": fault})
@@ -65,7 +65,7 @@ def images(call: Call, endpoint: str) -> Reply:
     image: dict[str, Any] = {"b64_json": base64.b64encode(PIXEL).decode()}
     if asked.get("response_format") == "url":
         image = {"url": "https://images.example.com/pixel.png"}
-    data = [{**image, "revised_prompt": said(prompt)}] * _count(asked.get("n"), 1, _MOST_IMAGES)
+    data = [{**image, "revised_prompt": said(prompt)}] * _count(asked.get("n"), 1, _MAX_IMAGES)
     return json_reply({"created": now, "data": data, "usage": usage}, cost=FLAT_COST)
 
 
@@ -95,7 +95,7 @@ def _image_events(kind: str, partial: int, now: int, usage: Mapping[str, Any]) -
     yield {"type": f"{kind}.completed", **picture, "usage": usage}
 
 
-def speech(call: Call) -> Reply:
+def speech(call: EmulatedCall) -> EmulatedReply:
     """``POST audio/speech``: sound, or with ``stream_format`` "sse" events that hold it."""
     wrong = openai_wrong(call, "model", "input")
     if wrong:
@@ -116,17 +116,17 @@ def speech(call: Call) -> Reply:
     return event_stream(events, marker=1, error_event=openai_stream_error(), cost=whole.cost)
 
 
-def sound(text: str, content_type: str) -> Reply:
+def sound(text: str, content_type: str) -> EmulatedReply:
     """Binary in several chunks with every byte value in it: what a proxy that decodes or re-codes would
     damage.
     """
     noise = bytes(range(256)) * 4
     chunks = [b"ID3" + text.encode("utf-8", "replace")[:256] + noise, noise, noise[::-1]]
     cost = Cost(FLAT_COST.amount, Consumption(input_characters=len(text)))
-    return Reply(200, chunks, content_type, streamed=True, cost=cost)
+    return EmulatedReply(200, chunks, content_type, streamed=True, cost=cost)
 
 
-def hearing(call: Call, endpoint: str) -> Reply:
+def hearing(call: EmulatedCall, endpoint: str) -> EmulatedReply:
     """``POST audio/transcriptions`` and ``translations``; the first also streams."""
     fields = {part.name: part for part in call.form}
     upload = fields.get("file")
@@ -144,7 +144,7 @@ def hearing(call: Call, endpoint: str) -> Reply:
         return event_stream(events, marker=1, error_event=openai_stream_error(), cost=cost)
     wanted = fields["response_format"].text if "response_format" in fields else "json"
     if wanted in ("text", "srt", "vtt"):
-        return Reply(200, [text.encode() + b"\n"], "text/plain; charset=utf-8", cost=cost)
+        return EmulatedReply(200, [text.encode() + b"\n"], "text/plain; charset=utf-8", cost=cost)
     reply: dict[str, Any] = {"text": text, "usage": {"type": "duration", "seconds": 1}}
     if wanted == "verbose_json":
         reply |= {"task": "transcribe", "language": "english", "duration": 1.0, "segments": [], "words": []}

@@ -20,14 +20,14 @@ from proxy.emulator.exchange import compact
 from proxy.emulator.records import Delivery
 
 if TYPE_CHECKING:
-    from proxy.emulator.records import Connection, Webhook
+    from proxy.emulator.records import StoredConnection, StoredWebhook
     from proxy.emulator.state import World
 
 LIMIT_S = 5.0
 """How long a receiver may take."""
 
 
-def announce(world: World, what: str, customer: Connection) -> None:
+def announce(world: World, what: str, customer: StoredConnection) -> None:
     """Tell every webhook that ``what`` ("created", "wallet.balance.updated", "deleted") happened to a customer.
 
     Returns at once; has to be called in the emulator's event loop. The outcome is in ``World.deliveries``.
@@ -53,7 +53,7 @@ def _forget(world: World, webhook_id: str, task: asyncio.Task[None]) -> None:
         del world.mail[webhook_id]
 
 
-def _signature(world: World, webhook: Webhook, body: bytes) -> tuple[str, str]:
+def _signature(world: World, webhook: StoredWebhook, body: bytes) -> tuple[str, str]:
     """The header of the world's era."""
 
     def signed(text: bytes) -> str:

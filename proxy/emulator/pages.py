@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from proxy.emulator.exchange import Reply
+from proxy.emulator.exchange import EmulatedReply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,20 +34,20 @@ small {{ color: #555; }}
 """
 
 
-def _page(title: str, text: str, rest: str, status: int) -> Reply:
+def _page(title: str, text: str, rest: str, status: int) -> EmulatedReply:
     whole = _FRAME.format(title=escape(title), text=escape(text), rest=rest)
     headers = [("cache-control", "no-store"), ("referrer-policy", "no-referrer"), ("x-frame-options", "DENY")]
-    return Reply(status, [whole.encode()], "text/html; charset=utf-8", headers)
+    return EmulatedReply(status, [whole.encode()], "text/html; charset=utf-8", headers)
 
 
-def message(title: str, text: str, status: int = 200) -> Reply:
+def message(title: str, text: str, status: int = 200) -> EmulatedReply:
     """A page that only says something."""
     return _page(title, text, "", status)
 
 
 def form(
     title: str, text: str, action: str, hidden: Mapping[str, str], button: str, *, refuse: str | None = None
-) -> Reply:
+) -> EmulatedReply:
     """A page with a button that posts the ``hidden`` fields to ``action``, and perhaps one that posts ``refuse`` beside them."""
     fields = "".join(
         f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">\n' for name, value in hidden.items()

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from proxy.emulator import customers, meters, shapes
 from proxy.emulator.asking import Ask, Fields, conflict, created, deleted, invalid, missing, success
-from proxy.emulator.exchange import Reply, json_reply
-from proxy.emulator.records import Bundle, Interval, Plan, Rollover, Subscription, new_id
+from proxy.emulator.exchange import EmulatedReply, json_reply
+from proxy.emulator.records import Bundle, Interval, Rollover, StoredPlan, StoredSubscription, new_id
 
 if TYPE_CHECKING:
     from proxy.emulator.state import World
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 LONGEST_CHAIN = 5
 
 
-def listed(ask: Ask) -> Reply:
+def listed(ask: Ask) -> EmulatedReply:
     """``GET plans``"""
     records = ask.world.plans.values()
     return ask.page(records, lambda one: one.plan_id, lambda one: shapes.plan(ask.world, one, old=ask.old))
 
 
-def create(ask: Ask) -> Reply:
+def create(ask: Ask) -> EmulatedReply:
     """``POST plans``"""
     fields = ask.fields
-    record = Plan(
+    record = StoredPlan(
         new_id("plan_"),
         fields.text("name"),
         fields.money("period_amount"),
@@ -56,7 +56,7 @@ def _new_bundle(fields: Fields, now: float) -> Bundle:
     return Bundle(new_id("bundle_"), fields.text("name"), fields.money("cost"), fields.money("credit_amount"), now)
 
 
-def find(world: World, name: str) -> Plan:
+def find(world: World, name: str) -> StoredPlan:
     """The plan with this id; raises ``Refused`` (404)."""
     record = world.plans.get(name)
     if record is None:
@@ -64,12 +64,12 @@ def find(world: World, name: str) -> Plan:
     return record
 
 
-def retrieve(ask: Ask) -> Reply:
+def retrieve(ask: Ask) -> EmulatedReply:
     """``GET plans/{id}``"""
     return json_reply(shapes.plan(ask.world, find(ask.world, ask.name), old=ask.old))
 
 
-def update(ask: Ask) -> Reply:
+def update(ask: Ask) -> EmulatedReply:
     """``PATCH plans/{id}``: the price stays. A bundle with an id is changed or taken away, one without is added."""
     record, fields = find(ask.world, ask.name), ask.fields
     name = fields.maybe_text("name") or record.name
@@ -91,7 +91,7 @@ def update(ask: Ask) -> Reply:
     return json_reply(shapes.plan(ask.world, record, old=ask.old))
 
 
-def _changed(record: Plan, fields: Fields, now: float) -> list[Bundle]:
+def _changed(record: StoredPlan, fields: Fields, now: float) -> list[Bundle]:
     found = list(record.bundles)
     for one in fields.each("credit_bundles"):
         name = one.maybe_text("credit_bundle_id")
@@ -108,7 +108,7 @@ def _changed(record: Plan, fields: Fields, now: float) -> list[Bundle]:
     return found
 
 
-def delete(ask: Ask) -> Reply:
+def delete(ask: Ask) -> EmulatedReply:
     """``DELETE plans/{id}``: refused while someone is on it."""
     record = find(ask.world, ask.name)
     if any(each.plan is record and each.active(ask.now) for each in ask.world.subscriptions.values()):
@@ -120,7 +120,7 @@ def delete(ask: Ask) -> Reply:
 # Credit bundles ---
 
 
-def bundles(ask: Ask) -> Reply:
+def bundles(ask: Ask) -> EmulatedReply:
     """``GET credit_bundles``, of all plans or of one."""
     wanted = ask.plan_id()
     found = [
@@ -132,13 +132,13 @@ def bundles(ask: Ask) -> Reply:
     return ask.page(found, lambda pair: pair[1].credit_bundle_id, lambda pair: shapes.credit_bundle(*pair, old=ask.old))
 
 
-def bundle(ask: Ask) -> Reply:
+def bundle(ask: Ask) -> EmulatedReply:
     """``GET credit_bundles/{id}``"""
     plan, record = find_bundle(ask.world, ask.name)
     return json_reply(shapes.credit_bundle(plan.plan_id, record, old=ask.old))
 
 
-def find_bundle(world: World, name: str) -> tuple[Plan, Bundle]:
+def find_bundle(world: World, name: str) -> tuple[StoredPlan, Bundle]:
     """The bundle with this id, and its plan; raises ``Refused`` (404)."""
     for plan in world.plans.values():
         record = plan.bundle(name)
@@ -150,7 +150,7 @@ def find_bundle(world: World, name: str) -> tuple[Plan, Bundle]:
 # Subscriptions ---
 
 
-def subscriptions(ask: Ask) -> Reply:
+def subscriptions(ask: Ask) -> EmulatedReply:
     """``GET subscriptions``: the active ones unless ``status`` says otherwise."""
     status = Fields(dict(ask.query)).choice("status", Literal["active", "cancelled", "all"], "active")
     customer = ask.customer_id()
@@ -167,14 +167,14 @@ def subscriptions(ask: Ask) -> Reply:
     )
 
 
-def of_customer(ask: Ask) -> Reply:
+def of_customer(ask: Ask) -> EmulatedReply:
     """``GET customers/{id}/subscription``"""
     customers.find(ask.world, ask.name)
     found = ask.world.subscription_of(ask.name)
     return json_reply({"subscription": found and shapes.subscription(ask.world, found, old=ask.old)})
 
 
-def subscribe(ask: Ask) -> Reply:
+def subscribe(ask: Ask) -> EmulatedReply:
     """``POST subscriptions``: puts a customer on a free plan; a paid one needs a checkout."""
     fields = ask.fields
     customer = customers.find(ask.world, fields.text("connection_id" if ask.old else "customer_id"))
@@ -186,16 +186,16 @@ def subscribe(ask: Ask) -> Reply:
     )
 
 
-def begin(world: World, plan: Plan, customer_id: str) -> Subscription:
+def begin(world: World, plan: StoredPlan, customer_id: str) -> StoredSubscription:
     """A new subscription; raises ``Refused`` (409) when the customer has one."""
     if world.subscription_of(customer_id) is not None:
         raise conflict("subscription_exists", "The customer has an active subscription already.")
-    record = Subscription.begin(plan, customer_id, world.clock())
+    record = StoredSubscription.begin(plan, customer_id, world.clock())
     world.subscriptions[record.subscription_id] = record
     return record
 
 
-def _find_subscription(ask: Ask) -> Subscription:
+def _find_subscription(ask: Ask) -> StoredSubscription:
     record = ask.world.subscriptions.get(ask.name)
     if record is None or not record.active(ask.now):
         raise missing("subscription", ask.name)
@@ -203,7 +203,7 @@ def _find_subscription(ask: Ask) -> Subscription:
     return record
 
 
-def change(ask: Ask) -> Reply:
+def change(ask: Ask) -> EmulatedReply:
     """``PATCH subscriptions/{id}``: the bundle that is bought when the credit is used up; null buys none."""
     record, fields = _find_subscription(ask), ask.fields
     if "auto_top_up_bundle_id" in fields:
@@ -214,7 +214,7 @@ def change(ask: Ask) -> Reply:
     return success()
 
 
-def cancel(ask: Ask) -> Reply:
+def cancel(ask: Ask) -> EmulatedReply:
     """``DELETE subscriptions/{id}``"""
     _find_subscription(ask).cancel(ask.now)
     return success()
@@ -223,12 +223,12 @@ def cancel(ask: Ask) -> Reply:
 # The fallback chain of the rewrite address ---
 
 
-def fallback(ask: Ask) -> Reply:
+def fallback(ask: Ask) -> EmulatedReply:
     """``GET account/fallback``"""
     return json_reply({"chain": ask.world.fallbacks})
 
 
-def set_fallback(ask: Ask) -> Reply:
+def set_fallback(ask: Ask) -> EmulatedReply:
     """``PATCH account/fallback``: a chain of up to five ``{url, model}``, or null for none.
 
     What the member is really called is not known: ``chain``, ``fallbacks``, ``fallback`` and ``fallback_chain`` will do.

@@ -56,7 +56,7 @@ class Consumption:
 
 
 @dataclass(frozen=True, slots=True)
-class Tier:
+class StoredTier:
     """From ``start`` units on, ``rate`` holds."""
 
     start: Decimal
@@ -64,7 +64,7 @@ class Tier:
 
 
 @dataclass(slots=True)
-class Meter:
+class StoredMeter:
     """What a customer is charged for a request.
 
     ``fixed``: the rate is dollars per unit of ``tier_type``. ``percentage``: the rate is what is added to the provider's
@@ -78,7 +78,7 @@ class Meter:
     created_at: float
     rate_type: RateType = "percentage"
     tier_type: TierType = "tokens_1m"
-    tiers: tuple[Tier, ...] = (Tier(Decimal(0), Decimal(0)),)
+    tiers: tuple[StoredTier, ...] = (StoredTier(Decimal(0), Decimal(0)),)
 
     def units(self, used: Consumption) -> Decimal:
         """How many of the units of ``tier_type`` were used."""
@@ -92,7 +92,7 @@ class Meter:
             case "requests":
                 return Decimal(1)
 
-    def tier(self, used: Consumption) -> Tier:
+    def tier(self, used: Consumption) -> StoredTier:
         """The tier that a request falls into."""
         units = self.units(used)
         reached = [tier for tier in self.tiers if tier.start <= units]
@@ -106,33 +106,33 @@ class Meter:
         return (rate * self.units(used)).quantize(_SMALLEST).normalize()
 
 
-class Meters(dict[str, Meter]):
+class StoredMeters(dict[str, StoredMeter]):
     """Meters by slug. ``add`` takes a bare slug, as a set would."""
 
     @classmethod
-    def of(cls, slugs: Iterable[str], now: float) -> Meters:
+    def of(cls, slugs: Iterable[str], now: float) -> StoredMeters:
         """Default meters with these slugs, in alphabetical order."""
         found = cls()
         for slug in sorted(slugs):
             found.add(slug, now)
         return found
 
-    def add(self, slug: str, now: float = 0.0) -> Meter:
+    def add(self, slug: str, now: float = 0.0) -> StoredMeter:
         """The meter of ``slug``, made with default rates if there is none."""
         name = slug.replace("-", " ").title()
-        return self.setdefault(slug, Meter(new_id("met_"), slug, name, now))
+        return self.setdefault(slug, StoredMeter(new_id("met_"), slug, name, now))
 
     def discard(self, slug: str) -> None:
         """Forget a slug, known or not."""
         self.pop(slug, None)
 
-    def by_id(self, meter_id: str) -> Meter | None:
+    def by_id(self, meter_id: str) -> StoredMeter | None:
         """The meter with this id, or ``None``."""
         return next((meter for meter in self.values() if meter.meter_id == meter_id), None)
 
 
 @dataclass(slots=True)
-class Connection:
+class StoredConnection:
     """A customer with a wallet of their own; Lava's SDK calls it a connection up to 8.x and a customer from 9.0."""
 
     connection_id: str
@@ -162,7 +162,7 @@ class Bundle:
 
 
 @dataclass(slots=True)
-class Plan:
+class StoredPlan:
     """A subscription plan; SDK 8 calls it a subscription configuration. No meter ids: every meter."""
 
     plan_id: str
@@ -203,7 +203,7 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Subscription:
+class StoredSubscription:
     """A customer on a plan. Credits are used before the wallet: first the cycle's, then those of bundles.
 
     ``ends_at`` is when a cancelled subscription really ends: a paid plan lasts to the end of its cycle, a free one ends
@@ -211,7 +211,7 @@ class Subscription:
     """
 
     subscription_id: str
-    plan: Plan
+    plan: StoredPlan
     customer_id: str
     started_at: float
     cycle_start: float
@@ -222,7 +222,7 @@ class Subscription:
     ends_at: float | None = None
 
     @classmethod
-    def begin(cls, plan: Plan, customer_id: str, now: float) -> Subscription:
+    def begin(cls, plan: StoredPlan, customer_id: str, now: float) -> StoredSubscription:
         """A new one with the plan's credit, from now on."""
         return cls(
             new_id("sub_"),
@@ -243,7 +243,7 @@ class Subscription:
         """Whether it has not ended yet."""
         return self.ends_at is None or now < self.ends_at
 
-    def covers(self, meter: Meter | None) -> bool:
+    def covers(self, meter: StoredMeter | None) -> bool:
         """Whether its credits pay for requests on ``meter``."""
         return not self.plan.meter_ids or (meter is not None and meter.meter_id in self.plan.meter_ids)
 
@@ -273,7 +273,7 @@ class Subscription:
 
 
 @dataclass(slots=True)
-class Webhook:
+class StoredWebhook:
     """Where events go. The secret is told once."""
 
     webhook_id: str
@@ -295,7 +295,7 @@ class IssuedKey:
 
 
 @dataclass(slots=True)
-class CheckoutSession:
+class StoredCheckoutSession:
     """A customer's way to a plan, a bundle or (up to SDK 8) an account or more money."""
 
     checkout_session_id: str
@@ -323,7 +323,7 @@ class Entry:
     endpoint: str
     created_at: float
     customer_id: str | None = None
-    meter: Meter | None = None
+    meter: StoredMeter | None = None
     provider_key_type: Literal["managed", "unmanaged", "stored"] = "managed"
     model: str | None = None
     response_id: str | None = None
@@ -399,7 +399,7 @@ class Tally:
 
 
 @dataclass(slots=True)
-class SpendKey:
+class StoredSpendKey:
     """A key for Lava's own endpoints, tied to one request shape; ``spend_limit`` of ``None`` means no cap.
 
     ``spent`` is the present cycle's. ``allowed_models`` and ``allowed_providers`` of ``None`` mean all.

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from proxy.dialects import Dialect
 from proxy.emulator import openai
-from proxy.emulator.exchange import Reply, data_event, event_stream, json_reply, named_event, plain_text
+from proxy.emulator.exchange import EmulatedReply, data_event, event_stream, json_reply, named_event, plain_text
 from proxy.emulator.wording import anthropic_error, openai_error
+from proxy.protocol.dialects import Dialect
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -74,7 +74,7 @@ def request_for_openai(body: dict[str, Any]) -> dict[str, Any]:
     return out | {name: body[name] for name in ("temperature", "top_p") if name in body}
 
 
-def reply_for_openai(reply: Reply, now: float, *, counted: bool) -> Reply:
+def reply_for_openai(reply: EmulatedReply, now: float, *, counted: bool) -> EmulatedReply:
     """A messages answer as a chat completion; ``counted``: the client asked for the usage of its stream."""
     if reply.status >= 400:
         return openai_error(reply.status, _message_of(reply))
@@ -96,7 +96,7 @@ def reply_for_openai(reply: Reply, now: float, *, counted: bool) -> Reply:
     return json_reply({**head, "choices": [choice], "usage": usage}, cost=reply.cost)
 
 
-def reply_for_anthropic(reply: Reply) -> Reply:
+def reply_for_anthropic(reply: EmulatedReply) -> EmulatedReply:
     """A chat completion as a messages answer."""
     if reply.status >= 400:
         return anthropic_error(reply.status, _message_of(reply))
@@ -113,7 +113,7 @@ def reply_for_anthropic(reply: Reply) -> Reply:
     return json_reply(message, cost=reply.cost)
 
 
-def _message_of(reply: Reply) -> str:
+def _message_of(reply: EmulatedReply) -> str:
     return str(json.loads(reply.chunks[0])["error"]["message"])
 
 

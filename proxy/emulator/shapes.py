@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
     from proxy.emulator.records import (
         Bundle,
-        CheckoutSession,
-        Connection,
         Entry,
         IssuedKey,
-        Meter,
-        Plan,
-        SpendKey,
-        Subscription,
-        Webhook,
+        StoredCheckoutSession,
+        StoredConnection,
+        StoredMeter,
+        StoredPlan,
+        StoredSpendKey,
+        StoredSubscription,
+        StoredWebhook,
     )
     from proxy.emulator.state import World
 
@@ -56,7 +56,7 @@ def _number(value: Decimal) -> int | float:
 # Customers ---
 
 
-def customer(world: World, record: Connection, *, old: bool, credits: bool = False) -> Json:
+def customer(world: World, record: StoredConnection, *, old: bool, credits: bool = False) -> Json:
     """A customer, or a connection; ``credits`` adds what is left of the plan's credit (as webhooks have it)."""
     contact = {
         "phone": record.phone,
@@ -93,7 +93,7 @@ def customer(world: World, record: Connection, *, old: bool, credits: bool = Fal
     }
 
 
-def checkout(record: CheckoutSession, *, old: bool) -> Json:
+def checkout(record: StoredCheckoutSession, *, old: bool) -> Json:
     """A checkout session; ids that were not given are left out."""
     found: Json = {
         "checkout_session_id": record.checkout_session_id,
@@ -120,7 +120,7 @@ def _customer_id(old: bool) -> str:
     return "connection_id" if old else "customer_id"
 
 
-def plan(world: World, record: Plan, *, old: bool) -> Json:
+def plan(world: World, record: StoredPlan, *, old: bool) -> Json:
     """A plan, or a subscription configuration."""
     linked = [meter for meter in world.meters.values() if meter.meter_id in record.meter_ids]
     found: Json = {
@@ -140,7 +140,7 @@ def plan(world: World, record: Plan, *, old: bool) -> Json:
     return found
 
 
-def _terms(record: Plan) -> Json:
+def _terms(record: StoredPlan) -> Json:
     return {
         "billing_interval": record.billing_interval,
         "rollover_type": record.rollover_type,
@@ -162,7 +162,7 @@ def credit_bundle(plan_id: str, record: Bundle, *, old: bool) -> Json:
     return {**_bundle(record), _plan_id(old): plan_id, "created_at": instant(record.created_at)}
 
 
-def _credits(record: Subscription) -> Json:
+def _credits(record: StoredSubscription) -> Json:
     return {
         "total_remaining": money(record.credits),
         "cycle_remaining": money(record.cycle_remaining),
@@ -170,7 +170,7 @@ def _credits(record: Subscription) -> Json:
     }
 
 
-def subscription(world: World, record: Subscription, *, old: bool, listed: bool = False) -> Json:
+def subscription(world: World, record: StoredSubscription, *, old: bool, listed: bool = False) -> Json:
     """A subscription; ``listed`` adds whose it is."""
     now = world.clock()
     active = record.active(now)
@@ -210,7 +210,7 @@ def subscription(world: World, record: Subscription, *, old: bool, listed: bool 
 # Meters and requests ---
 
 
-def meter(record: Meter, *, old: bool) -> Json:
+def meter(record: StoredMeter, *, old: bool) -> Json:
     """A meter."""
     found: Json = {
         "meter_id": record.meter_id,
@@ -329,7 +329,7 @@ def totals(entries: Iterable[Entry], *, old: bool) -> Json:
 # Keys and webhooks ---
 
 
-def webhook(record: Webhook) -> Json:
+def webhook(record: StoredWebhook) -> Json:
     """A webhook, without its secret."""
     return {
         "webhook_id": record.webhook_id,
@@ -361,7 +361,7 @@ def wallet_key(world: World, record: IssuedKey) -> Json:
     }
 
 
-def spend_key(world: World, record: SpendKey) -> Json:
+def spend_key(world: World, record: StoredSpendKey) -> Json:
     """A spend key, without itself."""
     record.roll(world.clock())
     limit, requests = record.spend_limit, record.request_limit

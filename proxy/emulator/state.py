@@ -17,29 +17,29 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from proxy.emulator.records import (
     Bundle,
-    CheckoutSession,
-    Connection,
     Delivery,
     Entry,
     IssuedKey,
     LoginCode,
-    Meters,
-    Plan,
-    SpendKey,
-    Subscription,
-    Webhook,
+    StoredCheckoutSession,
+    StoredConnection,
+    StoredMeters,
+    StoredPlan,
+    StoredSpendKey,
+    StoredSubscription,
+    StoredWebhook,
     new_id,
 )
-from proxy.providers import BUILTIN
+from proxy.protocol.providers import BUILTIN
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable
 
-    from proxy.emulator.exchange import Reply
+    from proxy.emulator.exchange import EmulatedReply
     from proxy.emulator.google_files import Upload
 
-__all__ = ["Connection", "Received", "SpendKey", "StoredFile", "World"]
+__all__ = ["ReceivedRequest", "StoredConnection", "StoredFile", "StoredSpendKey", "World"]
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class StoredFile:
 
 
 @dataclass(slots=True)
-class Received:
+class ReceivedRequest:
     """One request as it arrived, and how its answer went.
 
     ``target`` is the raw request target and ``headers`` the raw pairs with the spelling and order of the
@@ -127,9 +127,9 @@ class World:
     secret_key: str
     test_key: str
     wallet_balance: Decimal
-    connections: dict[str, Connection] = field(default_factory=dict)
-    meters: Meters = field(default_factory=Meters)
-    spend_key_records: list[SpendKey] = field(default_factory=list)
+    connections: dict[str, StoredConnection] = field(default_factory=dict)
+    meters: StoredMeters = field(default_factory=StoredMeters)
+    spend_key_records: list[StoredSpendKey] = field(default_factory=list)
     revoked_keys: set[str] = field(default_factory=set)
     rejected_provider_keys: set[str] = field(default_factory=set)
     unfunded_provider_keys: set[str] = field(default_factory=set)
@@ -141,7 +141,7 @@ class World:
     google_files: dict[str, dict[str, Any]] = field(default_factory=dict)
     google_caches: dict[str, dict[str, Any]] = field(default_factory=dict)
     uploads: dict[str, Upload] = field(default_factory=dict)
-    received: list[Received] = field(default_factory=list)
+    received: list[ReceivedRequest] = field(default_factory=list)
     wallet_id: str = "wal_demo"
     born: float = 0.0
     numbers: int = 0
@@ -159,10 +159,10 @@ class World:
     account_faults: list[str] = field(default_factory=list)
     null_cursor: bool = False
     webhook_scheme: Literal["current", "2025", "flex"] = "current"
-    plans: dict[str, Plan] = field(default_factory=dict)
-    subscriptions: dict[str, Subscription] = field(default_factory=dict)
-    checkouts: dict[str, CheckoutSession] = field(default_factory=dict)
-    webhooks: dict[str, Webhook] = field(default_factory=dict)
+    plans: dict[str, StoredPlan] = field(default_factory=dict)
+    subscriptions: dict[str, StoredSubscription] = field(default_factory=dict)
+    checkouts: dict[str, StoredCheckoutSession] = field(default_factory=dict)
+    webhooks: dict[str, StoredWebhook] = field(default_factory=dict)
     secret_key_records: list[IssuedKey] = field(default_factory=list)
     wallet_key_records: list[IssuedKey] = field(default_factory=list)
     fallbacks: list[dict[str, Any]] | None = None
@@ -170,16 +170,16 @@ class World:
     deliveries: list[Delivery] = field(default_factory=list)
     login_codes: dict[str, LoginCode] = field(default_factory=dict)
     rest_windows: dict[str, tuple[float, int]] = field(default_factory=dict)
-    answered: dict[tuple[str, str], tuple[str, Reply]] = field(default_factory=dict)
+    answered: dict[tuple[str, str], tuple[str, EmulatedReply]] = field(default_factory=dict)
     mail: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
         self.changes = 0
         self.born = self.born or self.clock()
-        if not isinstance(self.meters, Meters):
+        if not isinstance(self.meters, StoredMeters):
             found = self.meters
-            self.meters = Meters(found) if isinstance(found, dict) else Meters.of(found, self.born)
+            self.meters = StoredMeters(found) if isinstance(found, dict) else StoredMeters.of(found, self.born)
 
     @classmethod
     def demo(cls, *, secret_key: str | None = None, test_key: str | None = None) -> World:
@@ -199,23 +199,27 @@ class World:
     @classmethod
     def _merchant(cls, secret_key: str, test_key: str, wallet_id: str) -> World:
         now = time.time()
-        demo = Connection(
+        demo = StoredConnection(
             "conn_demo", Decimal("5.00"), "user-1", "+15550100", "ada@example.com", "Ada", "Demo", None, now
         )
-        empty = Connection("conn_empty", Decimal("0.00"), "user-2", "", "nobody@example.com", "No", "Money", None, now)
-        pro = Plan("plan_pro", "Pro", Decimal("20.00"), now, included_credit=Decimal("20.00"))
+        empty = StoredConnection(
+            "conn_empty", Decimal("0.00"), "user-2", "", "nobody@example.com", "No", "Money", None, now
+        )
+        pro = StoredPlan("plan_pro", "Pro", Decimal("20.00"), now, included_credit=Decimal("20.00"))
         pro.bundles.append(Bundle("bundle_extra", "Extra 10", Decimal("10.00"), Decimal("10.00"), now))
-        free = Plan("plan_free", "Free", Decimal("0.00"), now, included_credit=Decimal("1.00"))
+        free = StoredPlan("plan_free", "Free", Decimal("0.00"), now, included_credit=Decimal("1.00"))
         return cls(
             secret_key=secret_key,
             test_key=test_key,
             wallet_balance=Decimal("20.00"),
             connections={each.connection_id: each for each in (demo, empty)},
-            meters=Meters.of(("demo-chat", "website-chat", "internal"), now),
+            meters=StoredMeters.of(("demo-chat", "website-chat", "internal"), now),
             spend_key_records=[
-                SpendKey("openai", _fresh("lava_sk_"), "openai", created_at=now),
-                SpendKey("anthropic", _fresh("lava_sk_"), "anthropic", created_at=now),
-                SpendKey("exhausted", _fresh("lava_sk_"), "openai", Decimal("1.00"), Decimal("1.00"), created_at=now),
+                StoredSpendKey("openai", _fresh("lava_sk_"), "openai", created_at=now),
+                StoredSpendKey("anthropic", _fresh("lava_sk_"), "anthropic", created_at=now),
+                StoredSpendKey(
+                    "exhausted", _fresh("lava_sk_"), "openai", Decimal("1.00"), Decimal("1.00"), created_at=now
+                ),
             ],
             rejected_provider_keys={_fresh("provider-rejected-")},
             unfunded_provider_keys={_fresh("provider-unfunded-")},
@@ -231,7 +235,7 @@ class World:
         """The key values of the spend keys, by name."""
         return {record.name: record.key for record in self.spend_key_records}
 
-    def spend_key(self, key: str) -> SpendKey | None:
+    def spend_key(self, key: str) -> StoredSpendKey | None:
         """The record of a spend key value, unless there is none or it was revoked."""
         if key in self.revoked_keys:
             return None
@@ -273,7 +277,7 @@ class World:
 
     # The account ---
 
-    def subscription_of(self, customer_id: str) -> Subscription | None:
+    def subscription_of(self, customer_id: str) -> StoredSubscription | None:
         """The customer's active subscription, its due cycles begun; ``None`` without one."""
         now = self.clock()
         for each in self.subscriptions.values():
@@ -300,12 +304,12 @@ class World:
             self.changes += 1
             return f"{prefix}{self.numbers:08d}"
 
-    def remember(self, method: str, target: str, headers: list[tuple[bytes, bytes]]) -> Received:
+    def remember(self, method: str, target: str, headers: list[tuple[bytes, bytes]]) -> ReceivedRequest:
         """Begin the record of a request; it is in ``received`` before its body has come."""
         with self._changed:
             self.numbers += 1
             self.changes += 1
-            received = Received(self.numbers, "req_" + secrets.token_hex(12), method, target, headers)
+            received = ReceivedRequest(self.numbers, "req_" + secrets.token_hex(12), method, target, headers)
             self.received.append(received)
             del self.received[: -self.keep]
             self._changed.notify_all()

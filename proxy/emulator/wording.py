@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.emulator.exchange import Call, Reply, data_event, json_reply
+from proxy.emulator.exchange import EmulatedCall, EmulatedReply, data_event, json_reply
 
 _OPENAI_TYPES = {
     400: "invalid_request_error",
@@ -47,7 +47,7 @@ _GOOGLE_STATUSES = {
 }
 
 
-def openai_error(status: int, message: str, param: str | None = None) -> Reply:
+def openai_error(status: int, message: str, param: str | None = None) -> EmulatedReply:
     """An error in OpenAI's own shape."""
     reply = json_reply({"error": openai_fault(status, message, param)}, status)
     reply.headers.append(("x-request-id", "req_openai_emulated"))
@@ -66,7 +66,7 @@ def openai_stream_error() -> bytes:
     return data_event({"error": openai_fault(500, message)})
 
 
-def openai_wrong(call: Call, *needed: str) -> Reply | None:
+def openai_wrong(call: EmulatedCall, *needed: str) -> EmulatedReply | None:
     """OpenAI's 400 for a body that is not JSON or lacks a member."""
     if not isinstance(call.document, dict):
         return openai_error(400, "We could not parse the JSON body of your request.")
@@ -76,12 +76,12 @@ def openai_wrong(call: Call, *needed: str) -> Reply | None:
     return None
 
 
-def openai_no_such(kind: str, name: str) -> Reply:
+def openai_no_such(kind: str, name: str) -> EmulatedReply:
     """OpenAI's 404 for a stored object."""
     return openai_error(404, f"No such {kind} object: {name}", "id")
 
 
-def anthropic_error(status: int, message: str) -> Reply:
+def anthropic_error(status: int, message: str) -> EmulatedReply:
     """An error in Anthropic's own shape."""
     reply = json_reply({**anthropic_fault(status, message), "request_id": "req_anthropic_emulated"}, status)
     reply.headers.append(("request-id", "req_anthropic_emulated"))
@@ -94,7 +94,7 @@ def anthropic_fault(status: int, message: str) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
-def google_error(status: int, message: str) -> Reply:
+def google_error(status: int, message: str) -> EmulatedReply:
     """An error in Google's own shape."""
     return json_reply(google_fault(status, message), status)
 
