@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import psutil
 import pytest
-from daemons import free_port
+from ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +55,7 @@ class Chromium:
             assert lines[-1], "".join(lines)
         self._http = httpx2.Client(base_url=f"http://127.0.0.1:{found[1]}", trust_env=False, timeout=40.0)
         self._session = ""
+        self._opened: subprocess.Popen[bytes] | None = None
 
     def _send(self, method: str, path: str, body: Any = None) -> Any:
         answer = self._http.request(method, f"/session{path}", json=body)
@@ -68,8 +69,32 @@ class Chromium:
     def attach(self) -> None:
         """To the browser that the program under test has opened; waits until it is there."""
         options = {"debuggerAddress": f"127.0.0.1:{self._port}"}
-        wanted = {"alwaysMatch": {"goog:chromeOptions": options, "timeouts": {"implicit": _PATIENCE_MS}}}
+        wanted = {
+            "alwaysMatch": {
+                "goog:chromeOptions": options,
+                "timeouts": {"implicit": _PATIENCE_MS, "script": _PATIENCE_MS},
+            }
+        }
         self._session = self._send("POST", "", {"capabilities": wanted})["sessionId"]
+
+    def visit(self, address: str) -> None:
+        """Go to this address; the first time with a browser that is started for it."""
+        if self._session:
+            self._ask("url", {"url": address})
+            return
+        self._opened = subprocess.Popen(
+            [self.opener, address], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self.attach()
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """What this body of an asynchronous function returns in the page; it gets ``arguments`` in ``arguments_``."""
+        wrapped = (
+            "const done = arguments[arguments.length - 1];"
+            f"(async (arguments_) => {{ {script} }})([...arguments].slice(0, -1))"
+            ".then(done, (fault) => done({fault: `${fault}`}));"
+        )
+        return self._ask("execute/async", {"script": wrapped, "args": [*arguments]})
 
     def _find(self, tag: str, text: str) -> str:
         """The element that holds exactly this text, as soon as it is there."""
@@ -108,6 +133,8 @@ class Chromium:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=10)
+        if self._opened is not None:
+            self._opened.wait(timeout=10)
         self._driver.terminate()
         self._driver.communicate(timeout=10)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.settings import ConfigError, Settings, load
+from proxy.config.settings import ConfigError, Settings, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

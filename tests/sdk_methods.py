@@ -56,7 +56,8 @@ def _public(thing: Any) -> list[str]:
 
 
 def call(method: Callable[..., Any], names: dict[str, Any], given: dict[str, Any]) -> str | None:
-    """Call it, with ``given`` in any case and ``names`` where it asks for them; what it says of the made-up answer is nobody's business. The reason where it wanted other arguments."""
+    """Call it, with ``given`` in any case and ``names`` where it asks for them; what it makes of the made-up
+    answer does not matter. Gives the error that it raised, if any."""
     fill = {**BY_NAME, **names}
     given = given | {
         name: _value(name, str(parameter.annotation), fill)
@@ -71,8 +72,10 @@ def call(method: Callable[..., Any], names: dict[str, Any], given: dict[str, Any
         wanted = re.findall(r"'(\w+)'", groups[0] if groups else str(wrong).partition("missing")[2])
         if not wanted:
             return f"TypeError: {wrong}"
-        with contextlib.suppress(Exception):
+        try:
             _use(method, {**given, **{name: _value(name, "", fill) for name in wanted if name not in given}})
+        except Exception as fault:  # noqa: BLE001  (the same)
+            return f"{type(fault).__name__}: {fault}"
     except Exception as fault:  # noqa: BLE001  (after the request was sent anything may be wrong with the answer)
         return f"{type(fault).__name__}: {fault}"
     return None

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from proxy.body import Model, decoded, is_plain_json, located, model_of, raw_model, replaced, search, written
+from proxy.protocol.body import (
+    BodyModel,
+    decoded,
+    is_plain_json,
+    model_of,
+    place_of,
+    raw_model,
+    replaced,
+    search,
+    written,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
 
-def run(steps: Generator[Any, None, Model]) -> Model:
+def run(steps: Generator[Any, None, BodyModel]) -> BodyModel:
     """All steps of a search, and what it returns."""
     while True:
         try:
             next(steps)
         except StopIteration as over:
-            found: Model = over.value
+            found: BodyModel = over.value
             return found
 
 
@@ -27,7 +38,7 @@ def cut(body: bytes, size: int) -> list[bytes]:
 
 def find_model(
     body: bytes, content_type: bytes | None, encoding: bytes | None, limit: int, size: int | None = None
-) -> Model:
+) -> BodyModel:
     """As a small body that came whole is looked at, or, where ``size`` is given, as one that came in such pieces."""
     if size is None and is_plain_json(content_type, encoding):
         return model_of(body, raw_model(body))
@@ -35,11 +46,11 @@ def find_model(
 
 
 def replace_model(
-    body: bytes, found: Model, name: str, encoding: bytes | None = None, pieces: Sequence[bytes] | None = None
+    body: bytes, found: BodyModel, name: str, encoding: bytes | None = None, pieces: Sequence[bytes] | None = None
 ) -> bytes:
     """The body as it is sent where ``name`` takes the place of the model that was found."""
     if found.span is None:
-        found = located(body, found)
+        found = dataclasses.replace(found, span=place_of(body, found))
     assert found.span is not None
     source = pieces or [body]
     readable = decoded(source, encoding or b"", 1 << 30) if found.decoded else source

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from daemons import clean_environment
-from test_cli import Ran, at_terminal, command, lava_proxy
+from test_cli import Ran, at_terminal, called, command, lava_proxy
 
 from proxy.cli import showing, usage, words
 from proxy.cli.words import Misused
 from proxy.lava import records
 from proxy.lava.money import dollars
-from proxy.lava.resources import ACTIONS, Kind, Param, names, parameters, resources
-from proxy.redaction import Secret, leaks
+from proxy.lava.resources import ACTIONS, Param, ParameterKind, names, parameters, resources
+from proxy.protocol.redaction import Secret, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Account:
 
     def __call__(self, *words: str, code: int = 0, env: Mapping[str, str] | None = None) -> Ran:
         """Run a command that must end with ``code``; the account's own keys stand in nothing it prints."""
-        ran = lava_proxy(self.home, *words, env={**self.env, **(env or {})})
+        ran = called(self.home, *words, env={**self.env, **(env or {})})
         assert ran.code == code, ran
         assert not leaks(ran.out + ran.err, [self.world.secret_key, self.world.test_key])
         return ran
@@ -102,11 +102,11 @@ def test_each_action_has_a_help(key: str, capsys: pytest.CaptureFixture[str]) ->
 
 def test_help_of_a_resource(tmp_path: Path) -> None:
     """Its actions; dashes may stand for underscores; without ``--help`` it is wrong usage."""
-    ran = lava_proxy(tmp_path, "api", "spend-keys", "--help")
+    ran = called(tmp_path, "api", "spend-keys", "--help")
     assert ran.code == 0
     assert "rotate SPEND_KEY_ID" in ran.out
-    assert lava_proxy(tmp_path, "api", "spend_keys").code == 2
-    assert lava_proxy(tmp_path, "api").code == 2
+    assert called(tmp_path, "api", "spend_keys").code == 2
+    assert called(tmp_path, "api").code == 2
 
 
 @pytest.mark.parametrize(
@@ -155,23 +155,23 @@ def test_wrong_words(words: list[str], said: str, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("kind", "typed", "value"),
     [
-        (Kind.TEXT, ["x"], "x"),
-        (Kind.WHOLE, ["-5"], -5),
-        (Kind.MONEY, ["$12.50"], Decimal("12.50")),
-        (Kind.FLAG, ["true"], True),
-        (Kind.NAMES, ["a, b", "c"], ["a", "b", "c"]),
-        (Kind.NAMES, ['["a,b"]'], ["a,b"]),
-        (Kind.PAIRS, ["a=1", "b=x=y"], {"a": "1", "b": "x=y"}),
-        (Kind.TABLE, ["amount=50", "cycle=monthly", "rpm=60"], {"amount": "50", "cycle": "monthly", "rpm": 60}),
-        (Kind.TABLE, ['{"amount": 12.5}'], {"amount": Decimal("12.5")}),
-        (Kind.TABLES, ["start=0,rate=2.5", "start=100,rate=2"], [{"start": "0", "rate": "2.5"}, {"start": "100", "rate": "2"}]),
-        (Kind.TIME, ["2026-11-30T12:00:00Z"], datetime(2026, 11, 30, 12, tzinfo=UTC)),
-        (Kind.TIME, ["2h"], NOW + timedelta(hours=2)),
-        (Kind.TEXT, ["null"], None),
-        (Kind.TABLE, ["null"], None),
+        (ParameterKind.TEXT, ["x"], "x"),
+        (ParameterKind.WHOLE, ["-5"], -5),
+        (ParameterKind.MONEY, ["$12.50"], Decimal("12.50")),
+        (ParameterKind.FLAG, ["true"], True),
+        (ParameterKind.NAMES, ["a, b", "c"], ["a", "b", "c"]),
+        (ParameterKind.NAMES, ['["a,b"]'], ["a,b"]),
+        (ParameterKind.PAIRS, ["a=1", "b=x=y"], {"a": "1", "b": "x=y"}),
+        (ParameterKind.TABLE, ["amount=50", "cycle=monthly", "rpm=60"], {"amount": "50", "cycle": "monthly", "rpm": 60}),
+        (ParameterKind.TABLE, ['{"amount": 12.5}'], {"amount": Decimal("12.5")}),
+        (ParameterKind.TABLES, ["start=0,rate=2.5", "start=100,rate=2"], [{"start": "0", "rate": "2.5"}, {"start": "100", "rate": "2"}]),
+        (ParameterKind.TIME, ["2026-11-30T12:00:00Z"], datetime(2026, 11, 30, 12, tzinfo=UTC)),
+        (ParameterKind.TIME, ["2h"], NOW + timedelta(hours=2)),
+        (ParameterKind.TEXT, ["null"], None),
+        (ParameterKind.TABLE, ["null"], None),
     ],
 )  # fmt: skip
-def test_values(kind: Kind, typed: list[str], value: object) -> None:
+def test_values(kind: ParameterKind, typed: list[str], value: object) -> None:
     """Each kind of field, as it is typed and as it is meant."""
     assert words.value_of(Param("field", "", kind, nullable=True), typed, NOW, ahead=True) == value
 
@@ -187,7 +187,7 @@ def test_a_span_of_time_lies_behind_or_ahead() -> None:
 
 def test_metadata_stays_text() -> None:
     """Keys and values of the user's own are never taken for numbers."""
-    assert words.value_of(Param("metadata", "", Kind.TABLE), ["room=12"], NOW, ahead=True) == {"room": "12"}
+    assert words.value_of(Param("metadata", "", ParameterKind.TABLE), ["room=12"], NOW, ahead=True) == {"room": "12"}
 
 
 # --- against the emulator --------------------------------------------------------------------------------------------
@@ -290,11 +290,11 @@ def test_a_destructive_action_asks_at_a_terminal(account: Account, answer: str, 
 def test_the_network_is_down(tmp_path: Path, free_port: int, words: list[str]) -> None:
     """One sentence, exit code 1, no traceback (which ``lava_proxy`` looks for)."""
     env = {"LAVA_SECRET_KEY": "aks_live_" + "d" * 20, "LAVA_PROXY_LAVA__BASE_URL": f"http://127.0.0.1:{free_port}"}
-    ran = lava_proxy(tmp_path, *words, env=env)
+    ran = called(tmp_path, *words, env=env)
     assert (ran.code, ran.out) == (1, "")
     assert "cannot be reached: no connection: Connection refused" in ran.err
     assert len(ran.err.strip().splitlines()) == 1
-    assert lava_proxy(tmp_path, *words, "--json", env=env).json["ok"] is False
+    assert called(tmp_path, *words, "--json", env=env).json["ok"] is False
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,8 @@ def test_usage(account: Account) -> None:
     assert lines[2].split()[0] == "total"
     said = account.json("usage", "--since", "7d")
     assert said["totals"]["total_requests"] == 3
-    assert "#" * 8 in account("usage", env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}).out
+    ascii_only = {**account.env, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    assert "#" * 8 in lava_proxy(account.home, "usage", env=ascii_only).out
     assert account("usage", "--since", "soon", code=2).err.startswith("Error: --since")
     assert "must be after" in account("usage", "--since", "1d", "--until", "2d", code=2).err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import threading
@@ -12,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from configurations import loaded
-from daemons import free_port
+from ports import free_port
 from rawclient import RawClient, ask, post
 from upstream import Peer, Upstream, answer, chunked, serve
 
-from proxy import server
-from proxy.app import App, create_app
-from proxy.forward import Admitted, Sending
-from proxy.gate import Admission
-from proxy.generation import Generation
-from proxy.headers import read
-from proxy.routing import route
+from proxy import daemon as server
+from proxy.app import create_app
+from proxy.gateway.active_config import ActiveConfig
+from proxy.gateway.routing import locate, route
+from proxy.gateway.template import Prepared, Template
+from proxy.http.framing import Head
+from proxy.protocol.headers import read
 from proxy.upstream import create_engine
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from daemons import Daemon, StartDaemon
 
-    from proxy.settings import Settings
 
 KEY = "aks_live_" + "a" * 24
 LOCAL = "local-" + "l" * 20
@@ -212,6 +212,34 @@ LIMITED = answer(
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-custom: 1\r\ntransfer-encoding: chunked\r\n\r\n"
 UNAUTHORIZED = answer(401, b'{"error":{"message":"no","code":"x","status":401}}')
 MODELS = answer(body=b'{"object":"list","data":[]}')
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "ours"),
+    [
+        (400, "forward_endpoint_not_supported", "lava_unsupported_target"),
+        (400, "forward_bad_model", "lava_error"),
+        (404, "forward_not_found", "lava_error"),
+    ],
+)
+@pytest.mark.parametrize(("model", "hint"), [("antropic/claude-x", 'did you mean "anthropic/..."?'), ("gpt-9", "")])
+def test_a_refusal_by_lava_itself_has_the_hint_on_the_models_name(
+    keyed: Callable[..., Daemon], status: int, code: str, ours: str, model: str, hint: str
+) -> None:
+    """Lava refuses what nothing here knows either: what was perhaps meant stands behind what is wrong, before Lava's words.
+    A name that is known has no hint."""
+    error = {"error": {"message": "No such thing.", "code": code, "status": status}}
+    with Upstream(answer(status, json.dumps(error).encode(), [(b"content-type", b"application/json")])) as upstream:
+        port = keyed(upstream, "").port
+        came = ask(port, "POST", "/v1/chat/completions", json.dumps({**CHAT, "model": model}).encode(), bearer(LOCAL))
+    told = came.json()["error"]
+    assert (came.status, told["code"], came.header("x-lava-proxy-error")) == (status, ours, ours)
+    what, _, said = told["message"].partition(told["lava_proxy"]["hint"])
+    assert said == " Lava said: «No such thing.»"
+    meant = f'No alias, provider or pattern fits this model\'s name, so it went to "openai": {hint} ' if hint else ""
+    assert what.endswith(f". {meant}")
+
+
 PAGE = "https://good.example"
 
 
@@ -276,6 +304,35 @@ def test_no_other_page_reads_what_was_refused_early(keyed: Callable[..., Daemon]
         came = ask(port, "PROPFIND", "/v1/models", headers=[("Origin", each) for each in origins])
     assert came.status == 405
     assert not [name for name, _ in came.headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_listed_page_reads_what_is_refused_inside_its_body(keyed: Callable[..., Daemon], listed: bool) -> None:
+    """The request was good, and is on its way to Lava, when its body breaks: what that is answered the page may read."""
+    gone = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.gone()
+        gone.set()
+
+    with Upstream(script) as upstream:
+        running = keyed(upstream, f'allowed_origins = ["{PAGE}"]\n')
+        head = [*bearer(LOCAL).items(), ("Transfer-Encoding", "chunked"), *([("Origin", PAGE)] if listed else [])]
+        with RawClient(running.port) as client:
+            client.request("POST", "/openai/v1/files", None, head)
+            client.send(b"1\r\nx\r\n")
+            upstream.wait(lambda: len(upstream.requests) == 1)
+            client.send(b"zz\r\n")
+            came = client.response()
+        assert gone.wait(20)
+    assert (came.status, came.code) == (400, "bad_request")
+    cors = {name: value for name, value in came.headers if name.startswith("access-control-")}
+    if listed:
+        assert cors["access-control-allow-origin"] == PAGE
+        assert {"x-should-retry", "request-id"} <= {*cors["access-control-expose-headers"].split(", ")}
+    else:
+        assert not cors
 
 
 @pytest.mark.parametrize(
@@ -434,31 +491,30 @@ def test_every_request_is_one_line_and_one_count(keyed: Callable[..., Daemon]) -
 def test_one_connection_cannot_fill_the_memory(tmp_path: Path) -> None:
     """However many spellings of however many models come on a connection, only a few are remembered with it."""
     settings = loaded(tmp_path, f'[lava]\nsecret_key = "{KEY}"\n')
-    made_ready = Generation(settings, create_engine(settings.upstream))
-    place = made_ready.locate("POST", b"/v1/chat/completions", {})
-    admitted = Admitted(made_ready, read([]), Admission(), place, "default", "POST", "/")
-    plan = made_ready.plan(route("POST", place, b"", "default", "gpt-4o", made_ready.table), None)
+    config = ActiveConfig(settings, create_engine(settings.upstream))
+    template = Template(config, "POST", b"/v1/chat/completions", b"", read([]))
+    template.endpoint = locate("POST", template.path, {}, config.table)
+    found = route("POST", template.endpoint, b"", "default", "gpt-4o", config.table)
+    prepared = config.destination.prepare(template, found)
     for number in range(10_000):
-        admitted.keep(b'"gpt-%d"' % number, Sending(plan, b"POST", plan.head))
-    assert 0 < len(admitted.sendings) <= 32
+        template.keep(b'"gpt-%d"' % number, prepared)
+    assert 0 < len(template.prepared) <= 32
 
 
 @pytest.mark.parametrize("path", ["/v1beta/models/x:countTokens", "/v1/chat/completions", "/openai/v1/files"])
 def test_a_key_in_the_address_is_not_remembered(tmp_path: Path, path: str) -> None:
-    """What is kept for the next request has no place for a tool's key, and another key finds the same plan."""
-    made: list[App] = []
+    """It travels nowhere as part of an address, and what is kept of its head ends with its connection."""
 
-    def create(settings: Settings) -> App:
-        made.append(create_app(settings))
-        return made[0]
+    def kept() -> list[object]:
+        return [each for each in gc.get_objects() if isinstance(each, Head | Template | Prepared)]
 
+    gc.collect()  # what earlier tests left
+    before = len(kept())
     with Upstream(serve(answer(200, b"{}"))) as upstream:
         text = f'[lava]\nsecret_key = "{KEY}"\nbase_url = "{upstream.url}"\n[server]\nport = {free_port()}\n'
-        with server.background(loaded(tmp_path, text), create_app=create) as running:
+        with server.background(loaded(tmp_path, text), create_app=create_app) as running:
             for query in ("key=AIza-one&a=1", "a=1&k%65y=AIza-two"):
                 assert ask(running.settings.server.port, "POST", f"{path}?{query}", b"{}").status == 200
-            kept = made[0].runtime.generation
-            assert len(kept.plans) == 1
-            assert "AIza" not in repr([kept.plans, kept.places])
-            assert b"a%3D1" in upstream.requests[-1].target
-            assert b"AIza" not in upstream.requests[-1].raw
+                assert b"a%3D1" in upstream.requests[-1].target
+                assert b"AIza" not in upstream.requests[-1].raw
+            eventually(lambda: len(kept()) == before)

@@ -23,7 +23,10 @@ SHORTEST = ["--quick", "--rounds", "1", "--seconds", "0.2", "--streams", "20", "
 SHORTEST += ["--requests", "200", "--cancels", "25", "--starts", "1", "--profile-seconds", "1"]
 SHORTEST += ["--connections", "1,16"]
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the benchmarks pin processes to cores and need uvloop")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(sys.platform == "win32", reason="the benchmarks pin processes to cores and need uvloop"),
+]
 
 
 def command(script: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -137,11 +140,11 @@ def test_ratios_are_taken_round_by_round(module: Any) -> None:
 def test_a_profile_is_added_up(module: Any) -> None:
     """Samples count for the innermost function, and once for each function above it; what leads to the loop is left out."""
     text = (
-        "main (/x/cli/serve.py:1);run_loop (/x/proxy/server.py:9);call (/x/proxy/app.py:3);read (/x/proxy/guard.py:4) 3\n"
-        "main (/x/cli/serve.py:1);run_loop (/x/proxy/server.py:9) 1\n"
+        "main (/x/cli/serve.py:1);run_loop (/x/proxy/daemon.py:9);call (/x/proxy/app.py:3);read (/x/proxy/http/connection.py:4) 3\n"
+        "main (/x/cli/serve.py:1);run_loop (/x/proxy/daemon.py:9) 1\n"
         "Condition.wait (/x/threading.py:320) 50\n"
     )
     found = module("hotpath").added_up(text, 5)
     assert found.samples == 4
-    assert found.own[0] == ("read (proxy/guard.py)", 0.75)
+    assert found.own[0] == ("read (http/connection.py)", 0.75)
     assert ("call (proxy/app.py)", 0.75) in found.inclusive

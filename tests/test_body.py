@@ -16,11 +16,12 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 from searching import cut, find_model, replace_model, run
 
-from proxy import documents
-from proxy.body import WINDOW, Model, decode, decode_prefix, search
-from proxy.errors import Fault
+from proxy.protocol import fast_json
+from proxy.protocol.body import WINDOW, BodyModel, decode, decode_prefix, search
+from proxy.protocol.errors import ProxyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -451,7 +452,7 @@ PIECES = st.sampled_from(['"', "\\", '\\"', "model", '"model":"evil"', "a", "é"
     st.booleans(),
     st.integers(0, 3),
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_long_strings_are_passed_over_and_nothing_else(
     strings: list[tuple[str, int]], model: str | None, ascii_only: bool, place: int
 ) -> None:
@@ -463,7 +464,7 @@ def test_long_strings_are_passed_over_and_nothing_else(
         fields.insert(min(place, len(fields)), ("model", model))
     body = json.dumps(dict(fields), ensure_ascii=ascii_only).encode("utf-8", "replace")
     found = run(search([body], JSON_TYPE, None, LIMIT))
-    assert found.raw == documents.raw_model(body)
+    assert found.raw == fast_json.raw_model(body)
     assert found.raw == (b"" if model is None else json.dumps(model, ensure_ascii=ascii_only).encode())
 
 
@@ -551,8 +552,8 @@ def test_the_limit_itself_is_allowed(encoding: bytes) -> None:
 
 def test_a_place_that_is_not_certain_is_refused() -> None:
     """Should reader and writer ever disagree, nothing is guessed: 400."""
-    with pytest.raises(Fault) as caught:
-        replace_model(b'{"model":"a"}', Model("b", b'"b"'), "x")
+    with pytest.raises(ProxyError) as caught:
+        replace_model(b'{"model":"a"}', BodyModel("b", b'"b"'), "x")
     assert caught.value.code == "bad_request"
 
 

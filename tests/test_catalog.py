@@ -12,7 +12,7 @@ import pytest
 from rawclient import ask
 from upstream import Upstream, answer
 
-from proxy.tokens import mint_token
+from proxy.lava.tokens import mint_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +63,18 @@ def test_openais_shape(start: Callable[[Upstream], Daemon]) -> None:
         sent = upstream.requests[0]
         assert (sent.method, sent.target) == (b"GET", b"/v1/models")
         assert sent.header(b"authorization") == b"Bearer " + KEY.encode()
+
+
+def test_codex_accepts_the_list(start: Callable[[Upstream], Daemon]) -> None:
+    """Codex names its version and wants ``models``, whose entries would replace its own instructions: there are none. What
+    every other tool reads is there as well, and only Codex gets the field."""
+    with Upstream(listed()) as upstream:
+        port = start(upstream).port
+        usual = ask(port, "GET", "/v1/models?version=1&x_client_version=1").json()
+        assert ask(port, "GET", "/v1/models?client_version=0.130.0").json() == {**usual, "models": []}
+        assert ask(port, "GET", "/p/main/v1/models?a=b&client_version=0.130.0").json() == {**usual, "models": []}
+        assert [entry["id"] for entry in usual["data"]] == ["fast", "smart", "gpt-5"]
+        assert "models" not in usual
 
 
 def test_anthropics_shape(start: Callable[[Upstream], Daemon]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import pty
@@ -21,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from configurations import LAVA_KEY, LOCAL_KEY, written
-from daemons import clean_environment, free_port
+from daemons import clean_environment
+from ports import free_port
 
 import proxy
+from proxy.cli import main
+from proxy.config.settings import load
 from proxy.emulator.faults import find
-from proxy.redaction import leaks
-from proxy.settings import load
-from proxy.tokens import mint_token
+from proxy.lava.tokens import mint_token
+from proxy.protocol.redaction import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,6 +110,27 @@ def lava_proxy(home: Path, *words: str | Path, env: Mapping[str, str] | None = N
     return ran
 
 
+def called(home: Path, *words: str | Path, env: Mapping[str, str] | None = None) -> Ran:
+    """Run a command like `lava_proxy`, but in this process: for tests whose subject is not the process."""
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch, Path(os.devnull).open(encoding="utf-8") as nothing:
+        for name in list(os.environ):
+            patch.delenv(name)
+        for name, value in clean_environment(home, env).items():
+            patch.setenv(name, value)
+        patch.chdir(home)
+        patch.setattr(sys, "argv", ["lava-proxy", *map(str, words)])
+        patch.setattr(sys, "stdin", nothing)
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    ran = Ran(int(ended.value.code or 0), *(each.buffer.getvalue().decode() for each in (out, err)))
+    assert "Traceback" not in ran.out + ran.err, ran
+    assert "Please report it" not in ran.err, ran
+    return ran
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     return written(tmp_path, FULL)
@@ -141,7 +165,7 @@ def test_help_names_every_command_in_a_whole_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_takes_config_and_explains_itself(tmp_path: Path, name: str) -> None:
     """Each command has a help of its own, with ``--config``; those that report have ``--json``."""
-    ran = lava_proxy(tmp_path, name, "-h")
+    ran = called(tmp_path, name, "-h")
     assert ran.code == 0
     assert "--config FILE" in ran.out
     assert ("--json" in ran.out) == (name != "serve")
@@ -195,7 +219,7 @@ def test_no_command_shows_the_help(tmp_path: Path) -> None:
 
 def test_check_says_for_each_project_what_a_person_needs(tmp_path: Path, config: Path) -> None:
     """Who pays, which Lava, the base URLs, the masked keys, the models used; and no secret."""
-    ran = lava_proxy(tmp_path, "check", "--config", config, env=KEY)
+    ran = called(tmp_path, "check", "--config", config, env=KEY)
     assert ran.code == 0, ran
     assert ran.err == ""
     parts = {part.partition('"')[0]: part for part in ran.out.split('Project "')[1:]}
@@ -222,7 +246,7 @@ def test_check_says_for_each_project_what_a_person_needs(tmp_path: Path, config:
 
 def test_check_as_json_is_the_same_report(tmp_path: Path, config: Path) -> None:
     """``--json`` is one document on standard output, in ASCII, without a secret."""
-    ran = lava_proxy(tmp_path, "check", "--json", "--config", config, env=KEY)
+    ran = called(tmp_path, "check", "--json", "--config", config, env=KEY)
     assert ran.code == 0
     assert ran.out.isascii()
     report = ran.json
@@ -250,7 +274,7 @@ def test_check_as_json_is_the_same_report(tmp_path: Path, config: Path) -> None:
 
 def test_check_without_any_file_works_by_the_environment(tmp_path: Path) -> None:
     """No file is fine: with ``LAVA_SECRET_KEY`` the merchant wallet pays."""
-    ran = lava_proxy(tmp_path, "check", env=KEY)
+    ran = called(tmp_path, "check", env=KEY)
     assert ran.code == 0
     assert "no file" in ran.out
     assert "the merchant wallet" in ran.out
@@ -259,11 +283,11 @@ def test_check_without_any_file_works_by_the_environment(tmp_path: Path) -> None
 
 def test_check_without_a_key_fails_as_readyz_does(tmp_path: Path) -> None:
     """The default of ``lava.secret_key`` may be unset, so it is no configuration fault (78); but nobody pays yet."""
-    ran = lava_proxy(tmp_path, "check")
+    ran = called(tmp_path, "check")
     assert ran.code == 1
     assert "The configuration is not ready" in ran.out
     assert "LAVA_SECRET_KEY" in ran.out
-    report = lava_proxy(tmp_path, "check", "--json")
+    report = called(tmp_path, "check", "--json")
     assert (report.code, report.json["ok"]) == (1, False)
     assert "LAVA_SECRET_KEY" in report.json["not_ready"]
 
@@ -280,11 +304,11 @@ def test_check_without_a_key_fails_as_readyz_does(tmp_path: Path) -> None:
 def test_check_names_a_key_in_the_wrong_place(tmp_path: Path, text: str, env: dict[str, str], said: str) -> None:
     """By its prefix, with what to do; exit code 1. A prefix is a hint: the daemon starts all the same, and warns."""
     path = written(tmp_path, text)
-    ran = lava_proxy(tmp_path, "check", "--config", path, env=env)
+    ran = called(tmp_path, "check", "--config", path, env=env)
     assert ran.code == 1, ran
     assert said in " ".join(ran.out.split())
     assert "The configuration is good" not in ran.out
-    report = lava_proxy(tmp_path, "check", "--config", path, "--json", env=env)
+    report = called(tmp_path, "check", "--config", path, "--json", env=env)
     assert (report.code, report.json["ok"]) == (1, False)
     assert [said in each for each in report.json["misplaced_keys"]] == [True]
     assert not leaks(ran.out + report.out, [*SECRETS, "x" * 24])
@@ -293,30 +317,31 @@ def test_check_names_a_key_in_the_wrong_place(tmp_path: Path, text: str, env: di
 def test_serve_warns_of_a_key_in_the_wrong_place_and_starts(daemon: StartDaemon) -> None:
     """A prefix is a hint that may be wrong: it stops nobody."""
     running = daemon(env={"LAVA_SECRET_KEY": SPEND_KEY}, secrets=SECRETS, ready="/readyz")
+    assert running.stop() == 0  # all lines are written then
     assert "LAVA_SECRET_KEY begins with lava_sk_" in running.output()
 
 
 def test_check_warns_of_a_project_that_no_key_opens(tmp_path: Path) -> None:
     """Where keys are configured, a project without any good one is named: no request could ever reach it."""
     path = written(tmp_path, f'[projects.a]\nkeys = ["{LOCAL_KEY}"]\n[projects.b]\nmeter = "m"\n')
-    report = lava_proxy(tmp_path, "check", "--json", "--config", path, env=KEY).json
+    report = called(tmp_path, "check", "--json", "--config", path, env=KEY).json
     assert [warning for warning in report["warnings"] if 'project "b"' in warning and "no local key" in warning]
     assert not [warning for warning in report["warnings"] if 'project "a"' in warning]
 
 
 def test_check_shows_the_warnings_of_the_settings(tmp_path: Path, config: Path) -> None:
     """What the daemon would warn of at its start, ``check`` says too."""
-    ran = lava_proxy(tmp_path, "check", "--config", config, env={**KEY, "HTTPS_PROXY": "http://proxy.example:3128"})
+    ran = called(tmp_path, "check", "--config", config, env={**KEY, "HTTPS_PROXY": "http://proxy.example:3128"})
     assert ran.code == 0
     assert "HTTPS_PROXY is set, but not followed" in ran.out
 
 
 def test_config_may_stand_before_the_command_and_the_later_one_wins(tmp_path: Path, config: Path) -> None:
     """``lava-proxy --config F check`` works like ``check --config F``; named twice, the one nearer the command counts."""
-    assert lava_proxy(tmp_path, "--config", config, "check", env=KEY).code == 0
+    assert called(tmp_path, "--config", config, "check", env=KEY).code == 0
     missing = tmp_path / "missing.toml"
-    assert lava_proxy(tmp_path, "--config", missing, "check", "--config", config, env=KEY).code == 0
-    assert lava_proxy(tmp_path, "--config", missing, "check", env=KEY).code == 78
+    assert called(tmp_path, "--config", missing, "check", "--config", config, env=KEY).code == 0
+    assert called(tmp_path, "--config", missing, "check", env=KEY).code == 78
 
 
 @pytest.mark.parametrize(
@@ -325,7 +350,7 @@ def test_config_may_stand_before_the_command_and_the_later_one_wins(tmp_path: Pa
 def test_base_urls_can_be_dialled(tmp_path: Path, host: str, base: str) -> None:
     """ "Every address" is shown as one that a tool can use."""
     path = written(tmp_path, f'[server]\nhost = "{host}"\nkeys = ["{LOCAL_KEY}"]\n')
-    report = lava_proxy(tmp_path, "check", "--json", "--config", path, env=KEY).json
+    report = called(tmp_path, "check", "--json", "--config", path, env=KEY).json
     assert report["projects"][0]["base_urls"]["openai"] == f"{base}5282/v1"
 
 
@@ -361,7 +386,7 @@ def test_faults_as_json_for_scripts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [("serve",), ("check",), ("token", "website"), ("health",)])
 def test_a_missing_file_is_a_configuration_fault(tmp_path: Path, words: tuple[str, ...]) -> None:
     """A file that was named must be there: 78 and its path, for every command that reads it."""
-    ran = lava_proxy(tmp_path, *words, "--config", tmp_path / "nothing.toml")
+    ran = called(tmp_path, *words, "--config", tmp_path / "nothing.toml")
     assert ran.code == 78
     assert "nothing.toml" in ran.err
     assert ran.out == ""
@@ -380,7 +405,7 @@ def test_what_is_no_configuration_is_refused(tmp_path: Path, case: str) -> None:
     else:
         path.write_bytes(b"[server\nport=" if case == "bad TOML" else b'x = "\xff\xfe"')
         path.chmod(0o600)
-    ran = lava_proxy(tmp_path, "check", "--config", path)
+    ran = called(tmp_path, "check", "--config", path)
     assert ran.code == 78
     assert "odd.toml" in ran.err
 
@@ -414,7 +439,7 @@ def test_a_file_in_the_current_directory_is_not_read(tmp_path: Path) -> None:
     """A cloned repository cannot say where a key is sent."""
     for name in ("config.toml", "lava-proxy.toml"):
         (tmp_path / name).write_text("nonsense = 1\n")
-    assert lava_proxy(tmp_path, "check", env=KEY).code == 0
+    assert called(tmp_path, "check", env=KEY).code == 0
 
 
 # --- token -----------------------------------------------------------------------------------------------------------
@@ -422,7 +447,7 @@ def test_a_file_in_the_current_directory_is_not_read(tmp_path: Path) -> None:
 
 def test_token_is_shown_decoded_and_masked(tmp_path: Path, config: Path) -> None:
     """The default shows what the token says, and no key can be read out of it."""
-    ran = lava_proxy(tmp_path, "token", "website", "--config", config, env=KEY)
+    ran = called(tmp_path, "token", "website", "--config", config, env=KEY)
     assert ran.code == 0
     shown = json.loads(ran.out[ran.out.index("{") : ran.out.index("}") + 1])
     assert shown == {
@@ -437,9 +462,9 @@ def test_token_is_shown_decoded_and_masked(tmp_path: Path, config: Path) -> None
 def test_token_reveal_is_what_the_minting_function_makes(tmp_path: Path, config: Path) -> None:
     """``--reveal`` prints the token and nothing else, equal to the public function's."""
     wanted = mint_token(LAVA_KEY, connection_id="conn_abc123", meter_slug="website-chat")
-    ran = lava_proxy(tmp_path, "token", "website", "--reveal", "--config", config, env=KEY)
+    ran = called(tmp_path, "token", "website", "--reveal", "--config", config, env=KEY)
     assert (ran.code, ran.out, ran.err) == (0, wanted + "\n", "")
-    both = lava_proxy(tmp_path, "token", "website", "--reveal", "--json", "--config", config, env=KEY)
+    both = called(tmp_path, "token", "website", "--reveal", "--json", "--config", config, env=KEY)
     assert both.json["token"] == wanted
 
 
@@ -457,9 +482,7 @@ def test_token_of_every_kind_of_project(
     tmp_path: Path, config: Path, project: str, provider: str | None, fields: list[str]
 ) -> None:
     """The fields in their order, as JSON, masked; without a provider, one that the project pays for."""
-    ran = lava_proxy(
-        tmp_path, "token", project, *([provider] if provider else []), "--json", "--config", config, env=KEY
-    )
+    ran = called(tmp_path, "token", project, *([provider] if provider else []), "--json", "--config", config, env=KEY)
     assert ran.code == 0, ran
     assert list(ran.json["decoded"]) == fields
     assert "token" not in ran.json
@@ -468,11 +491,11 @@ def test_token_of_every_kind_of_project(
 
 def test_a_spend_key_is_masked_and_revealed(tmp_path: Path, config: Path) -> None:
     """A spend key is sent as it is: masked by default, itself with ``--reveal``."""
-    masked = lava_proxy(tmp_path, "token", "agent", "--config", config, env=KEY)
+    masked = called(tmp_path, "token", "agent", "--config", config, env=KEY)
     assert masked.code == 0
     assert "lava_sk_…" + SPEND_KEY[-4:] in masked.out
     assert not leaks(masked.out, SECRETS)
-    assert lava_proxy(tmp_path, "token", "agent", "--reveal", "--config", config, env=KEY).out == SPEND_KEY + "\n"
+    assert called(tmp_path, "token", "agent", "--reveal", "--config", config, env=KEY).out == SPEND_KEY + "\n"
 
 
 @pytest.mark.parametrize("odd", ["connection_secret", "\x1b[31mname"])
@@ -481,11 +504,11 @@ def test_a_ready_token_is_masked_whatever_it_holds(tmp_path: Path, odd: str) -> 
     document = {"secret_key": LAVA_KEY, "connection_id": "conn_\x1b[2Jx", odd: PROVIDER_KEY, "more": {"a": SPEND_KEY}}
     ready = base64.b64encode(json.dumps(document).encode()).decode()
     path = written(tmp_path, f'[projects.ready]\nforward_token = "{ready}"\n')
-    ran = lava_proxy(tmp_path, "token", "ready", "--config", path)
+    ran = called(tmp_path, "token", "ready", "--config", path)
     assert ran.code == 0
     assert "\x1b" not in ran.out
     assert not leaks(ran.out, [*SECRETS, ready])
-    assert lava_proxy(tmp_path, "token", "ready", "--reveal", "--config", path).out == ready + "\n"
+    assert called(tmp_path, "token", "ready", "--reveal", "--config", path).out == ready + "\n"
 
 
 @pytest.mark.parametrize(
@@ -500,18 +523,18 @@ def test_a_ready_token_is_masked_whatever_it_holds(tmp_path: Path, odd: str) -> 
 )
 def test_token_that_cannot_be_shown(tmp_path: Path, config: Path, words: tuple[str, ...], said: str) -> None:
     """An unknown name suggests the nearest; a project that does not pay for the provider says so. Exit code 1."""
-    ran = lava_proxy(tmp_path, "token", *words, "--config", config, env=KEY)
+    ran = called(tmp_path, "token", *words, "--config", config, env=KEY)
     assert ran.code == 1
     assert said in ran.err
     assert ran.out == ""
-    as_json = lava_proxy(tmp_path, "token", *words, "--json", "--config", config, env=KEY)
+    as_json = called(tmp_path, "token", *words, "--json", "--config", config, env=KEY)
     assert as_json.code == 1
     assert as_json.json["ok"] is False
 
 
 def test_token_without_a_key_says_how_to_give_one(tmp_path: Path) -> None:
     """No Lava key at all: 1, and where it goes."""
-    ran = lava_proxy(tmp_path, "token", "default")
+    ran = called(tmp_path, "token", "default")
     assert ran.code == 1
     assert "LAVA_SECRET_KEY" in ran.err
 
@@ -521,7 +544,7 @@ def test_token_without_a_key_says_how_to_give_one(tmp_path: Path) -> None:
 
 def test_init_writes_a_good_private_file_and_says_what_is_next(tmp_path: Path) -> None:
     """In the user's configuration directory, found by ``serve`` without a word, mode 0600, valid, with a fresh key."""
-    ran = lava_proxy(tmp_path, "init")
+    ran = called(tmp_path, "init")
     assert ran.code == 0, ran
     path = tmp_path / ".config" / "lava-proxy" / "config.toml"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -532,7 +555,7 @@ def test_init_writes_a_good_private_file_and_says_what_is_next(tmp_path: Path) -
     assert len(key) >= 32
     for piece in (str(path), "lava-proxy serve\n", "export OPENAI_BASE_URL=http://127.0.0.1:5282/v1", key):
         assert piece in ran.out
-    checked = lava_proxy(tmp_path, "check", "--json", env=KEY)
+    checked = called(tmp_path, "check", "--json", env=KEY)
     assert checked.json["config"] == str(path)
     assert checked.json["warnings"] == []
 
@@ -574,9 +597,9 @@ def test_every_setting_in_the_file_of_init_can_be_switched_on(tmp_path: Path) ->
 def test_init_never_overwrites(tmp_path: Path) -> None:
     """A second ``init`` refuses, and the file keeps every byte and its mode."""
     path = tmp_path / "mine.toml"
-    assert lava_proxy(tmp_path, "init", "--path", path).code == 0
+    assert called(tmp_path, "init", "--path", path).code == 0
     before, mode = path.read_bytes(), path.stat()
-    again = lava_proxy(tmp_path, "init", "--path", path)
+    again = called(tmp_path, "init", "--path", path)
     assert again.code == 1
     assert "exists" in again.err
     assert again.out == ""
@@ -598,7 +621,7 @@ def test_init_writes_nowhere_else(tmp_path: Path, case: str) -> None:
     else:
         other.write_text("keep")
         path = other / "new.toml"
-    ran = lava_proxy(tmp_path, "init", "--path", path)
+    ran = called(tmp_path, "init", "--path", path)
     assert ran.code == 1
     assert str(path) in ran.err
     assert not other.exists() if case in ("dead link", "directory") else other.read_text() == "keep"
@@ -615,15 +638,15 @@ def test_init_does_not_depend_on_the_umask(tmp_path: Path, mask: int) -> None:
 
 def test_init_makes_another_key_each_time(tmp_path: Path) -> None:
     """``--json`` gives path, key and base URL; no two files share a key."""
-    first = lava_proxy(tmp_path, "init", "--json", "--path", "a.toml").json
-    second = lava_proxy(tmp_path, "init", "--json", "--path", "b.toml").json
+    first = called(tmp_path, "init", "--json", "--path", "a.toml").json
+    second = called(tmp_path, "init", "--json", "--path", "b.toml").json
     assert first["local_key"] != second["local_key"]
     assert first["config"] == str(tmp_path / "a.toml")
 
 
 def test_init_in_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     """A place that takes no files is named, with the system's reason."""
-    ran = lava_proxy(tmp_path, "init", "--path", "/proc/lava-proxy/config.toml")
+    ran = called(tmp_path, "init", "--path", "/proc/lava-proxy/config.toml")
     assert ran.code == 1
     assert "/proc/lava-proxy/config.toml cannot be written" in ran.err
 
@@ -634,11 +657,11 @@ def test_init_in_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 def test_health_of_nothing_is_1(tmp_path: Path) -> None:
     """Nobody listens: 1 and the address that was asked."""
     port = free_port()
-    ran = lava_proxy(tmp_path, "health", "--port", str(port), env=KEY)
+    ran = called(tmp_path, "health", "--port", str(port), env=KEY)
     assert ran.code == 1
     assert "nobody answers" in ran.err
     assert str(port) in ran.err
-    as_json = lava_proxy(tmp_path, "health", "--json", "--port", str(port), env=KEY)
+    as_json = called(tmp_path, "health", "--json", "--port", str(port), env=KEY)
     assert as_json.code == 1
     assert as_json.json["ready"] is False
 
@@ -647,7 +670,7 @@ def test_health_names_every_address_that_it_asked(tmp_path: Path) -> None:
     """Whoever reads it must not guess which of them nobody answers at; and what to do."""
     port = free_port()
     text = f'[server]\nhost = ["127.0.0.1", "127.0.0.2"]\nport = {port}\nunix_socket = "{tmp_path}/s"\nkeys = ["{LOCAL_KEY}"]\n'
-    ran = lava_proxy(tmp_path, "health", "--config", written(tmp_path, text), env=KEY)
+    ran = called(tmp_path, "health", "--config", written(tmp_path, text), env=KEY)
     assert ran.code == 1
     for place in (f"http://127.0.0.1:{port}", f"http://127.0.0.2:{port}", f"unix:{tmp_path}/s"):
         assert f"at {place}" in ran.err, ran
@@ -659,16 +682,16 @@ def test_health_of_a_running_daemon(tmp_path: Path, daemon: StartDaemon) -> None
     port = free_port()
     running = daemon(f"[server]\nport = {port}\n", env=KEY, port=port)
     env = {**KEY, "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-    ran = lava_proxy(tmp_path, "health", "--config", running.config, env=env)
+    ran = called(tmp_path, "health", "--config", running.config, env=env)
     assert ran.code == 0, ran
     assert f"127.0.0.1:{port}" in ran.out
-    assert lava_proxy(tmp_path, "health", "--json", "--config", running.config, env=KEY).json["ready"] is True
+    assert called(tmp_path, "health", "--json", "--config", running.config, env=KEY).json["ready"] is True
 
 
 def test_health_of_a_daemon_without_a_key(tmp_path: Path, daemon: StartDaemon) -> None:
     """Running but not ready: 1, with the daemon's own reason."""
     running = daemon()
-    ran = lava_proxy(tmp_path, "health", "--port", str(running.port))
+    ran = called(tmp_path, "health", "--port", str(running.port))
     assert ran.code == 1
     assert "no Lava secret key" in ran.err
 
@@ -679,14 +702,14 @@ def test_health_by_the_unix_socket(tmp_path: Path, daemon: StartDaemon) -> None:
     running = daemon(f'[server]\nunix_socket = "{path}"\n', env=KEY)
     text = f'[server]\nport = 0\nunix_socket = "{path}"\n'
     config = written(tmp_path, text)
-    ran = lava_proxy(tmp_path, "health", "--config", config, env=KEY)
+    ran = called(tmp_path, "health", "--config", config, env=KEY)
     assert ran.code == 0, (ran, running.output())
     assert f"unix:{path}" in ran.out
 
 
 def test_health_with_an_unknowable_port(tmp_path: Path) -> None:
     """Port 0 and no socket: 1, and what to do."""
-    ran = lava_proxy(tmp_path, "health", "--port", "0", env=KEY)
+    ran = called(tmp_path, "health", "--port", "0", env=KEY)
     assert ran.code == 1
     assert "--port" in ran.err
 
@@ -714,7 +737,7 @@ def test_health_of_somebody_else(tmp_path: Path, answer: bytes, said: str) -> No
         thread = threading.Thread(target=serve)
         thread.start()
         port = listener.getsockname()[1]
-        ran = lava_proxy(tmp_path, "health", "--host", "127.0.0.1", "--port", str(port), env=KEY)
+        ran = called(tmp_path, "health", "--host", "127.0.0.1", "--port", str(port), env=KEY)
         thread.join()
     assert ran.code == 1
     assert said in ran.err

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -18,12 +19,16 @@ from google import genai
 from google.genai import errors as google_errors
 from pydantic import BaseModel, Field
 from rawclient import ask
+from served import Served
 
-from proxy.tokens import mint_token
+from proxy.lava.tokens import mint_token
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import NodeSDK
     from daemons import Daemon, StartDaemon
+    from served import Server
 
     from proxy.emulator import Emulator
 
@@ -227,6 +232,27 @@ def test_anthropic_messages_plain_and_streaming(stand: Stand) -> None:
             assert stream.get_final_message().usage.output_tokens > 0
         assert client.messages.count_tokens(model="claude-opus-4-6", messages=say()).input_tokens > 0
         assert [model.id for model in client.models.list()][:2] == ["fast", "claude"]
+
+
+@pytest.mark.parametrize("server", ["httptools", "h11", "uvicorn-strict"])
+def test_openai_and_anthropic_on_stock_uvicorn(tmp_path: Path, emulator: Emulator, server: Server) -> None:
+    """An unmodified uvicorn.Server runs the application, with its own parsers and with ours: the SDKs see no difference."""
+    lava: Any = SimpleNamespace(url=emulator.base_url, port=0)
+    with Served(tmp_path, lava, server=server, key=emulator.world.secret_key) as served:
+        url = f"http://127.0.0.1:{served.port}"
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=LOCAL_KEY, max_retries=0) as client:
+            plain = client.chat.completions.create(model="gpt-4o", messages=say())
+            assert plain.choices[0].message.content == "You said: hello"
+            pieces = list(client.chat.completions.create(model="gpt-4o", messages=say(), stream=True))
+            assert "".join(c.choices[0].delta.content or "" for c in pieces if c.choices) == "You said: hello"
+            with pytest.raises(openai.NotFoundError):
+                client.post("/nothing", cast_to=object)
+        with anthropic.Anthropic(base_url=url, api_key=LOCAL_KEY, max_retries=0) as other:
+            message = other.messages.create(model="claude-opus-4-6", max_tokens=9, messages=say())
+            assert message.content[0].text == "You said: hello"  # type: ignore[union-attr]
+            with other.messages.stream(model="claude-opus-4-6", max_tokens=9, messages=say()) as stream:
+                assert stream.get_final_text() == "You said: hello"
+        assert [line["outcome"] for line in served.told(5)] == ["ok", "ok", "provider_error", "ok", "ok"]
 
 
 def test_google_plain_and_streaming(stand: Stand) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from proxy.settings import load
+from proxy.config.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

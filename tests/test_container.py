@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from daemons import SIGNS_OF_TROUBLE, free_port
+from daemons import SIGNS_OF_TROUBLE
+from ports import free_port
 
 from proxy import __version__
-from proxy.redaction import leaks
+from proxy.protocol.redaction import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

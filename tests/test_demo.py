@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from daemons import clean_environment, free_port
+from daemons import clean_environment
+from ports import free_port
 from test_cli import at_terminal, command, lava_proxy
 
 from proxy.cli import demo
-from proxy.cli.calls import Answer, Call
+from proxy.cli.calls import CommandAnswer, CommandCall
 from proxy.emulator import World
-from proxy.redaction import leaks
+from proxy.protocol.redaction import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,7 +239,7 @@ def test_nobody_there_is_a_fault_not_a_crash() -> None:
 )
 def test_odd_events_are_no_text(line: bytes) -> None:
     """Whatever stands in a stream, the reader counts only pieces of text."""
-    answer = Answer(200, {})
+    answer = CommandAnswer(200, {})
     answer.take(line, 0.1, None)
     assert (answer.text, answer.pieces, answer.ended) == ("", 0, False)
 
@@ -352,7 +353,7 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
 
 def test_the_command_says_what_is_sent() -> None:
     """The curl line and the request are made from one value: quotes and apostrophes survive a shell."""
-    call = Call("http://127.0.0.1:1/v1/x", {"authorization": "Bearer it's"}, {"text": 'it\'s "so" $HOME `id`'})
+    call = CommandCall("http://127.0.0.1:1/v1/x", {"authorization": "Bearer it's"}, {"text": 'it\'s "so" $HOME `id`'})
     words = subprocess.run(
         ["/bin/sh", "-c", call.curl().replace("curl ", f"{sys.executable} -c 'import sys; print(sys.argv)' ", 1)],
         capture_output=True,

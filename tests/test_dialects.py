@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy import dialects
-from proxy.dialects import Dialect, Ending, compact, ending_of, error_event, of_headers, of_path
-from proxy.providers import ALIASES, BUILTIN
+from proxy.protocol import dialects
+from proxy.protocol.dialects import Dialect, Ending, compact, ending_of, error_event, of_headers, of_path
+from proxy.protocol.providers import ALIASES, BUILTIN
 
 PROVIDERS = {name.encode(): provider for name, provider in BUILTIN.items()}
 PROVIDERS |= {alias.encode(): BUILTIN[name] for alias, name in ALIASES.items()}
@@ -195,6 +195,6 @@ def test_whatever_is_said_fits_into_one_event(message: str) -> None:
 
 def test_openai_words_are_reserved() -> None:
     """A provider of the user's own may not take the first word of an endpoint, or its address would be lost."""
-    from proxy.rules import RESERVED
+    from proxy.config.rules import RESERVED
 
     assert {word.decode() for word in dialects.OPENAI_WORDS | dialects.GOOGLE_VERSIONS | {b"messages"}} < RESERVED

@@ -27,22 +27,23 @@ from urllib.parse import quote
 import httpx2
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from profiles import examples
 
 import proxy
-from proxy.dialects import Dialect
 from proxy.emulator import Emulator, World, create_emulator, credentials, serve_forever
 from proxy.emulator.exchange import pieces
 from proxy.emulator.faults import FAULTS, find
-from proxy.emulator.state import Connection
+from proxy.emulator.state import StoredConnection
 from proxy.emulator.wanted import fitting
-from proxy.providers import BUILTIN
+from proxy.protocol.dialects import Dialect
+from proxy.protocol.providers import BUILTIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.emulator.state import Received
+    from proxy.emulator.state import ReceivedRequest
 
 OPENAI = "https://api.openai.com/v1"
 ANTHROPIC = "https://api.anthropic.com/v1"
@@ -94,7 +95,7 @@ class Lava:
         return self.forward(f"{OPENAI}/chat/completions", document, token=token, headers=headers)
 
     @property
-    def last(self) -> Received:
+    def last(self) -> ReceivedRequest:
         return self.world.received[-1]
 
 
@@ -275,7 +276,7 @@ def test_every_token_of_the_real_sdk_is_understood() -> None:
         options = vector["options"] or {}
         name = options.get("customer_id") or options.get("connection_id")
         if name:
-            world.connections[name] = Connection(name, Decimal(1))
+            world.connections[name] = StoredConnection(name, Decimal(1))
         world.meters.add(options.get("meter_slug") or "none")
         received = world.remember("POST", "/", [(b"Authorization", b"Bearer " + vector["token"].encode())])
         credentials.present(received, {})
@@ -808,7 +809,7 @@ OPTIONAL = (
     | ANY_JSON,
     at=st.integers(0, 99),
 )
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@examples(200, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 def test_no_body_makes_the_emulator_fail(lava: Lava, document: Any, at: int) -> None:
     """Whatever JSON comes, to whatever endpoint: an answer of the provider's or Lava's, never a fault of our own."""
     addresses = [

@@ -24,8 +24,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from profiles import examples
 
 from proxy.emulator import Emulator, World
 from proxy.emulator.account import RESOURCES
@@ -394,7 +395,7 @@ LIKELY = st.sampled_from(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_nothing_makes_the_account_fail(account: Account, data: st.DataObject) -> None:
     """Random bodies and queries at every address are answered with JSON below 500."""

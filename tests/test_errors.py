@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.dialects import Dialect
-from proxy.errors import (
+from proxy.protocol.dialects import Dialect
+from proxy.protocol.errors import (
     TABLE,
-    Fault,
     Payment,
+    ProxyError,
     body_of,
     from_answer,
     new_request_id,
@@ -90,7 +90,7 @@ DIALECTS = [Dialect.OPENAI, Dialect.ANTHROPIC, Dialect.GOOGLE, Dialect.OTHER]
 def test_a_fault_in_three_dialects(code: str) -> None:
     """Each dialect's own body with ``lava_proxy`` inside ``error``, and headers that SDKs show and obey."""
     status, (openai, anthropic, google), retry = CONTRACT[code]
-    fault = Fault(code, "What is wrong.", "What to do.", details={"payer": "merchant", "upstream_status": 402})
+    fault = ProxyError(code, "What is wrong.", "What to do.", details={"payer": "merchant", "upstream_status": 402})
     ours = {
         "code": code,
         "fault": TABLE[code].owner,
@@ -138,7 +138,7 @@ def test_a_fault_in_three_dialects(code: str) -> None:
 
 def test_what_is_not_known_is_null() -> None:
     """Before a project or provider is chosen the members are there and say ``null``; no header claims one."""
-    reply = render(Fault("bad_target", "m", "h"), Dialect.OPENAI, "req_1")
+    reply = render(ProxyError("bad_target", "m", "h"), Dialect.OPENAI, "req_1")
     ours = json.loads(reply.body)["error"]["lava_proxy"]
     assert (ours["project"], ours["provider"]) == (None, None)
     assert not {b"x-lava-proxy-project", b"x-lava-proxy-provider"} & set(dict(reply.headers))
@@ -146,7 +146,7 @@ def test_what_is_not_known_is_null() -> None:
 
 def test_a_connect_timeout_may_be_tried_again() -> None:
     """Where a site knows better than the table, it says so; the status stays."""
-    head = dict(render(Fault("upstream_timeout", "m", "h", retry=True), Dialect.OPENAI, "req_1").headers)
+    head = dict(render(ProxyError("upstream_timeout", "m", "h", retry=True), Dialect.OPENAI, "req_1").headers)
     assert head[b"x-should-retry"] == b"true"
 
 
@@ -169,7 +169,7 @@ def test_another_error_of_lava_has_the_type_of_its_status(
     status: int, openai: str, anthropic: str, google: str
 ) -> None:
     """``lava_error`` keeps Lava's status, and its type in each dialect goes by it."""
-    fault = Fault("lava_error", "m", "h", status=status)
+    fault = ProxyError("lava_error", "m", "h", status=status)
     assert body_of(fault, Dialect.OPENAI, "r")["error"]["type"] == openai
     assert body_of(fault, Dialect.ANTHROPIC, "r")["error"]["type"] == anthropic
     assert body_of(fault, Dialect.GOOGLE, "r")["error"]["status"] == google

@@ -1,8 +1,9 @@
-"""Generated input for everything that reads what a stranger wrote, and ten thousand mutants against a running daemon.
+"""Generated input for everything that reads what a stranger wrote.
 
 The modules' own tests have properties of one function each. Here stand those of whole ways (the bytes of a head to the line
 that goes to Lava), and those that compare with a reader that is not ours: h11, httptools, the standard library's JSON, a
-plain reader of event streams. Each property is bounded; together they take well under forty seconds.
+plain reader of event streams. The number of examples is chosen by HYPOTHESIS_PROFILE (profiles.py). Damaged bytes against a running daemon:
+test_security_mutations.py.
 
 The same properties can be driven by coverage: ``pip install atheris`` (wheels for Linux), then
 ``pytest -m slow tests/test_fuzz.py``. Without it that test says so and is skipped; it is not among the daily ones.
@@ -10,20 +11,15 @@ The same properties can be driven by coverage: ``pip install atheris`` (wheels f
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib.util
-import itertools
 import json
 import os
-import random
 import re
 import subprocess
 import sys
-import threading
 import traceback
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote_plus, urlsplit
@@ -31,29 +27,30 @@ from urllib.parse import parse_qsl, unquote_plus, urlsplit
 import h11
 import httptools
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-from rawclient import RawClient
+from profiles import examples
 from searching import find_model, replace_model
-from upstream import Peer, Upstream, answer
 
-from proxy import errors, headers, routing, tokens
-from proxy.dialects import Dialect, Ending, error_event
-from proxy.errors import Fault, Payment
-from proxy.framing import ChunkedBody, Limits, Refusal, read_head
-from proxy.generation import Generation
-from proxy.redaction import Secret, leaks
-from proxy.routing import Kind
-from proxy.settings import ConfigError, Settings, known_keys, load
-from proxy.usage import Scanner
+from proxy.config.settings import ConfigError, Settings, known_keys, load
+from proxy.gateway import admit, targets
+from proxy.gateway.active_config import ActiveConfig
+from proxy.gateway.active_request import ActiveRequest, Registry
+from proxy.gateway.request_body import BodyBudget, RequestBody
+from proxy.http.framing import ChunkedBody, Head, Limits, RefusalError, read_head
+from proxy.lava import tokens
+from proxy.protocol import errors, headers
+from proxy.protocol.dialects import Dialect, Ending, error_event
+from proxy.protocol.errors import Payment, ProxyError
+from proxy.protocol.record import Record
+from proxy.protocol.redaction import Secret, leaks
+from proxy.protocol.usage import Scanner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from daemons import StartDaemon
-
-    from proxy.generation import Plan
-    from proxy.upstream import Answer, Outgoing
+    from proxy.gateway.template import Prepared
+    from proxy.upstream import Body, UpstreamRequest, UpstreamResponse
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,18 +86,22 @@ CONFIGURED = Settings.model_validate(
 class NoEngine:
     """Nothing is sent in these properties."""
 
-    async def open(self, out: Outgoing) -> Answer:
+    async def open(
+        self, out: UpstreamRequest, body: Body = None, content_length: int | None = None
+    ) -> UpstreamResponse:
         raise AssertionError("nothing may be sent here")
 
-    def begin(self, *request: object) -> None:
-        raise AssertionError("nothing may be sent here")
+    def close(self) -> None: ...
 
     async def aclose(self) -> None: ...
 
 
-def fresh() -> Generation:
-    """The configuration, made ready anew: it remembers nothing yet."""
-    return Generation(CONFIGURED, NoEngine())
+class Daemon:
+    """A configuration, and what is kept of each head that came: nothing yet."""
+
+    def __init__(self) -> None:
+        self.config = ActiveConfig(CONFIGURED, NoEngine())
+        self.heads: dict[bytes, Head] = {}
 
 
 PIECES = [
@@ -134,32 +135,46 @@ PROJECTS = st.sampled_from([None, b"main", b"site", b"agent", b"ready"])
 Asked = tuple[str, bytes, str | None, bytes | None]
 
 
-def planned(generation: Generation, asked: Asked) -> Plan | str | None:
-    """The way of one request as the application goes it: the head is read, located, routed and given its credential.
+class Unanswered:
+    """An exchange with this head, which nothing is read from and nothing is written to."""
+
+    server = ("127.0.0.1", 4000)
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+
+    def passed_access(self) -> None: ...
+
+
+def prepared(daemon: Daemon, asked: Asked) -> Prepared | str | None:
+    """What leaves for one request: its head is read and admitted, its body looked through, its target prepared.
 
     A code where it is refused, None where it is answered here.
     """
     method, target, model, project = asked
+    raw = b"%b %b HTTP/1.1\r\nHost: localhost:4000\r\nContent-Type: application/json\r\n" % (method.encode(), target)
+    if project is not None:
+        raw += b"x-lava-proxy-project: %b\r\n" % project
     try:
-        head = read_head(b"%b %b HTTP/1.1\r\nHost: h\r\n" % (method.encode(), target), Limits())
-    except Refusal as refusal:
+        head = daemon.heads.get(raw) or daemon.heads.setdefault(raw, read_head(raw, Limits()))
+    except RefusalError as refusal:
         return refusal.code
-    path, _, query = head.target.partition(b"?")
+    exchange: Any = Unanswered(head)
+    unused: Any = None
+    active = ActiveRequest(exchange, daemon.config, Record("", method, "", 0.0), unused, Registry(), BodyBudget())
     try:
-        place = generation.locate(method, path, {})
-        if place.kind in (Kind.INFO, Kind.CATALOG):
+        template = admit.admit(active)
+        if template.page is not None:
             return None
-        chosen = routing.choose_project(None, place.project, project, generation.table)
-        named = model if place.reads_body else None
-        key = (method, path, query, chosen, named, place.dialect)
-        plan = generation.plans.get(key)
-        if plan is None:
-            found = routing.route(method, place, query, chosen, named, generation.table)
-            plan = generation.plan(found, None)
-            generation.remember(key, plan)
-        return plan
-    except Fault as fault:
+        body = RequestBody(active.bodies)
+        if template.endpoint.reads_body:
+            body.add(json.dumps({} if model is None else {"model": model}).encode())
+            body.collected = True
+        asyncio.run(targets.prepare(active, template, body))
+    except ProxyError as fault:
         return fault.code
+    assert active.prepared is not None
+    return active.prepared
 
 
 def host_of(url: str) -> str:
@@ -170,7 +185,7 @@ def host_of(url: str) -> str:
     return re.split(r"[/\\?#]", rest, maxsplit=1)[0]
 
 
-@settings(max_examples=1200, deadline=None)
+@examples(1200)
 @given(st.tuples(METHODS, TARGETS | KNOWN, MODELS, PROJECTS))
 @example(("GET", b"/v1/models/groq%2f..", None, None))
 @example(("DELETE", b"/p/site/models/mine%2F%2e%2E", None, None))
@@ -178,19 +193,20 @@ def host_of(url: str) -> str:
 @example(("POST", b"/p/agent/v1/chat/completions?%75=https://evil.example&metadata={}&a=b", "fast", None))
 def test_whatever_address_comes_one_line_leaves_for_the_providers_own_host(asked: Asked) -> None:
     """From the bytes of a head to the line for Lava: one ``u``, the configured host, the project's credential, no odd byte."""
-    plan = planned(fresh(), asked)
-    if plan is None or isinstance(plan, str):
-        assert plan is None or plan in errors.TABLE
+    sent = prepared(Daemon(), asked)
+    if sent is None or isinstance(sent, str):
+        assert sent is None or sent in errors.TABLE
         return
-    assert re.fullmatch(rb"/gate/v1/[\x21-\x7e]+", plan.target)
+    target, route = sent.outgoing.target, sent.route
+    assert re.fullmatch(rb"/gate/v1/[\x21-\x7e]+", target)
     line = h11.Connection(h11.SERVER)
-    line.receive_data(b"POST %b HTTP/1.1\r\nHost: h\r\n\r\n" % plan.target)
+    line.receive_data(b"POST %b HTTP/1.1\r\nHost: h\r\n\r\n" % target)
     seen = line.next_event()
     assert isinstance(seen, h11.Request)
-    assert seen.target == plan.target
+    assert seen.target == target
 
-    path, _, query = plan.target.decode("ascii").removeprefix("/gate/v1/").partition("?")
-    base = plan.route.provider.base_url
+    path, _, query = target.decode("ascii").removeprefix("/gate/v1/").partition("?")
+    base = route.provider.base_url
     items = parse_qsl(query, keep_blank_values=True)
     if path == "forward":
         assert [name for name, _ in items] == ["u"]
@@ -204,35 +220,31 @@ def test_whatever_address_comes_one_line_leaves_for_the_providers_own_host(asked
         assert not query
     else:
         assert path in ("chat/completions", "messages")
-        assert plan.route.project == "agent"
+        assert route.project == "agent"
         assert not {"key", "u", "metadata"} & {name for name, _ in items}
 
-    project = plan.route.project
-    credential = [value for name, value in plan.head if name == b"authorization"]
+    project = route.project
+    credential = [value for name, value in sent.outgoing.headers if name == b"authorization"]
     own = KEYS[project].encode()
     assert len(credential) == 1
     token = credential[0].removeprefix(b"Bearer ")
     said = tokens.read_token(token.decode())
     assert token == own if project == "agent" else said["secret_key"].encode() == own
-    assert [pair for pair in plan.head if pair[0] == b"host"] == [(b"host", b"lava.example:8443")]
+    assert [pair for pair in sent.outgoing.headers if pair[0] == b"host"] == [(b"host", b"lava.example:8443")]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(st.tuples(METHODS, KNOWN | TARGETS, MODELS, PROJECTS), min_size=2, max_size=8))
 def test_what_is_remembered_of_one_request_never_changes_another(conversation: list[Asked]) -> None:
-    """Places, plans and credentials are kept between requests: each gets what it would have got alone."""
-    shared = fresh()
+    """Templates, prepared requests and credentials are kept between requests: each gets what it would have got alone."""
+    shared = Daemon()
     for asked in [*conversation, *conversation]:
-        kept, alone = planned(shared, asked), planned(fresh(), asked)
+        kept, alone = prepared(shared, asked), prepared(Daemon(), asked)
         if kept is None or alone is None or isinstance(kept, str) or isinstance(alone, str):
             assert kept == alone
         else:
-            assert (kept.route, kept.target, kept.head, kept.ours) == (
-                alone.route,
-                alone.target,
-                alone.head,
-                alone.ours,
-            )
+            assert (kept.route, kept.response_headers) == (alone.route, alone.response_headers)
+            assert (kept.outgoing.target, kept.outgoing.headers) == (alone.outgoing.target, alone.outgoing.headers)
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------
@@ -280,7 +292,7 @@ def nominated(pairs: headers.Pairs) -> set[bytes]:
     return {token.strip().lower() for name, value in pairs if name == b"connection" for token in value.split(b",")}
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(PAIRS, st.booleans())
 def test_no_header_gets_through_that_may_not(pairs: headers.Pairs, keep_length: bool) -> None:
     """Any names and values: what travels is a part of what came, in its order, and nothing that ends here is in it."""
@@ -355,7 +367,7 @@ def read_by_the_standard_library(body: bytes) -> Any:
         return None
 
 
-@settings(max_examples=700, deadline=None)
+@examples(700)
 @given(documents(VALUE_TEXTS), MUTATIONS)
 @example('{"model":"fast","x":{"model":"fast"},"mod\\u0065l":"fast"}', [])
 @example('{"x":"\\ud83d","model":"fast"}', [])
@@ -378,7 +390,7 @@ def test_the_model_is_what_other_readers_read_and_only_it_is_replaced(
     assert found.name == expected
     try:
         changed = replace_model(body, found, "new/näme")
-    except Fault as fault:
+    except ProxyError as fault:
         assert fault.code == "bad_request"  # noqa: PT017  (either is right)
         return
     assert read_by_the_standard_library(changed) == document | {"model": "new/näme"}
@@ -404,7 +416,7 @@ EVENTS: dict[str, list[bytes]] = {
 }
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(
     st.lists(st.tuples(st.sampled_from(list(EVENTS)), LINE_END, LINE_END), max_size=8),
     st.lists(st.integers(0, 700), max_size=8),
@@ -493,7 +505,7 @@ PAYMENTS = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(
     st.integers(400, 999),
     PAIRS,
@@ -554,7 +566,7 @@ LINES = st.lists(
 LINE_ENDS = st.sampled_from([b"\r\n"] * 12 + [b"\n", b"\r", b"\r\n "])
 
 
-@settings(max_examples=800, deadline=None)
+@examples(800)
 @given(
     METHODS,
     TARGETS,
@@ -574,7 +586,7 @@ def test_an_accepted_head_is_the_same_to_h11(
         return  # the protocol cuts there
     try:
         ours = read_head(raw, Limits())
-    except Refusal as refusal:
+    except RefusalError as refusal:
         assert refusal.code in errors.TABLE  # noqa: PT017  (either is right)
         return
     seen = h11_reads(raw + b"\r\n")
@@ -611,7 +623,7 @@ NOISE = st.lists(
 )
 
 
-@settings(max_examples=800, deadline=None)
+@examples(800)
 @given(CHUNKS, st.sampled_from([b"", b"X-T: 1\r\n", b"Authorization: x\r\nHost: evil\r\n", b"bad\r\n"]), NOISE)
 def test_an_accepted_chunked_body_is_the_same_to_h11_and_httptools(
     chunks: list[tuple[bytes, bytes, bool]], trailers: bytes, noise: list[tuple[int, bytes]]
@@ -622,7 +634,7 @@ def test_an_accepted_chunked_body_is_the_same_to_h11_and_httptools(
     reader = ChunkedBody(Limits())
     try:
         end, ours = reader.feed(raw, 0)
-    except Refusal as refusal:
+    except RefusalError as refusal:
         assert refusal.code in errors.TABLE  # noqa: PT017  (either is right)
         return
     if not reader.done:
@@ -735,7 +747,9 @@ def loads_or_tells(folder: Path, text: bytes, environ: dict[str, str]) -> None:
     try:
         settings_made = load(path, environ)
     except ConfigError as error:
-        told = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__dict__)
+        # ``files`` are watched until they are right; nothing shows them.
+        kept = {name: value for name, value in error.__dict__.items() if name != "files"}
+        told = "".join(traceback.format_exception(error)) + repr(error) + repr(kept)
         refused: ConfigError | None = error
     else:
         refused = None
@@ -766,7 +780,7 @@ def open_values(made: Settings) -> Iterator[object]:
         )
 
 
-@settings(max_examples=250, deadline=None)
+@examples(250)
 @given(
     st.lists(st.tuples(KEY_PATHS | STRAY_PATHS.map(tuple), CONFIG_VALUES), max_size=8),
     st.dictionaries(
@@ -791,7 +805,7 @@ def test_any_configuration_is_loaded_or_told_in_sentences(
 EXAMPLE = re.sub(r"^#(?=[a-z\[\"])", "", (ROOT / "config.example.toml").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     st.lists(
         st.tuples(
@@ -817,7 +831,7 @@ def test_a_slip_of_the_pen_is_told_in_sentences(folder: Path, changes: list[tupl
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(ANY_JSON, st.text(max_size=4), st.booleans(), st.booleans())
 def test_any_ready_token_can_be_used_and_shows_nothing(document: Any, key: str, padded: bool, url_safe: bool) -> None:
     """Whatever JSON stands in a token: who pays is said or not, nothing raises, and the key in it is not shown."""
@@ -840,188 +854,6 @@ def test_any_ready_token_can_be_used_and_shows_nothing(document: Any, key: str, 
         assert tokens.base_url_for(token) == tokens.SANDBOX
         assert {token, secret, secret[::-1]} <= set(made.secrets)
         assert not leaks(repr(made) + json.dumps(made.payment.details()), [secret, secret[::-1]])
-
-
-# --- ten thousand mutants --------------------------------------------------------------------------------------------
-
-LAVA_KEY = made_up("aks_live_", "mutants")
-BEARER = b"Bearer " + tokens.mint_token(LAVA_KEY).encode()
-MUTANTS = 10_000
-
-INSIDE = b"GET /openai/v1/inside HTTP/1.1\r\nHost: localhost\r\n\r\n"
-SEEDS: list[Callable[[bytes], bytes]] = [
-    lambda mark: b"GET /openai/v1/files/%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % mark,
-    lambda mark: (
-        b"POST /openai/v1/%b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (mark, len(INSIDE)) + INSIDE
-    ),
-    lambda mark: (
-        b"POST /groq/%b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" % mark
-        + b"5\r\nhello\r\n%x;a=b\r\n%b\r\n0\r\nX-T: 1\r\n\r\n" % (len(INSIDE), INSIDE)
-    ),
-    lambda mark: (
-        b"POST /p/default/anthropic/v1/messages?k=%b HTTP/1.1\r\nHost: localhost\r\nx-api-key: mine\r\n" % mark
-        + b'Authorization: Bearer other\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{"model":"x"}'
-    ),
-    lambda mark: (
-        b"POST /v1/chat/completions?%b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 15\r\n" % mark
-        + b'Connection: x\r\n\r\n{"model":"gpt"}'
-    ),
-]
-SPLICES = [
-    *(
-        b"\r\n",
-        b"\r",
-        b"\n",
-        b"\0",
-        b" ",
-        b"\t",
-        b":",
-        b",",
-        b";",
-        b"0",
-        b"1",
-        b"ff",
-        b"\x80",
-        b"%0d%0a",
-        b"%2e%2e/",
-        b"//",
-    ),
-    *(b"\r\nContent-Length: 5\r\n", b"\r\nTransfer-Encoding: chunked\r\n", b"\r\nTransfer-Encoding:\x0bchunked\r\n"),
-    *(
-        b"\r\nHost: evil\r\n",
-        b"\r\n\r\n",
-        b"0\r\n\r\n",
-        b"\r\nExpect: 100-continue\r\n",
-        b"\r\nConnection: authorization\r\n",
-    ),
-    *(
-        b"\r\nauthorization: Bearer stolen\r\n",
-        b"\r\n x\r\n",
-        b"HTTP/1.1\r\n",
-        b" HTTP/1.0\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    ),
-]
-
-
-def mutant(rng: random.Random, mark: bytes) -> bytes:
-    """A request with a few of its bytes dropped, doubled or spliced."""
-    wire = rng.choice(SEEDS)(mark)
-    for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
-        at = rng.randrange(len(wire) + 1)
-        match rng.randrange(4):
-            case 0:
-                wire = wire[:at] + wire[at + rng.randrange(1, 6) :]
-            case 1:
-                wire = wire[:at] + wire[at : at + rng.randrange(1, 30)] + wire[at:]
-            case 2 if at < len(wire):
-                wire = wire[:at] + bytes((wire[at] ^ (1 << rng.randrange(8)),)) + wire[at + 1 :]
-            case _:
-                wire = wire[:at] + rng.choice(SPLICES) + wire[at:]
-    return wire
-
-
-def bodies_h11_reads(raw: bytes) -> list[bytes]:
-    """The bodies of the pipelined requests in these bytes, as far as h11 understands them."""
-    found: list[bytes] = []
-    while raw:
-        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
-        # One empty line before a request is forgiven (RFC 9112, 2.2), which h11 does not do.
-        connection.receive_data(raw.removeprefix(b"\r\n"))
-        try:
-            body = whole_body(connection)
-        except h11.RemoteProtocolError:
-            break
-        if body is None:
-            break
-        found.append(body)
-        raw = connection.trailing_data[0]
-    return found
-
-
-@dataclass
-class Arrived:
-    """One request at the upstream."""
-
-    target: bytes
-    body: bytes
-    request_id: str | None = None
-
-
-@pytest.mark.timeout(240)
-def test_daemon_and_upstream_agree_on_ten_thousand_mutants(daemon: StartDaemon) -> None:
-    """10,000 damaged requests, a sound one behind each: as many as the daemon says it sent arrived, with the bytes that it
-    counted and h11 reads, our one credential and one framing; the answers come in order."""
-    arrived: list[Arrived] = []
-    lock = threading.Lock()
-    faults: list[str] = []
-
-    def script(peer: Peer) -> None:
-        try:
-            while (received := peer.head()) is not None:
-                peer.body(received)
-                names = Counter(name.lower() for name, _ in received.headers)
-                if received.header(b"authorization") != BEARER or names[b"host"] != 1:
-                    faults.append(f"credential or host: {received.head!r}")
-                if names[b"content-length"] + names[b"transfer-encoding"] > 1 or received.version != b"HTTP/1.1":
-                    faults.append(f"framing: {received.head!r}")
-                with lock:
-                    mark = b"%d" % len(arrived)
-                    arrived.append(Arrived(received.target, received.body))
-                peer.send(answer(200, b"ok", [(b"x-mark", mark)]))
-        except ConnectionError:
-            return  # an upload that the daemon broke off: no request
-        except Exception as fault:  # noqa: BLE001  (the daemon sent what is no HTTP)
-            faults.append(f"{type(fault).__name__}: {fault}")
-
-    def converse(number: int) -> bool:
-        """Whether the sound request of this connection was answered."""
-        rng = random.Random(number)
-        last = b"GET /openai/v1/s%d HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % number
-        wire = mutant(rng, b"m%d" % number) + last
-        expected = bodies_h11_reads(wire)
-        with RawClient(port) as client:
-            client.send(wire)
-            # A mutant that waits for more of its body is let go.
-            client.sock.settimeout(0.25)
-            for body in itertools.chain(expected, itertools.repeat(None)):
-                try:
-                    while (response := client.response()).status == 100:
-                        pass
-                except (ConnectionError, TimeoutError):
-                    return False
-                if response.header("x-mark") is None:
-                    continue  # answered by the daemon itself
-                found = arrived[int(response.header("x-mark") or "")]
-                found.request_id = response.header("x-lava-proxy-request-id")
-                if found.body != body:
-                    faults.append(f"h11 reads another body: {wire!r}")
-                if b"s%d" % number in found.target:
-                    return True
-        raise AssertionError("unreachable")
-
-    with Upstream(script) as upstream:
-        config = f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n'
-        more = '[server]\nallowed_hosts = ["localhost"]\n'
-        running = daemon(config + more, env={"KEY": LAVA_KEY}, secrets=[LAVA_KEY])
-        port = running.port
-        with ThreadPoolExecutor(8) as pool:
-            reached = sum(pool.map(converse, range(MUTANTS)))
-        assert running.stop() == 0
-    assert not faults, faults[:3]
-    lines = [json.loads(line) for line in running.output().splitlines() if '"event":"request"' in line]
-    # Number: what the daemon says it sent and got answered arrived, and nothing arrived that it does not know of.
-    sent = {line["request_id"]: line for line in lines if line["provider"] is not None}
-    assert sum(line["outcome"] == "ok" for line in sent.values()) <= len(arrived) <= len(sent)
-    answered = [each for each in arrived if each.request_id is not None]
-    assert len({each.request_id for each in answered}) == len(answered)
-    for each in answered:
-        line = sent[each.request_id or ""]
-        # Boundaries: as many bytes as the daemon counted.
-        assert (line["outcome"], line["bytes_in"]) == ("ok", len(each.body)), line
-    # The run is worth something: many mutants are refused, and many get through with what follows them.
-    assert len(answered) > MUTANTS / 2
-    assert MUTANTS / 10 < reached < MUTANTS
 
 
 # --- by coverage -----------------------------------------------------------------------------------------------------

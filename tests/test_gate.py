@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.errors import Fault
-from proxy.gate import check_host, check_key, check_origin, key_of, listed_origin, preflight, readable_by
-from proxy.generation import Generation
-from proxy.headers import CREDENTIALS, Received, read
-from proxy.settings import Settings
+from proxy.config.settings import Settings
+from proxy.gateway.access import check_host, check_key, check_origin, key_of, listed_origin, preflight, readable_by
+from proxy.gateway.active_config import ActiveConfig
+from proxy.protocol.errors import ProxyError
+from proxy.protocol.headers import CREDENTIALS, RequestHeaders, read
 
 if TYPE_CHECKING:
-    from proxy.upstream import Answer, Outgoing
+    from proxy.upstream import Body, UpstreamRequest, UpstreamResponse
 
 PORT = 5282
 SERVER = ("127.0.0.1", PORT)
@@ -28,33 +28,35 @@ COMMA = "local-" + "with,commas,0123456789"
 class Nowhere:
     """An engine that must not be used: the gate lets nothing out."""
 
-    async def open(self, out: Outgoing) -> Answer:
+    async def open(
+        self, out: UpstreamRequest, body: Body = None, content_length: int | None = None
+    ) -> UpstreamResponse:
         raise AssertionError("the gate does not call anybody")
 
-    def begin(self, *request: object) -> None:
-        raise AssertionError("the gate does not call anybody")
+    def close(self) -> None:
+        raise AssertionError("nothing was opened")
 
     async def aclose(self) -> None:
         raise AssertionError("nothing was opened")
 
 
-def generation(**server: Any) -> Generation:
+def configured(**server: Any) -> ActiveConfig:
     """A configuration with these settings under [server]; with keys also a project with a key of its own."""
     projects: dict[str, Any] = {"main": {}, "website": {}}
     if server.get("keys"):
         projects["website"] = {"keys": [WEBSITE]}
-    return Generation(Settings.model_validate({"server": server, "projects": projects}), Nowhere())
+    return ActiveConfig(Settings.model_validate({"server": server, "projects": projects}), Nowhere())
 
 
-PLAIN = generation()
-KEYED = generation(keys=[MASTER, COMMA])
-LISTED = generation(
+PLAIN = configured()
+KEYED = configured(keys=[MASTER, COMMA])
+LISTED = configured(
     allowed_origins=["https://app.example", "http://localhost:3000", "vscode-webview://*"],
     allowed_hosts=["lava-proxy", "proxy.internal:8443", "[fd00::1]"],
 )
 
 
-def code(caught: pytest.ExceptionInfo[Fault]) -> tuple[str, int]:
+def code(caught: pytest.ExceptionInfo[ProxyError]) -> tuple[str, int]:
     """What the client gets."""
     return caught.value.code, caught.value.status
 
@@ -63,7 +65,7 @@ def code(caught: pytest.ExceptionInfo[Fault]) -> tuple[str, int]:
 
 
 def called(
-    host: bytes, where: Generation = PLAIN, port: int | None = PORT, path: bytes = b"/v1/chat/completions"
+    host: bytes, where: ActiveConfig = PLAIN, port: int | None = PORT, path: bytes = b"/v1/chat/completions"
 ) -> bytes:
     """A request that calls us so."""
     return check_host(read([(b"host", host)]), path, ("127.0.0.1", port), where)
@@ -129,10 +131,10 @@ def test_other_names_are_refused(host: bytes) -> None:
         PLAIN,
         KEYED,
         LISTED,
-        generation(host="0.0.0.0", keys=[MASTER]),
-        generation(host="::", keys=[MASTER]),
+        configured(host="0.0.0.0", keys=[MASTER]),
+        configured(host="::", keys=[MASTER]),
     ):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(ProxyError) as caught:
             called(host, where)
         assert code(caught) == ("host_not_allowed", 421)
         assert len(caught.value.message) < 500
@@ -143,10 +145,10 @@ def test_other_names_are_refused(host: bytes) -> None:
 )
 def test_a_wildcard_is_no_name(wildcard: str) -> None:
     """However it is written: behind it only loopback and what is listed."""
-    where = generation(host=wildcard, keys=[MASTER])
+    where = configured(host=wildcard, keys=[MASTER])
     bare = wildcard.strip("[]")
     for host in (f"{bare}:{PORT}", f"[{bare}]:{PORT}", f"0.0.0.0:{PORT}", f"[::]:{PORT}", f"192.168.1.5:{PORT}"):
-        with pytest.raises(Fault):
+        with pytest.raises(ProxyError):
             called(host.encode(), where)
     assert called(b"localhost:5282", where)
 
@@ -164,17 +166,17 @@ def test_a_wildcard_is_no_name(wildcard: str) -> None:
 )
 def test_the_bound_address_is_a_name_of_ours(bound: str, host: bytes) -> None:
     """As it is written and as clients write it."""
-    assert called(host, generation(host=bound, keys=[MASTER])) == host
-    with pytest.raises(Fault):
+    assert called(host, configured(host=bound, keys=[MASTER])) == host
+    with pytest.raises(ProxyError):
         called(host)
 
 
 def test_without_a_port_only_where_ours_is_80() -> None:
     """Clients leave the port out there, and only there."""
     for host in (b"localhost", b"127.0.0.1", b"[::1]", b"localhost:80"):
-        assert called(host, generation(), 80) == host
-    with pytest.raises(Fault):
-        called(b"localhost", generation(), 443)
+        assert called(host, configured(), 80) == host
+    with pytest.raises(ProxyError):
+        called(b"localhost", configured(), 443)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_without_a_port_only_where_ours_is_80() -> None:
 def test_listed_names(host: bytes) -> None:
     """An entry without a port means any port, one with a port that one."""
     assert called(host, LISTED) == host
-    with pytest.raises(Fault):
+    with pytest.raises(ProxyError):
         called(host)
 
 
@@ -207,17 +209,17 @@ def test_listed_names(host: bytes) -> None:
 )
 def test_what_looks_like_a_listed_name_is_none(host: bytes) -> None:
     """Exactly those."""
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         called(host, LISTED)
     assert code(caught) == ("host_not_allowed", 421)
 
 
 def test_the_refusal_gives_the_line_to_add() -> None:
     """A container's mapped port, say: the message has the setting; of bytes that are no name it makes no line."""
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         called(b"127.0.0.1:8080")
     assert 'allowed_hosts = ["127.0.0.1:8080"]' in caught.value.message
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         called(b'evil"]\nkeys = []#:5282')
     assert "allowed_hosts" not in caught.value.message
 
@@ -225,7 +227,7 @@ def test_the_refusal_gives_the_line_to_add() -> None:
 @pytest.mark.parametrize("hosts", [[], [b"localhost:5282", b"localhost:5282"], [b"localhost:5282", b"evil"]])
 def test_one_host_there_must_be(hosts: list[bytes]) -> None:
     """None or several is 400: what names whom would be a guess."""
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         check_host(read([(b"host", host) for host in hosts]), b"/healthz", SERVER, PLAIN)
     assert code(caught) == ("bad_request", 400)
 
@@ -235,7 +237,7 @@ def test_a_probe_may_come_under_any_name(path: bytes) -> None:
     """By the address of a pod, say. It is no origin of ours then, and what is no Host at all is 400."""
     for host in (b"10.1.2.3:5282", b"10.1.2.3", b"[fd00::7]:5282", b"lava-proxy.prod.svc:80", b"rebind.evil:5282"):
         assert called(host, path=path) == b""
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(ProxyError) as caught:
             check_origin(read([(b"host", host), (b"origin", b"http://" + host)]), b"")
         assert code(caught) == ("origin_not_allowed", 403)
     for host in (
@@ -248,11 +250,11 @@ def test_a_probe_may_come_under_any_name(path: bytes) -> None:
         b"http://10.1.2.3",
         b"\xff",
     ):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(ProxyError) as caught:
             called(host, path=path)
         assert code(caught) == ("bad_request", 400)
     for other in (b"/", b"/metrics", b"/healthz/", b"//healthz", b"/readyz/x", b"/dashboard"):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(ProxyError) as caught:
             called(b"10.1.2.3:5282", path=other)
         assert code(caught) == ("host_not_allowed", 421)
 
@@ -262,7 +264,7 @@ def test_a_unix_socket_is_called_localhost() -> None:
     for server in (None, ("/run/lava.sock", None)):
         for host in (b"localhost", b"localhost:1"):
             assert check_host(read([(b"host", host)]), b"/metrics", server, PLAIN) == host
-        with pytest.raises(Fault):
+        with pytest.raises(ProxyError):
             check_host(read([(b"host", b"evil")]), b"/metrics", server, PLAIN)
 
 
@@ -270,7 +272,7 @@ def test_a_unix_socket_is_called_localhost() -> None:
 
 
 def page(
-    origin: bytes | None, site: bytes | None = None, where: Generation = LISTED, host: bytes = b"localhost:5282"
+    origin: bytes | None, site: bytes | None = None, where: ActiveConfig = LISTED, host: bytes = b"localhost:5282"
 ) -> bytes | None:
     """A request of a page with this origin."""
     pairs = [(b"host", host)]
@@ -281,7 +283,7 @@ def page(
     return judged(read(pairs), host, where)
 
 
-def judged(received: Received, host: bytes, where: Generation) -> bytes | None:
+def judged(received: RequestHeaders, host: bytes, where: ActiveConfig) -> bytes | None:
     """What the gate does with an origin."""
     listed = listed_origin(received, where)
     if listed is None:
@@ -332,7 +334,7 @@ def test_programs_and_our_own_pages(site: bytes | None) -> None:
 @pytest.mark.parametrize("site", [None, b"none", b"same-origin", b"cross-site"])
 def test_other_pages_are_refused(origin: bytes, site: bytes | None) -> None:
     """403, and the message names the setting; a friendly ``Sec-Fetch-Site`` does not help."""
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         page(origin, site)
     assert code(caught) == ("origin_not_allowed", 403)
     assert "allowed_origins" in caught.value.message
@@ -343,7 +345,7 @@ def test_other_pages_are_refused(origin: bytes, site: bytes | None) -> None:
 @pytest.mark.parametrize("origin", [None, b"http://localhost:5282"])
 def test_another_site_is_refused_by_its_mark_alone(origin: bytes | None, site: bytes) -> None:
     """Forms, images and scripts send no Origin; another local port is «same-site»."""
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         page(origin, site)
     assert code(caught) == ("origin_not_allowed", 403)
 
@@ -355,7 +357,7 @@ def test_another_site_is_refused_by_its_mark_alone(origin: bytes | None, site: b
 def test_listed_pages(origin: bytes, site: bytes | None) -> None:
     """Exact, or any of a scheme that is not http; then the mark does not matter."""
     assert page(origin, site) == origin
-    with pytest.raises(Fault):
+    with pytest.raises(ProxyError):
         page(origin, site, PLAIN)
 
 
@@ -364,7 +366,7 @@ def test_two_origins_are_refused(first: bytes) -> None:
     """Even where the first is listed or our own."""
     for second in (b"https://evil.example", first):
         received = read([(b"origin", first), (b"origin", second)])
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(ProxyError) as caught:
             judged(received, b"localhost:5282", LISTED)
         assert code(caught) == ("origin_not_allowed", 403)
 
@@ -372,7 +374,7 @@ def test_two_origins_are_refused(first: bytes) -> None:
 def test_two_marks_are_refused() -> None:
     """The second cannot hide behind the first."""
     received = read([(b"sec-fetch-site", b"none"), (b"sec-fetch-site", b"cross-site")])
-    with pytest.raises(Fault):
+    with pytest.raises(ProxyError):
         judged(received, b"localhost:5282", PLAIN)
 
 
@@ -412,7 +414,7 @@ def carrying(name: bytes, key: str | bytes) -> tuple[bytes, bytes]:
     return name, (b"Bearer " + raw if name == b"authorization" else raw)
 
 
-def received(*pairs: tuple[bytes, bytes]) -> Received:
+def received(*pairs: tuple[bytes, bytes]) -> RequestHeaders:
     """A request with these headers."""
     return read(pairs)
 
@@ -439,7 +441,7 @@ def test_the_scheme_may_be_written_anyhow(value: str) -> None:
 def test_no_key(path: bytes) -> None:
     """401 with ``WWW-Authenticate``, the same for known and unknown addresses."""
     for pairs in ([], [(b"authorization", b"")], [(b"authorization", b"Bearer")], [(b"cookie", MASTER.encode())]):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(ProxyError) as caught:
             check_key(received(*pairs), path, KEYED)
         assert caught.value.status == 401
         assert caught.value.code in ("local_key_required", "local_key_invalid")
@@ -476,7 +478,7 @@ WRONG = [
 def test_a_wrong_key(name: bytes, key: str) -> None:
     """401, the very same words for every wrong one, and nothing of it in them."""
     for raw in (key.encode(), key.encode("latin-1")):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(ProxyError) as caught:
             check_key(received(carrying(name, raw)), b"/v1/chat/completions", KEYED)
         assert code(caught) == ("local_key_invalid", 401)
         assert caught.value.message == (
@@ -488,7 +490,7 @@ def test_a_wrong_key(name: bytes, key: str) -> None:
 @given(st.binary(max_size=40), st.sampled_from(LOCAL_HEADERS))
 def test_any_bytes_are_a_wrong_key(value: bytes, name: bytes) -> None:
     """No value of a header raises anything but a refusal."""
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         check_key(received((name, value)), b"/v1/chat/completions", KEYED)
     assert code(caught) in (("local_key_invalid", 401), ("bad_request", 400))
 
@@ -500,7 +502,7 @@ def test_two_values_in_one_header(name: bytes) -> None:
     joined = (name, b", ".join(value for _, value in twice))
     for pairs in (twice, twice[::-1], [twice[0], twice[0]], [joined]):
         for where in (KEYED, PLAIN):
-            with pytest.raises(Fault) as caught:
+            with pytest.raises(ProxyError) as caught:
                 check_key(received(*pairs), b"/v1/chat/completions", where)
             assert code(caught) == ("bad_request", 400)
             assert name.decode() in caught.value.message
@@ -509,14 +511,14 @@ def test_two_values_in_one_header(name: bytes) -> None:
 def test_two_values_beside_the_proxys_own_key() -> None:
     """A doubled credential is refused wherever it stands."""
     pairs = [carrying(b"x-lava-proxy-key", MASTER), carrying(b"x-api-key", "a"), carrying(b"x-api-key", "b")]
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         check_key(received(*pairs), b"/v1/x", KEYED)
     assert code(caught) == ("bad_request", 400)
 
 
 def test_two_projects_are_refused() -> None:
     """The header that names the project stands once."""
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         check_key(received((b"x-lava-proxy-project", b"a"), (b"x-lava-proxy-project", b"a")), b"/v1/x", PLAIN)
     assert code(caught) == ("bad_request", 400)
 
@@ -531,7 +533,7 @@ def test_another_scheme_is_one_value() -> None:
     """Its parameters have commas: no key of ours, but not malformed either; without keys nobody minds it."""
     digest = (b"authorization", b'Digest username="a", realm="b", nonce="c"')
     assert check_key(received(digest), b"/v1/x", PLAIN).key_header is None
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         check_key(received(digest), b"/v1/x", KEYED)
     assert code(caught) == ("local_key_invalid", 401)
 
@@ -557,7 +559,7 @@ def test_which_of_several_keys_decides(path: bytes, extra: tuple[tuple[bytes, by
         pairs = [carrying(name, MASTER if name == own else f"key-of-{name.decode()}") for name in order]
         assert check_key(received(*pairs, *extra), path, KEYED).key_header == own
         wrong = [carrying(name, "wrong" if name == own else MASTER) for name in order]
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(ProxyError) as caught:
             check_key(received(*wrong, *extra), path, KEYED)
         assert code(caught) == ("local_key_invalid", 401)
 
@@ -575,7 +577,7 @@ def test_the_proxys_own_header_wins() -> None:
     assert check_key(received(*others, carrying(b"x-lava-proxy-key", MASTER)), b"/v1/x", KEYED).project is None
     right = [carrying(name, MASTER) for name in CREDENTIALS]
     for wrong in ("wrong", ""):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(ProxyError) as caught:
             check_key(received(*right, carrying(b"x-lava-proxy-key", wrong)), b"/v1/x", KEYED)
         assert code(caught) == ("local_key_invalid", 401)
 
@@ -623,13 +625,13 @@ def test_a_key_in_the_address_counts_on_googles_routes(path: str) -> None:
         assert (admitted.project, admitted.key_header) == (None, b"?key")
         assert key_of(received(), raw, PLAIN, query=query.encode()) == (b"?key", MASTER.encode())
     assert check_key(received(), raw, KEYED, query=f"key={WEBSITE}".encode()).project == "website"
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         check_key(received(), raw, KEYED, query=b"key=AIza-wrong")
     assert code(caught) == ("local_key_invalid", 401)
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         check_key(received(), raw, KEYED, query=b"alt=sse&monkey=1")
     assert code(caught) == ("local_key_required", 401)
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         check_key(received(), raw, KEYED, query=f"key={MASTER}&key=other".encode())
     assert code(caught) == ("bad_request", 400)
 
@@ -640,7 +642,7 @@ def test_a_header_wins_over_the_address(header: bytes) -> None:
     right, wrong = f"key={MASTER}".encode(), b"key=wrong"
     path = b"/v1beta/models/x:generateContent"
     assert check_key(received(carrying(header, MASTER)), path, KEYED, query=wrong).key_header == header
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         check_key(received(carrying(header, "wrong-key-0123456789")), path, KEYED, query=right)
     assert code(caught) == ("local_key_invalid", 401)
 
@@ -650,7 +652,7 @@ def test_a_header_wins_over_the_address(header: bytes) -> None:
 )
 def test_a_key_in_the_address_is_data_elsewhere(path: str) -> None:
     """Nobody but Google has keys there."""
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         check_key(received(), path.encode(), KEYED, query=f"key={MASTER}".encode())
     assert code(caught) == ("local_key_required", 401)
 

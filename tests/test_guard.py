@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 import httptools
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from profiles import examples
 
-from proxy.framing import ChunkedBody, Head, Heads, Limits, Refusal, read_head, refuse_early
-from proxy.guard import EXTENSION
-from proxy.server import Daemon, background
-from proxy.settings import Server, Settings
+from proxy.config.settings import Server, Settings
+from proxy.daemon import Daemon, background
+from proxy.http import asgi
+from proxy.http.framing import ChunkedBody, Head, Limits, RefusalError, RequestHeads, read_head, refuse_early
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from proxy.guard import Message, Scope
+    from proxy.http.asgi import Message, Scope
+    from proxy.http.exchange import Exchange
 
 HOST = b"Host: 127.0.0.1\r\n"
 QUICK = Limits(
@@ -61,6 +62,7 @@ class TinyApp:
     def __init__(self) -> None:
         self.seen: list[Seen] = []
         self.release = threading.Event()
+        self.tasks: set[asyncio.Task[None]] = set()
 
     @property
     def runtime(self) -> TinyApp:
@@ -72,14 +74,25 @@ class TinyApp:
 
     def reload(self, settings: Settings) -> None: ...
 
+    def take_exchange(self, exchange: Exchange) -> None:
+        """Serves each exchange through ASGI, and keeps the exchange itself at hand."""
+
+        async def application(scope: Scope, receive: Any, send: Any) -> None:
+            await self.serve(exchange, scope, receive, send)
+
+        task = asyncio.get_running_loop().create_task(asgi.run(application, exchange))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await receive()
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            await send({"type": "lifespan.shutdown.complete"})
-            return
-        seen = Seen(scope, connection=scope["extensions"][EXTENSION])
+        assert scope["type"] == "lifespan"
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def serve(self, exchange: Exchange, scope: Scope, receive: Any, send: Any) -> None:
+        seen = Seen(scope, connection=exchange)
         self.seen.append(seen)
 
         def count() -> None:
@@ -101,7 +114,7 @@ class TinyApp:
 
     async def held(self, seen: Seen, receive: Any, send: Any) -> None:
         """Does nothing until the test says so, then reads and answers. Whoever asks has passed the gate."""
-        seen.connection.passed_gate()
+        seen.connection.passed_access()
         while not self.release.is_set():
             if seen.disconnects:
                 return
@@ -115,7 +128,7 @@ class TinyApp:
 
     async def known(self, seen: Seen, receive: Any, send: Any) -> None:
         """Whoever asks has passed the gate."""
-        seen.connection.passed_gate()
+        seen.connection.passed_access()
         await self.echo(seen, receive, send)
 
     async def big(self, seen: Seen, receive: Any, send: Any) -> None:
@@ -143,7 +156,7 @@ class TinyApp:
             stalled = 0.0
             while stalled < 0.3:
                 await asyncio.sleep(0.02)
-                since = seen.connection.write_stalled_since
+                since = seen.connection._protocol.stalled_since
                 stalled = 0.0 if since is None else time.monotonic() - since
             self.release.set()
             seen.connection.abort()
@@ -442,7 +455,7 @@ def test_the_outcome_does_not_depend_on_how_the_bytes_arrive(name: str) -> None:
                 refusal = refuse_early(sent[:end], end - 1, Limits())
                 if refusal is not None:
                     raise refusal
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 return refusal.code
         return "waiting"
 
@@ -777,8 +790,8 @@ def test_after_a_pause_of_ours_the_client_has_its_whole_time_again() -> None:
         assert eventually(lambda: len(front.app.seen) == 1)
         protocol = front.app.seen[0].connection._protocol
         assert eventually(lambda: protocol.flow.read_paused)
-        assert eventually(lambda: 0 < protocol.deadline - protocol._loop.time() < 1.0)
-        released = protocol._loop.time()
+        assert eventually(lambda: 0 < protocol.deadline - protocol.loop.time() < 1.0)
+        released = protocol.loop.time()
         front.app.release.set()
         assert eventually(lambda: protocol.deadline >= released + 3.0, 0.9)
         client.sendall(b"x" * 100_000)
@@ -866,7 +879,7 @@ def test_a_complete_answer_is_no_disconnect(front: Front) -> None:
 
 
 def test_a_reader_that_stops_is_visible_and_can_be_cut(front: Front) -> None:
-    """CLI-07: ``write_stalled_since`` is set, sending waits, and ``abort`` ends the connection at once."""
+    """CLI-07: the stall is noted, sending waits, and ``abort`` ends the connection at once."""
     client = front.connect(receive_buffer=4096)
     client.sendall(get(first=b"GET /flood HTTP/1.1"))
     assert front.app.release.wait(10)
@@ -1129,14 +1142,14 @@ def heads(draw: st.DrawFn) -> bytes:
 
 
 @given(heads())
-@hypothesis_settings(max_examples=1500, deadline=None)
+@examples(1500)
 def test_what_is_accepted_httptools_reads_in_the_same_way(head: bytes) -> None:
     """No head passes here that the parser everybody else uses refuses or reads differently."""
     if b"\r\n\r\n" in head or not head.endswith(b"\r\n"):
         return  # the protocol cuts elsewhere
     try:
         accepted = read_head(head, Limits())
-    except Refusal:
+    except RefusalError:
         return
     oracle = Oracle(head + b"\r\n")
     assert oracle.complete
@@ -1170,22 +1183,22 @@ def heads_in_a_row(draw: st.DrawFn) -> list[bytes]:
 
 
 @given(heads_in_a_row())
-@hypothesis_settings(max_examples=1500, deadline=None)
+@examples(1500)
 def test_a_head_is_judged_the_same_whatever_came_before_it(row: list[bytes]) -> None:
     """What is remembered of the heads of a connection never makes one pass, fail, or read otherwise than on its own."""
 
     def judged(read: Callable[[bytes], Head], head: bytes) -> object:
         try:
             found = read(head)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             return refusal.code, refusal.message
         return found._replace(memory=None)  # type: ignore[arg-type]  # what was worked out is not what was said
 
-    heads_of_one = Heads(Limits())
+    heads_of_one = RequestHeads(Limits())
     memories: dict[int, tuple[object, ...]] = {}
     for head in row:
         assert judged(heads_of_one.read, head) == judged(lambda raw: read_head(raw, Limits()), head)
-        with contextlib.suppress(Refusal):
+        with contextlib.suppress(RefusalError):
             found = heads_of_one.read(head)
             # Heads share a memory only where all but the length is the same.
             alike = [pair for pair in found.headers if pair[0] != b"content-length"]
@@ -1200,7 +1213,7 @@ def test_a_head_is_judged_the_same_whatever_came_before_it(row: list[bytes]) -> 
     sizes=st.lists(st.integers(1, 40), max_size=20),
     segments=st.lists(st.integers(1, 30), max_size=40),
 )
-@hypothesis_settings(max_examples=400, deadline=None)
+@examples(400)
 def test_a_chunked_body_is_read_whole_however_it_is_cut(body: bytes, sizes: list[int], segments: list[int]) -> None:
     """Whatever the chunk sizes and the segments: the same bytes, and what follows is left unread."""
     wire, left = b"", body
@@ -1222,7 +1235,7 @@ def test_a_chunked_body_is_read_whole_however_it_is_cut(body: bytes, sizes: list
 
 
 @given(st.binary(max_size=200))
-@hypothesis_settings(max_examples=800, deadline=None)
+@examples(800)
 def test_arbitrary_bytes_never_raise_anything_but_a_refusal(data: bytes) -> None:
     """Noise gets an answer, not a traceback."""
     for judge in (
@@ -1230,6 +1243,6 @@ def test_arbitrary_bytes_never_raise_anything_but_a_refusal(data: bytes) -> None
         lambda: refuse_early(data or b"x", 0, Limits()),
         lambda: ChunkedBody(Limits()).feed(data, 0),
     ):
-        with contextlib.suppress(Refusal):
+        with contextlib.suppress(RefusalError):
             result = judge()
-            assert result is None or isinstance(result, Head | Refusal | tuple)
+            assert result is None or isinstance(result, Head | RefusalError | tuple)

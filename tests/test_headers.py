@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.errors import Fault
-from proxy.headers import CREDENTIALS, Pairs, merge_metadata, read, to_client, without
+from proxy.protocol.errors import ProxyError
+from proxy.protocol.headers import CREDENTIALS, Pairs, merge_metadata, read, to_client, without
 
 HOP_BY_HOP = [
     b"connection",
@@ -402,7 +402,7 @@ def test_single_pairs_are_the_clients_too() -> None:
 def test_malformed_single_pairs_are_refused(pairs: Pairs) -> None:
     """By the same rules, and one that stands twice says two things."""
     for project in ({}, {"a": "web"}):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(ProxyError) as caught:
             merge_metadata(None, single(*pairs), project)
         assert (caught.value.code, caught.value.status) == ("bad_request", 400)
         assert "x-lava-metadata" in caught.value.message
@@ -466,7 +466,7 @@ def test_a_header_is_ascii() -> None:
 def test_malformed_metadata_is_refused(value: bytes) -> None:
     """400 ``bad_request`` that names the header, with or without pairs of the project."""
     for project in ({}, {"team": "web"}):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(ProxyError) as caught:
             merge_metadata(value, [], project)
         assert (caught.value.code, caught.value.status) == ("bad_request", 400)
         assert "x-lava-metadata" in caught.value.message
@@ -478,7 +478,7 @@ def test_the_limits_themselves_are_allowed() -> None:
     value = json.dumps(pairs).encode()
     assert merge_metadata(value, [], {}) is not None
     assert merge_metadata(value, [], {f"{5:0255d}": "replaced"}) is not None
-    with pytest.raises(Fault, match="100 pairs"):
+    with pytest.raises(ProxyError, match="100 pairs"):
         merge_metadata(value, [], {"one_more": "x"})
 
 
@@ -488,7 +488,7 @@ def test_metadata_is_refused_or_sound(value: bytes, project: bool) -> None:
     """Whatever a client sends: 400, or a JSON object of strings in ASCII."""
     try:
         sent = merge_metadata(value, [], {"team": "web"} if project else {})
-    except Fault as fault:
+    except ProxyError as fault:
         assert fault.code == "bad_request"  # noqa: PT017  (either is right)
     else:
         assert sent is None or (sent.isascii() and all(isinstance(each, str) for each in json.loads(sent).values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,15 @@ import brotli  # type: ignore[import-untyped]  # it has no stubs
 import psutil
 import pytest
 import zstandard
+from daemons import clean_environment
 from rawclient import RawClient, ask
 from upstream import Peer, Upstream, answer
 
-from proxy.holding import Budget, Held
+from proxy.gateway.request_body import BodyBudget, RequestBody
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from daemons import Daemon, StartDaemon
 
@@ -263,8 +266,8 @@ def test_bodies_that_are_held_count_against_one_budget(start: Callable[..., Daem
 
 def test_what_is_taken_or_closed_is_given_back() -> None:
     """A piece counts until the next one is asked for; closing gives back the rest, once."""
-    budget = Budget()
-    held, other = Held(budget), Held(budget)
+    budget = BodyBudget()
+    held, other = RequestBody(budget), RequestBody(budget)
     for piece in (b"abc", b"de", b"f"):
         held.add(piece)
     other.add(b"1234")
@@ -281,3 +284,62 @@ def test_what_is_taken_or_closed_is_given_back() -> None:
     assert b"".join(other.taken()) == b"1234"
     other.close()
     assert budget.held == 0
+
+
+# --- an upload that the upstream holds back --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_an_upload_waits_for_a_slow_upstream_without_uvloop(daemon: StartDaemon, tmp_path: Path, framing: str) -> None:
+    """200 MiB for an upstream that takes nothing until the client is held up: the daemon holds next to nothing of it on
+    asyncio's own event loop either. The test ends itself where it holds more."""
+    size = 200 * MIB
+    stuck, came = threading.Event(), [0]
+
+    def script(peer: Peer) -> None:
+        while (received := peer.head()) is not None:
+            assert stuck.wait(60)
+            plain, tail = received.header(b"content-length") is not None, b""
+            data = peer._unread
+            while True:
+                came[0], tail = came[0] + len(data), (tail + data)[-5:]
+                if came[0] == size if plain else tail == b"0\r\n\r\n":
+                    break
+                data = peer.sock.recv(MIB)
+                if not data:
+                    return
+            peer.send(BODY)
+
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "uvloop.py").write_text("raise ImportError")
+    paths = f"{tmp_path / 'none'}{os.pathsep}{clean_environment(tmp_path)['PYTHONPATH']}"
+    with Upstream(script) as upstream:
+        config = f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n[server]\nmax_body_bytes = {2 * size}\n'
+        running = daemon(config, env={"KEY": KEY, "PYTHONPATH": paths}, secrets=[KEY])
+        process = psutil.Process(running.process.pid)
+        idle = process.memory_info().rss
+        piece = b"x" * MIB
+        head = {"Content-Length": str(size)} if framing == "length" else {"Transfer-Encoding": "chunked"}
+        with RawClient(running.port) as client:
+            client.request("POST", "/openai/v1/files", None, head)
+            client.sock.settimeout(1.0)  # so long nothing moves: everything between is full
+            coded = piece if framing == "length" else b"%x\r\n%b\r\n" % (len(piece), piece)
+            waited, left = 0, memoryview(coded * (size // len(piece)))
+            if framing == "chunked":
+                left = memoryview(bytes(left) + b"0\r\n\r\n")
+            while left:
+                try:
+                    left = left[client.sock.send(left[: len(coded)]) :]
+                except TimeoutError:
+                    waited += 1
+                    stuck.set()
+                    client.sock.settimeout(60)
+                grown = process.memory_info().rss - idle
+                if grown > 64 * MIB:
+                    stuck.set()
+                    pytest.fail(f"the daemon holds {grown / MIB:.0f} MiB of {came[0] / MIB:.0f} that arrived")
+            client.sock.settimeout(60)
+            assert waited == 1
+            assert client.response().status == 200
+        assert running.stop() == 0
+        assert "uvloop is not installed" in running.output()

@@ -18,13 +18,13 @@ import pytest
 from rawclient import RawClient, Response, ask, listening, post
 from upstream import Peer, Upstream, answer
 
-from proxy.emulator.records import Subscription
-from proxy.errors import Fault
-from proxy.generation import Generation
-from proxy.redaction import leaks
-from proxy.settings import Settings
-from proxy.tokens import mint_token
-from proxy.upstream import Outgoing, UpstreamError
+from proxy.config.settings import Settings
+from proxy.emulator.records import StoredSubscription
+from proxy.gateway.active_config import ActiveConfig
+from proxy.lava.tokens import mint_token
+from proxy.protocol.errors import ProxyError
+from proxy.protocol.redaction import leaks
+from proxy.upstream import Body, UpstreamError, UpstreamRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,7 +212,7 @@ def test_an_empty_merchant_wallet(stand: Stand, project: str) -> None:
 def test_what_is_left_of_a_plan(stand: Stand) -> None:
     """Plan, credit and the day on which it begins anew."""
     world = stand.world
-    plan = Subscription.begin(world.plans["plan_pro"], "conn_empty", world.clock())
+    plan = StoredSubscription.begin(world.plans["plan_pro"], "conn_empty", world.clock())
     plan.cycle_remaining -= plan.cycle_remaining
     world.subscriptions[plan.subscription_id] = plan
     error = stand.error("empty", 402)
@@ -348,14 +348,14 @@ class Noting:
     """An engine that keeps what is sent, and reaches nobody."""
 
     def __init__(self) -> None:
-        self.sent: list[Outgoing] = []
+        self.sent: list[tuple[UpstreamRequest, Body]] = []
 
-    async def open(self, out: Outgoing) -> NoReturn:
-        self.sent.append(out)
+    async def open(self, out: UpstreamRequest, body: Body = None, content_length: int | None = None) -> NoReturn:
+        self.sent.append((out, body))
         raise UpstreamError("unreachable", False, "nobody is there")
 
-    def begin(self, *request: object) -> None:
-        """Nothing is at hand."""
+    def close(self) -> None:
+        """Nothing is open."""
 
     async def aclose(self) -> None:
         """Nothing is open."""
@@ -379,12 +379,12 @@ def test_the_questions_go_where_the_requests_go(
         {"lava": {"secret_key": LIVE, "base_url": base_url}, "projects": {"web": project}}
     )
     engine = Noting()
-    generation = Generation(settings, engine)
-    fault = Fault("lava_unauthorized", "No.", "Look.", owner="lava")
-    asyncio.run(generation.explain(fault, "web"))
+    config = ActiveConfig(settings, engine)
+    fault = ProxyError("lava_unauthorized", "No.", "Look.", owner="lava")
+    asyncio.run(config.explain(fault, "web"))
     assert fault.details["diagnosis_failed"] == "Lava's account API cannot be reached: nobody is there"
-    [out] = engine.sent
-    assert (out.method, out.target, out.body) == (b"GET", path + b"wallet", None)
+    [(out, body)] = engine.sent
+    assert (out.method, out.target, body) == (b"GET", path + b"wallet", None)
     assert (out.origin.scheme, out.origin.host.encode()) == ("https", host.partition(b":")[0])
     names = [name for name, _ in out.headers]
     assert (names[0], names.count(b"authorization")) == (b"host", 1)
@@ -671,15 +671,15 @@ _NOT_LOADED = """
 import asyncio, json, sys
 import proxy.app
 early = sorted(set(sys.modules) & {"httpx2", "proxy.lava.client", "proxy.lava.records"})
-from proxy.generation import Generation
-from proxy.inquiry import Sender, ask
-from proxy.settings import load
+from proxy.gateway.active_config import ActiveConfig
+from proxy.gateway.account_probe import ProbeSender, ask
+from proxy.config.settings import load
 from proxy.upstream import create_engine
 async def main():
     settings = load(None)
     engine = create_engine(settings.upstream)
-    generation = Generation(settings, engine)
-    account = await ask(generation.subject("default"), Sender(engine, generation.lava("default")), 10.0)
+    config = ActiveConfig(settings, engine)
+    account = await ask(config.subject("default"), ProbeSender(engine, config.lava("default")), 10.0)
     await engine.aclose()
     return account
 account = asyncio.run(main())

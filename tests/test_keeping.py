@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from proxy.keeping import Kept
+from proxy.protocol.bounded import BoundedDict
 
 
 def test_it_holds_what_fits_and_begins_anew_when_full() -> None:
     """Counted by what its entries are said to take."""
-    kept: Kept[str, int] = Kept(100)
+    kept: BoundedDict[str, int] = BoundedDict(100)
     for number in range(10):
         kept.keep(str(number), number, 10)
     assert (len(kept), kept.held) == (10, 100)
@@ -18,7 +18,7 @@ def test_it_holds_what_fits_and_begins_anew_when_full() -> None:
 
 def test_one_entry_never_empties_it_alone() -> None:
     """What would take half of the room is not kept; the same key counts once."""
-    kept: Kept[str, int] = Kept(100)
+    kept: BoundedDict[str, int] = BoundedDict(100)
     kept.keep("a", 1, 10)
     kept.keep("large", 2, 51)
     kept.keep("a", 1, 10)

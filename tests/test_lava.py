@@ -18,7 +18,7 @@ from upstream import Received, Upstream
 import proxy.lava
 from proxy.lava import Lava, MissingKey, UnknownName, records
 from proxy.lava.resources import ACTIONS, GUIDE, Action, Version, names, parameters, resolve, resources, rows
-from proxy.redaction import Secret
+from proxy.protocol.redaction import Secret
 
 VECTORS = Path(__file__).parent / "vectors"
 CALLS: dict[str, dict[str, dict[str, Any]]] = json.loads((VECTORS / "rest_calls.json").read_text(encoding="utf-8"))

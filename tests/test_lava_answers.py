@@ -40,9 +40,9 @@ from proxy.lava import (
     Unsupported,
     records,
 )
-from proxy.lava.replies import Reply, document, read
+from proxy.lava.replies import ApiReply, document, read
 from proxy.lava.wire import body_of, form
-from proxy.redaction import Redactor, leaks
+from proxy.protocol.redaction import Redactor, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -121,7 +121,7 @@ def test_a_whole_request_of_either_generation() -> None:
 def test_money_never_goes_through_a_float() -> None:
     """Neither in nor out."""
     with pytest.raises(ValueError, match="not a float"):
-        records.Wallet.model_validate({"wallet_id": "w", "balance": 0.1})
+        records.WalletBalance.model_validate({"wallet_id": "w", "balance": 0.1})
     lava = Lava(KEY, base_url="http://127.0.0.1:9")
     with pytest.raises(TypeError, match="not a float"):
         asyncio.run(lava.plans.create(name="n", period_amount=9.99, billing_interval="month"))  # type: ignore[arg-type]
@@ -584,15 +584,17 @@ _BODIES = (
     status=st.integers(200, 599),
     body=_BODIES,
     headers=st.dictionaries(st.sampled_from(["retry-after", "x-ratelimit-reset", "content-type"]), st.text()),
-    kind=st.sampled_from([records.Model, records.Request, records.Page[records.Meter], records.Usage, records.Done]),
+    kind=st.sampled_from(
+        [records.ApiModel, records.Request, records.Page[records.Meter], records.UsageReport, records.Done]
+    ),
 )
 def test_any_answer_is_a_record_or_a_typed_error(
-    status: int, body: bytes, headers: dict[str, str], kind: type[records.Record]
+    status: int, body: bytes, headers: dict[str, str], kind: type[records.ApiRecord]
 ) -> None:
     """Whatever comes, nothing but a LavaError is raised, and its line has no line end in it."""
     raised: LavaError | None = None
     try:
-        assert type(read(kind, Reply(status, headers, body), Redactor([KEY]), time.time())) is kind
+        assert type(read(kind, ApiReply(status, headers, body), Redactor([KEY]), time.time())) is kind
     except LavaError as exc:
         raised = exc
     if raised is not None:

@@ -36,7 +36,7 @@ from proxy.lava import (
     verify_webhook,
 )
 from proxy.lava.resources import names, resources
-from proxy.redaction import Secret, leaks
+from proxy.protocol.redaction import Secret, leaks
 
 PAGE = (Path(__file__).parent.parent / "docs" / "lava.md").read_text(encoding="utf-8")
 URL = "https://api.openai.com/v1/chat/completions"

@@ -22,7 +22,7 @@ from proxy.lava import (
     Unsupported,
 )
 from proxy.lava.gateway import target_of
-from proxy.redaction import leaks
+from proxy.protocol.redaction import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable

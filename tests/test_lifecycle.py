@@ -18,11 +18,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from daemons import clean_environment, free_port
+from daemons import clean_environment
+from ports import free_port
 from rawclient import RawClient, Response, ask, post
 from upstream import Peer, Upstream, answer, chunked
 
-from proxy.redaction import leaks
+from proxy.protocol.redaction import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -23,15 +23,15 @@ from daemons import clean_environment
 from rawclient import ask
 from test_cli import Ran, command, lava_proxy
 
-from proxy import credentials
 from proxy.cli import login
 from proxy.cli.browser import opened
 from proxy.cli.callback import Callback, LoginFailed, user_of
-from proxy.credentials import Login
+from proxy.config import credentials
+from proxy.config.credentials import Login
+from proxy.config.references import UnreadableReference
+from proxy.config.settings import load
 from proxy.emulator import Emulator, World
-from proxy.redaction import Secret, leaks
-from proxy.references import Unreadable
-from proxy.settings import load
+from proxy.protocol.redaction import Secret, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -713,7 +713,7 @@ def test_a_file_that_cannot_be_trusted(tmp_path: Path, text: str, mode: int, rea
     file.parent.mkdir(parents=True)
     file.write_text(text.replace("KEY", KEY))
     file.chmod(mode)
-    with pytest.raises(Unreadable, match=reason) as caught:
+    with pytest.raises(UnreadableReference, match=reason) as caught:
         credentials.find(in_home(tmp_path))
     assert not leaks(str(caught.value), [KEY])
     settings = load(None, in_home(tmp_path))
@@ -728,7 +728,7 @@ def test_no_place_for_a_login(tmp_path: Path) -> None:
     (tmp_path / ".config").write_text("in the way")
     said = failing_at_the_end(tmp_path)
     assert "credentials.json" in said or ".config" in said
-    with pytest.raises(Unreadable, match="no home"):
+    with pytest.raises(UnreadableReference, match="no home"):
         credentials.keep(Login(Secret(KEY)), {}, keyring=False)
     assert credentials.find({}) is None
     assert not credentials.forget({})

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy.dialects import Ending
-from proxy.framing import asked_for
-from proxy.logs import Logs, configure
-from proxy.record import Outcome, Record
-from proxy.redaction import Redactor, leaks
-from proxy.settings import Log
-from proxy.usage import Scanner
-from proxy.wording import counted
+from proxy.config.settings import LogSettings
+from proxy.http.framing import method_and_path
+from proxy.observe.logs import Logs, configure
+from proxy.protocol.dialects import Ending
+from proxy.protocol.record import Outcome, Record
+from proxy.protocol.redaction import Redactor, leaks
+from proxy.protocol.usage import Scanner
+from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ class Written:
 
     def __init__(self, path: Path, level: str = "info", form: str = "json") -> None:
         self.path = path
-        self.logs: Logs = configure(Log(level=level, format=form, file=str(path)), Redactor([CANARY]))  # type: ignore[arg-type]
+        self.logs: Logs = configure(LogSettings(level=level, format=form, file=str(path)), Redactor([CANARY]))  # type: ignore[arg-type]
 
     def text(self) -> str:
         return self.path.read_text(encoding="utf-8")
@@ -75,7 +75,7 @@ def _record(**more: Any) -> Record:
     record = Record("req_" + "0" * 24, "POST", "/v1/chat/completions", 0.0)
     record.project, record.provider, record.status = "main", "openai", 200
     record.first_byte_s, record.duration_s, record.bytes_in, record.bytes_out = 0.1234, 1.5, 100, 2000
-    record.scanner, record.lava_request_id = scanner, "lava-1"
+    record.scanner, record.lava_request_id, record.outcome = scanner, "lava-1", Outcome.OK
     for name, value in more.items():
         setattr(record, name, value)
     return record
@@ -297,15 +297,15 @@ def test_the_level_holds_for_everything(tmp_path: Path) -> None:
     written = Written(tmp_path / "log", level="info")
     logs = written.logs
     logs.debug("no")
-    logging.getLogger("proxy.server").debug("no")
+    logging.getLogger("proxy.daemon").debug("no")
     logging.getLogger("httpx2").info("HTTP Request: no")
     logging.getLogger("uvicorn.access").info("no")
     logs.info("yes")
-    logging.getLogger("proxy.server").info("yes")
+    logging.getLogger("proxy.daemon").info("yes")
     logs.set_level("error")
     logs.warning("no")
     logs.request(_record(path="/no"))
-    logging.getLogger("proxy.server").warning("no")
+    logging.getLogger("proxy.daemon").warning("no")
     logs.error("yes")
     logs.critical("yes")
     logs.set_level("debug")
@@ -313,7 +313,7 @@ def test_the_level_holds_for_everything(tmp_path: Path) -> None:
     events = written.lines()
     assert [event["event"] for event in events] == ["yes"] * 5
     assert [event["level"] for event in events] == ["info", "info", "error", "critical", "info"]
-    assert events[1]["logger"] == "proxy.server"
+    assert events[1]["logger"] == "proxy.daemon"
 
 
 def test_closing_gives_logging_back_and_can_be_done_twice(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_whatever_is_logged_the_writer_lives(written: Written, monkeypatch: pyte
     logs.info("long", text="x" * 1_000_000)
     logs.request(_record(path=7, model=Odd()))
     logs.request(object())  # type: ignore[arg-type]
-    ours = [handler for handler in logging.getLogger().handlers if type(handler).__module__ == "proxy.logs"]
+    ours = [handler for handler in logging.getLogger().handlers if type(handler).__module__ == "proxy.observe.logs"]
     monkeypatch.setattr(logging.getLogger(), "handlers", ours)  # the test runner's own handlers do raise
     logging.getLogger("x").warning("%d %d", "wrong")
     logging.getLogger("x").warning("%s", Odd())
@@ -471,7 +471,7 @@ def test_threads_write_whole_lines(written: Written) -> None:
 
 def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     head = (
-        "from proxy.logs import configure; from proxy.settings import Log; from proxy.redaction import Redactor\n"
+        "from proxy.observe.logs import configure; from proxy.config.settings import LogSettings; from proxy.protocol.redaction import Redactor\n"
         "import sys, logging\n"
     )
     return subprocess.run(
@@ -486,7 +486,9 @@ def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_lines_are_flushed_at_exit_without_close() -> None:
     """A program that ends, even by an exception, leaves no line behind; stderr without a terminal gets JSON."""
-    result = _run("logs = configure(Log(), Redactor())\nfor n in range(500): logs.info('line', n=n)\nsys.exit(3)")
+    result = _run(
+        "logs = configure(LogSettings(), Redactor())\nfor n in range(500): logs.info('line', n=n)\nsys.exit(3)"
+    )
     assert result.returncode == 3
     events = [json.loads(line) for line in result.stderr.splitlines()]
     assert [event["n"] for event in events] == list(range(500))
@@ -494,7 +496,9 @@ def test_lines_are_flushed_at_exit_without_close() -> None:
 
 def test_console_lines_are_readable_and_uncoloured_outside_a_terminal() -> None:
     """format = "console" to a pipe: time, level, event and fields, no colours, no JSON."""
-    result = _run("logs = configure(Log(format='console'), Redactor())\nlogs.info('listening', port=5282, host='::1')")
+    result = _run(
+        "logs = configure(LogSettings(format='console'), Redactor())\nlogs.info('listening', port=5282, host='::1')"
+    )
     assert "listening" in result.stderr
     assert "port=5282" in result.stderr
     assert "\x1b" not in result.stderr
@@ -503,9 +507,9 @@ def test_console_lines_are_readable_and_uncoloured_outside_a_terminal() -> None:
 
 #: Told to a log by a program of its own: requests of many kinds.
 REQUESTS = f"""
-from proxy.record import Outcome, Record
+from proxy.protocol.record import Outcome, Record
 def told(**more):
-    record = Record("req_" + "0" * 24, "POST", "/v1/chat/completions", 0.0)
+    record = Record("req_" + "0" * 24, "POST", "/v1/chat/completions", 0.0, outcome=Outcome.OK)
     for name, value in more.items():
         setattr(record, name, value)
     logs.request(record)
@@ -573,8 +577,8 @@ def _at_a_terminal(code: str, columns: int, **environment: str) -> str:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     code = (
-        "from proxy.logs import configure; from proxy.settings import Log; from proxy.redaction import Redactor\n"
-        f"logs = configure(Log(), Redactor())\n{code}\nlogs.close()"
+        "from proxy.observe.logs import configure; from proxy.config.settings import LogSettings; from proxy.protocol.redaction import Redactor\n"
+        f"logs = configure(LogSettings(), Redactor())\n{code}\nlogs.close()"
     )
     env = {**os.environ, "NO_COLOR": "", "TERM": "xterm", **environment}
     with subprocess.Popen([sys.executable, "-c", code], stderr=slave, env=env) as process:
@@ -591,7 +595,7 @@ def _at_a_terminal(code: str, columns: int, **environment: str) -> str:
 def test_the_log_does_not_load_rich() -> None:
     """structlog is loaded without rich, which costs the daemon memory and start-up time, and rich still loads after."""
     result = _run(
-        "logs = configure(Log(format='console'), Redactor())\nlogs.close()\n"
+        "logs = configure(LogSettings(format='console'), Redactor())\nlogs.close()\n"
         "assert 'rich' not in sys.modules\nimport rich.console\nassert sys.modules['rich'] is not None"
     )
     assert result.returncode == 0, result.stderr
@@ -612,7 +616,7 @@ def test_the_log_does_not_load_rich() -> None:
 )
 def test_a_refusal_before_routing_has_its_path(head: bytes, shown: str) -> None:
     """Bytes that never become a request are told with what they asked for: no query, nothing that a terminal acts on."""
-    assert asked_for(head) == shown
+    assert method_and_path(head) == shown
 
 
 @pytest.mark.parametrize(

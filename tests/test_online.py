@@ -11,8 +11,8 @@ from rawclient import post
 from test_cli import Ran, lava_proxy
 from upstream import Upstream, answer
 
-from proxy.redaction import leaks
-from proxy.tokens import mint_token
+from proxy.lava.tokens import mint_token
+from proxy.protocol.redaction import leaks
 
 if TYPE_CHECKING:
     from pathlib import Path

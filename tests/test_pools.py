@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from configurations import LAVA_KEY
-from test_upstream import NATIVE, Kind, fetch, named, native
+from test_upstream import NATIVE, Asked, Kind, fetch, named, native
 from upstream import Peer, Upstream, answer
 
-from proxy.upstream import Engine, Origin, Outgoing, pool_key
+from proxy.upstream import Engine, Origin, UpstreamRequest, pool_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,9 +140,9 @@ def test_a_pool_key_tells_nothing_of_the_credential() -> None:
     assert repr(keys[0]) not in repr(origin)
 
 
-def keyed(upstream: Upstream, number: int) -> Outgoing:
+def keyed(upstream: Upstream, number: int) -> Asked:
     origin = Origin("http", "127.0.0.1", upstream.port, pool_key("a", b"%d" % number))
-    return Outgoing(b"GET", origin, b"/%d" % number, [(b"Host", b"api.test")])
+    return UpstreamRequest(b"GET", origin, b"/%d" % number, [(b"Host", b"api.test")]), None, None
 
 
 @native_engine
@@ -174,14 +174,14 @@ def test_a_new_connection_takes_the_place_of_the_one_idle_longest(kind: Kind) ->
     """The limit of open connections holds for all pools together; connections in use are never taken away."""
 
     async def use(engine: Engine) -> None:
-        held = [await engine.open(keyed(upstream, number)) for number in (100, 101)]
+        held = [await engine.open(*keyed(upstream, number)) for number in (100, 101)]
         for number in range(10):
             assert (await fetch(engine, keyed(upstream, number))).end == "ok"
         await asyncio.to_thread(upstream.wait, lambda: upstream.connected == 3)
         assert native(engine).idle == 1
         for got in held:
             assert await got.read() == b"x"
-            await got.aclose()
+            got.close()
 
     def script(peer: Peer) -> None:
         while received := peer.request():

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from configurations import loaded
 
-from proxy.errors import Fault
-from proxy.prefixes import explain, misplaced, of_settings
-from proxy.redaction import Secret, leaks
-from proxy.settings import Project
-from proxy.tokens import mint_token
+from proxy.config.settings import Project
+from proxy.lava.prefixes import explain, misplaced, of_settings
+from proxy.lava.tokens import mint_token
+from proxy.protocol.errors import ProxyError
+from proxy.protocol.redaction import Secret, leaks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from proxy.prefixes import Role
+    from proxy.lava.prefixes import Role
 
 TAIL = "Qx7vT2nB" * 4
 
@@ -169,7 +169,7 @@ def test_a_refused_request_names_the_key_that_it_was_sent_with(
         )
 
     made = Project.model_validate({name: keyed(value) for name, value in project.items()})
-    fault = Fault("lava_unauthorized", "Lava rejects it.", "Check the key.", owner="lava")
+    fault = ProxyError("lava_unauthorized", "Lava rejects it.", "Check the key.", owner="lava")
     found = explain(fault, "web", made, Secret(account + TAIL) if account else None, provider)
     assert found == (said is not None)
     if said is None:
@@ -184,6 +184,6 @@ def test_a_refused_request_names_the_key_that_it_was_sent_with(
 @pytest.mark.parametrize("code", ["local_key_invalid", "project_not_allowed", "origin_not_allowed"])
 def test_our_own_refusals_say_nothing_of_it(code: str) -> None:
     """A request that reached nobody was not refused for that key."""
-    fault = Fault(code, "No.", "Do this.")
+    fault = ProxyError(code, "No.", "Do this.")
     assert not explain(fault, "web", Project(), Secret("lava_sk_" + TAIL), "openai")
     assert fault.message == "No."

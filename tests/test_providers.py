@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from proxy.dialects import Dialect
-from proxy.providers import ALIASES, BUILTIN
-from proxy.tokens import base_url_for
+from proxy.lava.tokens import base_url_for
+from proxy.protocol.dialects import Dialect
+from proxy.protocol.providers import ALIASES, BUILTIN
 
 RECORDED: dict[str, dict[str, str]] = json.loads(
     (Path(__file__).parent / "vectors" / "provider_urls.json").read_text(encoding="utf-8")

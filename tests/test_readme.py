@@ -6,18 +6,21 @@ import argparse
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import openai
 import pytest
 from daemons import clean_environment
-from rawclient import ask
+from rawclient import ask, listening
 
-from proxy.errors import TABLE
-from proxy.settings import Settings, load
+from proxy.config.settings import Settings, load
+from proxy.protocol.errors import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -217,3 +220,43 @@ def test_its_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", README):
         if not target.startswith("https://"):
             assert (ROOT / target).exists(), target
+
+
+def test_the_command_for_stock_uvicorn_serves_an_sdk(tmp_path: Path, emulator: Emulator, free_port: int) -> None:
+    """The line as it stands there, but for the port; an OpenAI SDK chats and streams through it."""
+    found = re.search(r"<!-- uvicorn-command -->\n```sh\n(.*)\n```", README)
+    assert found is not None
+    config = tmp_path / "config.toml"
+    config.touch(mode=0o600)
+    config.write_text(f'[lava]\nbase_url = "{emulator.base_url}"\n', encoding="utf-8")
+    words = shlex.split(found[1].replace("5282", str(free_port)))
+    assert words[0] == "uvicorn"
+    env = {"LAVA_SECRET_KEY": emulator.world.secret_key, "LAVA_PROXY_CONFIG": str(config)}
+    log = tmp_path / "uvicorn.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=tmp_path,
+            env=clean_environment(tmp_path, env),
+        )
+    try:
+        end = time.monotonic() + 20
+        while not listening(free_port):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.02)
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{free_port}/v1", api_key="unused", max_retries=0) as client:
+            messages: list[Any] = [{"role": "user", "content": "hello"}]
+            plain = client.chat.completions.create(model="gpt-4o", messages=messages)
+            assert plain.choices[0].message.content == "You said: hello"
+            pieces = client.chat.completions.create(model="gpt-4o", messages=messages, stream=True)
+            assert "".join(each.choices[0].delta.content or "" for each in pieces if each.choices) == "You said: hello"
+        assert ask(free_port, "GET", "/readyz").status == 200
+    finally:
+        process.terminate()
+        process.wait(20)
+    assert process.returncode == -signal.SIGTERM, log.read_text()  # uvicorn raises the signal again
+    assert "Traceback" not in log.read_text()
+    assert emulator.world.secret_key not in log.read_text()

@@ -17,10 +17,11 @@ from urllib.parse import quote
 
 import pydantic
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
-from proxy.redaction import Redactor, Secret, leaks
+from proxy.protocol.redaction import Redactor, Secret, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +96,7 @@ def test_every_spelling_is_masked_in_text_and_in_bytes_of_the_same_length(kind: 
         assert leaks(data, [CANARY]) == []
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     value=st.text(st.characters(exclude_categories=["Cs"]), min_size=6, max_size=30),
     before=st.binary(max_size=7),
@@ -157,7 +158,7 @@ def test_escapes_around_a_secret_stay_as_they_are() -> None:
     assert masked == b"\xff%41\xfe" + b"*" * (len(data) - 6) + b"%"
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(cuts=st.lists(st.integers(0, 400), max_size=12), kind=st.sampled_from(list(_spellings(random.Random(0)))))
 def test_a_stream_is_masked_across_chunks(cuts: list[int], kind: str) -> None:
     """A body in pieces is masked as if it had come in one, however a secret is cut."""

@@ -11,7 +11,7 @@ import keyring
 import pytest
 from keyring.backend import KeyringBackend
 
-from proxy.references import MAX_SECRET_BYTES, Unreadable, locate, read_file, resolve
+from proxy.config.references import MAX_SECRET_BYTES, UnreadableReference, locate, read_file, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ def test_environment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("environ", "state"), [({}, "not set"), ({"A_KEY": ""}, "empty")])
 def test_environment_unset(tmp_path: Path, environ: dict[str, str], state: str) -> None:
     """A variable that is unset or empty is named, with what is wrong."""
-    with pytest.raises(Unreadable, match=f"A_KEY is {state}"):
+    with pytest.raises(UnreadableReference, match=f"A_KEY is {state}"):
         resolve("env:A_KEY", tmp_path, environ)
 
 
@@ -51,7 +51,7 @@ def test_pasted_key_is_not_repeated(tmp_path: Path) -> None:
     """A key written after a scheme by mistake is not a name, and does not stand in the message."""
     pasted = "aks_live_" + "Pasted77"
     for scheme in ("env", "file", "keyring"):
-        with pytest.raises(Unreadable) as caught:
+        with pytest.raises(UnreadableReference) as caught:
             resolve(f"{scheme}:{pasted}", tmp_path, {})
         assert pasted not in str(caught.value)
 
@@ -98,7 +98,7 @@ def test_paths(tmp_path: Path) -> None:
 def test_file_without_a_secret(tmp_path: Path, data: bytes, reason: str) -> None:
     """A file that cannot hold a secret is refused, by its path and with the reason."""
     path = held(tmp_path / "key", data)
-    with pytest.raises(Unreadable, match=reason) as caught:
+    with pytest.raises(UnreadableReference, match=reason) as caught:
         resolve(f"file:{path}", tmp_path, {})
     assert str(path) in str(caught.value)
 
@@ -107,14 +107,14 @@ def test_missing_file(tmp_path: Path) -> None:
     """A file that is not there is named, and so is one below something that is no directory."""
     held(tmp_path / "key", b"x")
     for path in (tmp_path / "no", tmp_path / "key" / "below", tmp_path / "no" / "where"):
-        with pytest.raises(Unreadable, match="does not exist") as caught:
+        with pytest.raises(UnreadableReference, match="does not exist") as caught:
             resolve(f"file:{path}", tmp_path, {})
         assert str(path) in str(caught.value)
 
 
 def test_directory(tmp_path: Path) -> None:
     """A directory is no file."""
-    with pytest.raises(Unreadable, match="is a directory, not a file"):
+    with pytest.raises(UnreadableReference, match="is a directory, not a file"):
         resolve(f"file:{tmp_path}", tmp_path, {})
 
 
@@ -122,13 +122,13 @@ def test_directory(tmp_path: Path) -> None:
 def test_fifo_socket_device(tmp_path: Path) -> None:
     """What would block or never end is refused at once."""
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(Unreadable, match="is a FIFO"):
+    with pytest.raises(UnreadableReference, match="is a FIFO"):
         read_file(tmp_path / "fifo", 10)
-    with pytest.raises(Unreadable, match="is a device"):
+    with pytest.raises(UnreadableReference, match="is a device"):
         read_file(type(tmp_path)("/dev/zero"), 10)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
-        with pytest.raises(Unreadable):
+        with pytest.raises(UnreadableReference):
             read_file(tmp_path / "s", 10)
 
 
@@ -152,7 +152,7 @@ def test_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("key")
     assert resolve("file:link", tmp_path, {}) == ("value", None)
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(Unreadable, match="cannot be read"):
+    with pytest.raises(UnreadableReference, match="cannot be read"):
         resolve("file:loop", tmp_path, {})
 
 
@@ -162,7 +162,7 @@ def test_a_secret_of_another_user(tmp_path: Path) -> None:
     """A secret file that belongs to somebody else, who can change it, is refused with the owner and what to do."""
     path = held(tmp_path / "key", b"value")
     os.chown(path, 4321, -1)
-    with pytest.raises(Unreadable, match=r"uid 4321, mode 0600.*chown") as caught:
+    with pytest.raises(UnreadableReference, match=r"uid 4321, mode 0600.*chown") as caught:
         resolve(f"file:{path}", tmp_path, {})
     assert "value" not in str(caught.value)
 
@@ -174,7 +174,7 @@ def test_a_secret_that_others_may_write(tmp_path: Path, mode: int) -> None:
     path = held(tmp_path / "key", b"value", mode)
     (tmp_path / "link").symlink_to(path)
     for written in (f"file:{path}", "file:link"):
-        with pytest.raises(Unreadable) as caught:
+        with pytest.raises(UnreadableReference) as caught:
             resolve(written, tmp_path, {})
         assert f"(mode {mode:04o}): chmod go-w {tmp_path}" in str(caught.value)
     path.chmod(mode & ~0o022)
@@ -223,10 +223,10 @@ def test_keyring(tmp_path: Path, ring: Box) -> None:
 
 def test_keyring_without_it(tmp_path: Path, ring: Box) -> None:
     """A missing password is named by service and user; a broken keyring is said to be that, without its words."""
-    with pytest.raises(Unreadable, match="no password of 'me' for 'other'"):
+    with pytest.raises(UnreadableReference, match="no password of 'me' for 'other'"):
         resolve("keyring:other/me", tmp_path, {})
     ring.broken = True
-    with pytest.raises(Unreadable, match=r"cannot be used \(RuntimeError\)") as caught:
+    with pytest.raises(UnreadableReference, match=r"cannot be used \(RuntimeError\)") as caught:
         resolve("keyring:my/service/me", tmp_path, {})
     assert "from the ring" not in str(caught.value)
 
@@ -236,5 +236,5 @@ def test_keyring_without_it(tmp_path: Path, ring: Box) -> None:
 )
 def test_half_a_reference(tmp_path: Path, written: str) -> None:
     """A scheme without its parts is refused, not taken as a literal secret."""
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableReference):
         resolve(written, tmp_path, {})

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from proxy.dialects import Dialect, of_headers, of_path
-from proxy.errors import Fault
-from proxy.providers import BUILTIN
-from proxy.redaction import Secret
-from proxy.routing import Kind, Place, Route, Table, choose_project, locate, nearest, route
-from proxy.settings import Project, Settings
+from proxy.config.settings import Project, Settings
+from proxy.gateway.routing import Endpoint, EndpointKind, RoutingTable, Target, choose_project, locate, nearest, route
+from proxy.protocol.dialects import Dialect, of_headers, of_path
+from proxy.protocol.errors import ProxyError
+from proxy.protocol.providers import BUILTIN
+from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +58,7 @@ SETTINGS = Settings.model_validate(
         },
     }
 )
-TABLE = Table.of(SETTINGS)
+TABLE = RoutingTable.of(SETTINGS)
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.!~*'()")
 
@@ -68,14 +68,14 @@ def encode_uri_component(url: bytes) -> str:
     return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in url)
 
 
-def asked(request: str, model: str | None = None, headers: Mapping[bytes, bytes] | None = None) -> Place | Route:
+def asked(request: str, model: str | None = None, headers: Mapping[bytes, bytes] | None = None) -> Endpoint | Target:
     """What becomes of ``METHOD /path?query`` with this model in its body."""
     method, _, address = request.partition(" ")
     path, _, query = address.partition("?")
     # Latin-1 lets a test write any byte.
     place = locate(method, path.encode("latin-1"), headers or {}, TABLE)
     project = choose_project(None, place.project, (headers or {}).get(b"x-lava-proxy-project"), TABLE)
-    if place.kind is Kind.INFO or (place.kind is Kind.CATALOG and place.model is None):
+    if place.kind is EndpointKind.INFO or (place.kind is EndpointKind.CATALOG and place.model is None):
         return place
     return route(method, place, query.encode("latin-1"), project, model if place.reads_body else None, TABLE)
 
@@ -84,9 +84,9 @@ def told(request: str, model: str | None = None, headers: Mapping[bytes, bytes] 
     """The same in the words of the table below."""
     try:
         found = asked(request, model, headers)
-    except Fault as fault:
+    except ProxyError as fault:
         return f"{fault.status} {fault.code}"
-    if isinstance(found, Place):
+    if isinstance(found, Endpoint):
         return f"{found.kind.value} {found.dialect.value}"
     target = found.target.decode("ascii")
     head, mark, url = target.partition("forward?u=")
@@ -559,7 +559,7 @@ def test_an_endpoint_of_several_companies_is_the_speakers(request_line: str, spe
     company = speaker.partition(" ")[0]
     company = company if company in ("anthropic", "google") else "openai"
     found = asked(request_line, None, SPEAKS[speaker])
-    assert isinstance(found, Route)
+    assert isinstance(found, Target)
     assert (found.provider.name, found.dialect.value) == (company, company)
     path = request_line.partition(" ")[2].replace("//", "/").removeprefix("/p/website").removeprefix("/v1/v1")
     path = path.removeprefix("/v1").strip("/")
@@ -592,7 +592,7 @@ def test_an_endpoint_of_several_companies_is_the_speakers(request_line: str, spe
 def test_an_endpoint_of_one_company_is_its_own(request_line: str, company: str, speaker: str) -> None:
     """Whatever the headers say: tools of one vendor send another's header, too."""
     found = asked(request_line, None, SPEAKS[speaker])
-    assert isinstance(found, Route)
+    assert isinstance(found, Target)
     assert found.provider.name == company
 
 
@@ -671,14 +671,14 @@ def test_the_gate_and_the_router_agree_on_whose_api_it_is(speaker: str) -> None:
 @pytest.mark.parametrize("speaker", ["nobody", "azure"])
 def test_an_address_that_can_only_be_a_mistake_goes_nowhere(request_line: str, base: str, speaker: str) -> None:
     """A base URL with an endpoint in it, a provider or a project behind the version: 404 with the right base URL."""
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         asked(request_line, None, SPEAKS[speaker])
     assert caught.value.code == "path_not_found"
     assert base in caught.value.message
     assert base in caught.value.hint
 
 
-JOINED = Table.of(
+JOINED = RoutingTable.of(
     Settings.model_validate(
         {
             "providers": {
@@ -770,7 +770,7 @@ def test_a_face_is_the_same_company(name: str) -> None:
         assert face.base_url == "/".join(provider.base_url.split("/")[:3]) + f"/{path.decode()}"
         assert face.dialect is (Dialect.ANTHROPIC if path == b"anthropic" else face.dialect)
         found = asked(f"POST /{name}/{path.decode()}/v1/messages", None, SPEAKS["openai"])
-        assert isinstance(found, Route)
+        assert isinstance(found, Target)
         assert (found.provider.name, found.dialect) == (name, Dialect.ANTHROPIC)
         assert found.wants_anthropic_version is (face.dialect is Dialect.ANTHROPIC)
 
@@ -778,13 +778,13 @@ def test_a_face_is_the_same_company(name: str) -> None:
 def test_what_stands_in_the_target_to_the_letter() -> None:
     """Once written out in full: Google's stream, with its query inside ``u`` and the key gone."""
     found = asked("POST /v1beta/models/gemini-pro:streamGenerateContent?alt=sse&key=AIza")
-    assert isinstance(found, Route)
+    assert isinstance(found, Target)
     assert found.target == (
         b"forward?u=https%3A%2F%2Fgenerativelanguage.googleapis.com%2Fv1beta%2Fmodels%2Fgemini-pro"
         b"%3AstreamGenerateContent%3Falt%3Dsse"
     )
     twice = asked("GET /openai/v1/a%2Fb?c=d+e%20f")
-    assert isinstance(twice, Route)
+    assert isinstance(twice, Target)
     assert twice.target == b"forward?u=https%3A%2F%2Fapi.openai.com%2Fv1%2Fa%252Fb%3Fc%3Dd%2Be%2520f"
 
 
@@ -804,7 +804,7 @@ def test_what_stands_in_the_target_to_the_letter() -> None:
 def test_a_model_in_googles_path_is_told(request_line: str, model: str | None) -> None:
     """The log names it for a request that failed, too, where no answer says it."""
     found = asked(request_line)
-    assert isinstance(found, Route)
+    assert isinstance(found, Target)
     assert found.model == model
 
 
@@ -826,7 +826,7 @@ def test_a_model_in_googles_path_is_told(request_line: str, model: str | None) -
 def test_who_wants_anthropics_version(request_line: str, model: str | None, wanted: bool) -> None:
     """Anthropic's targets, also behind a crossing, and Lava's own Anthropic endpoint."""
     found = asked(request_line, model)
-    assert isinstance(found, Route)
+    assert isinstance(found, Target)
     assert found.wants_anthropic_version is wanted
 
 
@@ -847,7 +847,7 @@ def test_who_wants_anthropics_version(request_line: str, model: str | None, want
 def test_what_the_client_speaks(request_line: str, model: str | None, dialect: Dialect) -> None:
     """Its errors will be told in it; the gate says the same before the request is routed."""
     found = asked(request_line, model)
-    assert isinstance(found, Route)
+    assert isinstance(found, Target)
     assert found.dialect is dialect
     assert of_path(request_line.partition(" ")[2].encode(), TABLE.providers) is dialect
 
@@ -890,7 +890,7 @@ def test_what_a_model_that_nothing_knows_may_have_meant(
 ) -> None:
     """The nearest provider, alias or pattern, in words that can stand in a header; nothing for a name that has its place."""
     found = asked(f"POST {request_line}", model)
-    assert isinstance(found, Route)
+    assert isinstance(found, Target)
     if words is None:
         assert found.hint is None
         return
@@ -903,9 +903,9 @@ def test_what_a_model_that_nothing_knows_may_have_meant(
 # --- projects --------------------------------------------------------------------------------------------------------
 
 
-def table(default: str | None = None, *projects: str) -> Table:
+def table(default: str | None = None, *projects: str) -> RoutingTable:
     """A table with these projects."""
-    return Table.of(Settings(default_project=default, projects={name: Project() for name in projects}))
+    return RoutingTable.of(Settings(default_project=default, projects={name: Project() for name in projects}))
 
 
 @pytest.mark.parametrize(
@@ -928,7 +928,7 @@ def test_the_order_in_which_a_project_is_chosen(
 @pytest.mark.parametrize(("in_path", "in_header"), [("b", None), ("nobody", None), (None, b"b"), (None, b"\xff")])
 def test_a_bound_key_stays_at_home(in_path: str | None, in_header: bytes | None) -> None:
     """Elsewhere it is 403, and whether that project exists is not told."""
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         choose_project("a", in_path, in_header, table("c", "a", "b", "c"))
     assert (caught.value.code, caught.value.status) == ("project_not_allowed", 403)
     assert caught.value.message == 'This local key belongs to project "a" and cannot be used for another one.'
@@ -938,7 +938,7 @@ def test_the_only_project_is_the_default() -> None:
     """With one configured that one, with none the implicit one, with several none: 404 that names them."""
     assert choose_project(None, None, None, table(None, "only")) == "only"
     assert choose_project(None, None, None, table(None)) == "default"
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         choose_project(None, None, None, table(None, "a1", "b2"))
     assert caught.value.code == "project_not_found"
     assert "a1, b2" in caught.value.message
@@ -946,9 +946,9 @@ def test_the_only_project_is_the_default() -> None:
 
 def test_a_wrong_project_gets_the_nearest_name_or_all() -> None:
     """In the message, which is what SDKs show."""
-    with pytest.raises(Fault, match='Did you mean "website"'):
+    with pytest.raises(ProxyError, match='Did you mean "website"'):
         choose_project(None, "webiste", None, TABLE)
-    with pytest.raises(Fault, match="main, website, agent"):
+    with pytest.raises(ProxyError, match="main, website, agent"):
         choose_project(None, "zzzzzz", None, TABLE)
 
 
@@ -967,7 +967,7 @@ def test_a_wrong_project_gets_the_nearest_name_or_all() -> None:
 )
 def test_a_404_names_the_right_address(request_line: str, words: str) -> None:
     """In the message itself."""
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         asked(request_line)
     assert caught.value.status == 404
     assert words in caught.value.message
@@ -982,9 +982,9 @@ def test_the_nearest_name() -> None:
 def test_a_pattern_does_not_search_for_long() -> None:
     """A star takes what first fits, once: no model name makes the search slow."""
     settings = Settings.model_validate({"models": {"a" + "*a" * 30 + "b": "groq"}})
-    place = locate("POST", b"/v1/chat/completions", {}, Table.of(settings))
+    place = locate("POST", b"/v1/chat/completions", {}, RoutingTable.of(settings))
     began = time.monotonic()
-    route("POST", place, b"", "default", "a" * 20_000, Table.of(settings))
+    route("POST", place, b"", "default", "a" * 20_000, RoutingTable.of(settings))
     assert time.monotonic() - began < 5
 
 
@@ -1039,12 +1039,12 @@ METHODS = st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPT
 def test_every_address_goes_to_its_provider_or_is_a_fault(
     method: str, path: bytes, query: bytes, model: str | None, project: str
 ) -> None:
-    """Nothing but a ``Fault`` is raised; the host is always the provider's; the target is one line of ASCII with one ``u``."""
+    """Nothing but a ``ProxyError`` is raised; the host is always the provider's; the target is one line of ASCII with one ``u``."""
     try:
         place = locate(method, path, {}, TABLE)
-        assume(place.kind in (Kind.PROVIDER, Kind.MODEL))
+        assume(place.kind in (EndpointKind.PROVIDER, EndpointKind.MODEL))
         found = route(method, place, query, project, model, TABLE)
-    except Fault as fault:
+    except ProxyError as fault:
         assert fault.status in (400, 404, 405)  # noqa: PT017  (either is right)
         return
     target = found.target
@@ -1094,9 +1094,9 @@ def test_no_address_takes_a_request_to_another_company(method: str, words: list[
     path = ("/v1/" + "/".join(words)).encode()
     try:
         place = locate(method, path, SPEAKS[speaker], TABLE)
-        assume(place.kind in (Kind.PROVIDER, Kind.MODEL) and place.model is None)
+        assume(place.kind in (EndpointKind.PROVIDER, EndpointKind.MODEL) and place.model is None)
         found = route(method, place, b"", "main", None, TABLE)
-    except Fault as fault:
+    except ProxyError as fault:
         assert fault.status in (400, 404, 405)  # noqa: PT017  (either is right)
         return
     spoken = of_path(path, TABLE.providers, method) or of_headers(SPEAKS[speaker])
@@ -1108,7 +1108,7 @@ def test_no_address_takes_a_request_to_another_company(method: str, words: list[
 @given(st.binary(max_size=60))
 def test_the_encoding_is_encodeuricomponent(url: bytes) -> None:
     """For every byte: the same as the definition says, so that decoding once gives the very URL."""
-    place = Place(Kind.PROVIDER, Dialect.OPENAI, url, provider=BUILTIN["openai"])
+    place = Endpoint(EndpointKind.PROVIDER, Dialect.OPENAI, url, provider=BUILTIN["openai"])
     found = route("GET", place, b"", "main", None, TABLE)
     whole = b"https://api.openai.com/v1/" + url
     assert found.target.decode() == "forward?u=" + encode_uri_component(whole)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from configurations import LAVA_KEY, LOCAL_KEY, faults, loaded, only_fault
 
-from proxy.rules import RESERVED
-from proxy.settings import ConfigError, load
+from proxy.config.rules import RESERVED
+from proxy.config.settings import ConfigError, load
 
 if TYPE_CHECKING:
     from pathlib import Path

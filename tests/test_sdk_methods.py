@@ -23,7 +23,7 @@ from google import genai
 from sdk_methods import call, methods
 from upstream import Upstream, answer
 
-from proxy.dialects import OPENAI_WORDS
+from proxy.protocol.dialects import OPENAI_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -215,6 +215,15 @@ def one_of_each(asks: Asked) -> set[str]:
     return set(chosen.values())
 
 
+def without_v1(target: str) -> str:
+    """The 404 at the bare address for an endpoint of OpenAI that is served below /v1 alone: more than one word could be meant for
+    a provider."""
+    _, word, *rest = target.partition("?")[0].removeprefix("/v1").split("/")
+    if rest:
+        return f'There is no provider "{word}". Use /openai/v1 as the base URL, or add [providers.{word}] to'
+    return f"Nothing is served at /{word}. Use /v1 as the base URL,"
+
+
 TABLE = [pytest.param(sdk, base, id=f"{sdk} P{base}") for sdk, bases in BASES.items() for base in bases]
 
 
@@ -228,9 +237,14 @@ def test_every_method_arrives_at_its_own_company(
     if base != BASES[sdk][0]:
         few = one_of_each(expected)
         expected = {name: asks for name, asks in expected.items() if name in few}
-    found, _ = asked(lava, sdk, running.url + base, lambda name: name in expected)
+    found, silent = asked(lava, sdk, running.url + base, lambda name: name in expected)
     rows = wrong(sdk, base, expected, found)
     assert not rows, f"{len(rows)} of {len(expected)}:\n" + "\n".join(rows)
+    # What did not arrive was refused, with the base URL that it needs.
+    told = dict(each.split(": NotFoundError: Error code: 404 - ") for each in silent)
+    assert told.keys() == expected.keys() - found.keys()
+    assert not [name for name, message in told.items() if not message.startswith(without_v1(expected[name][1]))]
+    assert bool(silent) is ((sdk, base) == ("openai", ""))
 
 
 # --- Node ------------------------------------------------------------------------------------------------------------

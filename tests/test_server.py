@@ -8,7 +8,6 @@ import fcntl
 import http.client
 import json
 import os
-import platform
 import pty
 import shutil
 import signal
@@ -25,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from daemons import clean_environment
 
-from proxy import server
-from proxy.server import CannotListen, background, find_holder, open_listeners, open_unix_listener, require_keys
-from proxy.settings import Server, Settings
+from proxy import daemon as server
+from proxy.config.settings import Server, Settings
+from proxy.daemon import CannotListen, background, find_holder, open_listeners, open_unix_listener, require_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,10 +38,9 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and unix socket
 PROGRAM = r"""
 import asyncio, json, logging, os, sys
 from pathlib import Path
-from proxy import server
-from proxy.framing import Limits
-from proxy.guard import EXTENSION
-from proxy.settings import Server, Settings
+from proxy import daemon as server
+from proxy.http.framing import Limits
+from proxy.config.settings import Server, Settings
 
 config = Path(sys.argv[1])
 
@@ -97,7 +95,7 @@ class App:
                 pass
             await self.answer(send, 200, b"received")
         elif path in ("/stream", "/silent"):
-            await self.stream(scope, send, silent=path == "/silent")
+            await self.stream(receive, send, silent=path == "/silent")
         elif path == "/stubborn":
             while True:
                 try:
@@ -109,9 +107,13 @@ class App:
     async def answer(self, send, status, body):
         await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"%d" % len(body))]})
         await send({"type": "http.response.body", "body": body})
-    async def stream(self, scope, send, silent):
-        cut, connection = asyncio.Event(), scope["extensions"][EXTENSION]
-        connection.on_disconnect(cut.set)
+    async def left(self, receive, cut):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        cut.set()
+    async def stream(self, receive, send, silent):
+        cut = asyncio.Event()
+        left = asyncio.create_task(self.left(receive, cut))
         self.streams.add(cut)
         try:
             if not silent:
@@ -123,11 +125,12 @@ class App:
             if silent:
                 await self.answer(send, 503 if cut.is_set() else 200, b"late")
             elif cut.is_set():
+                # Left incomplete: the connection is broken off.
                 await send({"type": "http.response.body", "body": b"data: cut\n\n", "more_body": True})
-                connection.abort()
             else:
                 await send({"type": "http.response.body", "body": b"data: last\n\n", "more_body": False})
         finally:
+            left.cancel()
             self.streams.discard(cut)
 
 if __name__ == "__main__":
@@ -548,7 +551,7 @@ def test_a_unix_socket_where_we_may_not_write_is_78(tmp_path: Path) -> None:
         (here / "dead").chmod(0o666)
         with open_unix_listener(str(here / "live")):
             program = (
-                "import os, sys; from proxy.server import CannotListen, open_unix_listener\n"
+                "import os, sys; from proxy.daemon import CannotListen, open_unix_listener\n"
                 "os.setuid(65534)\n"
                 "try: open_unix_listener(sys.argv[1])\n"
                 "except CannotListen as fault: print(fault); sys.exit(fault.exit_code)"
@@ -757,26 +760,3 @@ def test_two_names_of_one_address_are_listened_on_once() -> None:
     finally:
         for listener in opened:
             listener.close()
-
-
-_FAULTS = """
-import resource, sys
-from proxy.server import keep_freed_memory
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-for _ in range(50):
-    bodies = [b"x" * (1 << 20) for _ in range(8)]
-    del bodies
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_freed_memory_is_kept_for_the_next_body() -> None:
-    """Bodies of a megabyte come and go: their memory is asked of the system a few times, not for each anew."""
-    faults = {}
-    for how in ("kept", "given back"):
-        run = [sys.executable, "-c", _FAULTS, how]
-        faults[how] = int(subprocess.run(run, capture_output=True, check=True, text=True).stdout)
-    # 400 MiB are 100,000 pages.
-    assert faults["kept"] < 20_000 < 60_000 < faults["given back"]

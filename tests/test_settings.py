@@ -19,13 +19,11 @@ import pytest
 from configurations import LAVA_KEY, LOCAL_KEY, faults, loaded, only_fault
 from pydantic import ValidationError
 
-from proxy.dialects import Dialect
-from proxy.redaction import Secret, leaks
-from proxy.settings import (
+from proxy.config.settings import (
     ConfigError,
     CustomProvider,
     LavaAccount,
-    Log,
+    LogSettings,
     Project,
     Server,
     Settings,
@@ -33,6 +31,8 @@ from proxy.settings import (
     known_keys,
     load,
 )
+from proxy.protocol.dialects import Dialect
+from proxy.protocol.redaction import Secret, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +120,7 @@ def test_defaults() -> None:
     )
     assert settings.lava == LavaAccount(secret_key=None, base_url="auto")
     assert settings.upstream == Upstream(connect=10.0, first_byte=600.0, idle=300.0, total=3600.0, write_stall=120.0)
-    assert settings.log == Log(level="info", format="auto", file="")
+    assert settings.log == LogSettings(level="info", format="auto", file="")
     assert (settings.projects, settings.models, settings.providers) == ({}, {}, {})
     assert (settings.path, settings.warnings, list(settings.secrets())) == (None, (), [])
 
@@ -623,7 +623,7 @@ def test_known_keys_are_dotted() -> None:
 def test_import_is_light() -> None:
     """Reading settings does not load what only some need: keyring, rich, TLS clients, pydantic-settings."""
     script = (
-        "import sys; from proxy.settings import load; load(None, {});"
+        "import sys; from proxy.config.settings import load; load(None, {});"
         "print([m for m in ('keyring', 'rich', 'httpx2', 'pydantic_settings', 'platformdirs') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

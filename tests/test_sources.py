@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from configurations import LAVA_KEY, faults, loaded, only_fault, written
 
-from proxy.settings import ConfigError, load
-from proxy.sources import MAX_CONFIG_BYTES, find_config, user_config
+from proxy.config.settings import ConfigError, load
+from proxy.config.sources import MAX_CONFIG_BYTES, find_config, user_config
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and FIFOs are POSIX")
 
@@ -70,7 +70,7 @@ def test_never_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_user_directory_of_the_process(tmp_path: Path) -> None:
     """Started for real, the user's file is where platformdirs says."""
-    script = "import platformdirs, os; from proxy.sources import user_config; print(user_config(os.environ))"
+    script = "import platformdirs, os; from proxy.config.sources import user_config; print(user_config(os.environ))"
     environ = {**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "xdg")}
     out = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
     assert Path(out.stdout.strip()).parts[-2:] == ("lava-proxy", "config.toml")

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.errors import Fault
-from proxy.redaction import Secret
-from proxy.settings import Project
-from proxy.tokens import PRODUCTION, SANDBOX, base_url_for, credential, mint_token, needs_client_key, read_token
+from proxy.config.settings import Project
+from proxy.lava.tokens import PRODUCTION, SANDBOX, base_url_for, credential, mint_token, needs_client_key, read_token
+from proxy.protocol.errors import ProxyError
+from proxy.protocol.redaction import Secret
 
 VECTORS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent / "vectors" / "forward_tokens.json").read_text(encoding="utf-8")
@@ -265,7 +265,7 @@ def test_a_spend_key_is_sent_as_it_is() -> None:
 @pytest.mark.parametrize("fields", [{}, {"meter": "m"}, {"connection_id": "c", "meter": "m"}, {"byok": BYOK}])
 def test_without_a_lava_key_nothing_is_minted(fields: dict[str, Any]) -> None:
     """``lava_key_missing``, and how to give one."""
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(ProxyError) as caught:
         sent(project(**fields), account=None)
     assert (caught.value.code, caught.value.status) == ("lava_key_missing", 401)
     assert "LAVA_SECRET_KEY" in caught.value.hint
@@ -279,7 +279,7 @@ def test_a_byok_project_without_a_key_for_the_provider(fields: dict[str, Any], p
     """No key of ours steps in for a provider key that is missing: ``byok_key_missing``."""
     made = project(**fields)
     for client_key in (None, ""):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(ProxyError) as caught:
             sent(made, provider, client_key)
         assert (caught.value.code, caught.value.status) == ("byok_key_missing", 400)
 

@@ -6,15 +6,16 @@ import tomllib
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
-from proxy.toml_lines import key_lines
+from proxy.config.toml_lines import key_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.toml_lines import Where
+    from proxy.config.toml_lines import Where
 
 TEXT = '''# a comment with "quotes" and [brackets]
 top = 1
@@ -173,7 +174,7 @@ def documents(draw: st.DrawFn) -> str:
     return text
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(documents())
 def test_any_document(text: str) -> None:
     """For any TOML, the paths are those of `tomllib`, and each stands on a line that the text has."""

@@ -106,7 +106,7 @@ def test_which_addresses_are_led_here(
         config = f'default_project = "main"\n[lava]\nsecret_key = "{SECRET}"\nbase_url = "{upstream.url}"\n'
         config += '[projects.main]\n[projects.website]\n[projects.tool]\nbyok = "client"\n'
         running = daemon(config)
-        for _ in range(3):  # by the long way, and by the short one
+        for _ in range(3):  # the first makes what the others find kept
             came: Any = ask(running.port, "POST", request_line, b"", headers=headers)
             expected = running.url + told if told is not None else given
             assert [came.header(name.decode()) for name in named] == [expected, expected, given]

@@ -23,9 +23,9 @@ from conversations import conversation, mutated
 from httpx_oracle import HttpxEngine
 from upstream import Certificate, Peer, Script, Upstream, answer, certificate, chunked
 
-from proxy.settings import Upstream as UpstreamTable
-from proxy.upstream import Engine, Origin, Outgoing, UpstreamError, UpstreamSettings
-from proxy.upstream.heads import LONGEST_LINE, MOST_LINES, Heads
+from proxy.config.settings import Upstream as UpstreamTable
+from proxy.upstream import Body, Engine, Origin, UpstreamError, UpstreamRequest, UpstreamSettings
+from proxy.upstream.heads import MAX_LINE_BYTES, MAX_LINES, ResponseHeads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,8 +109,18 @@ async def settled() -> None:
             await asyncio.sleep(0.001)
 
 
-def get(origin: Origin, target: bytes = b"/", method: bytes = b"GET", **rest: Any) -> Outgoing:
-    return Outgoing(method, origin, target, list(HEADERS), **rest)
+Asked = tuple[UpstreamRequest, Body, int | None]
+
+
+def get(
+    origin: Origin,
+    target: bytes = b"/",
+    method: bytes = b"GET",
+    body: Body = None,
+    content_length: int | None = None,
+) -> Asked:
+    """What ``Engine.open`` takes."""
+    return UpstreamRequest(method, origin, target, list(HEADERS)), body, content_length
 
 
 @dataclass
@@ -128,7 +138,7 @@ class Outcome:
 WAYS = itertools.cycle(["read", "pour", "pour with pauses", "whole"])
 
 
-async def fetch(engine: Engine, out: Outgoing) -> Outcome:
+async def fetch(engine: Engine, asked: Asked) -> Outcome:
     """Make the request and take all that comes, in one way after the other: each must give the same."""
     way, pieces = next(WAYS), 0
 
@@ -140,7 +150,7 @@ async def fetch(engine: Engine, out: Outgoing) -> Outcome:
         return way == "pour" or pieces % 2 == 0
 
     try:
-        got = await engine.open(out)
+        got = await engine.open(*asked)
     except UpstreamError as exc:
         return Outcome("refused " + exc.kind, sent=exc.sent)
     outcome = Outcome("ok", got.status, got.headers, got.framing)
@@ -158,8 +168,8 @@ async def fetch(engine: Engine, out: Outgoing) -> Outcome:
         outcome.end = "broken " + exc.kind
         outcome.sent = exc.sent
     finally:
-        await got.aclose()
-        await got.aclose()
+        got.close()
+        got.close()
     return outcome
 
 
@@ -224,7 +234,8 @@ def test_the_request_on_the_wire_is_exactly_what_was_asked(
         arguments = dict(given)
         if isinstance(arguments.get("body"), tuple):
             arguments["body"] = pieces(*arguments["body"])
-        await fetch(engine, Outgoing(b"POST", upstream.origin, b"/x", headers, **arguments))
+        out = UpstreamRequest(b"POST", upstream.origin, b"/x", headers)
+        await fetch(engine, (out, arguments.get("body"), arguments.get("content_length")))
 
     head = b"POST /x HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in headers)
     with Upstream(answer()) as upstream:
@@ -257,7 +268,7 @@ def test_a_request_that_would_become_another_is_not_sent(kind: Kind, broken: dic
             "headers": HEADERS,
         } | broken
         with pytest.raises(ValueError, match="cannot be written"):
-            await engine.open(Outgoing(**fields))
+            await engine.open(UpstreamRequest(**fields))
 
     with Upstream(answer()) as upstream:
         kind.run(use)
@@ -328,7 +339,7 @@ def test_a_fault_of_the_callers_iterator_passes_unchanged(kind: Kind, length: in
 
     async def use(engine: Engine) -> None:
         with pytest.raises(ClientGoneError) as caught:
-            await engine.open(get(upstream.origin, method=b"POST", body=body(), content_length=length))
+            await engine.open(*get(upstream.origin, method=b"POST", body=body(), content_length=length))
         assert caught.value is fault
 
     with Upstream(script) as upstream:
@@ -343,7 +354,7 @@ def test_a_body_of_another_length_than_said_is_refused(kind: Kind, parts: tuple[
 
     async def use(engine: Engine) -> None:
         with pytest.raises(ValueError, match="content_length"):
-            await engine.open(get(upstream.origin, body=pieces(*parts), content_length=5))
+            await engine.open(*get(upstream.origin, body=pieces(*parts), content_length=5))
 
     def script(peer: Peer) -> None:
         peer.head()
@@ -366,7 +377,7 @@ def test_an_upload_goes_no_faster_than_the_upstream_reads(kind: Kind) -> None:
             yield b"\0" * 65_536
 
     async def use(engine: Engine) -> None:
-        task = asyncio.ensure_future(engine.open(get(upstream.origin, body=endless())))
+        task = asyncio.ensure_future(engine.open(*get(upstream.origin, body=endless())))
         before = -1
         while before != taken:
             before = taken
@@ -413,10 +424,10 @@ def test_an_early_answer_comes_while_the_request_is_still_being_sent(kind: Kind,
         peer.gone()
 
     async def use(engine: Engine) -> None:
-        got = await engine.open(get(upstream.origin, body=stalls()))
+        got = await engine.open(*get(upstream.origin, body=stalls()))
         assert got.status == 413
         assert (await got.read()).startswith(b"no")
-        await got.aclose()
+        got.close()
         await settled()
         assert stopped == [True]
         await asyncio.to_thread(upstream.wait, lambda: upstream.connected == 0)
@@ -826,10 +837,10 @@ def test_who_takes_a_body_may_fail(kind: Kind) -> None:
                     raise LookupError(data)
                 return True
 
-            got = await engine.open(get(upstream.origin))
+            got = await engine.open(*get(upstream.origin))
             with pytest.raises(LookupError):
                 await got.pour(take)
-            await got.aclose()
+            got.close()
             assert seen[-1] == fatal
         assert (await fetch(engine, get(upstream.origin))).body == b"xy"
 
@@ -852,12 +863,12 @@ def test_bytes_are_delivered_when_they_come(kind: Kind) -> None:
         peer.send(b"0\r\n\r\n")
 
     async def use(engine: Engine) -> None:
-        got = await engine.open(get(upstream.origin))
+        got = await engine.open(*get(upstream.origin))
         for event in read:
             event.set()
             assert await got.read() == b"x"
         assert await got.read() == b""
-        await got.aclose()
+        got.close()
 
     with Upstream(script) as upstream:
         kind.run(use)
@@ -877,7 +888,7 @@ def test_a_slow_reader_holds_the_upstream_back(kind: Kind) -> None:
             sent[0] += 65_536
 
     async def use(engine: Engine) -> None:
-        got = await engine.open(get(upstream.origin))
+        got = await engine.open(*get(upstream.origin))
         before = -1
         while before != sent[0]:
             before = sent[0]
@@ -887,7 +898,7 @@ def test_a_slow_reader_holds_the_upstream_back(kind: Kind) -> None:
         while data := await got.read():
             size += len(data)
         assert size == total
-        await got.aclose()
+        got.close()
 
     with Upstream(script) as upstream:
         kind.run(use)
@@ -895,7 +906,7 @@ def test_a_slow_reader_holds_the_upstream_back(kind: Kind) -> None:
 
 @every_engine
 def test_closing_in_the_middle_closes_the_connection(kind: Kind) -> None:
-    """aclose() before the end is seen by the upstream at once, may be called again, and is no end of the body."""
+    """close() before the end is seen by the upstream at once, may be called again, and is no end of the body."""
 
     def script(peer: Peer) -> None:
         peer.request()
@@ -904,11 +915,11 @@ def test_closing_in_the_middle_closes_the_connection(kind: Kind) -> None:
 
     async def use(engine: Engine) -> None:
         for read in (True, False):
-            got = await engine.open(get(upstream.origin))
+            got = await engine.open(*get(upstream.origin))
             if read:
                 assert await got.read() == b"x"
-            await got.aclose()
-            await got.aclose()
+            got.close()
+            got.close()
             with pytest.raises(UpstreamError, match="closed"):
                 await got.read()
             await asyncio.to_thread(upstream.wait, lambda: upstream.connected == 0)
@@ -1202,18 +1213,18 @@ def test_both_engines_agree_ten_thousand_times() -> None:
 def test_a_head_is_read_the_same_whatever_came_before_it() -> None:
     """Sound and damaged heads, read anew and by somebody who has read thousands: the same, or refused for the same reason."""
 
-    def read(by: Heads, head: bytes) -> object:
+    def read(by: ResponseHeads, head: bytes) -> object:
         try:
             return by.read(head)
         except ValueError as wrong:
             return str(wrong)
 
-    experienced, verdicts = Heads(), set()
+    experienced, verdicts = ResponseHeads(), set()
     for seed in range(2000):
         wire = b"".join(conversation(seed).segments)
         head = wire.partition(b"\r\n\r\n")[0]
         for damaged in (head, mutated(random.Random(seed), head)):
-            found = read(Heads(), damaged)
+            found = read(ResponseHeads(), damaged)
             assert read(experienced, damaged) == found, seed
             assert read(experienced, damaged) == found, seed
             verdicts.add(found if isinstance(found, str) else "sound")
@@ -1222,12 +1233,12 @@ def test_a_head_is_read_the_same_whatever_came_before_it() -> None:
 
 def test_what_is_remembered_of_heads_is_bounded() -> None:
     """Lines that are another each time, and long ones, do not fill the memory."""
-    heads = Heads()
+    heads = ResponseHeads()
     for number in range(5000):
         heads.read(b"HTTP/1.1 200 %d\r\nx-request-id: %d\r\nx-long: %b" % (number, number, b"%d" % number * 100))
     for known in (heads._fields, heads._statuses):
-        assert 0 < len(known) <= MOST_LINES
-        assert all(len(line) <= LONGEST_LINE for line in known)
+        assert 0 < len(known) <= MAX_LINES
+        assert all(len(line) <= MAX_LINE_BYTES for line in known)
 
 
 # Cancellation.
@@ -1264,12 +1275,12 @@ async def cancelled(engine: Engine, origin: Origin, rng: random.Random) -> None:
     body = endless() if target == b"/upload" else b"{}"
 
     async def whole() -> None:
-        got = await engine.open(get(origin, target, b"POST", body=body))
+        got = await engine.open(*get(origin, target, b"POST", body=body))
         try:
             while await got.read():
                 pass
         finally:
-            await got.aclose()
+            got.close()
 
     task = asyncio.ensure_future(whole())
     for _ in range(rng.choice([0, 1, 2, 3, 5, 8, 13, 30])):
@@ -1450,7 +1461,7 @@ def test_the_last_connection_given_back_is_the_first_used(kind: Kind) -> None:
     """A stack: a burst's surplus connections stay unused and grow old."""
 
     async def use(engine: Engine) -> None:
-        answers = [await engine.open(get(upstream.origin, b"/%d" % turn)) for turn in range(3)]
+        answers = [await engine.open(*get(upstream.origin, b"/%d" % turn)) for turn in range(3)]
         for got in answers:
             # Small bodies are here with the head, and the connection free with them; these are held back.
             assert await got.read() == b"x"
@@ -1552,7 +1563,7 @@ def test_errors_quote_nobody() -> None:
 
         async def use(engine: Engine) -> None:
             with pytest.raises(UpstreamError) as caught:
-                await engine.open(get(upstream.origin))
+                await engine.open(*get(upstream.origin))
             assert "sesame" not in str(caught.value) + repr(caught.value)
 
         for kind in (HTTPX, *NATIVE):
@@ -1575,7 +1586,7 @@ def test_an_answer_in_the_turn_of_its_cancellation_costs_nobody_else_a_connectio
             peer.gone()
 
     async def use(engine: Engine) -> None:
-        first = asyncio.create_task(engine.open(get(upstream.origin)))
+        first = asyncio.create_task(engine.open(*get(upstream.origin)))
         await asyncio.to_thread(upstream.wait, lambda: len(upstream.requests) == 1)
         (connection,) = native(engine)._live
         # It is the second one's turn before the first one hears that it was cancelled.

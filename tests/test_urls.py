@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.urls import is_loopback, is_public_name, parse_address
+from proxy.protocol.urls import is_loopback, is_public_name, parse_address
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
-from proxy.dialects import Ending
-from proxy.usage import Scanner, Usage
+from proxy.protocol.dialects import Ending
+from proxy.protocol.usage import Scanner, TokenUsage
 
 
 def _data(value: object, name: str = "") -> bytes:
@@ -106,10 +107,10 @@ GOOGLE = _data(
 )
 
 STREAMS = {
-    Ending.CHAT: (CHAT, Usage(9, 4, 3, 13), "gpt-x"),
-    Ending.MESSAGES: (MESSAGES, Usage(25, 15, 5, 45), "claude-x"),
-    Ending.RESPONSES: (RESPONSES, Usage(7, 8, 2, 15), "gpt-r"),
-    Ending.GOOGLE: (GOOGLE, Usage(4, 6, 1, 10), "gemini-x"),
+    Ending.CHAT: (CHAT, TokenUsage(9, 4, 3, 13), "gpt-x"),
+    Ending.MESSAGES: (MESSAGES, TokenUsage(25, 15, 5, 45), "claude-x"),
+    Ending.RESPONSES: (RESPONSES, TokenUsage(7, 8, 2, 15), "gpt-r"),
+    Ending.GOOGLE: (GOOGLE, TokenUsage(4, 6, 1, 10), "gemini-x"),
 }
 
 
@@ -162,7 +163,7 @@ def test_json_over_several_data_lines_is_joined(ending: Ending) -> None:
         assert _told(_scan(ending, *chunks)) == (True, None, usage, model, True)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     ending=st.sampled_from(list(Ending)),
     pieces=st.lists(
@@ -314,11 +315,11 @@ def test_only_the_dialects_own_marker_ends_a_stream(ending: Ending, event: bytes
 def test_unknown_is_none_and_never_zero() -> None:
     """What the provider did not count is None: no usage, half a usage, wrong types, a stream cut before its end."""
     assert _scan(Ending.CHAT, _data(_chat_chunk("x"))).usage is None
-    assert _scan(Ending.CHAT, _data({"usage": {"prompt_tokens": 3}})).usage == Usage(3, None, None, None)
+    assert _scan(Ending.CHAT, _data({"usage": {"prompt_tokens": 3}})).usage == TokenUsage(3, None, None, None)
     odd = {"prompt_tokens": True, "completion_tokens": -1, "total_tokens": "7", "prompt_tokens_details": 3}
     assert _scan(Ending.CHAT, _data({"usage": odd})).usage is None
     cut = MESSAGES[: MESSAGES.index(b"event: message_delta")]
-    assert _scan(Ending.MESSAGES, cut).usage == Usage(25, None, None, None)
+    assert _scan(Ending.MESSAGES, cut).usage == TokenUsage(25, None, None, None)
     assert _scan(Ending.CHAT, b'data: {"usage":{"prompt_tokens":1' + b"0" * 5000 + b"}}\n\n").usage is None
 
 
@@ -331,24 +332,24 @@ def test_the_last_count_wins() -> None:
         [*chunks, _data({"usage": None})],
         [b"".join(chunks) + _data({"usage": None})],
     ):
-        assert _scan(Ending.CHAT, *body).usage == Usage(5, 3, None, 8)
+        assert _scan(Ending.CHAT, *body).usage == TokenUsage(5, 3, None, 8)
     groq = _scan(Ending.CHAT, _data({"x_groq": {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}}))
-    assert groq.usage == Usage(1, 2, None, 3)
+    assert groq.usage == TokenUsage(1, 2, None, 3)
     deepseek = _scan(Ending.CHAT, _data({"usage": {"prompt_tokens": 4, "prompt_cache_hit_tokens": 2}}))
-    assert deepseek.usage == Usage(4, None, 2, None)
+    assert deepseek.usage == TokenUsage(4, None, 2, None)
 
 
 DOCUMENTS = [
     (
         Ending.CHAT,
         {"model": "m", "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}},
-        Usage(1, 2, None, 3),
+        TokenUsage(1, 2, None, 3),
     ),
-    (Ending.UNKNOWN, {"model": "m", "usage": {"prompt_tokens": 1, "total_tokens": 1}}, Usage(1, None, None, 1)),
+    (Ending.UNKNOWN, {"model": "m", "usage": {"prompt_tokens": 1, "total_tokens": 1}}, TokenUsage(1, None, None, 1)),
     (
         Ending.RESPONSES,
         {"model": "m", "error": None, "usage": {"input_tokens": 1, "output_tokens": 2}},
-        Usage(1, 2, None, 3),
+        TokenUsage(1, 2, None, 3),
     ),
     (
         Ending.MESSAGES,
@@ -361,18 +362,18 @@ DOCUMENTS = [
                 "cache_creation_input_tokens": 20,
             },
         },
-        Usage(1, 2, 10, 33),
+        TokenUsage(1, 2, 10, 33),
     ),
     (
         Ending.GOOGLE,
         {"modelVersion": "m", "usageMetadata": {"promptTokenCount": 1, "totalTokenCount": 1}},
-        Usage(1, None, None, 1),
+        TokenUsage(1, None, None, 1),
     ),
 ]
 
 
 @pytest.mark.parametrize(("ending", "document", "usage"), DOCUMENTS)
-def test_documents_are_read_too(ending: Ending, document: dict[str, Any], usage: Usage) -> None:
+def test_documents_are_read_too(ending: Ending, document: dict[str, Any], usage: TokenUsage) -> None:
     """A JSON answer tells usage and model in every dialect, in any cutting, also with a BOM and indented."""
     for raw in (json.dumps(document).encode(), b"\xef\xbb\xbf \n" + json.dumps(document, indent=2).encode()):
         for size in (1, 5, len(raw)):
@@ -385,7 +386,7 @@ def test_googles_stream_as_a_json_array() -> None:
     chunks = [json.loads(part[6:]) for part in GOOGLE.split(b"\n\n") if part]
     raw = json.dumps(chunks, indent=2).encode()
     scanner = _scan(Ending.GOOGLE, raw[:100], raw[100:], sse=False)
-    assert (scanner.ended, scanner.usage, scanner.model) == (True, Usage(4, 6, 1, 10), "gemini-x")
+    assert (scanner.ended, scanner.usage, scanner.model) == (True, TokenUsage(4, 6, 1, 10), "gemini-x")
     assert not _scan(Ending.GOOGLE, raw[:-1], sse=False).ended
     assert not _scan(Ending.GOOGLE, json.dumps(chunks[:1]).encode(), sse=False).ended
     failed = _scan(Ending.GOOGLE, b'[{"error":{"code":500,"status":"INTERNAL"}}]', sse=False)
@@ -399,7 +400,7 @@ def test_a_document_above_the_limit_is_read_at_both_ends() -> None:
     assert len(raw) > 1024 * 1024
     for size in (1000, 65536, len(raw)):
         scanner = _scan(Ending.UNKNOWN, *(raw[at : at + size] for at in range(0, len(raw), size)), sse=False)
-        assert (scanner.usage, scanner.model) == (Usage(5, None, None, 5), "big")
+        assert (scanner.usage, scanner.model) == (TokenUsage(5, None, None, 5), "big")
 
 
 def test_a_long_document_may_count_first_and_name_its_model_last() -> None:
@@ -407,7 +408,7 @@ def test_a_long_document_may_count_first_and_name_its_model_last() -> None:
     raw = json.dumps({"usage": {"prompt_tokens": 5}, "data": "x" * 300_000, "model": "big"}).encode()
     for size in (1000, 65536, len(raw)):
         scanner = _scan(Ending.UNKNOWN, *(raw[at : at + size] for at in range(0, len(raw), size)), sse=False)
-        assert (scanner.usage, scanner.model) == (Usage(5, None, None, None), "big")
+        assert (scanner.usage, scanner.model) == (TokenUsage(5, None, None, None), "big")
 
 
 @pytest.mark.parametrize("extra", range(-8, 9))
@@ -419,7 +420,7 @@ def test_events_about_the_limit_tell_the_same_in_any_cutting(extra: int) -> None
         body = event + line_end * 2 + b"data: [DONE]" + line_end * 2
         whole = _told(_scan(Ending.CHAT, body))
         assert whole[0] is True
-        assert whole[2] == Usage(5)
+        assert whole[2] == TokenUsage(5)
         for cut in range(len(event) - 3, len(event) + 6):
             assert _told(_scan(Ending.CHAT, body[:cut], body[cut:])) == whole
             assert _told(_scan(Ending.CHAT, body[:cut], body[cut : cut + 1], body[cut + 1 :])) == whole
@@ -430,7 +431,7 @@ def test_a_megabyte_event_is_bounded_and_the_stream_goes_on() -> None:
     answer = {"model": "m", "output": "x" * 1_000_000, "usage": {"input_tokens": 1, "output_tokens": 2}, "user": None}
     big = _data({"type": "response.completed", "response": answer}, "response.completed")
     tail = b"data: {}\n\n"
-    expected = (True, None, Usage(1, 2, None, 3), True)
+    expected = (True, None, TokenUsage(1, 2, None, 3), True)
     for size in (997, 64 * 1024, len(big) + len(tail)):
         body = big + tail
         scanner = Scanner(Ending.RESPONSES, True)
@@ -503,7 +504,7 @@ _USAGE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(_USAGE, st.sampled_from([Ending.CHAT, Ending.RESPONSES, Ending.MESSAGES, Ending.UNKNOWN]))
 def test_the_short_way_counts_what_the_general_way_counts(usage: dict[str, Any], ending: Ending) -> None:
     """A document in the usual words is read by a shorter way, and no number comes out otherwise."""

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.settings import ConfigError, load
-from proxy.watching import Reloader, Unusable
+from proxy.config.settings import ConfigError, load
+from proxy.config.watching import Reloader, Unusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from proxy.settings import Settings
+    from proxy.config.settings import Settings
 
 FIRST, SECOND = "aks_live_" + "first0123456789", "aks_live_" + "second0123456789"
 

@@ -29,6 +29,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from ports import listening
+
 from proxy.upstream import Origin
 
 if TYPE_CHECKING:
@@ -208,8 +210,7 @@ class Upstream:
         self._live: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._faults: list[BaseException] = []
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family, backlog=1024)
+        self._listener = listening(host, 1024)
         self.port: int = self._listener.getsockname()[1]
 
     @property

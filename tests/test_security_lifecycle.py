@@ -1,4 +1,4 @@
-"""Group lifecycle: how a daemon starts, changes and ends while clients are there."""
+"""How a daemon starts, changes and ends while clients are connected."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemons import clean_environment, free_port
-from hostile_access import ends
-from hostile_setup import (
+from daemons import clean_environment
+from ports import free_port
+from security_stand import (
     CHAT,
     DELTA,
     DONE,
@@ -27,8 +27,8 @@ from hostile_setup import (
     STREAM,
     Client,
     Stand,
-    beyond,
     case,
+    ends,
     event,
     head,
     log_lines,
@@ -38,13 +38,14 @@ from hostile_setup import (
 )
 from upstream import Peer, Upstream
 
-from proxy.redaction import leaks
-from proxy.tokens import mint_token
+from proxy.lava.tokens import mint_token
+from proxy.protocol.redaction import leaks
 
 if TYPE_CHECKING:
     from daemons import Daemon
 
-STREAMS = 100 if os.environ.get("HOSTILE_FULL") else 25
+
+STREAMS = 100 if os.environ.get("SECURITY_FULL_SIZE") else 25
 
 
 def held(go: threading.Event, streaming: bool = True) -> Upstream:
@@ -85,7 +86,7 @@ def listening(running: Daemon) -> bool:
 
 
 @case("LIF-01")
-def drain(stand: Stand) -> None:
+def test_drain(stand: Stand) -> None:
     go = threading.Event()
     with held(go) as upstream, contextlib.ExitStack() as stack:
         running = stand.start("[server]\ndrain_seconds = 60.0\n", upstream=upstream)
@@ -113,7 +114,7 @@ def drain(stand: Stand) -> None:
 
 
 @case("LIF-02")
-def drain_deadline(stand: Stand) -> None:
+def test_drain_deadline(stand: Stand) -> None:
     never = threading.Event()
     with held(never, streaming=False) as upstream, contextlib.ExitStack() as stack:
         running = stand.start("[server]\ndrain_seconds = 1.0\n", upstream=upstream)
@@ -139,7 +140,7 @@ def drain_deadline(stand: Stand) -> None:
 
 
 @case("LIF-03")
-def slow_body_at_the_end(stand: Stand) -> None:
+def test_slow_body_at_the_end(stand: Stand) -> None:
     running = stand.start("[server]\ndrain_seconds = 1.0\n")
     with stand.client(running) as client, stand.client(running) as half, stand.client(running) as silent:
         client.send(head(client.port, "POST /openai/v1/files HTTP/1.1", "Content-Length: 1000") + b"x")
@@ -153,7 +154,7 @@ def slow_body_at_the_end(stand: Stand) -> None:
 
 
 @case("LIF-04")
-def second_signal(stand: Stand) -> None:
+def test_second_signal(stand: Stand) -> None:
     never = threading.Event()
     for first, second in (
         (signal.SIGTERM, signal.SIGTERM),
@@ -195,7 +196,7 @@ def failures(stand: Stand, running: Daemon) -> float:
 
 
 @case("LIF-05")
-def bad_reload(stand: Stand) -> None:
+def test_bad_reload(stand: Stand) -> None:
     go = threading.Event()
     with held(go) as upstream, contextlib.ExitStack() as stack:
         running = stand.start(upstream=upstream)
@@ -230,7 +231,7 @@ def bad_reload(stand: Stand) -> None:
 
 
 @case("LIF-06")
-def good_reload(stand: Stand) -> None:
+def test_good_reload(stand: Stand) -> None:
     go = threading.Event()
     with held(go) as upstream, contextlib.ExitStack() as stack:
         running = stand.start(upstream=upstream)
@@ -253,7 +254,7 @@ def good_reload(stand: Stand) -> None:
 
 
 @case("LIF-07")
-def port_in_use(stand: Stand) -> None:
+def test_port_in_use(stand: Stand) -> None:
     running = stand.daemon()
     folder = stand.folder / "port-in-use"
     folder.mkdir()
@@ -286,7 +287,7 @@ def _serve(
 
 
 @case("LIF-24")
-def odd_files(stand: Stand) -> None:
+def test_odd_files(stand: Stand) -> None:
     folder = stand.folder / "odd-files"
     folder.mkdir()
     literal = f'[lava]\nsecret_key = "{LAVA_KEY}"\n'
@@ -359,8 +360,7 @@ def odd_files(stand: Stand) -> None:
 # --- beyond the list -------------------------------------------------------------------------------------------------
 
 
-@beyond
-def reloads_without_end(stand: Stand) -> None:
+def test_reloads_without_end(stand: Stand) -> None:
     """A storm of signals, good and bad files in turns, while requests run: none fails, and the last good one holds."""
     running = stand.start()
     good = running.config.read_text()
@@ -391,8 +391,7 @@ def reloads_without_end(stand: Stand) -> None:
     assert running.stop() == 0
 
 
-@beyond
-def removed_keys_are_dead(stand: Stand) -> None:
+def test_removed_keys_are_dead(stand: Stand) -> None:
     """A local key that a reload removed opens nothing more, on kept connections neither; a stream begun with it goes on."""
     go = threading.Event()
     with held(go) as upstream, contextlib.ExitStack() as stack:
@@ -417,8 +416,7 @@ def removed_keys_are_dead(stand: Stand) -> None:
         assert old not in running.output()
 
 
-@beyond
-def other_bad_starts(stand: Stand) -> None:
+def test_other_bad_starts(stand: Stand) -> None:
     """A daemon that cannot start says so in words, with the right code, and leaves nothing behind."""
     for config, code in (
         ('[server]\nhost = "203.0.113.7"\nkeys = ["env:LOCAL_KEY"]\n', 78),

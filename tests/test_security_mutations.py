@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import h11
-from hostile_setup import LAVA_KEY, Stand, sound
-from hostile_upstream import with_site
+import pytest
+from security_stand import LAVA_KEY, Stand, sound, with_site
 from upstream import Peer, Received, Upstream
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ CONCURRENT = 96
 
 QUICK_LIMITS = """
 import inspect
-from proxy.framing import Limits
+from proxy.http.framing import Limits
 quick = {"header_seconds": 0.5, "keep_alive_seconds": 0.5, "body_grace_seconds": 0.5, "linger_seconds": 0.5, "sweep_seconds": 0.05}
 Limits.__init__.__defaults__ = tuple(
     quick.get(name, each.default) for name, each in inspect.signature(Limits).parameters.items()
@@ -214,6 +214,8 @@ class Heard:
     statuses: list[int] = field(default_factory=list)
     serials: list[tuple[int, int]] = field(default_factory=list)
     """Which answers, counted from 0, came from the upstream, and the numbers that it gave them."""
+    request_ids: dict[int, str] = field(default_factory=dict)
+    """The daemon's id of each of these requests, by the upstream's number."""
 
 
 _HEAD = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n((?:[!-9;-~]+: ?[^\r\n\0]*\r\n)*)\r\n")
@@ -234,6 +236,7 @@ def read_answers(heard: Heard) -> str | None:
         heard.statuses.append(status)
         if b"x-serial" in fields:
             heard.serials.append((len(heard.statuses) - 1, int(fields[b"x-serial"])))
+            heard.request_ids[int(fields[b"x-serial"])] = fields[b"x-lava-proxy-request-id"].decode()
             if b"x-lava-proxy-error" in fields:
                 return "an error has the upstream's headers"
         elif b"x-lava-proxy-error" not in fields and status >= 400:
@@ -424,8 +427,27 @@ def run(stand: Stand, count: int, seed: int) -> Report:
                 wrong.append(f"unsound upstream: {fault}: {received.head!r}")
         if running.stop() != 0:
             wrong.append("the daemon ended badly")
+        wrong += compare_with_log(running, recorder, everything)
     statuses = [status for heard in everything for status in heard.statuses]
     return Report(count, len(told), sum(status >= 400 for status in statuses), wrong)
+
+
+def compare_with_log(running: Daemon, recorder: Recorder, everything: list[Heard]) -> list[str]:
+    """What the daemon says that it forwarded is what arrived: the number, and the bytes of each body."""
+    lines = [json.loads(line) for line in running.output().splitlines() if '"event":"request"' in line]
+    forwarded = {line["request_id"]: line for line in lines if line["provider"] is not None}
+    wrong = []
+    succeeded = sum(line["outcome"] == "ok" for line in forwarded.values())
+    if not succeeded <= len(recorder.whole) <= len(forwarded):
+        wrong.append(f"{len(recorder.whole)} requests arrived; logged: {len(forwarded)}, of these ok: {succeeded}")
+    for heard in everything:
+        for serial, request_id in heard.request_ids.items():
+            line = forwarded[request_id]
+            if (line["outcome"], line["bytes_in"]) != ("ok", len(recorder.whole[serial].body)):
+                wrong.append(
+                    f"logged {line['outcome']}, {line['bytes_in']} bytes: {recorder.whole[serial].raw[:200]!r}"
+                )
+    return wrong
 
 
 async def _all(port: int, prepared: list[tuple[bytes, list[int]]]) -> list[Heard]:
@@ -435,3 +457,27 @@ async def _all(port: int, prepared: list[tuple[bytes, list[int]]]) -> list[Heard
         for each, (_, cuts) in zip(heard, prepared, strict=True):
             group.create_task(converse(port, each, cuts, gate))
     return heard
+
+
+# --- the tests -------------------------------------------------------------------------------------------------------
+
+SEED = 20_261_123
+
+
+def check(report: Report) -> None:
+    assert not report.wrong, "\n".join(report.wrong[:20])
+    # The damage is neither always nor never fatal, or the run would show nothing.
+    assert report.forwarded > report.conversations // 8
+    assert report.refused > report.conversations // 8
+
+
+def test_mutations(stand: Stand) -> None:
+    """Damaged requests: no 500, no hang, and no disagreement on number, boundaries or credential of what goes upstream."""
+    check(run(stand, 1_500, SEED))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_many_mutations(stand: Stand) -> None:
+    """The same with more than ten thousand."""
+    check(run(stand, 12_000, SEED + 1_000_000))

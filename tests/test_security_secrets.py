@@ -1,4 +1,4 @@
-"""Group secrets: nothing that a daemon says, to anybody, holds a key in any spelling."""
+"""Secrets: nothing that a daemon prints or sends holds a key in any spelling."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ import psutil
 import pytest
 import zstandard
 from daemons import clean_environment
-from hostile_parsing import our_error
-from hostile_setup import (
+from security_stand import (
     CHAT,
     LAVA_KEY,
     LOCAL_KEY,
@@ -40,18 +39,18 @@ from hostile_setup import (
     Client,
     Stand,
     answers,
-    beyond,
     case,
     error_body,
     log_lines,
     made_up,
+    our_error,
     says,
     until,
 )
 
-from proxy.redaction import Redactor, Secret, leaks
-from proxy.settings import ConfigError, load
-from proxy.tokens import mint_token
+from proxy.config.settings import ConfigError, load
+from proxy.lava.tokens import mint_token
+from proxy.protocol.redaction import Redactor, Secret, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,7 +83,7 @@ def everything(folder: Path, name: str = "everything.toml") -> tuple[Path, tuple
 
 
 @case("SEC-01")
-def logs_at_every_level(stand: Stand) -> None:
+def test_logs_at_every_level(stand: Stand) -> None:
     echo_all = error_body(f"you sent {TOKEN} and {LAVA_KEY}")
     with stand.playing(answers(401, echo_all, [(b"X-Echo", TOKEN.encode()), (b"Set-Cookie", TOKEN.encode())])):
         for path in ("/v1/chat/completions", "/v1/messages", f"/openai/v1/{LAVA_KEY}", f"/openai/v1/x?key={LAVA_KEY}"):
@@ -115,57 +114,61 @@ def logs_at_every_level(stand: Stand) -> None:
 
 #: Where an exception is thrown in, one after the other: module, attribute (of a class with a dot).
 PLACES = [
-    ("proxy.gate", "check_host"),
-    ("proxy.gate", "check_origin"),
-    ("proxy.gate", "check_key"),
-    ("proxy.headers", "read"),
-    ("proxy.headers", "to_lava"),
-    ("proxy.headers", "to_client"),
-    ("proxy.headers", "merge_metadata"),
-    ("proxy.routing", "locate"),
-    ("proxy.routing", "choose_project"),
-    ("proxy.routing", "route"),
-    ("proxy.routing", "check_target"),
-    ("proxy.body", "search"),
-    ("proxy.body", "written"),
-    ("proxy.tokens", "credential"),
-    ("proxy.tokens", "needs_client_key"),
-    ("proxy.tokens", "mint_token"),
-    ("proxy.generation", "Generation.lava"),
-    ("proxy.generation", "Generation.credential"),
-    ("proxy.generation", "Generation.redactor"),
-    ("proxy.generation", "Generation.project"),
+    ("proxy.gateway.access", "check_host"),
+    ("proxy.gateway.access", "check_origin"),
+    ("proxy.gateway.access", "check_key"),
+    ("proxy.protocol.headers", "read"),
+    ("proxy.protocol.headers", "to_client"),
+    ("proxy.protocol.headers", "merge_metadata"),
+    ("proxy.gateway.routing", "locate"),
+    ("proxy.gateway.routing", "choose_project"),
+    ("proxy.gateway.routing", "route"),
+    ("proxy.gateway.routing", "check_target"),
+    ("proxy.protocol.body", "raw_model"),
+    ("proxy.protocol.body", "search"),
+    ("proxy.protocol.body", "written"),
+    ("proxy.lava.tokens", "credential"),
+    ("proxy.lava.tokens", "needs_client_key"),
+    ("proxy.lava.tokens", "mint_token"),
+    ("proxy.gateway.active_config", "ActiveConfig.lava"),
+    ("proxy.gateway.active_config", "ActiveConfig.credential"),
+    ("proxy.gateway.active_config", "ActiveConfig.redactor"),
+    ("proxy.gateway.active_config", "ActiveConfig.project"),
+    ("proxy.gateway.active_config", "ActiveConfig.origin"),
+    ("proxy.gateway.admit", "admit"),
+    ("proxy.gateway.admission", "Admission.permit"),
+    ("proxy.gateway.request_body", "read"),
+    ("proxy.gateway.request_body", "RequestBody.search"),
+    ("proxy.gateway.request_body", "RequestBody.close"),
+    ("proxy.gateway.targets", "prepare"),
+    ("proxy.gateway.serve", "dispatch"),
+    ("proxy.gateway.serve", "relay"),
+    ("proxy.gateway.serve", "conclude"),
+    ("proxy.gateway.relay", "explain"),
+    ("proxy.gateway.destinations.lava", "LavaDestination.prepare"),
+    ("proxy.gateway.destinations.lava", "LavaDestination.classify"),
+    ("proxy.gateway.active_request", "ActiveRequest.settle"),
+    ("proxy.gateway.active_request", "ActiveRequest.wait"),
+    ("proxy.gateway.active_request", "Registry.add"),
+    ("proxy.gateway.active_request", "Registry.remove"),
+    ("proxy.gateway.gateway", "Gateway.open"),
+    ("proxy.gateway.gateway", "Gateway.release"),
+    ("proxy.gateway.pages", "control"),
     ("proxy.upstream.native", "NativeEngine.open"),
-    ("proxy.upstream.native", "NativeAnswer.read"),
-    ("proxy.upstream.native", "NativeAnswer.aclose"),
-    ("proxy.errors", "from_answer"),
-    ("proxy.errors", "body_of"),
-    ("proxy.usage", "Scanner.__init__"),
-    ("proxy.usage", "Scanner.feed"),
-    ("proxy.usage", "Scanner.finish"),
-    ("proxy.catalog", "Catalog.answer"),
-    ("proxy.flights", "Flights.add"),
-    ("proxy.metrics", "Metrics.finished"),
-    ("proxy.metrics", "Metrics.render"),
-    ("proxy.redaction", "Redactor.data"),
-    ("proxy.forward", "Forwarder._route_by_body"),
-    ("proxy.forward", "Forwarder._answer"),
-    ("proxy.forward", "Forwarder.__call__"),
-    ("proxy.forward", "Forwarder.close"),
-    ("proxy.forward", "Forwarder._relay"),
-    ("proxy.forward", "Forwarder._outgoing"),
-    ("proxy.forward", "Forwarder._credential"),
-    ("proxy.forward", "Forwarder._error_answer"),
-    ("proxy.forward", "Forwarder._send_catalog"),
-    ("proxy.forward", "Call.__init__"),
-    ("proxy.flights", "Flight.__init__"),
-    ("proxy.flights", "Flight.wait"),
-    ("proxy.flights", "Flights.remove"),
-    ("proxy.dialects", "of_path"),
-    ("proxy.errors", "render"),
     ("proxy.upstream.native", "NativeEngine._connect"),
-    ("proxy.app", "App._serve"),
-    ("proxy.app", "App._at_control"),
+    ("proxy.upstream.native", "NativeResponse.read"),
+    ("proxy.upstream.native", "NativeResponse.close"),
+    ("proxy.protocol.errors", "from_answer"),
+    ("proxy.protocol.errors", "body_of"),
+    ("proxy.protocol.errors", "render"),
+    ("proxy.protocol.usage", "Scanner.__init__"),
+    ("proxy.protocol.usage", "Scanner.feed"),
+    ("proxy.protocol.usage", "Scanner.finish"),
+    ("proxy.gateway.model_list", "ModelList.answer"),
+    ("proxy.observe.metrics", "Metrics.observe"),
+    ("proxy.observe.metrics", "Metrics.render"),
+    ("proxy.protocol.redaction", "Redactor.data"),
+    ("proxy.protocol.dialects", "of_path"),
 ]
 
 
@@ -204,9 +207,10 @@ def broken(module: str, attribute: str) -> Iterator[list[int]]:
 
 
 @case("SEC-02")
-def thirty_exceptions(stand: Stand) -> None:
-    from proxy import logs, server
+def test_thirty_exceptions(stand: Stand) -> None:
+    from proxy import daemon as server
     from proxy.app import create_app
+    from proxy.observe import logs
 
     folder = stand.folder / "exceptions"
     folder.mkdir(mode=0o700)
@@ -225,8 +229,7 @@ def thirty_exceptions(stand: Stand) -> None:
         with server.background(settings, create_app=lambda given: create_app(given, log=log)) as running:
             port = int(running.addresses[0].rpartition(":")[2])
             for module, attribute in PLACES:
-                if _owner(module, attribute) is None:
-                    continue  # it has another name by now; enough others are reached, or the count below is wrong
+                assert _owner(module, attribute) is not None, (module, attribute)
                 with broken(module, attribute) as hits:
                     try:
                         reached += _ask_everything(stand, port, hits)
@@ -239,7 +242,7 @@ def thirty_exceptions(stand: Stand) -> None:
                     assert response.status == 200, (module, attribute, response.body)
     finally:
         log.close()
-    assert reached >= 30, reached
+    assert reached >= 40, reached
     said = (folder / "log").read_text()
     assert "internal error" in said
     assert "Leaky" in said
@@ -276,7 +279,7 @@ def _ask(stand: Stand, port: int, method: str, target: str, body: bytes | None) 
 
 
 @case("SEC-03")
-def every_error_body(stand: Stand) -> None:
+def test_every_error_body(stand: Stand) -> None:
     # The errors of all other cases are searched as well: everything that a client heard is, when its case ends.
     bearer = {"Authorization": f"Bearer {LOCAL_KEY}", "x-api-key": LAVA_KEY, "X-Any": TOKEN, "User-Agent": TOKEN}
     for at in ("plain", "keyed", "byok", "brief"):
@@ -303,7 +306,7 @@ def every_error_body(stand: Stand) -> None:
 
 
 @case("SEC-04")
-def outputs_of_commands(stand: Stand) -> None:
+def test_outputs_of_commands(stand: Stand) -> None:
     folder = stand.folder / "commands"
     folder.mkdir(mode=0o700)
     path, hidden = everything(folder)
@@ -353,7 +356,7 @@ def outputs_of_commands(stand: Stand) -> None:
 
 
 @case("SEC-05")
-def process_as_others_see_it(stand: Stand) -> None:
+def test_process_as_others_see_it(stand: Stand) -> None:
     secret = stand.folder / "lava-key"
     secret.touch(mode=0o600)
     secret.write_text(LAVA_KEY)
@@ -378,7 +381,7 @@ def process_as_others_see_it(stand: Stand) -> None:
 
 
 @case("SEC-06")
-def validation_errors(stand: Stand) -> None:
+def test_validation_errors(stand: Stand) -> None:
     folder = stand.folder / "validation"
     folder.mkdir(mode=0o700)
     short = LOCAL_KEY[:12]
@@ -425,18 +428,18 @@ def validation_errors(stand: Stand) -> None:
 
 
 @case("SEC-07")
-def settings_objects(stand: Stand) -> None:
+def test_settings_objects(stand: Stand) -> None:
     folder = stand.folder / "objects"
     folder.mkdir(mode=0o700)
     path, hidden = everything(folder)
     settings = load(path, {})
     parts: list[Any] = [settings, settings.server, settings.lava, settings.upstream, *settings.projects.values()]
     parts += [settings.lava.secret_key, settings.server.keys, Redactor(settings.secrets())]
-    from proxy.generation import Generation
+    from proxy.gateway.active_config import ActiveConfig
     from proxy.upstream import create_engine
 
-    generation = Generation(settings, create_engine(settings.upstream))
-    parts += [generation, generation.credential("main", "openai", None), generation.table]
+    config = ActiveConfig(settings, create_engine(settings.upstream))
+    parts += [config, config.credential("main", "openai", None), config.table]
     for part in parts:
         for show in (
             repr,
@@ -474,7 +477,7 @@ def _shown(show: Callable[[Any], str], part: Any) -> str:
 
 
 @case("SEC-12")
-def debug_requests(stand: Stand) -> None:
+def test_debug_requests(stand: Stand) -> None:
     asks = {"X-Debug": "1", "Accept": "text/html", "X-Starlette-Debug": "true", "Cookie": "debug=1", "DNT": "1"}
     for path in (
         "/?debug=1",
@@ -494,7 +497,7 @@ def debug_requests(stand: Stand) -> None:
             assert response.header("content-type") == "application/json"
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
         for path in ("/metrics", "/healthz", "/readyz", "/"):
-            our_error(stand.ask(method, path, b"", headers=asks), (403, 404, 405))
+            our_error(stand.ask(method, path, b"", headers=asks), 405, "method_not_allowed")
 
 
 def _spellings(rng: random.Random) -> list[Callable[[bytes], bytes]]:
@@ -515,7 +518,7 @@ def _spellings(rng: random.Random) -> list[Callable[[bytes], bytes]]:
 
 
 @case("SEC-14")
-def scanner_control(stand: Stand) -> None:
+def test_scanner_control(stand: Stand) -> None:
     rng = random.Random(20261123)
     spellings = _spellings(rng)
     found = 0
@@ -532,7 +535,7 @@ def scanner_control(stand: Stand) -> None:
 
 
 @case("SEC-15")
-def log_injection(stand: Stand) -> None:
+def test_log_injection(stand: Stand) -> None:
     forged = '{"timestamp":"2026-11-23T00:00:00Z","level":"info","event":"request","status":200,"path":"/forged"}'
     evil = f"x\r\n{forged}\r\n\x1b[31mred\x1b[0m\x1b]0;title\x07\u2028\u2029\x85\x00"
     before = len(stand.daemon().output())
@@ -572,7 +575,7 @@ def _made_by_tools(path: Path) -> bool:
 
 
 @case("SEC-16")
-def artefacts(stand: Stand) -> None:
+def test_artefacts(stand: Stand) -> None:
     files = [
         path
         for folder in ("proxy", "tests", "docs", "benchmarks", ".ci")
@@ -631,8 +634,7 @@ def _members(folder: Path) -> Iterator[tuple[str, bytes]]:
 # --- beyond the list -------------------------------------------------------------------------------------------------
 
 
-@beyond
-def echoes_in_odd_places(stand: Stand) -> None:
+def test_echoes_in_odd_places(stand: Stand) -> None:
     """A non-2xx that echoes the credential escaped, split over headers, or in a long chunked body is masked there too."""
     escaped = "".join(f"\\u{ord(char):04x}" for char in LAVA_KEY)
     for body in (
@@ -654,8 +656,7 @@ def echoes_in_odd_places(stand: Stand) -> None:
             clean(response.body + str(response.headers).encode())
 
 
-@beyond
-def echoes_that_cannot_be_read(stand: Stand) -> None:
+def test_echoes_that_cannot_be_read(stand: Stand) -> None:
     """A compressed error that is broken, too long, or no such thing at all gives no echo away: neither raw nor decoded."""
     plain = b'{"error":{"message":"you sent %b","type":"x","param":null}}' % TOKEN.encode()
     noise = random.Random(3).randbytes(1000)
@@ -697,8 +698,7 @@ def echoes_that_cannot_be_read(stand: Stand) -> None:
             assert response.body == body.replace(TOKEN.encode(), b"*" * len(TOKEN))
 
 
-@beyond
-def echoes_beside_a_body(stand: Stand) -> None:
+def test_echoes_beside_a_body(stand: Stand) -> None:
     """The headers of every answer that is no 2xx are masked, their names as well, whether a body follows or not."""
     key = LAVA_KEY.encode()
     fields = [(b"X-Sent", TOKEN.encode()), (b"X-Hex", key.hex().encode()), (b"X-" + key.hex().encode(), b"1")]
@@ -717,8 +717,7 @@ def echoes_beside_a_body(stand: Stand) -> None:
         clean(response.body + str(response.headers).encode())
 
 
-@beyond
-def slow_leaks(stand: Stand) -> None:
+def test_slow_leaks(stand: Stand) -> None:
     """An error answer that drips its echo byte by byte, or is endless, is masked as it passes."""
     body = b"x" * 262_100 + b" " + TOKEN.encode() + b" " + b"y" * 1000
 
@@ -736,10 +735,9 @@ def slow_leaks(stand: Stand) -> None:
     assert response.body == body.replace(TOKEN.encode(), b"*" * len(TOKEN))
 
 
-@beyond
-def concurrent_projects_do_not_mix(stand: Stand) -> None:
+def test_concurrent_projects_do_not_mix(stand: Stand) -> None:
     """Requests of two projects in one burst each carry their own credential, on whichever connection they travel."""
-    from hostile_setup import KEY_A, KEY_B
+    from security_stand import KEY_A, KEY_B
 
     expected = {KEY_A: mint_token(LAVA_KEY, meter_slug="meter-a"), KEY_B: mint_token(LAVA_KEY, meter_slug="meter-b")}
     before = len(stand.upstream.requests)

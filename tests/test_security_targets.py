@@ -1,4 +1,4 @@
-"""Group path-and-target: a client decides what is asked of a provider, never where the request goes or who pays."""
+"""Targets: a client decides what is asked of a provider, never where the request goes or who pays."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 import pytest
-from hostile_parsing import our_error, refuse
-from hostile_setup import LAVA_KEY, Stand, beyond, case, head, made_up, sound, target_url
+from security_stand import (
+    LAVA_KEY,
+    Stand,
+    case,
+    head,
+    made_up,
+    our_error,
+    refuse,
+    sound,
+    target_url,
+)
 
-from proxy.settings import ConfigError, load
+from proxy.config.settings import ConfigError, load
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+
 OPENAI = "https://api.openai.com/v1"
 
 
-def refuse_path(
-    stand: Stand, path: str | bytes, statuses: int | tuple[int, ...] = 400, code: str | None = "bad_target"
-) -> None:
+def refuse_path(stand: Stand, path: str | bytes, status: int = 400, code: str | None = "bad_target") -> None:
     """This target gets our error and goes nowhere. (The connection may live on: the framing is sound.)"""
     line = b"GET %b HTTP/1.1" % (path.encode("latin-1") if isinstance(path, str) else path)
     with stand.untouched(), stand.client() as client:
         client.push(head(client.port, line))
-        our_error(client.response(), statuses, code)
+        our_error(client.response(), status, code)
 
 
 def went_to(stand: Stand, path: str, host: str = "api.openai.com") -> str:
@@ -44,30 +52,30 @@ def went_to(stand: Stand, path: str, host: str = "api.openai.com") -> str:
 
 
 @case("PTH-01")
-def dot_segments(stand: Stand) -> None:
+def test_dot_segments(stand: Stand) -> None:
     for path in ("/openai/v1/../../x", "/a/./b", "/openai/v1/..", "/..", "/openai/./v1/files", "/openai/v1/files/."):
         refuse_path(stand, path)
 
 
 @case("PTH-02")
-def encoded_dots(stand: Stand) -> None:
+def test_encoded_dots(stand: Stand) -> None:
     for path in ("/openai/v1/%2e%2e/%2e%2e/x", "/openai/v1/%2E%2e/x", "/openai/v1/.%2e/x", "/openai/%2e/v1/files"):
         refuse_path(stand, path)
     assert went_to(stand, "/openai/v1/%252e%252e/%252e%252e/x") == f"{OPENAI}/%252e%252e/%252e%252e/x"
 
 
 @case("PTH-03")
-def encoded_slashes(stand: Stand) -> None:
+def test_encoded_slashes(stand: Stand) -> None:
     for path in ("/openai/v1/a\\b", "/openai/v1/a%5cb", "/openai/v1/a%5Cb", "/openai\\v1\\files", "/openai%5cv1/files"):
         refuse_path(stand, path)
     assert went_to(stand, "/openai/v1/files%2f..%2fx") == f"{OPENAI}/files%2f..%2fx"
     assert went_to(stand, "/openai/v1/a%2Fb/c") == f"{OPENAI}/a%2Fb/c"
     for path in ("/openai%2fv1/files", "/p%2fx/v1/files", "/p/def%2Fault/v1/files", "/%2fopenai/v1/files"):
-        refuse_path(stand, path, (400, 404), None)
+        refuse_path(stand, path, 404, "project_not_found" if path.startswith("/p/") else "provider_not_found")
 
 
 @case("PTH-04")
-def doubled_slashes(stand: Stand) -> None:
+def test_doubled_slashes(stand: Stand) -> None:
     refuse_path(stand, "//evil.example/x", 404, "provider_not_found")
     refuse_path(stand, "///evil.example//x", 404, None)
     before = len(stand.upstream.requests)
@@ -79,7 +87,7 @@ def doubled_slashes(stand: Stand) -> None:
 
 
 @case("PTH-05")
-def control_bytes(stand: Stand) -> None:
+def test_control_bytes(stand: Stand) -> None:
     for sign in ("%00", "%0d%0a", "%0D%0A", "%09", "%1f", "%7f"):
         refuse_path(stand, f"/openai/v1/a{sign}b")
         query = f"x=a{sign}b"
@@ -92,7 +100,7 @@ def control_bytes(stand: Stand) -> None:
 
 
 @case("PTH-08")
-def client_u(stand: Stand) -> None:
+def test_client_u(stand: Stand) -> None:
     for query in (
         "u=https://evil/",
         "x&u=http://169.254.169.254/",
@@ -110,7 +118,7 @@ def client_u(stand: Stand) -> None:
 
 
 @case("PTH-09")
-def userinfo(stand: Stand) -> None:
+def test_userinfo(stand: Stand) -> None:
     assert went_to(stand, "/openai/@evil.example/") == f"{OPENAI}/@evil.example/"
     assert went_to(stand, "/openai/..@evil") == f"{OPENAI}/..@evil"
     refuse_path(stand, "/openai:80@evil/", 404, None)
@@ -121,7 +129,7 @@ def userinfo(stand: Stand) -> None:
 
 
 @case("PTH-10")
-def body_cannot_route(stand: Stand) -> None:
+def test_body_cannot_route(stand: Stand) -> None:
     document = {
         "model": "gpt-4o",
         "api_base": "http://evil",
@@ -143,7 +151,7 @@ def body_cannot_route(stand: Stand) -> None:
 
 
 @case("PTH-11")
-def forwarding_headers(stand: Stand) -> None:
+def test_forwarding_headers(stand: Stand) -> None:
     evil = {
         "X-Lava-Proxy-Anything": "evil",
         "X-Lava-Connection-Id": "evil",
@@ -173,7 +181,7 @@ def forwarding_headers(stand: Stand) -> None:
 
 
 @case("PTH-12")
-def queries_survive(stand: Stand) -> None:
+def test_queries_survive(stand: Stand) -> None:
     for query in (
         "limit=2&after=x+y%20z%2B%26",
         "a=&&b&=c&a=1",
@@ -214,7 +222,7 @@ def _config(folder: Path, text: str) -> Path:
 
 
 @case("PTH-14")
-def provider_addresses(stand: Stand) -> None:
+def test_provider_addresses(stand: Stand) -> None:
     folder = stand.folder / "provider-addresses"
     folder.mkdir()
     for name, url in PROVIDERS.items():
@@ -231,7 +239,7 @@ def provider_addresses(stand: Stand) -> None:
 
 
 @case("PTH-15")
-def google_key(stand: Stand) -> None:
+def test_google_key(stand: Stand) -> None:
     key = made_up("AIza", "google")
     for query, left in (
         (f"key={key}", ""),
@@ -254,8 +262,7 @@ def google_key(stand: Stand) -> None:
 # --- beyond the list -------------------------------------------------------------------------------------------------
 
 
-@beyond
-def other_ways_up_and_out(stand: Stand) -> None:
+def test_other_ways_up_and_out(stand: Stand) -> None:
     """Dots, slashes and hosts in more spellings: refused, or harmless data behind the provider's own host."""
     for path in (
         "/openai/v1/..;/x",
@@ -266,16 +273,12 @@ def other_ways_up_and_out(stand: Stand) -> None:
         "/openai/v1/%uff0e%uff0e/x",
         "/openai/v1/.%252e/x",
     ):
-        response = stand.ask("GET", path)
-        if response.status == 200:
-            url = target_url(stand.last)
-            assert url.startswith(f"{OPENAI}/"), (path, url)
-            assert url == OPENAI + path.removeprefix("/openai/v1").removeprefix("/openai"), (path, url)
+        if "%c0" in path or "%u" in path:
+            refuse_path(stand, path)
         else:
-            our_error(response, (400, 404))
+            assert went_to(stand, path) == OPENAI + path.removeprefix("/openai/v1").removeprefix("/openai"), path
     for path in (
         "/openai/v1/%2e./x",
-        "/openai/%2e%2e%2fx",
         "/p/../openai/v1/files",
         "/p/%2e%2e/v1/files",
         "/./openai/v1/files",
@@ -284,17 +287,12 @@ def other_ways_up_and_out(stand: Stand) -> None:
         "/openai/v1/%zz",
         "/openai/v1/%u002e",
     ):
-        response = stand.ask("GET", path)
-        if response.status == 200:
-            # Dots joined to an encoded slash are one segment for us; the host and the base path stay what they are.
-            assert path == "/openai/%2e%2e%2fx"
-            assert target_url(stand.last) == f"{OPENAI}/%2e%2e%2fx"
-        else:
-            our_error(response, (400, 404))
+        refuse_path(stand, path)
+    # Dots joined to an encoded slash are one segment for us; the host and the base path stay what they are.
+    assert went_to(stand, "/openai/%2e%2e%2fx") == f"{OPENAI}/%2e%2e%2fx"
 
 
-@beyond
-def no_way_up_behind_a_prefix(stand: Stand) -> None:
+def test_no_way_up_behind_a_prefix(stand: Stand) -> None:
     """A provider's prefix that goes leaves no dot segment behind, whichever way its slash and the dots are written."""
     for prefix in ("/v1", "", "/p/default/v1", "//v1/"):
         for name in ("groq%2f..", "groq%2F%2e%2E", "groq%2f.", "groq%2f%2e", "openai%2F..", "mistral%2f.%2e"):
@@ -306,8 +304,7 @@ def no_way_up_behind_a_prefix(stand: Stand) -> None:
     assert target_url(stand.last) == "https://api.groq.com/openai/v1/models/a..b"
 
 
-@beyond
-def names_that_are_not_providers(stand: Stand) -> None:
+def test_names_that_are_not_providers(stand: Stand) -> None:
     """Whatever stands first in a path is a provider's name or nothing: no host, no port, no property of an object."""
     for first in (
         "api.openai.com",
@@ -327,11 +324,14 @@ def names_that_are_not_providers(stand: Stand) -> None:
         "rewrite",
         "dashboard",
     ):
-        refuse_path(stand, f"/{first}/v1/x", (400, 404), None)
+        if first == "openai%00":
+            refuse_path(stand, f"/{first}/v1/x")
+        else:
+            code = "path_not_found" if first in ("p", "v2") else "provider_not_found"
+            refuse_path(stand, f"/{first}/v1/x", 404, code)
 
 
-@beyond
-def models_cannot_leave_their_provider(stand: Stand) -> None:
+def test_models_cannot_leave_their_provider(stand: Stand) -> None:
     """A model's name decides between known providers and is otherwise data."""
     for model in (
         "https://evil/x",
@@ -353,29 +353,30 @@ def models_cannot_leave_their_provider(stand: Stand) -> None:
         assert stand.last.header(b"x-evil") is None
         assert json.loads(stand.last.body)["model"] == model.removeprefix("openai/")
     for model in ("models/../x", "%2e%2e", "gpt-4o%2f..", "..", "x/../../y", "@evil"):
-        response = stand.ask("GET", f"/v1/models/{model}")
-        if response.status == 200:
+        if model in ("gpt-4o%2f..", "@evil"):
+            assert stand.ask("GET", f"/v1/models/{model}").status == 200
             assert target_url(stand.last).startswith(f"{OPENAI}/models/")
         else:
-            our_error(response, (400, 404))
+            refuse_path(stand, f"/v1/models/{model}")
 
 
-@beyond
-def projects_cannot_be_guessed_out_of_paths(stand: Stand) -> None:
+def test_projects_cannot_be_guessed_out_of_paths(stand: Stand) -> None:
     """A project's name in path or header is a name: unknown ones are 404, odd ones nothing else."""
     for name in ("..", "%2e%2e", "default%00", "DEFAULT", "default/../default", "*", "default,default", "__proto__"):
         response = stand.ask("GET", f"/p/{name}/openai/v1/files")
-        our_error(response, (400, 404))
+        if name in ("..", "%2e%2e", "default%00", "default/../default"):
+            our_error(response, 400, "bad_target")
+        else:
+            our_error(response, 404, "project_not_found")
         response = stand.ask("GET", "/openai/v1/files", headers={"x-lava-proxy-project": name})
-        our_error(response, (400, 404))
+        our_error(response, 404, "project_not_found")
     response = stand.ask(
         "GET", "/openai/v1/files", headers=[("x-lava-proxy-project", "default"), ("x-lava-proxy-project", "other")]
     )
     our_error(response, 400)
 
 
-@beyond
-def metadata_is_judged(stand: Stand) -> None:
+def test_metadata_is_judged(stand: Stand) -> None:
     """What is no object of short strings is refused; what is, arrives as ASCII and once."""
     for value in (
         "[]",
@@ -393,9 +394,8 @@ def metadata_is_judged(stand: Stand) -> None:
     ):
         with stand.untouched():
             our_error(stand.ask("GET", "/openai/v1/files", headers={"x-lava-metadata": value}), 400, "bad_request")
-    assert stand.ask(
-        "GET", "/openai/v1/files", headers={"x-lava-metadata": '{"a":"\\u00e4\\r\\nX-Evil: 1"}'}
-    ).status in (200, 400)
+    escaped = {"x-lava-metadata": '{"a":"\\u00e4\\r\\nX-Evil: 1"}'}
+    assert stand.ask("GET", "/openai/v1/files", headers=escaped).status == 200
     assert stand.last.header(b"x-evil") is None
     with stand.untouched():
         twice = [("x-lava-metadata", '{"a":"1"}'), ("x-lava-metadata", '{"b":"2"}')]

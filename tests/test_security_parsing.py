@@ -1,19 +1,19 @@
-"""Group http-parsing: bytes that two programs could read in two ways become no request."""
+"""HTTP parsing: bytes that two programs could read in two ways become no request."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
 
-from hostile_setup import (
+from security_stand import (
     BEARER,
     LOCAL_KEY,
     Stand,
-    beyond,
     case,
     echo,
     head,
+    our_error,
+    refuse,
     rss,
     sha256,
     sound,
@@ -21,39 +21,10 @@ from hostile_setup import (
 )
 from upstream import Peer, Received, answer
 
-if TYPE_CHECKING:
-    from rawclient import Response
-
 POST = "POST /openai/v1/files HTTP/1.1"
 GET = "GET /openai/v1/files HTTP/1.1"
 CHUNKED = "Transfer-Encoding: chunked"
 SMUGGLED = b"GET /openai/v1/smuggled HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-
-
-def our_error(response: Response, statuses: int | tuple[int, ...], code: str | None = None) -> None:
-    """The response is an error of ours: its status, its code in header and body, a hint, no retry."""
-    allowed = (statuses,) if isinstance(statuses, int) else statuses
-    assert response.status in allowed, (response.status, response.body)
-    assert response.complete
-    assert response.code is not None
-    assert code is None or response.code == code, response.code
-    ours = response.json()["error"]["lava_proxy"]
-    assert ours["code"] == response.code
-    assert ours["hint"]
-    assert response.header("x-should-retry") == "false"
-
-
-def refuse(
-    stand: Stand, raw: bytes, statuses: int | tuple[int, ...], code: str | None = None, *, at: str = "plain"
-) -> Response:
-    """These bytes are answered once, with that error, and the connection is closed; nothing goes upstream."""
-    with stand.untouched(at):
-        response, rest = stand.raw(raw, at)
-        our_error(response, statuses, code)
-        assert response.header("connection") is not None
-        assert "close" in (response.header("connection") or "").lower()
-        assert rest == b"", rest[:300]
-    return response
 
 
 def port(stand: Stand, at: str = "plain") -> int:
@@ -61,7 +32,7 @@ def port(stand: Stand, at: str = "plain") -> int:
 
 
 @case("PAR-01")
-def length_and_chunked(stand: Stand) -> None:
+def test_length_and_chunked(stand: Stand) -> None:
     p = port(stand)
     body = b"0\r\n\r\n" + SMUGGLED
     refuse(stand, head(p, POST, "Content-Length: 5", CHUNKED) + body, 400, "bad_request")
@@ -69,41 +40,41 @@ def length_and_chunked(stand: Stand) -> None:
 
 
 @case("PAR-03")
-def two_lengths(stand: Stand) -> None:
+def test_two_lengths(stand: Stand) -> None:
     p = port(stand)
     refuse(stand, head(p, POST, "Content-Length: 5", "Content-Length: 6") + b"hello!", 400)
     refuse(stand, head(p, POST, "Content-Length: 6", "Content-Length: 5") + b"hello!", 400)
 
 
 @case("PAR-05")
-def odd_lengths(stand: Stand) -> None:
+def test_odd_lengths(stand: Stand) -> None:
     for value in ("+5", "-5", "0x5", "1_0", "5 5", "", "9" * 23):
         refuse(stand, head(port(stand), POST, f"Content-Length: {value}") + b"hello", 400)
 
 
 @case("PAR-06")
-def xchunked(stand: Stand) -> None:
-    refuse(stand, head(port(stand), POST, "Transfer-Encoding: xchunked") + b"0\r\n\r\n" + SMUGGLED, (400, 501))
+def test_xchunked(stand: Stand) -> None:
+    refuse(stand, head(port(stand), POST, "Transfer-Encoding: xchunked") + b"0\r\n\r\n" + SMUGGLED, 400, "bad_request")
 
 
 @case("PAR-08")
-def chunked_identity(stand: Stand) -> None:
+def test_chunked_identity(stand: Stand) -> None:
     refuse(stand, head(port(stand), POST, "Transfer-Encoding: chunked, identity") + b"0\r\n\r\n", 400)
 
 
 @case("PAR-10")
-def space_before_colon(stand: Stand) -> None:
+def test_space_before_colon(stand: Stand) -> None:
     refuse(stand, head(port(stand), POST, "Transfer-Encoding : chunked", "Content-Length: 5") + b"0\r\n\r\n", 400)
 
 
 @case("PAR-12")
-def folded_header(stand: Stand) -> None:
+def test_folded_header(stand: Stand) -> None:
     refuse(stand, head(port(stand), GET, "X-A: one\r\n two"), 400)
 
 
 @case("PAR-14")
-def chunked_in_1_0(stand: Stand) -> None:
-    refuse(stand, head(port(stand), "POST /openai/v1/files HTTP/1.0", CHUNKED) + b"0\r\n\r\n", (400, 505))
+def test_chunked_in_1_0(stand: Stand) -> None:
+    refuse(stand, head(port(stand), "POST /openai/v1/files HTTP/1.0", CHUNKED) + b"0\r\n\r\n", 400, "bad_request")
 
 
 def _broken_chunk(stand: Stand, wrong: bytes, first: bytes = b"5\r\nhello\r\n") -> None:
@@ -135,7 +106,7 @@ def _broken_chunk(stand: Stand, wrong: bytes, first: bytes = b"5\r\nhello\r\n") 
 
 
 @case("PAR-16")
-def bad_chunk_sizes(stand: Stand) -> None:
+def test_bad_chunk_sizes(stand: Stand) -> None:
     for size in (b"zz", b"0x5", b"-5"):
         # At once: nothing is ever begun upstream. Later: what was begun is broken off.
         refuse(stand, head(port(stand), POST, CHUNKED) + size + b"\r\nhello\r\n0\r\n\r\n", 400)
@@ -143,12 +114,12 @@ def bad_chunk_sizes(stand: Stand) -> None:
 
 
 @case("PAR-18")
-def chunk_longer_than_its_size(stand: Stand) -> None:
+def test_chunk_longer_than_its_size(stand: Stand) -> None:
     _broken_chunk(stand, b"5\r\nhello, and more\r\n0\r\n\r\n")
 
 
 @case("PAR-20")
-def chunk_extensions(stand: Stand) -> None:
+def test_chunk_extensions(stand: Stand) -> None:
     p = port(stand)
     with stand.client() as client:
         client.send(head(p, POST, CHUNKED) + b"5;a=b\r\nhello\r\n0;last=1\r\n\r\n")
@@ -165,7 +136,7 @@ def chunk_extensions(stand: Stand) -> None:
 
 
 @case("PAR-23")
-def trailers(stand: Stand) -> None:
+def test_trailers(stand: Stand) -> None:
     trailer = (
         b"Authorization: Bearer %b\r\nHost: evil\r\nContent-Length: 7\r\nConnection: content-type\r\nX-Late: 1\r\n\r\n"
     )
@@ -187,7 +158,7 @@ def trailers(stand: Stand) -> None:
 
 
 @case("PAR-24")
-def lf_only(stand: Stand) -> None:
+def test_lf_only(stand: Stand) -> None:
     p = port(stand)
     refuse(stand, head(p).replace(b"\r\n", b"\n"), 400)
     refuse(stand, head(p, GET, "X-A: b\nX-B: c"), 400)
@@ -195,19 +166,19 @@ def lf_only(stand: Stand) -> None:
 
 
 @case("PAR-25")
-def bare_cr(stand: Stand) -> None:
+def test_bare_cr(stand: Stand) -> None:
     p = port(stand)
     refuse(stand, head(p, GET, "X-A: one\rtwo"), 400)
     refuse(stand, head(p, GET, "X-A: one\rX-B: two"), 400)
-    # Lines that end in CR alone: no head ever ends. Refused at once, or by the header deadline (see slow sockets).
+    # Lines that end in CR alone: no head ever ends. Refused at once.
     with stand.untouched(), stand.client() as client:
         client.push(head(p).replace(b"\r\n", b"\r"))
-        our_error(client.response(), (400, 408))
+        our_error(client.response(), 400, "bad_request")
         assert client.rest() == b""
 
 
 @case("PAR-26")
-def nul_bytes(stand: Stand) -> None:
+def test_nul_bytes(stand: Stand) -> None:
     p = port(stand)
     refuse(stand, head(p, "GET /openai/v1/\0files HTTP/1.1"), 400)
     refuse(stand, head(p, GET, "X-\0A: b"), 400)
@@ -215,24 +186,21 @@ def nul_bytes(stand: Stand) -> None:
 
 
 @case("PAR-28")
-def high_bytes(stand: Stand) -> None:
+def test_high_bytes(stand: Stand) -> None:
     with stand.client() as client:
         client.send(head(client.port, GET, b"X-High: \xff\xfe end"))
         response = client.response()
-        if response.status == 400:
-            our_error(response, 400)
-        else:
-            assert response.status == 200
-            assert stand.last.header(b"x-high") == b"\xff\xfe end"
+        assert response.status == 200
+        assert stand.last.header(b"x-high") == b"\xff\xfe end"
 
 
 @case("PAR-30")
-def no_host(stand: Stand) -> None:
+def test_no_host(stand: Stand) -> None:
     refuse(stand, head(0, GET, host=False), 400)
 
 
 @case("PAR-31")
-def two_hosts(stand: Stand) -> None:
+def test_two_hosts(stand: Stand) -> None:
     p = port(stand)
     refuse(stand, head(p, GET, "Host: evil"), 400)
     refuse(stand, head(p, GET, f"Host: 127.0.0.1:{p}"), 400)
@@ -240,17 +208,17 @@ def two_hosts(stand: Stand) -> None:
 
 
 @case("PAR-32")
-def odd_hosts(stand: Stand) -> None:
+def test_odd_hosts(stand: Stand) -> None:
     p = port(stand)
     for value in ("127.0.0.1, evil", "u@127.0.0.1", "", "127.0.0.1/x?", "127.0.0.1#"):
         for suffix in ("", f":{p}") if value else ("",):
             with stand.untouched(), stand.client() as client:
                 client.push(head(p, GET, f"Host: {value}{suffix}", host=False))
-                our_error(client.response(), (400, 421))
+                our_error(client.response(), 421 if value else 400, "host_not_allowed" if value else "bad_request")
 
 
 @case("PAR-33")
-def absolute_form(stand: Stand) -> None:
+def test_absolute_form(stand: Stand) -> None:
     p = port(stand)
     for target in ("http://evil/a", f"http://127.0.0.1:{p}/openai/v1/files", "HTTP://evil/openai/v1/files", "//evil"):
         line = f"GET {target} HTTP/1.1"
@@ -262,44 +230,44 @@ def absolute_form(stand: Stand) -> None:
 
 
 @case("PAR-35")
-def connect(stand: Stand) -> None:
-    refuse(stand, head(port(stand), "CONNECT evil:443 HTTP/1.1") + SMUGGLED, (400, 405))
+def test_connect(stand: Stand) -> None:
+    refuse(stand, head(port(stand), "CONNECT evil:443 HTTP/1.1") + SMUGGLED, 405, "method_not_allowed")
 
 
 @case("PAR-37")
-def trace(stand: Stand) -> None:
+def test_trace(stand: Stand) -> None:
     response = refuse(stand, head(port(stand), "TRACE /openai/v1/files HTTP/1.1", "X-Mine: to-be-echoed"), 405)
     assert b"to-be-echoed" not in response.body
     assert "to-be-echoed" not in str(response.headers)
 
 
 @case("PAR-39")
-def h2c(stand: Stand) -> None:
+def test_h2c(stand: Stand) -> None:
     with stand.client() as client:
         fields = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
         client.send(head(client.port, GET, *fields))
         response = client.response()
-        assert response.status in (200, 400)
-        if response.status == 200:
-            sound(stand.last)
+        assert response.status == 200
+        sound(stand.last)
 
 
 @case("PAR-40")
-def websocket(stand: Stand) -> None:
+def test_websocket(stand: Stand) -> None:
     fields = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: eHg=")
-    response = refuse(stand, head(port(stand), GET, *fields), (400, 426))
-    assert response.status == 426
+    response = refuse(stand, head(port(stand), GET, *fields), 426, "upgrade_required")
     assert "realtime" in response.json()["error"]["message"]
 
 
 @case("PAR-43")
-def versions(stand: Stand) -> None:
-    for version in ("HTTP/2.0", "HTTP/1.2", "HTTP/1.1x", "http/1.1"):
-        refuse(stand, head(port(stand), f"GET /openai/v1/files {version}"), (400, 505))
+def test_versions(stand: Stand) -> None:
+    for version in ("HTTP/2.0", "HTTP/1.2"):
+        refuse(stand, head(port(stand), f"GET /openai/v1/files {version}"), 505, "http_version_unsupported")
+    for version in ("HTTP/1.1x", "http/1.1"):
+        refuse(stand, head(port(stand), f"GET /openai/v1/files {version}"), 400, "bad_request")
 
 
 @case("PAR-45")
-def expect_without_key(stand: Stand) -> None:
+def test_expect_without_key(stand: Stand) -> None:
     p = port(stand, "keyed")
     wrong = "Authorization: Bearer " + "n" * len(LOCAL_KEY)
     for fields, code in (((), "local_key_required"), ((wrong,), "local_key_invalid")):
@@ -313,7 +281,7 @@ def expect_without_key(stand: Stand) -> None:
 
 
 @case("PAR-46")
-def expect_with_key(stand: Stand) -> None:
+def test_expect_with_key(stand: Stand) -> None:
     p = port(stand, "keyed")
     for framing, body in (("Content-Length: 5", b"hello"), (CHUNKED, b"5\r\nhello\r\n0\r\n\r\n")):
         with stand.client("keyed") as client:
@@ -328,7 +296,7 @@ def expect_with_key(stand: Stand) -> None:
 
 
 @case("PAR-48")
-def huge_header(stand: Stand) -> None:
+def test_huge_header(stand: Stand) -> None:
     p = port(stand)
     refuse(stand, head(p, GET, "X-Big: " + "a" * 66_000), 431)
     before = rss(stand.daemon())
@@ -338,7 +306,7 @@ def huge_header(stand: Stand) -> None:
 
 
 @case("PAR-49")
-def many_headers(stand: Stand) -> None:
+def test_many_headers(stand: Stand) -> None:
     p = port(stand)
     refuse(stand, head(p, GET, *(f"X-{n}: 1" for n in range(5000))), 431)
     refuse(stand, head(p, GET, *(f"X-{n}: 1" for n in range(100))), 431)  # with Host one too many
@@ -349,14 +317,14 @@ def many_headers(stand: Stand) -> None:
 
 
 @case("PAR-51")
-def bad_names(stand: Stand) -> None:
+def test_bad_names(stand: Stand) -> None:
     p = port(stand)
     for field in ("X A: b", "no colon here", ": no name", "X-A : b", "X(A): b"):
         refuse(stand, head(p, GET, field), 400)
 
 
 @case("PAR-52")
-def underscore_twins(stand: Stand) -> None:
+def test_underscore_twins(stand: Stand) -> None:
     with stand.client() as client:
         fields = ("X_Api_Key: evil-1", 'X_Lava_Metadata: {"evil":"2"}', "Transfer_Encoding: chunked", "X-Ok: yes")
         client.send(head(client.port, POST, *fields, "Content-Length: 5") + b"hello")
@@ -369,7 +337,7 @@ def underscore_twins(stand: Stand) -> None:
 
 
 @case("PAR-53")
-def two_authorizations(stand: Stand) -> None:
+def test_two_authorizations(stand: Stand) -> None:
     good, bad = f"Authorization: Bearer {LOCAL_KEY}", "Authorization: Bearer " + "n" * len(LOCAL_KEY)
     for fields in ((good, bad), (bad, good), (good, good)):
         with stand.untouched("keyed"), stand.client("keyed") as client:
@@ -378,7 +346,7 @@ def two_authorizations(stand: Stand) -> None:
 
 
 @case("PAR-55")
-def pipelining(stand: Stand) -> None:
+def test_pipelining(stand: Stand) -> None:
     p = port(stand)
     since = stand.since()
     with stand.client() as client:
@@ -406,8 +374,7 @@ def pipelining(stand: Stand) -> None:
 # --- beyond the list -------------------------------------------------------------------------------------------------
 
 
-@beyond
-def other_spellings_of_framing(stand: Stand) -> None:
+def test_other_spellings_of_framing(stand: Stand) -> None:
     """Two framings, or one that is not plainly chunked, in other spellings, places and orders."""
     p = port(stand)
     for fields in (
@@ -416,18 +383,13 @@ def other_spellings_of_framing(stand: Stand) -> None:
         ("Content-Length: 5", "Transfer-Encoding:\tchunked"),
         ("Content-Length: 5", "Transfer-Encoding: chunked, chunked"),
         (CHUNKED, CHUNKED),
-        ("Transfer-Encoding: identity", CHUNKED),
         (CHUNKED, "Transfer-Encoding: identity"),
         ("Transfer-Encoding: chunked;q=1",),
         ("Transfer-Encoding: ,chunked",),
         ("Transfer-Encoding: chunked,",),
         ('Transfer-Encoding: "chunked"',),
         ("Transfer-Encoding: chunked\x0b",),
-        ("Transfer-Encoding: chunk ed",),
         ("Transfer-Encoding:",),
-        ("Transfer-Encoding: gzip, chunked",),
-        ("Transfer-Encoding: gzip",),
-        ("Transfer-Encoding: identity",),
         ("Transfer\x00-Encoding: chunked",),
         ("\x0bTransfer-Encoding: chunked",),
         ("Content-Length: 5, 5",),
@@ -441,11 +403,18 @@ def other_spellings_of_framing(stand: Stand) -> None:
         (b"Content-Length: \xd9\xa5",),
         (b"Content-Length: \xb2",),
     ):
-        refuse(stand, head(p, POST, *fields) + b"0\r\n\r\n" + SMUGGLED, (400, 501))
+        refuse(stand, head(p, POST, *fields) + b"0\r\n\r\n" + SMUGGLED, 400, "bad_request")
+    for fields in (
+        ("Transfer-Encoding: identity", CHUNKED),
+        ("Transfer-Encoding: chunk ed",),
+        ("Transfer-Encoding: gzip, chunked",),
+        ("Transfer-Encoding: gzip",),
+        ("Transfer-Encoding: identity",),
+    ):
+        refuse(stand, head(p, POST, *fields) + b"0\r\n\r\n" + SMUGGLED, 501, "not_implemented")
 
 
-@beyond
-def other_line_ends(stand: Stand) -> None:
+def test_other_line_ends(stand: Stand) -> None:
     """Every way to end a line but CRLF, in every place of a head."""
     p = port(stand)
     good = head(p, GET, "X-A: b")
@@ -455,54 +424,52 @@ def other_line_ends(stand: Stand) -> None:
             left, right = b"\r\n".join(pieces[: number + 1]), b"\r\n".join(pieces[number + 1 :])
             with stand.untouched(), stand.client() as client:
                 client.push(left + wrong + right + b"\r\n")
-                our_error(client.response(), (400, 408, 505))
+                our_error(client.response(), 400, "bad_request")
                 assert client.rest() == b""
 
 
-@beyond
-def other_request_lines(stand: Stand) -> None:
+def test_other_request_lines(stand: Stand) -> None:
     """Request lines that are nearly one."""
     p = port(stand)
-    for line in (
-        " GET /openai/v1/files HTTP/1.1",
-        "GET  /openai/v1/files HTTP/1.1",
-        "GET /openai/v1/files  HTTP/1.1",
-        "GET /openai/v1/files HTTP/1.1 ",
-        "GET\t/openai/v1/files\tHTTP/1.1",
-        "GET /openai/v1/files\x0bHTTP/1.1",
-        "GET /openai/v1/files",
-        "GET",
-        "GET /openai/v1/fi les HTTP/1.1",
-        "GET /openai/v1/files HTTP/0.9",
-        "GET /openai/v1/files HTTP/1.10",
-        "GET /openai/v1/files HTTP/01.1",
-        "GET /openai/v1/files HTTP/1,1",
-        "GET /openai/v1/files HTTP/3",
-        "GET /openai/v1/files ICE/1.0",
-        "G\x00T /openai/v1/files HTTP/1.1",
-        "get /openai/v1/files HTTP/1.1",
-        "GETX /openai/v1/files HTTP/1.1",
-        "PRI * HTTP/2.0",
-        "OPTIONS * HTTP/1.1",
-        "GET * HTTP/1.1",
-        "GET openai/v1/files HTTP/1.1",
-        "GET ?x HTTP/1.1",
-        "GET evil:443 HTTP/1.1",
-        "GET ftp://evil/x HTTP/1.1",
-        "GET /openai/v1/files#frag HTTP/1.1",
-        b"GET /openai/v1/\xc3\xa4 HTTP/1.1",
-        b"GET /openai/v1/files?\xff HTTP/1.1",
-        "PROPFIND /openai/v1/files HTTP/1.1",
-        "PURGE /openai/v1/files HTTP/1.1",
+    for line, status, code in (
+        (" GET /openai/v1/files HTTP/1.1", 400, "bad_request"),
+        ("GET  /openai/v1/files HTTP/1.1", 400, "bad_request"),
+        ("GET /openai/v1/files  HTTP/1.1", 400, "bad_request"),
+        ("GET /openai/v1/files HTTP/1.1 ", 400, "bad_request"),
+        ("GET\t/openai/v1/files\tHTTP/1.1", 400, "bad_request"),
+        ("GET /openai/v1/files\x0bHTTP/1.1", 400, "bad_request"),
+        ("GET /openai/v1/files", 400, "bad_request"),
+        ("GET", 400, "bad_request"),
+        ("GET /openai/v1/fi les HTTP/1.1", 400, "bad_request"),
+        ("GET /openai/v1/files HTTP/0.9", 505, "http_version_unsupported"),
+        ("GET /openai/v1/files HTTP/1.10", 505, "http_version_unsupported"),
+        ("GET /openai/v1/files HTTP/01.1", 400, "bad_request"),
+        ("GET /openai/v1/files HTTP/1,1", 400, "bad_request"),
+        ("GET /openai/v1/files HTTP/3", 400, "bad_request"),
+        ("GET /openai/v1/files ICE/1.0", 400, "bad_request"),
+        ("G\x00T /openai/v1/files HTTP/1.1", 400, "bad_request"),
+        ("get /openai/v1/files HTTP/1.1", 405, "method_not_allowed"),
+        ("GETX /openai/v1/files HTTP/1.1", 405, "method_not_allowed"),
+        ("PRI * HTTP/2.0", 505, "http_version_unsupported"),
+        ("OPTIONS * HTTP/1.1", 400, "bad_target"),
+        ("GET * HTTP/1.1", 400, "bad_target"),
+        ("GET openai/v1/files HTTP/1.1", 400, "bad_target"),
+        ("GET ?x HTTP/1.1", 400, "bad_target"),
+        ("GET evil:443 HTTP/1.1", 400, "bad_target"),
+        ("GET ftp://evil/x HTTP/1.1", 400, "bad_target"),
+        ("GET /openai/v1/files#frag HTTP/1.1", 400, "bad_target"),
+        (b"GET /openai/v1/\xc3\xa4 HTTP/1.1", 400, "bad_target"),
+        (b"GET /openai/v1/files?\xff HTTP/1.1", 400, "bad_target"),
+        ("PROPFIND /openai/v1/files HTTP/1.1", 405, "method_not_allowed"),
+        ("PURGE /openai/v1/files HTTP/1.1", 405, "method_not_allowed"),
     ):
-        refuse(stand, head(p, line), (400, 405, 505))
+        refuse(stand, head(p, line), status, code)
     refuse(stand, head(p, "GET /openai/v1/" + "a" * 9000 + " HTTP/1.1"), 414, "target_too_long")
     refuse(stand, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"x" * 100, 400)
-    refuse(stand, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (400, 405, 505))
+    refuse(stand, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http_version_unsupported")
 
 
-@beyond
-def other_chunk_faults(stand: Stand) -> None:
+def test_other_chunk_faults(stand: Stand) -> None:
     """Chunked framing that goes wrong after a good chunk: the request upstream never ends."""
     for wrong in (
         b"5 \r\nhello\r\n0\r\n\r\n",
@@ -526,8 +493,7 @@ def other_chunk_faults(stand: Stand) -> None:
         _broken_chunk(stand, wrong)
 
 
-@beyond
-def sound_neighbours_pass(stand: Stand) -> None:
+def test_sound_neighbours_pass(stand: Stand) -> None:
     """What is unusual and right is served as it stands: strictness costs no good client."""
     p = port(stand)
     good = (
@@ -551,8 +517,7 @@ def sound_neighbours_pass(stand: Stand) -> None:
         sound(stand.last)
 
 
-@beyond
-def other_upgrades_and_expectations(stand: Stand) -> None:
+def test_other_upgrades_and_expectations(stand: Stand) -> None:
     """Other protocols are not switched to, other expectations not met."""
     p = port(stand)
     refuse(stand, head(p, GET, "Connection: upgrade", "Upgrade: WebSocket"), 426)
@@ -566,8 +531,7 @@ def other_upgrades_and_expectations(stand: Stand) -> None:
         sound(stand.last)
 
 
-@beyond
-def smuggling_through_the_answer(stand: Stand) -> None:
+def test_smuggling_through_the_answer(stand: Stand) -> None:
     """Requests that stand in a body, a query, a header value, stay data on both sides, keep-alive or not."""
     p = port(stand)
     since = stand.since()
@@ -589,8 +553,7 @@ def smuggling_through_the_answer(stand: Stand) -> None:
         assert re.fullmatch(rb"[!-~]+", each.target)
 
 
-@beyond
-def head_in_pieces(stand: Stand) -> None:
+def test_head_in_pieces(stand: Stand) -> None:
     """A head and a body cut at every byte are one request."""
     p = port(stand)
     raw = head(p, POST, CHUNKED, "X-A: b") + b"5;x\r\nhello\r\n0\r\nT: 1\r\n\r\n"

@@ -1,8 +1,8 @@
-"""What the hostile cases share: daemons and one recording upstream, a client that keeps all it hears, the register.
+"""What the security tests share: daemons and one recording upstream, and a client that keeps all it receives.
 
-A ``Stand`` lives for the whole session. Its daemons start when the first case asks for them; all but ``patient`` share one
-``Upstream`` that does what ``play`` says, so cases run one after the other. Whatever a daemon sent to any client is kept
-until the case ends and searched for secrets then; the daemons log at level debug, and their output is searched at the end.
+A ``Stand`` lives for a module (fixture ``stand`` in conftest.py). Its daemons start when the first test asks for them; all but
+``patient`` share one ``Upstream`` that does what ``play`` says. Whatever a daemon sent to any client is kept until the test
+ends and searched for secrets then; the daemons log at level debug, and their output is searched at the end.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import psutil
+import pytest
 from daemons import Daemon
 from rawclient import PATIENCE, RawClient, Response
 from upstream import Peer, Received, Upstream, answer
 
-from proxy.redaction import leaks
-from proxy.tokens import mint_token
+from proxy.lava.tokens import mint_token
+from proxy.protocol.redaction import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from concurrent.futures import Future
     from pathlib import Path
 
 
@@ -59,28 +59,16 @@ DONE = b"data: [DONE]\n\n"
 SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 CLOSE_SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 
-# --- the register ----------------------------------------------------------------------------------------------------
-
-Check = Callable[["Stand"], None]
-CASES: dict[str, Check] = {}
-BEYOND: dict[str, Check] = {}
+# --- marks -----------------------------------------------------------------------------------------------------------
 
 
-def case(name: str) -> Callable[[Check], Check]:
-    """Registers the check of one case of hostile-cases.json."""
-
-    def register(check: Check) -> Check:
-        assert name not in CASES, name
-        CASES[name] = check
-        return check
-
-    return register
+def case(name: str) -> pytest.MarkDecorator:
+    """Mark the test of one case of hostile-cases.json: the case's id stands in the test's name."""
+    return pytest.mark.parametrize("stand", [pytest.param(name, id=name)], indirect=True)
 
 
-def beyond(check: Check) -> Check:
-    """Registers a check of the same classes that the list does not have."""
-    BEYOND[check.__name__] = check
-    return check
+FULL = bool(os.environ.get("SECURITY_FULL_SIZE"))
+"""Whether cases that have a size run at the size of the list (a test marked ``slow`` sets it)."""
 
 
 # --- the upstream's part ---------------------------------------------------------------------------------------------
@@ -264,7 +252,6 @@ class Stand:
         self.upstream = self._exit.enter_context(Upstream(self._serve))
         self.others = self._exit.enter_context(Upstream(self._serve_patiently))
         self.pool = ThreadPoolExecutor(16)
-        self.slow: dict[str, Future[Any]] = {}
 
     # daemons
 
@@ -525,3 +512,52 @@ class Together:
 
 def opened(flag: threading.Event, seconds: float = 10.0) -> None:
     assert flag.wait(seconds), "waited in vain"
+
+
+def our_error(response: Response, status: int, code: str | None = None) -> None:
+    """The response is an error of ours: its status, its code in header and body, a hint, no retry."""
+    assert response.status == status, (response.status, response.body)
+    assert response.complete
+    assert response.code is not None
+    assert code is None or response.code == code, response.code
+    ours = response.json()["error"]["lava_proxy"]
+    assert ours["code"] == response.code
+    assert ours["hint"]
+    assert response.header("x-should-retry") == "false"
+
+
+def refuse(stand: Stand, raw: bytes, status: int, code: str | None = None, *, at: str = "plain") -> Response:
+    """These bytes are answered once, with that error, and the connection is closed; nothing goes upstream."""
+    with stand.untouched(at):
+        response, rest = stand.raw(raw, at)
+        our_error(response, status, code)
+        assert response.header("connection") is not None
+        assert "close" in (response.header("connection") or "").lower()
+        assert rest == b"", rest[:300]
+    return response
+
+
+def ends(stand: Stand, config: str, *, env: dict[str, str] | None = None, seconds: float = 20.0) -> tuple[int, str]:
+    """Start a daemon that must not stay: its exit code and what it said."""
+    running = stand.start(config, ready=False, env=env)
+    code = running.process.wait(seconds)
+    return code, running.output()
+
+
+def with_site(stand: Stand, name: str, source: str) -> dict[str, str]:
+    """An environment in which every Python runs ``source`` first."""
+    import proxy
+
+    folder = stand.folder / name
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(source)
+    from pathlib import Path
+
+    return {"PYTHONPATH": f"{folder}:{Path(proxy.__file__).parent.parent}"}
+
+
+def settled(stand: Stand, running: Daemon) -> bool:
+    """Nothing is in flight."""
+    text = stand.ask("GET", "/metrics", at=running).body.decode()
+    value = next(line for line in text.splitlines() if line.startswith("lava_proxy_streams_in_flight "))
+    return float(value.split()[1]) <= 1.0  # this question itself

@@ -16,25 +16,25 @@ import signal
 import socket
 from typing import TYPE_CHECKING
 
-from hostile_setup import (
+from rawclient import PATIENCE, RawClient, Response
+from security_stand import (
     KEY_A,
     KEY_B,
     LAVA_KEY,
     LOCAL_KEY,
-    beyond,
     sound,
     target_url,
     until,
 )
-from rawclient import PATIENCE, RawClient, Response
 from upstream import Upstream, answer
 
-from proxy.tokens import mint_token
+from proxy.lava.tokens import mint_token
 
 if TYPE_CHECKING:
     from daemons import Daemon
-    from hostile_setup import Stand
+    from security_stand import Stand
     from upstream import Peer, Received
+
 
 PRIMED = 3
 """How often a request is sent before its neighbours: memories that begin with the second time are filled, too."""
@@ -63,8 +63,7 @@ def closes_after(client: RawClient, response: Response) -> bool:
 # --- heads -----------------------------------------------------------------------------------------------------------
 
 
-@beyond
-def lengths_are_read_each_time(stand: Stand) -> None:
+def test_lengths_are_read_each_time(stand: Stand) -> None:
     """Heads that differ in Content-Length alone: each body ends where its own head says, on one connection and pipelined."""
     port = stand.daemon().port
     seen = stand.since()
@@ -82,8 +81,7 @@ def lengths_are_read_each_time(stand: Stand) -> None:
         sound(each)
 
 
-@beyond
-def framing_is_proved_each_time(stand: Stand) -> None:
+def test_framing_is_proved_each_time(stand: Stand) -> None:
     """A well-known head, then the same with one fault of framing: refused and closed, and nothing of it goes upstream."""
     port = stand.daemon().port
     good = lines(port, "Content-Length: 5", "X-A: b") + b"hello"
@@ -130,8 +128,7 @@ def framing_is_proved_each_time(stand: Stand) -> None:
             assert stand.last.body == body
 
 
-@beyond
-def what_ends_the_connection_is_read_each_time(stand: Stand) -> None:
+def test_what_ends_the_connection_is_read_each_time(stand: Stand) -> None:
     """Version, ``Connection``, ``Expect`` and the method of a known head are looked at anew."""
     port = stand.daemon().port
     good = lines(port, "Connection: alive", "Content-Length: 2") + b"{}"
@@ -177,8 +174,7 @@ def what_ends_the_connection_is_read_each_time(stand: Stand) -> None:
         assert say(client, got).body
 
 
-@beyond
-def any_one_byte_counts(stand: Stand) -> None:
+def test_any_one_byte_counts(stand: Stand) -> None:
     """Every byte of a known head, made another: a daemon that knows it and one that does not say and send the same."""
     host = b"gateway.internal:8080"  # the same for both
     good = b"\r\n".join(
@@ -232,8 +228,7 @@ def any_one_byte_counts(stand: Stand) -> None:
 # --- keys, names, pages ----------------------------------------------------------------------------------------------
 
 
-@beyond
-def keys_are_compared_each_time(stand: Stand) -> None:
+def test_keys_are_compared_each_time(stand: Stand) -> None:
     """Heads that differ in the key alone: each opens what it opens, in any header, on a kept connection."""
     port = stand.daemon("keyed").port
 
@@ -268,8 +263,7 @@ def keys_are_compared_each_time(stand: Stand) -> None:
                 sound(stand.last, credential[key])
 
 
-@beyond
-def order_and_duplicates_of_keys_count(stand: Stand) -> None:
+def test_order_and_duplicates_of_keys_count(stand: Stand) -> None:
     """The same credential lines once, twice, in another order, or with the deciding one last."""
     port = stand.daemon("keyed").port
     token_a = b"Bearer " + mint_token(LAVA_KEY, meter_slug="meter-a").encode()
@@ -309,8 +303,7 @@ def order_and_duplicates_of_keys_count(stand: Stand) -> None:
             rng.shuffle(table)
 
 
-@beyond
-def names_and_pages_are_judged_each_time(stand: Stand) -> None:
+def test_names_and_pages_are_judged_each_time(stand: Stand) -> None:
     """Heads that differ in Host, Origin or Sec-Fetch-Site alone, again and again in any order."""
     port = stand.daemon("keyed").port
     key = f"Authorization: Bearer {LOCAL_KEY}"
@@ -351,8 +344,7 @@ def names_and_pages_are_judged_each_time(stand: Stand) -> None:
         rng.shuffle(table)
 
 
-@beyond
-def the_same_bytes_on_another_socket(stand: Stand) -> None:
+def test_the_same_bytes_on_another_socket(stand: Stand) -> None:
     """One head on TCP and on the unix socket: ``Host: localhost`` is a name of ours on the latter alone."""
     path = stand.folder / "alike.sock"
     running = stand.start(f'[server]\nunix_socket = "{path}"\n')
@@ -376,8 +368,7 @@ def the_same_bytes_on_another_socket(stand: Stand) -> None:
 # --- what travels ----------------------------------------------------------------------------------------------------
 
 
-@beyond
-def what_travels_is_made_each_time(stand: Stand) -> None:
+def test_what_travels_is_made_each_time(stand: Stand) -> None:
     """Heads that differ in one travelling header, its order, its number or a nomination: each goes on as it came."""
     port = stand.daemon().port
     ours = {b"host", b"authorization", b"content-length"}
@@ -411,8 +402,7 @@ def what_travels_is_made_each_time(stand: Stand) -> None:
             rng.shuffle(table)
 
 
-@beyond
-def addresses_and_models_are_routed_each_time(stand: Stand) -> None:
+def test_addresses_and_models_are_routed_each_time(stand: Stand) -> None:
     """Addresses that differ in one byte, and bodies of one length that differ in the model, under one and the same head."""
     running = stand.start('[models]\nfast = "groq/llama-3.1"\n')
     port = running.port
@@ -468,8 +458,7 @@ def addresses_and_models_are_routed_each_time(stand: Stand) -> None:
             rng.shuffle(addresses)
 
 
-@beyond
-def a_coding_of_the_body_is_seen_each_time(stand: Stand) -> None:
+def test_a_coding_of_the_body_is_seen_each_time(stand: Stand) -> None:
     """The same bytes with and without Content-Encoding, and with another Content-Type: the model is found where it is."""
     running = stand.start('[models]\nfast = "groq/llama-3.1"\n')
     plain = b'{"model":"fast","messages":[]}'
@@ -493,8 +482,7 @@ def a_coding_of_the_body_is_seen_each_time(stand: Stand) -> None:
                 assert stand.last.header(b"content-encoding") == coding
 
 
-@beyond
-def answers_are_read_each_time(stand: Stand) -> None:
+def test_answers_are_read_each_time(stand: Stand) -> None:
     """Answers whose heads differ in as little: each client gets its own, with nothing of another's."""
     script = [
         answer(200, b"one", [(b"x-lava-request-id", b"r1"), (b"content-type", b"text/a")]),
@@ -533,6 +521,7 @@ def answers_are_read_each_time(stand: Stand) -> None:
             {b"x-a"} if (b"connection", b"x-a") in fields else set()
         )
         wanted = [(name.decode(), value.decode()) for name, value in fields if name not in gone]
+        wanted.append(("content-security-policy", "sandbox"))  # none has a type that no browser runs
         ours = ("x-lava-proxy-project", "x-lava-proxy-provider", "x-lava-proxy-request-id", "date", "transfer-encoding")
         assert [pair for pair in response.headers if pair[0] not in ours] == wanted, raw
         assert response.header("x-lava-proxy-error") is None
@@ -542,8 +531,7 @@ def answers_are_read_each_time(stand: Stand) -> None:
 # --- across configurations -------------------------------------------------------------------------------------------
 
 
-@beyond
-def a_reload_forgets(stand: Stand) -> None:
+def test_a_reload_forgets(stand: Stand) -> None:
     """The same bytes before and after a reload, on one kept connection: only the configuration in use decides."""
     keys = {"old": "alike-old-key-" + "1234567890", "new": "alike-new-key-" + "1234567890"}
 
@@ -635,8 +623,7 @@ def a_reload_forgets(stand: Stand) -> None:
     assert running.stop() == 0
 
 
-@beyond
-def a_known_head_is_refused_while_draining(stand: Stand) -> None:
+def test_a_known_head_is_refused_while_draining(stand: Stand) -> None:
     """A kept connection whose head is known: once the daemon goes down, the same bytes are not served any more."""
     held: list[Peer] = []
 
