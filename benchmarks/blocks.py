@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import brotli  # type: ignore[import-untyped]  # it has no stubs
 import zstandard
 
-from proxy.body import search
+from proxy.protocol.body import search
 
 if TYPE_CHECKING:
     from collections.abc import Callable

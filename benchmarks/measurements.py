@@ -336,6 +336,16 @@ def _threads(process: processes.Process) -> int:
     return int(psutil.Process(process.child.pid).num_threads())
 
 
+def started(target: Target, mock: Target) -> State:
+    """The state of a daemon once it has all its threads: two seconds on, it looks at its files for the first time, in a
+    thread that it keeps."""
+    assert target.process is not None
+    deadline = time.monotonic() + 10.0
+    while _threads(target.process) < 3 and time.monotonic() < deadline:  # the loop's, the log's, the files'
+        time.sleep(0.1)
+    return state(target, mock)
+
+
 def settled(target: Target, mock: Target, base: State, *, pool: int = 0, seconds: float = SETTLE_SECONDS) -> State:
     """The daemon's state once it is as `base` was, or when the time is over. ``pool``: see `State.no_more_than`."""
     deadline = time.monotonic() + seconds
@@ -355,7 +365,7 @@ def cancelled(stage: Stage, count: int) -> dict[str, Any]:
     target = lava_proxy(stage.folder / "cancelled", f"http://127.0.0.1:{mock.port}")
     assert target.process is not None
     try:
-        fresh = state(target, mock)
+        fresh = started(target, mock)
         windows.with_load("cancels", target, connections=50, count=min(count, 250))
         before = settled(target, mock, fresh)
         window = windows.with_load("cancels", target, connections=50, count=count)

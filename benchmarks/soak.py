@@ -23,7 +23,7 @@ import measurements
 import processes
 import proxies
 import windows
-from measurements import Watch, settled, state
+from measurements import Watch, settled, started
 from proxies import lava_proxy
 from windows import Target
 
@@ -101,7 +101,7 @@ def slow_headers(pair: Pair, length: Length) -> tuple[bool, str, dict[str, Any]]
     clients, long = 4, length.seconds >= 60
     seconds = max(11.5, min(length.seconds, 60.0))  # beyond the ten that a head may take
     alone = windows.with_load("requests", daemon, connections=clients, seconds=5.0 if long else 1.0)
-    fresh = state(daemon, mock)
+    fresh = started(daemon, mock)
     good: list[windows.Window] = []
 
     def among_them(said: dict[str, Any]) -> None:
@@ -144,7 +144,7 @@ def short_requests(pair: Pair, length: Length) -> tuple[bool, str, dict[str, Any
     # The pool runs dry in fifteen seconds: at full length that is waited for.
     pool = 0 if length.requests >= 100_000 else clients
     share: dict[str, Any] = {"cancels": 0.10, "faults": 0.05, "connections": clients}
-    fresh = state(daemon, mock)
+    fresh = started(daemon, mock)
     # The base is a warm daemon: libraries loaded, caches filled.
     windows.with_load("mixed", daemon, count=min(20_000, max(500, length.requests // 20)), **share)
     before = settled(daemon, mock, fresh, pool=pool)
