@@ -398,8 +398,8 @@ def test_closing_the_terminal_ends_the_daemon(run: Callable[..., Running], *, no
     def take_terminal() -> None:
         os.setsid()
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-        if nohup:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Set in both cases: a suite that is itself run under nohup inherits an ignored SIGHUP.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
 
     daemon = run(preexec_fn=take_terminal, stdin=slave, start_new_session=False)
     os.close(slave)
