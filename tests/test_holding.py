@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import brotli  # type: ignore[import-untyped]  # it has no stubs
@@ -58,6 +59,19 @@ ENCODERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+def served_during(port: int, work: Callable[[], None]) -> int:
+    """Return how many requests of another client are answered while ``work`` runs. Raises what ``work`` raises."""
+    served = 0
+    with ThreadPoolExecutor(1) as pool, RawClient(port) as client:
+        done = pool.submit(work)
+        while not done.done():
+            client.request("GET", "/healthz")
+            assert client.response().status == 200
+            served += 1
+        done.result()
+    return served
+
+
 # --- nobody waits ----------------------------------------------------------------------------------------------------
 
 
@@ -69,21 +83,11 @@ def test_others_are_served_while_a_hostile_body_is_looked_through(start: Callabl
     with Upstream(BODY) as upstream:
         port = start(upstream).port
         head = {"Content-Type": "application/json", "Content-Encoding": encoding}
-        over = threading.Event()
 
         def work() -> None:
             assert ask(port, "POST", TARGET, sent, head).status == 200
-            over.set()
 
-        thread = threading.Thread(target=work)
-        thread.start()
-        served = 0
-        with RawClient(port) as client:
-            while not over.is_set():
-                client.request("GET", "/healthz")
-                assert client.response().status == 200
-                served += 1
-        thread.join()
+        served = served_during(port, work)
         came = upstream.requests[0]
     # It takes a second or so; were the loop held for a tenth of it at a time, this would be ten.
     assert served > 50
@@ -148,24 +152,14 @@ def test_others_are_served_while_a_hostile_error_is_masked(start: Callable[..., 
     head = [(b"Content-Type", b"text/plain"), (b"Content-Encoding", encoding.encode())]
     with Upstream(answer(500, ENCODERS[encoding](noise), head)) as upstream:
         port = start(upstream).port
-        over = threading.Event()
 
         def work() -> None:
             for _ in range(5):
                 response = ask(port, "GET", "/openai/v1/files/x")
                 assert response.status == 500
                 assert response.complete
-            over.set()
 
-        thread = threading.Thread(target=work)
-        thread.start()
-        served = 0
-        with RawClient(port) as client:
-            while not over.is_set():
-                client.request("GET", "/healthz")
-                assert client.response().status == 200
-                served += 1
-        thread.join()
+        served = served_during(port, work)
     # Were the loop held, each of the five would let through one or two.
     assert served > 15
 
