@@ -17,7 +17,6 @@ from proxy.upstream import UpstreamError
 
 if TYPE_CHECKING:
     from proxy.gateway.active_request import ActiveRequest, EndReason
-    from proxy.gateway.gateway import RequestLog
     from proxy.http.exchange import ClientDisconnected
     from proxy.upstream import UpstreamResponse
 
@@ -130,10 +129,8 @@ async def _take_rest(response: UpstreamResponse) -> None:
             size += len(piece)
 
 
-def fail(active: ActiveRequest, error: Exception, log: RequestLog | None) -> None:
-    """Report a fault of our own code. It is logged with its traceback but never with values."""
-    if log is not None:
-        log.error("internal error", request_id=active.record.request_id, exc_info=error)
+def fail(active: ActiveRequest) -> None:
+    """Report a fault of our own code to the client: by an error response, or by aborting one that was sent or started."""
     if active.record.outcome is not None:
         active.exchange.abort()
         return

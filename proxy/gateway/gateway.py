@@ -115,7 +115,7 @@ class Gateway:
                     self.log_error(error, record.request_id)
 
     def log_error(self, error: Exception, request_id: str) -> None:
-        """Log a fault of our own."""
+        """Log a fault of our own, with its traceback but never with values."""
         if self.log is not None:
             self.log.error("internal error", request_id=request_id, exc_info=error)
 

@@ -42,6 +42,7 @@ async def serve(exchange: Exchange, gateway: Gateway, task: RequestTask) -> None
     except (RequestEnded, ClientDisconnected) as error:
         await conclude(active, error)
     except Exception as error:  # noqa: BLE001  (the border: a fault of ours must not look like another's)
-        fail(active, error, gateway.log)
+        gateway.log_error(error, active.record.request_id)
+        fail(active)
     finally:
         gateway.release(active)  # registry, response, observers
