@@ -365,7 +365,7 @@ class Logs:
             if isinstance(error, BaseException):
                 text = "".join(traceback.format_exception(error)).removesuffix("\n")
                 fields["exception"] = _CREDENTIALS.sub(_mask, text)
-            fields = self._redactor.event(None, "", fields)
+            fields = self._redactor.event(fields)
             if self._console:
                 return self._console_line(when, fields)
             stamped = {"timestamp": self._stamp(when), **_bounded(fields)}
