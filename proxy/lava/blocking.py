@@ -30,7 +30,7 @@ class LavaSync(BlockingResources):
     def __init__(self, *args: Any, **options: Any) -> None:
         self.lava = Lava(*args, **options)
         self.waiter = Waiter()
-        super().__init__(self)
+        super().__init__(self.lava, self.waiter)
         self.base_url = self.lava.base_url
         self.providers = self.lava.providers
         self.forward_token = self.lava.forward_token

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from proxy.lava.errors import UnexpectedAnswer
 from proxy.lava.records import ApiRecord, Page
+from proxy.lava.resources import parameters, rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Mapping
@@ -83,23 +84,25 @@ class Pages(Generic[R]):
 
 
 class PagedResource:
-    """What the typed resources of ``methods`` have in common: they name an action of the table and its fields."""
+    """What the typed resources of ``methods`` have in common.
+
+    Each method passes its action of the table, and its arguments as ``locals()``.
+    """
 
     def __init__(self, lava: Any) -> None:
         self._lava = lava
 
-    def _pages(self, kind: type[R], action: str, fields: Mapping[str, Any]) -> Pages[R]:
-        pages: Pages[R] = self._lava.pages_of(kind, action, fields)
+    def _pages(self, kind: type[R], action: str, given: Mapping[str, Any]) -> Pages[R]:
+        pages: Pages[R] = self._lava.pages_of(kind, action, _fields(action, given))
         return pages
 
-    async def _one(
-        self,
-        kind: type[T],
-        action: str,
-        *ids: str,
-        fields: Mapping[str, Any] | None = None,
-        extra: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> T:
-        found: T = await self._lava.record(kind, action, ids, fields or {}, extra, idempotency_key)
+    async def _one(self, kind: type[T], action: str, given: Mapping[str, Any]) -> T:
+        ids = tuple(given[name] for name in rows(action)[0].ids)
+        extra, idempotency_key = given.get("extra_body"), given.get("idempotency_key")
+        found: T = await self._lava.record(kind, action, ids, _fields(action, given), extra, idempotency_key)
         return found
+
+
+def _fields(action: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of the action, in the order of the table: a body has this order."""
+    return {param.name: given[param.name] for param in parameters(action)}

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from proxy.lava.records import ApiRecord
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
-    from proxy.lava import paging
-    from proxy.lava.client import Lava
+    from proxy.lava.paging import PagedResource, Pages
     from proxy.lava.records import Page
 
 R = TypeVar("R", bound=ApiRecord)
 T = TypeVar("T")
+P = ParamSpec("P")
 
 _END: Any = object()
 
@@ -101,7 +102,7 @@ class BlockingPages(Generic[R]):
     """A list, not asked for yet: ``for record in pages`` gives every record of all pages, ``pages.first()`` the first page
     alone, ``pages.by_page()`` page after page."""
 
-    def __init__(self, waiter: Waiter, pages: paging.Pages[R]) -> None:
+    def __init__(self, waiter: Waiter, pages: Pages[R]) -> None:
         self._waiter = waiter
         self._pages = pages
 
@@ -122,22 +123,32 @@ class BlockingPages(Generic[R]):
 
 
 class BlockingResource:
-    """What the blocking resources have in common."""
+    """A resource of ``methods``, and the thread that waits for it."""
 
-    def __init__(self, face: Any) -> None:
-        self._lava: Lava = face.lava
-        self._waiter: Waiter = face.waiter
+    def __init__(self, resource: PagedResource, waiter: Waiter) -> None:
+        self.resource = resource
+        self.waiter = waiter
 
-    def _pages(self, kind: type[R], action: str, fields: Mapping[str, Any]) -> BlockingPages[R]:
-        return BlockingPages(self._waiter, self._lava.pages_of(kind, action, fields))
 
-    def _one(
-        self,
-        kind: type[R],
-        action: str,
-        *ids: str,
-        fields: Mapping[str, Any] | None = None,
-        extra: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> R:
-        return self._waiter.wait(self._lava.record(kind, action, ids, fields or {}, extra, idempotency_key))
+def waits(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[BlockingResource, P], T]:
+    """Return the method of a ``BlockingResource`` that waits for `method` of its resource."""
+
+    @wraps(method)
+    def call(self: BlockingResource, /, *args: P.args, **options: P.kwargs) -> T:
+        return self.waiter.wait(method(self.resource, *args, **options))
+
+    return call
+
+
+def lists(
+    method: Callable[Concatenate[Any, P], Pages[R]],
+) -> Callable[Concatenate[BlockingResource, P], BlockingPages[R]]:
+    """Return the method of a ``BlockingResource`` that lists what `method` of its resource lists."""
+
+    @wraps(method)
+    def call(self: BlockingResource, /, *args: P.args, **options: P.kwargs) -> BlockingPages[R]:
+        return BlockingPages(self.waiter, method(self.resource, *args, **options))
+
+    return call
