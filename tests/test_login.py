@@ -25,7 +25,7 @@ from test_cli import Ran, command, lava_proxy
 
 from proxy.cli import login
 from proxy.cli.browser import opened
-from proxy.cli.callback import Callback, LoginFailed, user_of
+from proxy.cli.callback import Callback, LoginError, user_of
 from proxy.config import credentials
 from proxy.config.credentials import Login
 from proxy.config.references import UnreadableReference
@@ -491,7 +491,7 @@ def test_a_wrong_answer_ends_the_login(query: str, reason: str) -> None:
         base = f"http://127.0.0.1:{callback.port}/callback"
         assert get(f"{base}?{query}")[0] == 400
         assert get(f"{base}?code=abc&state=right")[0] == 400
-        with pytest.raises(LoginFailed, match=reason):
+        with pytest.raises(LoginError, match=reason):
             callback.wait(5)
 
 

@@ -6,7 +6,7 @@
 - ``addresses.py``  where the configured daemon is reached; ``payers.py`` who pays for what
 - one module for each command: ``serve``, ``demo`` (with ``calls.py``), ``init``, ``check``, ``token``, ``health``,
   ``emulator``; ``login`` (also ``logout`` and ``whoami``; with ``callback.py`` and ``browser.py``)
-- ``account.py``    asks Lava's account API for a command; ``showing.py`` shows its records. ``api`` (with ``words.py``) is all
+- ``account.py``    asks Lava's account API for a command; ``rendering.py`` shows its records. ``api`` (with ``words.py``) is all
   of it by one table; ``wallet``, ``connections``, ``usage``, ``models``, ``keys``, ``checkout`` are its friendly doors
 
 ``main`` is the border to the operating system: whatever happens inside, it ends in an exit code and never in a traceback,

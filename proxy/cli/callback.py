@@ -54,7 +54,7 @@ _PATIENCE_S = 10.0
 _MAX_BODY = 64 * 1024
 
 
-class LoginFailed(Exception):
+class LoginError(Exception):
     """Why there is no code, as a sentence."""
 
 
@@ -84,12 +84,12 @@ class Callback:
         self._thread.join()
 
     def wait(self, seconds: float) -> str:
-        """The code that the browser brings. Raises ``LoginFailed``."""
+        """The code that the browser brings. Raises ``LoginError``."""
         try:
             outcome = self._server.outcomes.get(timeout=seconds)
         except queue.Empty:
-            raise LoginFailed(f"nobody came back from the browser within {counted(seconds, 'second')}") from None
-        if isinstance(outcome, LoginFailed):
+            raise LoginError(f"nobody came back from the browser within {counted(seconds, 'second')}") from None
+        if isinstance(outcome, LoginError):
             raise outcome
         return outcome
 
@@ -103,7 +103,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, state: str) -> None:
         super().__init__(("127.0.0.1", 0), _CallbackHandler)
-        self.outcomes: queue.SimpleQueue[str | LoginFailed] = queue.SimpleQueue()
+        self.outcomes: queue.SimpleQueue[str | LoginError] = queue.SimpleQueue()
         self.page = ""
         self._state = state
         self._lock = threading.Lock()
@@ -114,7 +114,7 @@ class _Server(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = "127.0.0.1", int(self.server_address[1])
 
-    def judge(self, query: str) -> tuple[int, str, str, str | LoginFailed | None]:
+    def judge(self, query: str) -> tuple[int, str, str, str | LoginError | None]:
         """Status, title and text of the page, and what this visit means for the login: nothing once it is over."""
         given = parse_qs(query, keep_blank_values=True)
         states, codes = given.get("state", []), given.get("code", [])
@@ -131,7 +131,7 @@ class _Server(ThreadingHTTPServer):
             self._over = True
         failed = "The login failed"
         if not codes and given.get("error") == ["access_denied"]:  # OAuth's word for it (RFC 6749, 4.1.2.1)
-            why = LoginFailed("access was refused in the browser")
+            why = LoginError("access was refused in the browser")
             return 400, failed, "Access was refused. Go back to the terminal.", why
         if len(codes) != 1 or not codes[0]:
             what = "two codes" if len(codes) > 1 else "no code"
@@ -139,7 +139,7 @@ class _Server(ThreadingHTTPServer):
                 400,
                 failed,
                 f"The answer holds {what}. Go back to the terminal.",
-                LoginFailed(f"what came back from the browser holds {what}"),
+                LoginError(f"what came back from the browser holds {what}"),
             )
         return 200, "You can close this tab", "lava-proxy has its answer. Go back to the terminal.", codes[0]
 

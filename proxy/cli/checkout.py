@@ -40,22 +40,22 @@ def run(
     }
 
     def make(lava: LavaSync) -> int:
-        from proxy.cli import showing
+        from proxy.cli import rendering
         from proxy.lava.resources import resolve
 
         given = {name: value for name, value in fields.items() if value is not None}
         row = resolve("checkout_sessions.create", list(given))
         session = lava.call(row, fields=given)
-        shows = showing.revealed(row)
+        shows = rendering.revealed(row)
         # No SDK knows such a field; should Lava send one, it is what a person wants.
         address = next(
-            (url for name, url in showing.flat(session).items() if name != "origin_url" and _is_page(url)), None
+            (url for name, url in rendering.flat(session).items() if name != "origin_url" and _is_page(url)), None
         )
         if as_json:
-            put_json(showing.plain(session, shows))
+            put_json(rendering.plain(session, shows))
         else:
             screen = Screen()
-            showing.show_one(screen, session, shows)
+            rendering.show_one(screen, session, shows)
             if address is None:
                 screen.line()
                 screen.prose(

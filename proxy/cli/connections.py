@@ -23,7 +23,7 @@ def run(config: Path | None, *, limit: int, as_json: bool) -> int:
 
 
 def _show(lava: LavaSync, limit: int, as_json: bool) -> int:
-    from proxy.cli.showing import plain
+    from proxy.cli.rendering import plain
 
     # One more than is shown, to know whether there are more.
     found = _customers(lava, limit + 1)
@@ -69,7 +69,7 @@ def _plans(lava: LavaSync) -> tuple[Mapping[str, Subscription], bool]:
 
 
 def _cells(record: Customer | Connection, plan: Subscription | None) -> dict[str, str]:
-    from proxy.cli.showing import flat, text
+    from proxy.cli.rendering import flat, text
     from proxy.lava.money import balance_of, dollars
 
     values: dict[str, Any] = flat(record)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from proxy.cli import addresses, payers
-from proxy.cli.calls import CommandAnswer, CommandCall
+from proxy.cli.demo_client import DemoRequest, DemoResponse
 from proxy.cli.terminal import Exit, Screen, put_json, say
 from proxy.protocol.wording import counted
 
@@ -74,9 +74,9 @@ class Step:
     name: str
     title: str
     why: str
-    call: CommandCall
+    call: DemoRequest
     status: int
-    wrong: Callable[[CommandAnswer], str]
+    wrong: Callable[[DemoResponse], str]
     shows_token: bool = False
 
 
@@ -85,7 +85,7 @@ class DemoOutcome:
     """How a step went."""
 
     step: Step
-    answer: CommandAnswer | None
+    answer: DemoResponse | None
     fault: str
     token: dict[str, object] | None
     payer: str | None
@@ -222,11 +222,11 @@ def configured(emulator: Emulator, unknown_key: str, port: int) -> Settings:
 def steps(base: str) -> list[Step]:
     """The requests, in the order in which they are shown; ``base`` is the daemon's address."""
 
-    def chat(key: str, text: str, **more: Any) -> CommandCall:
+    def chat(key: str, text: str, **more: Any) -> DemoRequest:
         body = {"model": "gpt-5", **more, "messages": [{"role": "user", "content": text}]}
-        return CommandCall(f"{base}/v1/chat/completions", {"authorization": f"Bearer {key}"}, body)
+        return DemoRequest(f"{base}/v1/chat/completions", {"authorization": f"Bearer {key}"}, body)
 
-    claude = CommandCall(
+    claude = DemoRequest(
         base + "/v1/messages",
         {"x-api-key": WEBSITE_KEY, "anthropic-version": "2023-06-01"},
         {
@@ -280,11 +280,11 @@ def steps(base: str) -> list[Step]:
     ]
 
 
-def _without_text(answer: CommandAnswer) -> str:
+def _without_text(answer: DemoResponse) -> str:
     return "" if answer.words else "the answer has no text"
 
 
-def _not_streamed(answer: CommandAnswer) -> str:
+def _not_streamed(answer: DemoResponse) -> str:
     if not answer.ended:
         return "the stream did not end with [DONE]"
     if answer.pieces < 2 or answer.seconds - answer.first_s < PACE_S:
@@ -292,8 +292,8 @@ def _not_streamed(answer: CommandAnswer) -> str:
     return ""
 
 
-def _without_code(code: str) -> Callable[[CommandAnswer], str]:
-    def wrong(answer: CommandAnswer) -> str:
+def _without_code(code: str) -> Callable[[DemoResponse], str]:
+    def wrong(answer: DemoResponse) -> str:
         said = answer.headers.get("x-lava-proxy-error")
         return "" if said == code and answer.error.get("message") else f"the error is not {code} but {said}"
 
@@ -313,7 +313,7 @@ def _perform(step: Step, number: int, screen: Screen | None, world: World, inter
         if step.call.streams:
             screen.write("   → ", "good")
     before = len(world.received)
-    answer: CommandAnswer | None = None
+    answer: DemoResponse | None = None
     try:
         answer = step.call.send(on_text)
     except (OSError, http.client.HTTPException) as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from proxy.cli import account, loading, payers
-from proxy.cli.callback import Callback, LoginFailed
+from proxy.cli.callback import Callback, LoginError
 from proxy.cli.terminal import Exit, Screen, put_json, say
 from proxy.config import credentials
 from proxy.config.credentials import Login
@@ -58,7 +58,7 @@ def run(
     try:
         got = _by_browser(base, page, browser, limit, as_json) if code is None else _pasted(code)
         kept = credentials.keep(_exchanged(settings, got, api), os.environ, keyring=keyring)
-    except (LoginFailed, UnreadableReference) as error:
+    except (LoginError, UnreadableReference) as error:
         return account.failed(f"not logged in: {error}", as_json=as_json)
     except OSError as error:
         what = os.strerror(error.errno or 0)
@@ -80,7 +80,7 @@ def places(app: str) -> tuple[str, str]:
 
 
 def _by_browser(base: str, page: str, browser: bool, limit: float, as_json: bool) -> str:
-    """Ask by way of the browser; the code. Raises ``LoginFailed``."""
+    """Ask by way of the browser; the code. Raises ``LoginError``."""
     from proxy.cli.browser import opened
 
     state = secrets.token_hex(16)
@@ -90,7 +90,7 @@ def _by_browser(base: str, page: str, browser: bool, limit: float, as_json: bool
         )
     except OSError as error:
         why = os.strerror(error.errno or 0)
-        raise LoginFailed(f"no port of 127.0.0.1 can be listened on for the browser ({why}); use --code") from None
+        raise LoginError(f"no port of 127.0.0.1 can be listened on for the browser ({why}); use --code") from None
     with callback:
         url = callback.page
         found = browser and opened(callback.start)
@@ -110,12 +110,12 @@ def _by_browser(base: str, page: str, browser: bool, limit: float, as_json: bool
 
 
 def _pasted(code: str) -> str:
-    """A code as it was given: alone, or in the address that the browser ended at. Raises ``LoginFailed``."""
+    """A code as it was given: alone, or in the address that the browser ended at. Raises ``LoginError``."""
     if code == "-":
         import sys
 
         if sys.stdin is None:
-            raise LoginFailed("there is no standard input to read a code from")
+            raise LoginError("there is no standard input to read a code from")
         if sys.stdin.isatty():
             say("Paste the code, or the address that the browser ended at:")
         code = sys.stdin.readline(10_000)
@@ -123,28 +123,28 @@ def _pasted(code: str) -> str:
     if "://" in code or code.startswith("/callback?"):
         given = parse_qs(urlsplit(code).query).get("code", [])
         if len(given) != 1:
-            raise LoginFailed("that address holds no code" if not given else "that address holds two codes")
+            raise LoginError("that address holds no code" if not given else "that address holds two codes")
         code = given[0]
     if not code:
-        raise LoginFailed("no code was given")
+        raise LoginError("no code was given")
     return code
 
 
 def _exchanged(settings: Settings, code: str, api: str) -> Login:
-    """The keys for a code. Raises ``LoginFailed``."""
+    """The keys for a code. Raises ``LoginError``."""
     # Without the header that lets a POST be made again: a code is good once, and a second try would hide the first's fate.
     with account.client(settings, "none", api, idempotency=False) as lava:
         try:
             given = lava.auth.exchange_code(code=code)
         except Refused as error:
             if error.status in (400, 401, 403, 404, 410, 422):
-                raise LoginFailed(f"Lava does not take the code: {error.message.rstrip('.')}. {_AGAIN}") from None
-            raise LoginFailed(account.sentence(error, api)) from None
+                raise LoginError(f"Lava does not take the code: {error.message.rstrip('.')}. {_AGAIN}") from None
+            raise LoginError(account.sentence(error, api)) from None
         except LavaError as error:
-            raise LoginFailed(account.sentence(error, api)) from None
+            raise LoginError(account.sentence(error, api)) from None
     key = given.secret_key.reveal()
     if not key.isascii() or not key.isprintable() or not key:
-        raise LoginFailed("Lava's answer holds no key that could be used")
+        raise LoginError("Lava's answer holds no key that could be used")
     return Login(
         given.secret_key,
         "auto" if base_url_for(key) == api else api,

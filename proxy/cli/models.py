@@ -18,7 +18,7 @@ def run(config: Path | None, provider: str | None, *, as_json: bool) -> int:
     """List the models, of one provider or of all; returns the exit code (2 for a provider that has none)."""
 
     def show(lava: LavaSync) -> int:
-        from proxy.cli.showing import plain, show_many
+        from proxy.cli.rendering import plain, show_many
         from proxy.gateway.routing import maker, nearest
 
         models = list(lava.models.list())

@@ -7,7 +7,7 @@ import shutil
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from proxy.cli import account, words
+from proxy.cli import account, arguments
 from proxy.cli.terminal import Exit, Screen, put_json, table_width
 from proxy.protocol.wording import counted
 
@@ -29,14 +29,14 @@ def run(
     now = datetime.now(UTC).astimezone()
     try:
         start = begin(since, now)
-        end = words.moment(until, now, "--until", ahead=False) if until else None
-    except words.Misused as error:
+        end = arguments.parse_time(until, now, "--until", ahead=False) if until else None
+    except arguments.UsageError as error:
         return account.misused(str(error))
     if end is not None and end <= start:
         return account.misused("--until must be after --since")
 
     def show(lava: LavaSync) -> int:
-        from proxy.cli.showing import plain
+        from proxy.cli.rendering import plain
 
         usage = lava.usage.retrieve(start=start, end=end, customer_id=customer, meter_id=meter)
         if as_json:
@@ -54,7 +54,7 @@ def run(
 
 def begin(since: str, now: datetime) -> datetime:
     """The first moment: a span of days or weeks begins at midnight, so that the first day is a whole one."""
-    start = words.moment(since, now, "--since", ahead=False)
+    start = arguments.parse_time(since, now, "--since", ahead=False)
     if re.fullmatch(r"[0-9]+\s*[dw]", since.strip().lower()):
         # As a local time again: the zone's offset may have been another one then.
         return datetime(start.year, start.month, start.day).astimezone()

@@ -17,7 +17,7 @@ def run(config: Path | None, *, as_json: bool) -> int:
     """Show it; returns the exit code."""
 
     def show(lava: LavaSync) -> int:
-        from proxy.cli.showing import plain
+        from proxy.cli.rendering import plain
         from proxy.lava.money import dollars
 
         wallet = lava.wallet.retrieve()

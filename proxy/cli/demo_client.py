@@ -18,7 +18,7 @@ SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class CommandCall:
+class DemoRequest:
     """A POST of JSON."""
 
     url: str
@@ -41,7 +41,7 @@ class CommandCall:
         ]
         return " \\\n".join([*lines, f"  -d {shlex.quote(json.dumps(self.body))}"])
 
-    def send(self, on_text: Callable[[str], object] | None = None) -> CommandAnswer:
+    def send(self, on_text: Callable[[str], object] | None = None) -> DemoResponse:
         """Send it. ``on_text`` gets each piece of a streamed text as it arrives.
 
         Raises ``OSError`` and ``http.client.HTTPException``.
@@ -53,7 +53,7 @@ class CommandCall:
             headers = {**self.headers, "content-type": "application/json"}
             connection.request("POST", where.path, json.dumps(self.body).encode(), headers)
             response = connection.getresponse()
-            answer = CommandAnswer(response.status, {name.lower(): value for name, value in response.getheaders()})
+            answer = DemoResponse(response.status, {name.lower(): value for name, value in response.getheaders()})
             if "text/event-stream" in answer.headers.get("content-type", ""):
                 for line in response:
                     answer.take(line, monotonic() - started, on_text)
@@ -66,7 +66,7 @@ class CommandCall:
 
 
 @dataclass(slots=True)
-class CommandAnswer:
+class DemoResponse:
     """What came back. ``document`` is the JSON of an answer that was no stream; times in seconds from the start."""
 
     status: int
