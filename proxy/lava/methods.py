@@ -48,11 +48,11 @@ class Connections(PagedResource):
         return self._pages(records.Connection, "connections.list", locals())
 
     async def retrieve(self, connection_id: str) -> records.Connection:
-        """One connection (``GET connections/{connection_id}``)."""
+        """Retrieve one connection (``GET connections/{connection_id}``)."""
         return await self._one(records.Connection, "connections.retrieve", locals())
 
     async def get_subscription(self, connection_id: str) -> records.CurrentSubscription:
-        """The connection's subscription, with plan and remaining credits (``GET connections/{connection_id}/subscription``)."""
+        """Retrieve the connection's subscription, with plan and remaining credits (``GET connections/{connection_id}/subscription``)."""
         return await self._one(records.CurrentSubscription, "connections.get_subscription", locals())
 
     async def delete(self, connection_id: str) -> records.Done:
@@ -82,7 +82,7 @@ class Customers(PagedResource):
         return self._pages(records.Customer, "customers.list", locals())
 
     async def retrieve(self, customer_id: str) -> records.Customer:
-        """One customer (``GET customers/{customer_id}``)."""
+        """Retrieve one customer (``GET customers/{customer_id}``)."""
         return await self._one(records.Customer, "customers.retrieve", locals())
 
     async def update(
@@ -100,7 +100,7 @@ class Customers(PagedResource):
         return await self._one(records.Customer, "customers.update", locals())
 
     async def get_subscription(self, customer_id: str) -> records.CurrentSubscription:
-        """The customer's subscription, with plan and remaining credits (``GET customers/{customer_id}/subscription``)."""
+        """Retrieve the customer's subscription, with plan and remaining credits (``GET customers/{customer_id}/subscription``)."""
         return await self._one(records.CurrentSubscription, "customers.get_subscription", locals())
 
     async def delete(self, customer_id: str) -> records.Done:
@@ -109,7 +109,7 @@ class Customers(PagedResource):
 
 
 class Requests(PagedResource):
-    """What went through the gateway, and what you report."""
+    """Requests through the gateway, and reported ones."""
 
     def list(
         self,
@@ -145,7 +145,7 @@ class Requests(PagedResource):
         return await self._one(records.Request, "requests.create", locals())
 
     async def retrieve(self, request_id: str) -> records.Request:
-        """One request (``GET requests/{request_id}``)."""
+        """Retrieve one request (``GET requests/{request_id}``)."""
         return await self._one(records.Request, "requests.retrieve", locals())
 
 
@@ -162,12 +162,12 @@ class Usage(PagedResource):
         metadata_filters: Mapping[str, str] | None = None,
         connection_id: str | None = None,
     ) -> records.UsageReport:
-        """Usage and costs by day, with totals (``GET usage``)."""
+        """Retrieve usage and costs by day, with totals (``GET usage``)."""
         return await self._one(records.UsageReport, "usage.retrieve", locals())
 
 
 class Subscriptions(PagedResource):
-    """Who has which plan."""
+    """The plans of customers."""
 
     def list(
         self,
@@ -215,7 +215,7 @@ class SubscriptionConfigs(PagedResource):
         return self._pages(records.SubscriptionConfig, "subscription_configs.list", locals())
 
     async def retrieve(self, subscription_config_id: str) -> records.SubscriptionConfig:
-        """One plan (``GET subscription_configs/{subscription_config_id}``)."""
+        """Retrieve one plan (``GET subscription_configs/{subscription_config_id}``)."""
         return await self._one(records.SubscriptionConfig, "subscription_configs.retrieve", locals())
 
     async def create(
@@ -265,7 +265,7 @@ class Plans(PagedResource):
         return self._pages(records.Plan, "plans.list", locals())
 
     async def retrieve(self, plan_id: str) -> records.Plan:
-        """One plan (``GET plans/{plan_id}``)."""
+        """Retrieve one plan (``GET plans/{plan_id}``)."""
         return await self._one(records.Plan, "plans.retrieve", locals())
 
     async def create(
@@ -308,14 +308,14 @@ class Plans(PagedResource):
 
 
 class Meters(PagedResource):
-    """What usage is charged by."""
+    """The rates by which usage is charged."""
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Meter]:
         """List meters (``GET meters``)."""
         return self._pages(records.Meter, "meters.list", locals())
 
     async def retrieve(self, meter_id: str) -> records.Meter:
-        """One meter (``GET meters/{meter_id}``)."""
+        """Retrieve one meter (``GET meters/{meter_id}``)."""
         return await self._one(records.Meter, "meters.retrieve", locals())
 
     async def create(
@@ -349,7 +349,7 @@ class Meters(PagedResource):
 
 
 class CreditBundles(PagedResource):
-    """Credit that is sold beside a plan."""
+    """Credit that is sold in addition to a plan."""
 
     def list(
         self,
@@ -363,19 +363,19 @@ class CreditBundles(PagedResource):
         return self._pages(records.CreditBundle, "credit_bundles.list", locals())
 
     async def retrieve(self, credit_bundle_id: str) -> records.CreditBundle:
-        """One credit bundle (``GET credit_bundles/{credit_bundle_id}``)."""
+        """Retrieve one credit bundle (``GET credit_bundles/{credit_bundle_id}``)."""
         return await self._one(records.CreditBundle, "credit_bundles.retrieve", locals())
 
 
 class Webhooks(PagedResource):
-    """Addresses that Lava tells of events."""
+    """Addresses to which Lava sends events."""
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Webhook]:
         """List webhooks (``GET webhooks``)."""
         return self._pages(records.Webhook, "webhooks.list", locals())
 
     async def retrieve(self, webhook_id: str) -> records.Webhook:
-        """One webhook (``GET webhooks/{webhook_id}``)."""
+        """Retrieve one webhook (``GET webhooks/{webhook_id}``)."""
         return await self._one(records.Webhook, "webhooks.retrieve", locals())
 
     async def create(
@@ -444,7 +444,7 @@ class SpendKeys(PagedResource):
         return self._pages(records.SpendKey, "spend_keys.list", locals())
 
     async def retrieve(self, spend_key_id: str) -> records.SpendKey:
-        """One spend key (``GET spend_keys/{spend_key_id}``)."""
+        """Retrieve one spend key (``GET spend_keys/{spend_key_id}``)."""
         return await self._one(records.SpendKey, "spend_keys.retrieve", locals())
 
     async def update(
@@ -491,7 +491,7 @@ class WalletKeys(PagedResource):
 
 
 class Models(PagedResource):
-    """What the gateway knows."""
+    """The models of the gateway."""
 
     def list(self) -> Pages[records.ApiModel]:
         """List models (``GET models``)."""
@@ -502,7 +502,7 @@ class Wallet(PagedResource):
     """The wallet behind the key."""
 
     async def retrieve(self) -> records.WalletBalance:
-        """The wallet behind this key, with its balance (``GET wallet``)."""
+        """Retrieve the wallet behind this key, with its balance (``GET wallet``)."""
         return await self._one(records.WalletBalance, "wallet.retrieve", locals())
 
 
@@ -510,7 +510,7 @@ class Fallback(PagedResource):
     """The account's chain of fallbacks."""
 
     async def retrieve(self) -> records.FallbackChain:
-        """The account's chain of fallbacks (``GET account/fallback``)."""
+        """Retrieve the account's chain of fallbacks (``GET account/fallback``)."""
         return await self._one(records.FallbackChain, "fallback.retrieve", locals())
 
     async def update(

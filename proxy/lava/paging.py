@@ -1,4 +1,4 @@
-"""Lists, page by page, and what the typed resources stand on."""
+"""Lists, page by page, and the base of the typed resources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class PageCaller(Protocol):
-        """What a resource needs of the client."""
+        """The part of the client that a list uses."""
 
         async def record(
             self,
@@ -30,14 +30,14 @@ R = TypeVar("R", bound=ApiRecord)
 T = TypeVar("T", bound=ApiRecord)
 
 PAGE_SIZE = 100
-"""Lava's largest page. Its default differs between its own documents, so one is always asked for."""
+"""Lava's largest page. Lava's documents disagree about the default, so the size is always sent."""
 
 
 class Pages(Generic[R]):
-    """A list, not asked for yet.
+    """A list that is requested when it is used.
 
-    ``async for record in pages`` gives every record of all pages; ``await pages`` the first page alone, with its
-    ``next_cursor``; ``pages.by_page()`` page after page. Each of them asks anew.
+    ``async for record in pages`` yields the records of all pages; ``await pages`` returns the first page, with its
+    ``next_cursor``; ``pages.by_page()`` yields the pages. Each of them sends new requests.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class Pages(Generic[R]):
                 yield record
 
     async def by_page(self) -> AsyncIterator[Page[R]]:
-        """Page after page. Raises ``UnexpectedAnswer`` where Lava's cursors lead nowhere or in a circle: records would be
-        missing, or come for ever."""
+        """Yield the pages. Raises ``UnexpectedAnswer`` if a cursor is missing or repeated: records would be missing, or the
+        list would not end."""
         cursor: str | None = None
         seen = {self._fields.get("cursor")}
         while True:
@@ -69,9 +69,9 @@ class Pages(Generic[R]):
                 return
             cursor = page.next_cursor or None
             if cursor is None:
-                raise UnexpectedAnswer("Lava says that there are more records, but not where they begin")
+                raise UnexpectedAnswer("Lava says that there are more records, but sent no cursor for them")
             if cursor in seen:
-                raise UnexpectedAnswer("Lava's cursors go in a circle; the list would never end")
+                raise UnexpectedAnswer("Lava sent the same cursor again; the list would never end")
             seen.add(cursor)
 
     async def _page(self, cursor: str | None) -> Page[R]:
@@ -80,7 +80,7 @@ class Pages(Generic[R]):
             fields["limit"] = PAGE_SIZE
         if cursor is not None:
             fields["cursor"] = cursor
-        return await self._lava.record(Page[self._kind], self._action, (), fields)  # type: ignore[name-defined]  # a class made while running
+        return await self._lava.record(Page[self._kind], self._action, (), fields)  # type: ignore[name-defined]  # the class is made at run time
 
 
 class PagedResource:

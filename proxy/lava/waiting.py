@@ -1,4 +1,4 @@
-"""What the blocking face stands on: an event loop in a thread of its own, so that it works inside a running loop too."""
+"""The base of the blocking client: an event loop in a separate thread, so that it works inside a running loop, too."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Waiter:
         self._stop: weakref.finalize[Any, Waiter] | None = None
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """The outcome of ``work``. Ctrl-C cancels it."""
+        """Return the result of `work`. Ctrl-C cancels it."""
         future = asyncio.run_coroutine_threadsafe(work, self._running())
         try:
             return future.result()
@@ -41,12 +41,12 @@ class Waiter:
             raise
 
     def each(self, source: AsyncIterator[T]) -> Iterator[T]:
-        """What an async iterator gives, one after the other."""
+        """Yield the items of an async iterator."""
 
         async def step() -> T:
             return await anext(source, _END)
 
-        # Whatever ends a step (an error, Ctrl-C) has ended the source as well; only who leaves between two of them has not.
+        # What ends a step (an error, Ctrl-C) ends the source as well; only leaving between two steps does not.
         while (item := self.wait(step())) is not _END:
             try:
                 yield item
@@ -57,7 +57,7 @@ class Waiter:
                 raise
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
-        """End the thread, after it has done ``last``. May be called twice; without a thread nothing is done."""
+        """End the thread, after it has run `last`. May be called twice; does nothing without a thread."""
         with self._lock:
             loop, stop = self._loop, self._stop
             self._stop = self._loop = None
@@ -76,7 +76,7 @@ class Waiter:
                 thread = threading.Thread(target=_turn, args=(loop,), name="lava", daemon=True)
                 thread.start()
                 self._loop = loop
-                # A script that forgets close() ends all the same.
+                # A script that does not call close() ends, too.
                 self._stop = weakref.finalize(self, _end, loop, thread)
             return self._loop
 
@@ -99,8 +99,8 @@ def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
 
 
 class BlockingPages(Generic[R]):
-    """A list, not asked for yet: ``for record in pages`` gives every record of all pages, ``pages.first()`` the first page
-    alone, ``pages.by_page()`` page after page."""
+    """A list that is requested when it is used: ``for record in pages`` yields the records of all pages, ``pages.first()``
+    returns the first page, ``pages.by_page()`` yields the pages."""
 
     def __init__(self, waiter: Waiter, pages: Pages[R]) -> None:
         self._waiter = waiter
@@ -110,11 +110,11 @@ class BlockingPages(Generic[R]):
         return self._waiter.each(aiter(self._pages))
 
     def by_page(self) -> Iterator[Page[R]]:
-        """Page after page."""
+        """Yield the pages."""
         return self._waiter.each(self._pages.by_page())
 
     def first(self) -> Page[R]:
-        """The first page, with its ``next_cursor``."""
+        """Return the first page, with its ``next_cursor``."""
 
         async def ask() -> Page[R]:
             return await self._pages
