@@ -95,7 +95,7 @@ def test_each_action_has_a_help(key: str, capsys: pytest.CaptureFixture[str]) ->
         assert arguments.option_name(param.name) not in arguments.OPTIONS
     (row, *_) = (row for row in ACTIONS if row.key == key)
     assert all(name.upper() in said for name in row.ids)
-    assert ("this once" in said) == row.once
+    assert ("only once" in said) == row.once
     assert ("--yes" in said) == row.destructive
     assert ("--all  " in said) == row.paged
 

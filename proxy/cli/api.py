@@ -1,4 +1,4 @@
-"""``lava-proxy api RESOURCE ACTION``: every call of the account API, by the same table as the client."""
+"""``lava-proxy api RESOURCE ACTION``: every call of the account API, from the same table as the client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy.cli import account, arguments
-from proxy.cli.terminal import Exit, Screen, printable, put_json, say, spelled
+from proxy.cli.terminal import Exit, Screen, misused, printable, put_json, say, spelled
 from proxy.lava.resources import names, parameters, resources, rows
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ _OPTIONS = (
     ("--config FILE", "The configuration file, instead of the usual places."),
     ("-h, --help", "Show the help: of all, of a resource, or of an action."),
 )
-ONCE = "This is shown only now: Lava never shows it again. Keep it where nobody else reads it"
+ONCE = "This is shown only now: Lava never shows it again. Keep it in a safe place"
 
 
 def run(config: Path | None, words: Sequence[str]) -> int:
-    """Do what the words say; returns the exit code (2 and the nearest name where they say nothing)."""
+    """Run the action that `words` name. Return the exit code: 2, with the nearest name, if there is no such action."""
     try:
         given = arguments.parse(words)
         if given.help or given.action is None:
@@ -38,9 +38,9 @@ def run(config: Path | None, words: Sequence[str]) -> int:
         # The local zone, so that a span counts from here and days are the user's.
         row, ids, fields = arguments.resolve_call(given, datetime.now(UTC).astimezone())
     except arguments.UsageError as error:
-        return account.misused(str(error))
+        return misused(str(error))
     if given.everything and not row.paged:
-        return account.misused(f"{row.resource} {row.name} is no list: leave --all out")
+        return misused(f"{row.resource} {row.name} is no list: leave --all out")
     if row.destructive and not given.yes and not agreed(f"{row.doc}: {' '.join(ids)}?"):
         if given.as_json:
             put_json({"ok": False, "code": "not_confirmed", "error": "nothing was done: it was not confirmed"})
@@ -52,9 +52,9 @@ def run(config: Path | None, words: Sequence[str]) -> int:
 
 
 def agreed(question: str) -> bool:
-    """Ask a person; False, with a sentence, where there is none or the answer is no."""
+    """Ask for confirmation. Return False, with a sentence, if the answer is no or there is no terminal."""
     if sys.stdin is None or not sys.stdin.isatty():
-        say(f"lava-proxy: {question} Nobody can be asked here: add --yes to do it.")
+        say(f"lava-proxy: {question} There is no terminal to confirm it: add --yes to do it.")
         return False
     sys.stderr.write(spelled(printable(f"{question} [y/N] "), sys.stderr))
     sys.stderr.flush()
@@ -100,7 +100,7 @@ def _list(lava: LavaSync, row: Action, fields: dict[str, Any], given: Arguments)
 
 
 def _help(given: Arguments) -> int:
-    """The help for as much as was given. Not asked for, it is exit code 2: something is missing."""
+    """Print the help for the given resource and action. Return 2 if it was not asked for: an argument is missing."""
     screen = Screen()
     if given.resource is None:
         _help_all(screen)
@@ -138,9 +138,9 @@ def _help_action(screen: Screen, found: tuple[Action, ...]) -> None:
     screen.line()
     screen.prose(f"{row.doc}.", indent=2)
     if row.destructive:
-        screen.prose("Asks first, unless --yes is given.", indent=2)
+        screen.prose("Asks for confirmation, unless --yes is given.", indent=2)
     if row.once:
-        screen.prose(f"Its answer holds {' and '.join(row.reveals)}, which Lava shows this once.", indent=2)
+        screen.prose(f"Its answer contains {' and '.join(row.reveals)}, which Lava shows only once.", indent=2)
     known = parameters(row.key)
     if known:
         screen.title("Fields:")

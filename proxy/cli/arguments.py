@@ -1,6 +1,6 @@
-"""The words behind ``lava-proxy api``, read by the one table of the account API: ids, fields and their values.
+"""The arguments of ``lava-proxy api``, parsed by the table of the account API: ids, fields and their values.
 
-Pure, but for the local time zone. Whatever is wrong is a ``UsageError`` with a sentence and, for a name, the nearest one.
+Pure, except for the local time zone. Every fault is a ``UsageError``: a sentence and, for a name, the nearest one.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from proxy.lava.resources import Action, Param
 
 OPTIONS = ("--all", "--config", "--help", "--json", "--yes")
-"""What is no field. None of the table's fields has one of these names."""
+"""The options that are no fields. No field of the table has one of these names."""
 
 _MONEY_NAMES = frozenset({"amount", "rate", "start", "cost", "credit_amount"})
-"""In tables: decimal strings on the wire, where any other whole number is a number."""
+"""In tables these are decimal strings on the wire; any other whole number is a number."""
 
 _SPAN = re.compile(r"([0-9]{1,6})\s*(m|h|d|w)")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class UsageError(Exception):
-    """What is wrong with the words, as a sentence."""
+    """The arguments are wrong. The message is a sentence."""
 
 
 @dataclass(slots=True)
 class Arguments:
-    """What was found, sorted but not yet judged. ``fields`` has each field's values in the order they came."""
+    """The arguments, sorted but not yet checked. ``fields`` has the values of each field in their order."""
 
-    places: list[str] = field(default_factory=list)
+    positional: list[str] = field(default_factory=list)
     fields: dict[str, list[str]] = field(default_factory=dict)
     config: str | None = None
     everything: bool = False
@@ -48,23 +48,23 @@ class Arguments:
 
     @property
     def resource(self) -> str | None:
-        """As the table has it: ``-`` is ``_``."""
-        return self.places[0].replace("-", "_") if self.places else None
+        """Return the resource as the table has it, with ``_`` for ``-``."""
+        return self.positional[0].replace("-", "_") if self.positional else None
 
     @property
     def action(self) -> str | None:
-        """The same."""
-        return self.places[1].replace("-", "_") if len(self.places) > 1 else None
+        """Return the action in the same way."""
+        return self.positional[1].replace("-", "_") if len(self.positional) > 1 else None
 
 
 def parse(words: Sequence[str]) -> Arguments:
-    """Tell places from fields and options; ``--name value`` and ``--name=value`` are one. Raises ``UsageError``."""
+    """Sort positional arguments, fields and options. ``--name value`` is ``--name=value``. Raises ``UsageError``."""
     found = Arguments()
     rest = list(words)
     while rest:
         word = rest.pop(0)
         if word == "--":
-            found.places += rest
+            found.positional += rest
             break
         if word in ("-h", "--help"):
             found.help = True
@@ -85,7 +85,7 @@ def parse(words: Sequence[str]) -> Arguments:
         elif len(word) > 1 and word[0] == "-" and not word[1].isdigit():
             raise UsageError(f"there is no option {word}; fields have two dashes")
         else:
-            found.places.append(word)
+            found.positional.append(word)
     return found
 
 
@@ -95,11 +95,11 @@ def _mistyped(name: str) -> str:
 
 
 def resolve_call(found: Arguments, now: datetime) -> tuple[Action, tuple[str, ...], dict[str, Any]]:
-    """The row that is meant, its ids and its fields. Raises ``UsageError``."""
+    """Return the row of the table, its ids and its fields. Raises ``UsageError``."""
     resource, action = found.resource or "", found.action or ""
     check(resource, action)
     key = f"{resource}.{action}"
-    ids = tuple(found.places[2:])
+    ids = tuple(found.positional[2:])
     known = {param.name: param for param in parameters(key)}
     try:
         row = resolve(key, list(found.fields))
@@ -134,10 +134,10 @@ def resolve_call(found: Arguments, now: datetime) -> tuple[Action, tuple[str, ..
 
 
 def check(resource: str, action: str | None = None) -> None:
-    """Raises ``UsageError`` with the nearest name where there is no such resource, or no such action of it."""
+    """Raise ``UsageError`` with the nearest name if there is no such resource, or no such action of it."""
     try:
         known = names(resource)
-        # The table also knows the SDK's own names (subscriptions.retrievePlan), under which ours is found.
+        # The table also has the SDK's own names (subscriptions.retrievePlan).
         meant = rows(f"{resource}.{action}")[0] if action is not None and action not in known else None
     except UnknownName as error:
         unknown = "resource" if error.name == resource else f"action of {resource}"
@@ -154,12 +154,12 @@ def _nearest(name: str | None) -> str:
 
 
 def option_name(name: str) -> str:
-    """A field as it is typed."""
+    """Return a field as an option of the command line."""
     return "--" + name.replace("_", "-")
 
 
 def parse_value(param: Param, values: Sequence[str], now: datetime, *, ahead: bool) -> Any:
-    """The value of a field from what was typed. ``ahead``: a span of time lies in the future. Raises ``UsageError``."""
+    """Return the value of a field. ``ahead``: a span of time is in the future. Raises ``UsageError``."""
     name = option_name(param.name)
     if param.nullable and list(values) == ["null"]:
         return None
@@ -191,7 +191,7 @@ def parse_value(param: Param, values: Sequence[str], now: datetime, *, ahead: bo
 
 
 def parse_money(text: str, name: str) -> Decimal:
-    """An amount, with or without a dollar sign. Raises ``UsageError``."""
+    """Return an amount, given with or without a dollar sign. Raises ``UsageError``."""
     try:
         found = Decimal(text.strip().removeprefix("$"))
     except InvalidOperation:
@@ -202,7 +202,7 @@ def parse_money(text: str, name: str) -> Decimal:
 
 
 def parse_time(text: str, now: datetime, name: str, *, ahead: bool) -> datetime:
-    """A time: ISO 8601 (without an offset it is local), or a span such as ``30d`` from ``now``. Raises ``UsageError``."""
+    """Return a time from ISO 8601 (local without an offset) or a span such as ``30d`` from `now`. Raises ``UsageError``."""
     try:
         if span := _SPAN.fullmatch(text.strip().lower()):
             delta = timedelta(**{_UNITS[span[2]]: int(span[1])})
@@ -222,7 +222,7 @@ def _many(param: Param, values: Sequence[str]) -> Any:
     if param.kind is ParameterKind.PAIRS:
         return dict(_pair(value, name) for value in values)
     if param.kind is ParameterKind.TABLE:
-        # Keys and values of the user's own are texts; the limits of a key are not.
+        # The user's own keys and values are strings; the limits of a key are not.
         plain = param.name == "metadata"
         return {key: value if plain else _scalar(key, value) for key, value in (_pair(each, name) for each in values)}
     return [_entry(value, name) for value in values]
@@ -256,14 +256,14 @@ def _document(param: Param, text: str) -> Any:
 
 
 def synopsis(row: Action) -> str:
-    """How an action is called."""
+    """Return the command line of an action."""
     ids = "".join(f" {name.upper()}" for name in row.ids)
     needed = "".join(f" {option_name(param.name)} {placeholder(param)}" for param in row.params if param.required)
     return f"lava-proxy api {row.resource} {row.name}{ids}{needed}"
 
 
 def placeholder(param: Param) -> str:
-    """What stands behind a field in a help text."""
+    """Return the placeholder of a field's value in a help text."""
     if param.choices:
         return "|".join(param.choices)
     return {
@@ -279,7 +279,7 @@ def placeholder(param: Param) -> str:
 
 
 def value_notes(params: Iterable[Param]) -> list[str]:
-    """How the kinds of value among these fields are written, a sentence each."""
+    """Return how the values of these fields are written, one sentence for each kind."""
     found = {param.kind for param in params}
     notes = []
     if ParameterKind.TIME in found:
@@ -289,5 +289,5 @@ def value_notes(params: Iterable[Param]) -> list[str]:
     if ParameterKind.TABLES in found:
         notes.append("KEY=VALUE,…: give the field again for each entry, or once as a JSON list.")
     if any(param.nullable for param in params):
-        notes.append("null takes a value away, where the field says so.")
+        notes.append("null removes a value, if the field allows it.")
     return notes

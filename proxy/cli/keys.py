@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from proxy.cli import account, arguments
-from proxy.cli.terminal import Exit, Screen, put_json, say
+from proxy.cli.terminal import Exit, Screen, misused, put_json, say
 from proxy.protocol.providers import ALIASES, BUILTIN
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ def create(
     shape: str | None,
     as_json: bool,
 ) -> int:
-    """Create a spend key and show it, this once; returns the exit code."""
+    """Create a spend key, show it, and return the exit code."""
     now = datetime.now(UTC).astimezone()
     try:
         allowed = [_provider(each) for each in _several(providers)]
         fields: dict[str, Any] = {
             "name": name or f"{' '.join(allowed) or 'lava-proxy'} {now:%Y-%m-%d %H:%M}",
-            # A key takes one shape of request only, and tools of Anthropic's own speak no other.
+            # A key accepts one shape of request, and Anthropic's own tools send no other.
             "request_shape": shape or ("anthropic" if allowed == ["anthropic"] else "openai"),
             "allowed_providers": allowed,
             "allowed_models": _several(models),
@@ -76,7 +76,7 @@ def create(
             if fields["expires_at"] <= now:
                 raise arguments.UsageError(f"--expires is in the past: {expires}")
     except arguments.UsageError as error:
-        return account.misused(str(error))
+        return misused(str(error))
 
     def make(lava: LavaSync) -> int:
         from proxy.cli import api, rendering
@@ -101,9 +101,9 @@ def create(
 
 
 def show(config: Path | None, *, as_json: bool) -> int:
-    """List the spend keys with what they have spent; returns the exit code."""
+    """List the spend keys with what they have spent, and return the exit code."""
 
-    def tell(lava: LavaSync) -> int:
+    def list_keys(lava: LavaSync) -> int:
         from proxy.cli import rendering
 
         keys = list(lava.spend_keys.list())
@@ -112,16 +112,10 @@ def show(config: Path | None, *, as_json: bool) -> int:
         elif not keys:
             Screen().line("There are none.")
         else:
-            rows = [_row(key) for key in keys]
-            heads = [head for head in rows[0] if any(row[head] for row in rows)]
-            Screen().table(
-                heads,
-                [[row[head] for head in heads] for row in rows],
-                numbers={at for at, head in enumerate(heads) if head == "spent"},
-            )
+            Screen().records([_row(key) for key in keys], numbers=("spent",))
         return Exit.OK
 
-    return account.ask(config, tell, as_json=as_json)
+    return account.ask(config, list_keys, as_json=as_json)
 
 
 def _row(key: SpendKey) -> dict[str, str]:
@@ -154,7 +148,7 @@ def _several(given: Sequence[str]) -> list[str]:
 
 
 def _provider(name: str) -> str:
-    """Lava may know more of them than we do: only what looks like a slip is refused."""
+    """Return the provider's name. Only what looks like a typing error is refused: Lava may have other providers."""
     known = {each.lower(): each for each in BUILTIN} | {each.lower(): other for each, other in ALIASES.items()}
     if name.lower() in known:
         return known[name.lower()]
@@ -165,7 +159,7 @@ def _provider(name: str) -> str:
 
 
 def _per(text: str, name: str, example: str) -> tuple[str, str]:
-    """``50/monthly`` as its two parts; without a cycle it is ``total``."""
+    """Return the two parts of ``50/monthly``. The default cycle is ``total``."""
     amount, slash, cycle = text.partition("/")
     cycle = cycle.strip().lower() if slash else "total"
     if cycle not in _CYCLES:
