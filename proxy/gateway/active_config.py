@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from proxy.gateway import diagnosis
 from proxy.gateway.access import digest
-from proxy.gateway.account_probe import AccountProbe
 from proxy.gateway.active_request import Deadlines
+from proxy.gateway.destinations import diagnosis
+from proxy.gateway.destinations.account_probe import AccountProbe
 from proxy.gateway.destinations.lava import LavaDestination
 from proxy.gateway.routing import RoutingTable
 from proxy.lava import prefixes, tokens
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from proxy.config.settings import Project, Settings
     from proxy.gateway.destinations import Destination
-    from proxy.gateway.diagnosis import Subject
+    from proxy.gateway.destinations.diagnosis import Subject
     from proxy.lava.tokens import Credential
     from proxy.protocol.errors import ProxyError
 
@@ -171,8 +171,4 @@ class ActiveConfig:
     def usable(self) -> str | None:
         """Return why requests of the default project cannot be served, or ``None`` if they can."""
         name = self.table.default_project
-        for candidate in [name] if name is not None else list(self.table.projects):
-            project = self.table.projects[candidate]
-            if project.forward_token or project.spend_key or project.secret_key or self.account_key:
-                return None
-        return "no Lava secret key is configured: set LAVA_SECRET_KEY, or secret_key under [lava], or run `lava-proxy login`"
+        return self.destination.unusable([name] if name is not None else self.table.projects)

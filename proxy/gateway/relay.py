@@ -53,7 +53,7 @@ async def relay(active: ActiveRequest, prepared: Prepared, response: UpstreamRes
     whole = response.whole() if active.exchange.ready else None
     if whole is None:
         active.start(response.status, response_headers.onward)
-        await _relay_body(active, response, scanner)
+        await _relay_body(active, prepared.destination.name, response, scanner)
     else:
         # The usual small response: it has arrived completely, and is sent in one write.
         active.respond(response.status, response_headers.onward, whole)
@@ -84,8 +84,8 @@ def _head(active: ActiveRequest, prepared: Prepared, response: UpstreamResponse)
     return response_headers
 
 
-async def _relay_body(active: ActiveRequest, response: UpstreamResponse, scanner: Scanner) -> None:
-    """Write every chunk as it arrives. One chunk is held at a time."""
+async def _relay_body(active: ActiveRequest, name: str, response: UpstreamResponse, scanner: Scanner) -> None:
+    """Write every chunk as it arrives. One chunk is held at a time. ``name`` is the destination's."""
     record, write, feed = active.record, active.exchange.write, scanner.feed
 
     def take(chunk: bytes) -> bool:
@@ -104,7 +104,7 @@ async def _relay_body(active: ActiveRequest, response: UpstreamResponse, scanner
     except UpstreamError as error:
         record.upstream_error = error.detail
         raise StreamAborted(
-            Outcome.TRUNCATED, _cut_off("Lava's connection broke in the middle of the answer.")
+            Outcome.TRUNCATED, _cut_off(f"{name}'s connection broke in the middle of the answer.")
         ) from error.with_traceback(None)
 
 
