@@ -82,6 +82,7 @@ def abort_stream(active: ActiveRequest, aborted: StreamAborted) -> None:
 async def conclude(active: ActiveRequest, error: RequestEnded | ClientDisconnected) -> None:
     """Settle a request that was ended from outside, and report the reason if the client can still receive it."""
     reason = error.reason if isinstance(error, RequestEnded) else "client_gone"
+    active.ended = reason  # from here on nothing else ends it: it would lose its outcome
     if reason in ("client_gone", "write_stall"):
         broke = active.exchange.client_error is not None
         if not broke and reason == "client_gone" and await _had_all(active):
