@@ -6,6 +6,7 @@ Credentials are made once per project and provider, and stored.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -84,6 +85,8 @@ class ActiveConfig:
         self._origins: dict[Origin, Origin] = {}
         self._redactors: dict[tuple[str, str], Redactor] = {}
         self._of_all: Redactor | None = None
+        self.masking = asyncio.Lock()
+        """Held while a large error response is masked in a thread."""
 
     def project(self, name: str) -> Project:
         """Return the settings of a project that routing has chosen."""

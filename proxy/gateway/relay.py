@@ -209,7 +209,7 @@ async def _mask_large(active: ActiveRequest, mask: Callable[[bytes], bytes], dat
     """
     if len(data) <= _MASKED_AT_ONCE:
         return mask(data)
-    async with active.bodies.masking:
+    async with active.config.masking:
         return await asyncio.to_thread(mask, data)
 
 

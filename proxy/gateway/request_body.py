@@ -36,11 +36,10 @@ _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 class BodyBudget:
     """The bytes of all collected bodies, and the order in which bodies are searched."""
 
-    __slots__ = ("held", "masking", "searching")
+    __slots__ = ("held", "searching")
 
     def __init__(self) -> None:
         self.held = 0
-        self.masking = asyncio.Lock()
         self.searching = asyncio.Lock()
 
 
