@@ -24,7 +24,7 @@ async def prepare(active: ActiveRequest, template: Template, body: RequestBody) 
         return _note(active, _for_model(active, template, None))
     whole = b""
     if template.plain_json and body.size <= SMALL_BODY_BYTES:
-        whole = b"".join(body)
+        whole = body.whole if body.whole is not None else b"".join(body)
         raw = bodies.raw_model(whole)
         known = template.prepared.get(raw) if raw else None
         if known is not None:
