@@ -28,7 +28,7 @@ def opened(registry: Registry, deadlines: Deadlines = LONG) -> ActiveRequest:
     """A request that ``registry`` watches."""
     config: Any = SimpleNamespace(deadlines=deadlines)
     record = Record("req_0", "POST", "/", monotonic())
-    task = RequestTask(asyncio.get_running_loop())
+    task = RequestTask()
     active = ActiveRequest(cast("Any", None), config, record, task, registry, BodyBudget())
     registry.add(active)
     return active
