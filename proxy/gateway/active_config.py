@@ -73,7 +73,8 @@ class ActiveConfig:
         for name, project in settings.projects.items():
             for key in project.keys:
                 self.keys[digest(key.reveal().encode("utf-8"))] = name
-        whole = settings.server.max_concurrent
+        self.max_body_bytes = settings.server.max_body_bytes
+        whole = self.max_concurrent_in_all = settings.server.max_concurrent
         most = whole if len(self.table.projects) == 1 else max(1, whole * _SHARE_PERCENT // 100)
         self.max_concurrent = {name: project.max_concurrent or most for name, project in self.table.projects.items()}
         """The limit on active requests, by project."""
