@@ -117,22 +117,18 @@ def _settle(
 ) -> None:
     """Settle a response whose framing is complete. Raises ``StreamAborted`` if its stream is incomplete."""
     scanner.finish()
-    if response_headers.event_stream and scanner.error is not None:
-        # An error event inside a stream is the provider's, and decides the outcome.
-        active.record.upstream_error = scanner.error
-        active.settle(Outcome.PROVIDER_ERROR)
-    elif _is_incomplete(prepared, response_headers, scanner):
-        if response.framing == "close":
-            raise StreamAborted(Outcome.TRUNCATED, _cut_off("The answer ended before its own end marker."))
-        active.settle(Outcome.INCOMPLETE)
-    else:
-        active.settle(Outcome.OK)
-
-
-def _is_incomplete(prepared: Prepared, response_headers: ResponseHeaders, scanner: Scanner) -> bool:
-    """Whether a stream ended without the end marker of its dialect."""
-    readable = response_headers.event_stream and response_headers.encoding is None
-    return readable and prepared.route.ending is not Ending.UNKNOWN and not scanner.ended
+    outcome = Outcome.OK
+    if response_headers.event_stream:
+        has_marker = response_headers.encoding is None and prepared.route.ending is not Ending.UNKNOWN
+        if scanner.error is not None:
+            # An error event inside a stream is the provider's, and decides the outcome.
+            active.record.upstream_error = scanner.error
+            outcome = Outcome.PROVIDER_ERROR
+        elif has_marker and not scanner.ended:
+            if response.framing == "close":
+                raise StreamAborted(Outcome.TRUNCATED, _cut_off("The answer ended before its own end marker."))
+            outcome = Outcome.INCOMPLETE
+    active.settle(outcome)
 
 
 # --- responses that are errors ---------------------------------------------------------------------------------------
