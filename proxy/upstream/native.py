@@ -481,9 +481,6 @@ class NativeResponse:
         self._size = 0
         return data
 
-    def now(self) -> bytes:
-        return self._taken() if self.chunks else b""
-
     def whole(self) -> bytes | None:
         if not self._ended or self.framing == "close":
             return None
