@@ -60,5 +60,6 @@ def _judge(active: ActiveRequest) -> Template:
         template.page = pages.about
     elif endpoint.kind is EndpointKind.CATALOG:
         template.page = model_list.answer
+    template.reads_body = endpoint.reads_body
     template.limited = endpoint.kind is not EndpointKind.INFO
     return template
