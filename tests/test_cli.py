@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from configurations import LAVA_KEY, LOCAL_KEY, written
-from daemons import clean_environment
+from daemons import clean_environment, run_command
 from ports import free_port
 
 import proxy
@@ -94,16 +94,7 @@ def command(*words: str | Path) -> list[str]:
 
 def lava_proxy(home: Path, *words: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> Ran:
     """Run a command to its end, in a clean environment whose home is ``home``; no traceback, whatever happens."""
-    done = subprocess.run(
-        command(*words),
-        env=clean_environment(home, env),
-        cwd=home,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=50,
-        check=False,
-        **options,
-    )
+    done = run_command([str(word) for word in words], home=home, env=env, **options)
     ran = Ran(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
     assert "Traceback" not in ran.out + ran.err, ran
     assert "Please report it" not in ran.err, ran
