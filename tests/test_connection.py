@@ -1,4 +1,4 @@
-"""The HTTP front: what becomes a request, what is refused, and what the application learns of its client."""
+"""The HTTP connection: what becomes a request, what is refused, and what the application learns of its client."""
 
 from __future__ import annotations
 

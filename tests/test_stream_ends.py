@@ -1,4 +1,4 @@
-"""How a stream ended: told by what streams, to the client as to the log."""
+"""How a stream ends: decided by its dialect, the same for the client and the log."""
 
 from __future__ import annotations
 
