@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -168,6 +169,9 @@ def _serve(number: int) -> list[str]:
 
     for name in _PRELOADED:
         importlib.import_module(name)
+    # A run neither traverses what is imported nor copies its pages.
+    gc.collect()
+    gc.freeze()
     sock = socket.socket(fileno=number)
     running: dict[int, int] = {}  # descriptors and processes
     poll = select.poll()
