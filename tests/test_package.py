@@ -266,6 +266,7 @@ def _python(version: str) -> Path | None:
     return None
 
 
+@pytest.mark.full
 def test_every_python_here_compiles_the_package(tmp_path: Path) -> None:
     """Each supported Python that this machine has accepts every source file, without a warning."""
     pythons = {version: found for version in PYTHONS if (found := _python(version))}
