@@ -2,8 +2,9 @@
 
 Each start of Python with this package takes half a second of CPU time, most of it for imports, and the tests start hundreds.
 Such a run is a process like any other: with arguments, an environment, a folder, a umask, standard files and a session of its
-own. Only its imports were made before it began, and the limits of this process are not inherited. What depends on them, or on the interpreter's own start, is tested with a real
-start: ``possible`` refuses environments that the interpreter reads when it starts, and systems other than Linux.
+own. Only its imports were made before it began, and the limits of this process are not inherited. What depends on them,
+or on the interpreter's own start, is tested with a real start: ``possible`` refuses environments that the interpreter
+reads when it starts, and systems other than Linux.
 
 This file is both sides: the tests import it, and the process that forks runs it.
 """

@@ -43,7 +43,7 @@ class ParameterKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """Retrieve one query item or body field. ``nullable``: an explicit ``null`` is sent for ``None`` and clears the value."""
+    """One query item or body field. ``nullable``: an explicit ``null`` is sent for ``None`` and clears the value."""
 
     name: str
     doc: str
@@ -55,7 +55,7 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Retrieve one call. ``path`` is a template relative to the base address; ``record`` names the class of the answer in
+    """One call. ``path`` is a template relative to the base address; ``record`` names the class of the answer in
     ``records`` (of each item if ``paged``); ``reveals`` are its fields with a secret, shown only once if ``once``;
     ``sdk`` is the SDK's own name for it, ``since`` and ``until`` are the first and the last version of the SDK with it."""
 
