@@ -60,7 +60,9 @@ def _why(fault: OSError) -> str:
     return os.strerror(fault.errno or 0)
 
 
-def run(port: int, environment: Literal["live", "test"] | None, path: Path | None, *, as_json: bool) -> int:
+def run(
+    port: int, environment: Literal["live", "test"] | None, path: Path | None, biller: list[str], *, as_json: bool
+) -> int:
     """Run it until SIGINT or SIGTERM; returns the exit code. With a ``path`` its state is read from there and kept there."""
     from proxy.config.references import UnreadableReference
     from proxy.emulator import World, serve_forever, state_file
@@ -78,6 +80,12 @@ def run(port: int, environment: Literal["live", "test"] | None, path: Path | Non
         say(f"lava-proxy: {path} cannot be written ({_why(fault)}). Name a file in a folder of yours.")
         return Exit.FAILED
     world.behaviour.environment = environment
+    try:
+        for option in biller:
+            world.behaviour.biller.set(option)
+    except ValueError as error:
+        say(f"lava-proxy: --biller: {error}.")
+        return Exit.MISUSED
     introduce = functools.partial(_introduce, world, state.path if state else None, as_json=as_json)
     try:
         asyncio.run(serve_forever(world, port=port, ready=introduce, write=state.write_on if state else None))

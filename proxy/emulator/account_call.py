@@ -7,12 +7,13 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from proxy.emulator.exchange import EmulatedReply, RequestRefusedError, json_reply, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping, Reversible
 
     from proxy.emulator.state import ReceivedRequest, World
 
@@ -199,19 +200,20 @@ class AccountCall:
         return [(pair[0], pair[1]) for pair in found]
 
     def page(
-        self, records: Iterable[Record], name: Callable[[Record], str], shape: Callable[[Record], Any]
+        self,
+        records: Reversible[Record],
+        name: Callable[[Record], str],
+        shape: Callable[[Record], Any],
+        included: Callable[[Record], bool] = lambda record: True,
     ) -> EmulatedReply:
         """Return one page of a list: newest first, ``limit`` records after the one with the id ``cursor``."""
         limit = self.query.get("limit", str(DEFAULT_PAGE))
         if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= MAX_PAGE:
             raise invalid(f"limit has to be a number from 1 to {MAX_PAGE}.", "invalid_limit")
-        found = list(records)[::-1]
-        cursor = self.query.get("cursor")
-        if cursor is not None:
-            at = next((at for at, record in enumerate(found) if name(record) == cursor), None)
-            if at is None:
-                raise invalid("The cursor is not one of this list.", "invalid_cursor")
-            found = found[at + 1 :]
+        rest, cursor = iter(reversed(records)), self.query.get("cursor")
+        if cursor is not None and cursor not in map(name, rest):
+            raise invalid("The cursor is not one of this list.", "invalid_cursor")
+        found = list(islice(filter(included, rest), int(limit) + 1))
         part, more = found[: int(limit)], len(found) > int(limit)
         answer: dict[str, Any] = {"data": [shape(record) for record in part], "has_more": more}
         if more:

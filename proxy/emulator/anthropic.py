@@ -76,14 +76,21 @@ def _wrong(call: EmulatedCall, *needed: str) -> EmulatedReply | None:
     return None
 
 
-def _prompt_tokens(body: dict[str, Any]) -> int:
-    texts = [plain_text(body.get("system"))]
-    texts += [plain_text(message.get("content")) for message in body["messages"] if isinstance(message, dict)]
-    return sum(count_tokens(text) for text in texts if text)
+def _prompt(body: dict[str, Any]) -> list[str]:
+    messages = [plain_text(message.get("content")) for message in as_objects(body["messages"])]
+    return [text for text in (plain_text(body.get("system")), *messages) if text]
+
+
+def _cacheable(body: dict[str, Any]) -> bool:
+    """Return whether a block of the prompt has ``cache_control``."""
+    contents = [body.get("system"), *(message.get("content") for message in as_objects(body["messages"]))]
+    return any("cache_control" in block for content in contents for block in as_objects(content))
 
 
 def _count_tokens(call: EmulatedCall) -> EmulatedReply:
-    return _wrong(call, "model", "messages") or json_reply({"input_tokens": _prompt_tokens(call.document)})
+    return _wrong(call, "model", "messages") or json_reply(
+        {"input_tokens": sum(map(count_tokens, _prompt(call.document)))}
+    )
 
 
 def _messages(call: EmulatedCall) -> EmulatedReply:
@@ -98,7 +105,13 @@ def _messages(call: EmulatedCall) -> EmulatedReply:
     shape = as_object(as_object(call.document.get("output_config")).get("format") or call.document.get("output_format"))
     if shape.get("type") == "json_schema":
         text = json_text(shape.get("schema"), text)
-    read, written = _prompt_tokens(call.document), count_tokens(tool_use.text if tool_use else text)
+    prompt, written = _prompt(call.document), count_tokens(tool_use.text if tool_use else text)
+    read, cached, cache_write = sum(map(count_tokens, prompt)), 0, 0
+    if _cacheable(call.document):
+        # All before the last text is cached, wherever the mark stands.
+        before = sum(map(count_tokens, prompt[:-1]))
+        known = call.objects.cache_prompt(call.model, prompt[:-1])
+        cached, cache_write = (before, 0) if known else (0, before)
     block = {"type": "text", "text": text}
     if tool_use:
         block = {
@@ -107,11 +120,11 @@ def _messages(call: EmulatedCall) -> EmulatedReply:
             "name": tool_use.name,
             "input": tool_use.arguments,
         }
-    cost = token_cost(read, written)
+    cost = token_cost(read, written, cached, cache_write)
     usage = {
-        "input_tokens": read,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "input_tokens": read - cached - cache_write,
+        "cache_creation_input_tokens": cache_write,
+        "cache_read_input_tokens": cached,
         "output_tokens": written,
         "service_tier": "standard",
     }

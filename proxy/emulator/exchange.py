@@ -18,6 +18,7 @@ from proxy.emulator.records import Consumption
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from proxy.emulator.biller import RecordFate
     from proxy.emulator.bodies import FormPart
     from proxy.emulator.google_files import Upload
     from proxy.emulator.state import ProviderObjects, ReceivedRequest, World
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The provider's price of a response in dollars, and what it used."""
+    """What a response used, and a price beside that of its tokens, in dollars."""
 
     amount: Decimal = Decimal(0)
     used: Consumption = field(default_factory=Consumption)
@@ -50,6 +51,7 @@ class FaultPlan:
     no_end: bool = False
     inband_error: bool = False
     drip: bool = False
+    record: RecordFate | None = None
     headers: tuple[tuple[str, str], ...] = ()
 
     def merged(self, other: FaultPlan) -> FaultPlan:
@@ -125,10 +127,10 @@ class RequestRefusedError(Exception):
         self.reply = reply
 
 
-def token_cost(input_tokens: int, output_tokens: int) -> Cost:
-    """Return the price of tokens; one price for all models keeps a demonstration readable."""
-    amount = Decimal("0.000001") * input_tokens + Decimal("0.000004") * output_tokens
-    return Cost(amount, Consumption(input_tokens, output_tokens))
+def token_cost(input_tokens: int, output_tokens: int, cached: int = 0, cache_write: int = 0) -> Cost:
+    """Return the cost of tokens; ``input_tokens`` includes the cached and the cache-written ones."""
+    used = Consumption(input_tokens, output_tokens, cached_input_tokens=cached, cache_write_tokens=cache_write)
+    return Cost(used=used)
 
 
 def compact(value: object) -> bytes:

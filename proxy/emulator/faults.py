@@ -137,6 +137,9 @@ FAULTS: Mapping[str, FaultKind] = {
     "inband-error": FaultKind(
         "two events, then an error event in the stream", plan=lambda n: FaultPlan(inband_error=True)
     ),
+    "record-lost": FaultKind("charged, but never in the list of requests", plan=lambda n: FaultPlan(record="lost")),
+    "record-doubled": FaultKind("charged and listed twice", plan=lambda n: FaultPlan(record="doubled")),
+    "record-unmetered": FaultKind("not charged: its record is an error", plan=lambda n: FaultPlan(record="unmetered")),
     "set-cookie": FaultKind(
         "answers with a cookie and with headers meant for browsers",
         plan=lambda n: FaultPlan(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, unquote_plus
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from proxy.emulator.credentials import EmulatedCaller
+    from proxy.emulator.exchange import Cost
     from proxy.emulator.providers import Answer
     from proxy.emulator.state import ReceivedRequest, World
 
@@ -82,7 +86,10 @@ def _provide(
     record.customer_id = caller.connection.connection_id if caller.connection else None
     record.meter, record.model, record.metadata = caller.meter, received.model, received.metadata or {}
     record.provider_key_type = "unmanaged" if caller.provider_key else "managed"
-    world.billing.add(record, world.behaviour.keep)
+    biller = world.behaviour.biller
+    record.listed_at = call.now + biller.delay_seconds
+    record.final_at = record.listed_at + biller.pending_seconds
+    world.billing.add(record, biller.keep)
     if chosen.reply is not None:
         reply = chosen.reply(call)
     elif caller.provider_key in world.keys.rejected_provider_keys:
@@ -92,15 +99,32 @@ def _provide(
     else:
         reply = answer(call)
     if reply.status < 400:
-        record.charge = caller.owed(reply.cost)
         # Charged and recorded before the first byte: a client that has read the response finds both.
-        received.charged = record.paid = caller.charge(world, reply.cost)
-        record.status, record.used, record.cost = "completed", reply.cost.used, reply.cost.amount
         record.response_id = _response_id(reply)
-        if received.charged and caller.payer == "customer" and caller.connection is not None:
-            webhooks.send_event(world, "wallet.balance.updated", caller.connection)
+        fate = chosen.plan.record or biller.fate()
+        if fate != "unmetered":
+            _bill(world, caller, record, reply.cost, received)
+        if fate == "doubled":
+            second = replace(record, request_id="req_" + secrets.token_hex(12))
+            with suppress(RequestRefusedError):
+                _bill(world, caller, second, reply.cost, received)
+                world.billing.add(second, biller.keep)
+        record.lost = fate == "lost"
     reply.plan = chosen.plan
     return reply
+
+
+def _bill(world: World, caller: EmulatedCaller, record: StoredRequest, cost: Cost, received: ReceivedRequest) -> None:
+    """Charge the payer for a request and complete its record; raise ``RequestRefusedError`` (402)."""
+    prices = world.behaviour.biller.prices(record.model, record.created_at)
+    input_cost, output_cost = prices.cost(cost.used)
+    cost = replace(cost, amount=cost.amount + input_cost + output_cost)
+    record.charge = caller.owed(cost)
+    record.paid = caller.charge(world, cost)
+    received.charged += record.paid
+    record.status, record.used, record.cost, record.output_cost = "completed", cost.used, cost.amount, output_cost
+    if record.paid and caller.payer == "customer" and caller.connection is not None:
+        webhooks.send_event(world, "wallet.balance.updated", caller.connection)
 
 
 def _response_id(reply: EmulatedReply) -> str | None:

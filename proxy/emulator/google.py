@@ -104,10 +104,10 @@ def _embedding(body: dict[str, Any]) -> dict[str, Any]:
 def _generate(call: EmulatedCall, model: str, *, streamed: bool) -> EmulatedReply:
     if not isinstance(call.document.get("contents"), list) or not call.document["contents"]:
         return google_error(400, "* GenerateContentRequest.contents: contents is not specified")
-    cached = call.document.get("cachedContent", call.document.get("cached_content"))
-    cache = google_caches.find(call, cached)
-    if cached is not None and cache is None:
-        return google_caches.missing(cached)
+    cache_name = call.document.get("cachedContent", call.document.get("cached_content"))
+    cache = google_caches.find(call, cache_name)
+    if cache_name is not None and cache is None:
+        return google_caches.missing(cache_name)
     question = _question(call.document)
     text = reply_text(question)
     config = as_object(call.document.get("generationConfig"))
@@ -125,11 +125,12 @@ def _generate(call: EmulatedCall, model: str, *, streamed: bool) -> EmulatedRepl
         "totalTokenCount": read + written,
         "promptTokensDetails": [{"modality": "TEXT", "tokenCount": read}],
     }
+    cached = 0
     if cache is not None:
-        counted = cache["usageMetadata"]["totalTokenCount"]
-        usage |= {"cachedContentTokenCount": counted, "promptTokenCount": read + counted}
-        usage["totalTokenCount"] += counted
-    cost = token_cost(read, written)
+        cached = cache["usageMetadata"]["totalTokenCount"]
+        usage |= {"cachedContentTokenCount": cached, "promptTokenCount": read + cached}
+        usage["totalTokenCount"] += cached
+    cost = token_cost(read + cached, written, cached)
     tail = {"modelVersion": model, "responseId": call.objects.next_id("gen")}
     if not streamed:
         candidate = {

@@ -43,6 +43,8 @@ MODELS = (
 )
 
 DONE = b"data: [DONE]\n\n"
+MIN_CACHED = 1024
+"""Tokens before the last message from which on OpenAI caches them."""
 
 
 def answer(call: EmulatedCall) -> EmulatedReply:
@@ -68,12 +70,12 @@ def answer(call: EmulatedCall) -> EmulatedReply:
 # Chat and completions ---
 
 
-def _tokens(prompt: int, completion: int) -> dict[str, Any]:
+def _tokens(prompt: int, completion: int, cached: int) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached, "audio_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
     }
 
@@ -82,7 +84,9 @@ def _chat(call: EmulatedCall) -> EmulatedReply:
     body = call.document
     if not isinstance(body["messages"], list) or not body["messages"]:
         return openai_error(400, "Invalid type for 'messages': expected a non-empty array of objects.", "messages")
-    prompt = sum(count_tokens(plain_text(m.get("content"))) for m in body["messages"] if isinstance(m, dict))
+    texts = [plain_text(message.get("content")) for message in as_objects(body["messages"])]
+    prompt, before = sum(map(count_tokens, texts)), sum(map(count_tokens, texts[:-1]))
+    cached = before if before >= MIN_CACHED and call.objects.cache_prompt(call.model, texts[:-1]) else 0
     text = reply_text(last_text(body["messages"]))
     tools = [as_object(tool.get("function")) for tool in as_objects(body.get("tools"))]
     choice = body.get("tool_choice")
@@ -92,7 +96,7 @@ def _chat(call: EmulatedCall) -> EmulatedReply:
     shape = as_object(body.get("response_format"))
     if shape.get("type") in ("json_schema", "json_object"):
         text = json_text(as_object(shape.get("json_schema")).get("schema"), text)
-    return _completion(call, text, prompt, chat=True, tool_use=tool_use)
+    return _completion(call, text, prompt, cached, chat=True, tool_use=tool_use)
 
 
 def _text_completion(call: EmulatedCall) -> EmulatedReply:
@@ -101,11 +105,11 @@ def _text_completion(call: EmulatedCall) -> EmulatedReply:
 
 
 def _completion(
-    call: EmulatedCall, text: str, prompt: int, *, chat: bool, tool_use: ToolCall | None = None
+    call: EmulatedCall, text: str, prompt: int, cached: int = 0, *, chat: bool, tool_use: ToolCall | None = None
 ) -> EmulatedReply:
     """Return a completion of either kind, whole or streamed; ``tool_use`` is a call instead of ``text``."""
-    usage = _tokens(prompt, count_tokens(tool_use.text if tool_use else text))
-    cost = token_cost(prompt, usage["completion_tokens"])
+    usage = _tokens(prompt, count_tokens(tool_use.text if tool_use else text), cached)
+    cost = token_cost(prompt, usage["completion_tokens"], cached)
     head = {
         "id": call.objects.next_id("chatcmpl-" if chat else "cmpl-"),
         "object": "chat.completion" if chat else "text_completion",

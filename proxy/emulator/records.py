@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection  # noqa: TC003 - state_file.py reads these annotations while the program runs
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Literal
@@ -34,12 +34,16 @@ def new_key(prefix: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Consumption:
+    """What one request used. ``input_tokens`` includes the cached and the cache-written ones."""
+
     input_tokens: int = 0
     output_tokens: int = 0
     input_characters: int = 0
     output_characters: int = 0
     input_seconds: Decimal = Decimal(0)
     output_seconds: Decimal = Decimal(0)
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
 
     @property
     def tokens(self) -> int:
@@ -303,10 +307,23 @@ class StoredRequest:
     response_id: str | None = None
     used: Consumption = field(default_factory=Consumption)
     cost: Decimal = Decimal(0)
+    output_cost: Decimal = Decimal(0)
     charge: Decimal = Decimal(0)
     paid: Decimal = Decimal(0)
     metadata: dict[str, str] = field(default_factory=dict)
     reported: bool = False
+    listed_at: float = 0.0
+    final_at: float = 0.0
+    lost: bool = False
+
+    def seen(self, now: float) -> StoredRequest | None:
+        """Return the record as the account API has it at ``now``; before ``final_at`` it is pending and not metered."""
+        if self.lost or now < self.listed_at:
+            return None
+        if now >= self.final_at:
+            return self
+        zero = Decimal(0)
+        return replace(self, status="pending", used=Consumption(), cost=zero, output_cost=zero, charge=zero)
 
 
 @dataclass(slots=True)

@@ -82,7 +82,7 @@ def reply_for_openai(reply: EmulatedReply, now: float, *, with_usage: bool) -> E
         "logprobs": None,
         "finish_reason": _FINISH.get(message["stop_reason"], "stop"),
     }
-    usage = _chat_usage(message["usage"]["input_tokens"], message["usage"]["output_tokens"])
+    usage = _chat_usage(_input_tokens(message), message["usage"]["output_tokens"])
     head = _chat_head(message, "chat.completion", now)
     return json_reply({**head, "choices": [choice], "usage": usage}, cost=reply.cost)
 
@@ -120,6 +120,11 @@ def _chat_head(message: dict[str, Any], kind: str, now: float) -> dict[str, Any]
     return {"id": name, "object": kind, "created": int(now), "model": message["model"]}
 
 
+def _input_tokens(message: dict[str, Any]) -> int:
+    names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    return sum(message["usage"][name] for name in names)
+
+
 def _chat_usage(read: int, written: int) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
@@ -137,7 +142,7 @@ def _chat_events(events: Iterable[dict[str, Any]], now: float, *, with_usage: bo
         match event["type"]:
             case "message_start":
                 head = _chat_head(event["message"], "chat.completion.chunk", now)
-                read = event["message"]["usage"]["input_tokens"]
+                read = _input_tokens(event["message"])
                 yield chunk({"role": "assistant", "content": ""})
             case "content_block_delta":
                 yield chunk({"content": event["delta"]["text"]})

@@ -220,10 +220,6 @@ def meter(record: StoredMeter, *, old: bool) -> Json:
 
 def request(record: StoredRequest, *, old: bool) -> Json:
     used = record.used
-    # The cost is not stored by direction: it is split by the price ratio of input and output tokens.
-    share = (
-        record.cost * used.input_tokens / (used.input_tokens + 4 * used.output_tokens) if used.tokens else record.cost
-    )
     found: Json = {
         "request_id": record.request_id,
         "status": record.status,
@@ -244,8 +240,8 @@ def request(record: StoredRequest, *, old: bool) -> Json:
             "input_seconds": _number(used.input_seconds),
             "output_seconds": _number(used.output_seconds),
             "total_seconds": _number(used.seconds),
-            "input_cost": money(share),
-            "output_cost": money(record.cost - share),
+            "input_cost": money(record.cost - record.output_cost),
+            "output_cost": money(record.output_cost),
             "total_cost": money(record.cost),
         },
         "metadata": record.metadata,

@@ -8,6 +8,8 @@ survives a restart (``state_file.py``) is a msgspec struct, all other state a da
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 import threading
 import time
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec import Struct
 from msgspec import field as default
 
+from proxy.emulator.biller import Biller
 from proxy.emulator.records import (
     IssuedKey,
     LoginCode,
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 
     from proxy.emulator.exchange import EmulatedReply
     from proxy.emulator.google_files import Upload
+
+MAX_CACHED_PROMPTS = 10_000
 
 
 @dataclass(slots=True)
@@ -174,6 +179,17 @@ class ProviderObjects(Struct, forbid_unknown_fields=True):
     message_batches: dict[str, dict[str, Any]] = {}
     google_files: dict[str, dict[str, Any]] = {}
     google_caches: dict[str, dict[str, Any]] = {}
+    prompt_cache: set[str] = set()
+
+    def cache_prompt(self, model: str, texts: list[str]) -> bool:
+        """Cache the beginning of a prompt; return whether it was cached before."""
+        key = hashlib.sha256(json.dumps([model, *texts]).encode()).hexdigest()
+        if key in self.prompt_cache:
+            return True
+        if len(self.prompt_cache) >= MAX_CACHED_PROMPTS:
+            self.prompt_cache.clear()
+        self.prompt_cache.add(key)
+        return False
 
     def next_id(self, prefix: str) -> str:
         """Return a new identifier, numbered so that the same conversation gives the same identifiers."""
@@ -182,30 +198,28 @@ class ProviderObjects(Struct, forbid_unknown_fields=True):
 
 
 class Billing(Struct, forbid_unknown_fields=True):
-    """The records of requests, oldest first."""
+    """The records of requests by id, oldest first."""
 
-    records: list[StoredRequest] = []
+    records: dict[str, StoredRequest] = {}
 
     def add(self, record: StoredRequest, limit: int) -> None:
-        self.records.append(record)
-        del self.records[:-limit]
-
-    def find(self, request_id: str) -> StoredRequest | None:
-        return next((record for record in reversed(self.records) if record.request_id == request_id), None)
+        self.records[record.request_id] = record
+        while len(self.records) > limit:
+            del self.records[next(iter(self.records))]
 
 
 @dataclass
 class Behaviour:
     """How this Lava behaves; set by the caller, not by requests.
 
-    ``keep`` bounds the histories and the records of requests; the oldest go first. ``pace`` is the
+    ``keep`` bounds the histories; the oldest go first. ``pace`` is the
     pause between two events of a stream, in seconds. ``extra_hosts`` are targets that Lava knows
     beside the built-in providers. ``environment`` is the one served at this address: keys of the
     other one are unknown (``None``: both). ``generation`` is the SDK generation whose names, shapes
     and key rules hold (``None``: all of them). ``rest_limit`` is the number of account calls per
     key and minute. ``account_faults`` are names of faults; each is used for one account call, in
     order. ``null_cursor`` ends a list with ``"next_cursor": null`` instead of leaving it out.
-    ``webhook_scheme`` is the scheme of webhook signatures.
+    ``webhook_scheme`` is the scheme of webhook signatures. ``biller`` is how requests are billed.
     """
 
     keep: int = 10_000
@@ -218,6 +232,7 @@ class Behaviour:
     account_faults: list[str] = field(default_factory=list)
     null_cursor: bool = False
     webhook_scheme: Literal["current", "2025", "flex"] = "current"
+    biller: Biller = field(default_factory=Biller)
 
 
 @dataclass
@@ -300,6 +315,7 @@ class World:
         sandbox.keys.rejected_provider_keys = self.keys.rejected_provider_keys
         sandbox.keys.unfunded_provider_keys = self.keys.unfunded_provider_keys
         sandbox.behaviour.extra_hosts = self.behaviour.extra_hosts
+        sandbox.behaviour.biller = self.behaviour.biller
 
     @classmethod
     def _merchant(cls, secret_key: str, test_key: str, wallet_id: str) -> World:

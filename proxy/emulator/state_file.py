@@ -65,7 +65,7 @@ def _world(merchant: _Merchant) -> World:
     account = world.account
     for subscription in account.subscriptions.values():
         subscription.plan = account.plans.get(subscription.plan.plan_id, subscription.plan)
-    for record in world.billing.records:
+    for record in world.billing.records.values():
         if record.meter is not None:
             record.meter = account.meter_by_id(record.meter.meter_id) or record.meter
     return world
