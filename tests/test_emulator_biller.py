@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.emulator import Emulator
-    from proxy.emulator.biller import RecordFate, Repeated
+    from proxy.emulator.biller import RecordOutcome, Repeated
 
 START = "usage?start=" + quote("2026-03-01T00:00:00+00:00")
 LONG = "word " * 900
@@ -85,25 +85,25 @@ def test_a_record_comes_late_and_is_pending_first(account: Account, clock: Clock
 
 @pytest.mark.parametrize("by", ["list", "fault"])
 @pytest.mark.parametrize(
-    ("fate", "statuses", "charges"),
+    ("outcome", "statuses", "charges"),
     [("billed", ["completed"], 1), ("lost", [], 1), ("doubled", ["completed"] * 2, 2), ("unmetered", ["error"], 0)],
 )
-def test_the_fate_of_one_record(
-    account: Account, biller: Biller, by: str, fate: RecordFate, statuses: list[str], charges: int
+def test_the_outcome_of_one_record(
+    account: Account, biller: Biller, by: str, outcome: RecordOutcome, statuses: list[str], charges: int
 ) -> None:
-    """Named in the list of fates, or by the fault of one request; the next record is billed again."""
+    """Named in the list of outcomes, or by the fault of one request; the next record is billed again."""
     account.chat()
     price = spent(account)
     if by == "list":
-        biller.fates.append(fate)
-    answer = account.chat(fault=None if by == "list" or fate == "billed" else f"record-{fate}")
+        biller.outcomes.append(outcome)
+    answer = account.chat(fault=None if by == "list" or outcome == "billed" else f"record-{outcome}")
     assert answer.status_code == 200
     assert spent(account) == price * (1 + charges)
     account.chat()
     newest, *others = listed(account)
     assert newest["status"] == "completed"
     assert [each["status"] for each in others[:-1]] == statuses
-    assert cost(listed(account)) == spent(account) - (price if fate == "lost" else 0)
+    assert cost(listed(account)) == spent(account) - (price if outcome == "lost" else 0)
 
 
 def test_a_doubled_record_is_the_same_charge_with_another_id(account: Account) -> None:
@@ -131,9 +131,9 @@ def test_usage_is_the_checksum_of_the_records(
 ) -> None:
     """Per day: completed records, doubled ones twice, unmetered ones not, lost ones as the option says."""
     biller.lost_in_usage = lost_in_usage
-    fates: tuple[RecordFate, ...] = ("billed", "lost", "doubled", "unmetered")
+    outcomes: tuple[RecordOutcome, ...] = ("billed", "lost", "doubled", "unmetered")
     for day in range(3):
-        biller.fates += fates[: day + 2]
+        biller.outcomes += outcomes[: day + 2]
         for _ in range(day + 2):
             account.bill()
         clock.now += 86_400
@@ -269,10 +269,15 @@ def test_the_options_at_start(tmp_path: Path) -> None:
     """Every option is accepted in words; an unknown one is 2 and the others are named."""
     biller = Biller()
     options = ["lost=0.05", "doubled=1", "unmetered=0", "delay_seconds=1.5", "pending_seconds=2", "keep=7"]
-    for option in [*options, "lost_in_usage=false", "repeated=twice", "fates=lost,billed", "price.gpt-5=1,2,3,4"]:
+    for option in [*options, "lost_in_usage=false", "repeated=twice", "outcomes=lost,billed", "price.gpt-5=1,2,3,4"]:
         biller.set(option)
     assert (biller.lost, biller.doubled, biller.delay_seconds, biller.pending_seconds) == (0.05, 1, 1.5, 2)
-    assert (biller.keep, biller.lost_in_usage, biller.repeated, biller.fates) == (7, False, "twice", ["lost", "billed"])
+    assert (biller.keep, biller.lost_in_usage, biller.repeated, biller.outcomes) == (
+        7,
+        False,
+        "twice",
+        ["lost", "billed"],
+    )
     assert biller.prices("gpt-5", 0).output == Decimal("0.000004")
     for wrong in ("lost=2", "lost=x", "repeated=never", "price.x=1", "price.x=a,b,c,d", "color=red", "delay_seconds="):
         with pytest.raises(ValueError):  # noqa: PT011 - of several libraries

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from proxy.emulator.records import Consumption
 
-RecordFate = Literal["billed", "lost", "doubled", "unmetered"]
+RecordOutcome = Literal["billed", "lost", "doubled", "unmetered"]
 Repeated = Literal["conflict", "first", "twice"]
 
 OPTIONS = (
     "lost, doubled, unmetered (shares from 0 to 1), delay_seconds, pending_seconds, keep, lost_in_usage (true or false), "
-    f"repeated ({', '.join(get_args(Repeated))}), fates ({', '.join(get_args(RecordFate))}; several with commas), "
+    f"repeated ({', '.join(get_args(Repeated))}), outcomes ({', '.join(get_args(RecordOutcome))}; several with commas), "
     "price.MODEL (dollars per 1M tokens: INPUT,CACHED,WRITE,OUTPUT)"
 )
 
@@ -48,7 +48,7 @@ class Biller:
 
     ``lost``, ``doubled`` and ``unmetered`` are shares of the records of good responses, spread
     evenly: a lost record is charged and never listed, a doubled one is charged and listed twice
-    with two ids, an unmetered one has the status ``error`` and is not charged. ``fates`` are used
+    with two ids, an unmetered one has the status ``error`` and is not charged. ``outcomes`` are used
     first, one for each good response. ``repeated`` is what a ``POST requests`` with a known
     ``request_id`` does: 409, return the first record, or bill twice, with a new id. ``lost_in_usage``:
     the usage report counts lost records as well. Lava does not document it; as their charges left
@@ -60,22 +60,22 @@ class Biller:
     lost: float = 0.0
     doubled: float = 0.0
     unmetered: float = 0.0
-    fates: list[RecordFate] = field(default_factory=list)
+    outcomes: list[RecordOutcome] = field(default_factory=list)
     repeated: Repeated = "conflict"
     lost_in_usage: bool = True
     keep: int = 10_000
     _prices: dict[str, list[tuple[float, Prices]]] = field(default_factory=dict)
-    _due: dict[RecordFate, float] = field(default_factory=dict)
+    _due: dict[RecordOutcome, float] = field(default_factory=dict)
 
-    def fate(self) -> RecordFate:
-        """Return the fate of the next record."""
-        if self.fates:
-            return self.fates.pop(0)
-        shares: dict[RecordFate, float] = {"lost": self.lost, "doubled": self.doubled, "unmetered": self.unmetered}
-        for at, (fate, share) in enumerate(shares.items()):
+    def next_outcome(self) -> RecordOutcome:
+        """Return the outcome of the next record."""
+        if self.outcomes:
+            return self.outcomes.pop(0)
+        shares: dict[RecordOutcome, float] = {"lost": self.lost, "doubled": self.doubled, "unmetered": self.unmetered}
+        for at, (outcome, share) in enumerate(shares.items()):
             # Each begins at another third, so that equal shares do not fall on the same requests.
-            self._due[fate] = round(self._due.get(fate, at / 3) + share, 9)
-        due: RecordFate = next((fate for fate in shares if self._due[fate] >= 1), "billed")
+            self._due[outcome] = round(self._due.get(outcome, at / 3) + share, 9)
+        due: RecordOutcome = next((outcome for outcome in shares if self._due[outcome] >= 1), "billed")
         if due != "billed":
             self._due[due] -= 1
         return due
@@ -113,8 +113,8 @@ class Biller:
             self.lost_in_usage = value == "true"
         elif name == "repeated" and value in get_args(Repeated):
             self.repeated = value  # type: ignore[assignment]
-        elif name == "fates" and all(one in get_args(RecordFate) for one in value.split(",")):
-            self.fates += value.split(",")  # type: ignore[arg-type]
+        elif name == "outcomes" and all(one in get_args(RecordOutcome) for one in value.split(",")):
+            self.outcomes += value.split(",")  # type: ignore[arg-type]
         else:
             raise ValueError(f"{option!r} is unknown. There are {OPTIONS}")
 

@@ -18,7 +18,7 @@ from proxy.emulator.records import Consumption
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxy.emulator.biller import RecordFate
+    from proxy.emulator.biller import RecordOutcome
     from proxy.emulator.bodies import FormPart
     from proxy.emulator.google_files import Upload
     from proxy.emulator.state import ProviderObjects, ReceivedRequest, World
@@ -51,7 +51,7 @@ class FaultPlan:
     no_end: bool = False
     inband_error: bool = False
     drip: bool = False
-    record: RecordFate | None = None
+    record: RecordOutcome | None = None
     headers: tuple[tuple[str, str], ...] = ()
 
     def merged(self, other: FaultPlan) -> FaultPlan:

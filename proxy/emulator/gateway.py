@@ -101,15 +101,15 @@ def _provide(
     if reply.status < 400:
         # Charged and recorded before the first byte: a client that has read the response finds both.
         record.response_id = _response_id(reply)
-        fate = chosen.plan.record or biller.fate()
-        if fate != "unmetered":
+        outcome = chosen.plan.record or biller.next_outcome()
+        if outcome != "unmetered":
             _bill(world, caller, record, reply.cost, received)
-        if fate == "doubled":
+        if outcome == "doubled":
             second = replace(record, request_id="req_" + secrets.token_hex(12))
             with suppress(RequestRefusedError):
                 _bill(world, caller, second, reply.cost, received)
                 world.billing.add(second, biller.keep)
-        record.lost = fate == "lost"
+        record.lost = outcome == "lost"
     reply.plan = chosen.plan
     return reply
 
