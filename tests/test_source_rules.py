@@ -35,6 +35,7 @@ LIBRARIES: dict[str, set[str]] = {
     "pydantic_settings": {"config"},
     "python_multipart": {"protocol"},
     "rich": {"cli"},
+    "sqlalchemy": {"ledger"},
     "starlette": {"app", "gateway", "emulator"},
     "structlog": {"observe"},
     "truststore": {"upstream"},
