@@ -235,7 +235,7 @@ def test_check_says_for_each_project_what_a_person_needs(tmp_path: Path, config:
     assert "http://127.0.0.1:5282/p/trial/v1" in parts["trial"]
     assert "https://sandbox-api.lavapayments.com/v1" in parts["sandbox"]
     assert "anthropic: your own account at the provider, key …" + PROVIDER_KEY[-4:] in parts["lab"]
-    assert "other providers: nobody" in parts["lab"]
+    assert "other providers: no account" in parts["lab"]
     assert "x-lava-proxy-key" in parts["client"]
     assert "the account behind the spend key" in parts["agent"]
     assert "smart  anthropic/claude-opus-4-6   (not yet: openai/gpt-5)" in ran.out
@@ -655,11 +655,11 @@ def test_init_in_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_health_of_nothing_is_1(tmp_path: Path) -> None:
-    """Nobody listens: 1 and the address that was asked."""
+    """No program listens: 1 and the address that was asked."""
     port = free_port()
     ran = called(tmp_path, "health", "--port", str(port), env=KEY)
     assert ran.code == 1
-    assert "nobody answers" in ran.err
+    assert "no answer" in ran.err
     assert str(port) in ran.err
     as_json = called(tmp_path, "health", "--json", "--port", str(port), env=KEY)
     assert as_json.code == 1
@@ -720,11 +720,11 @@ def test_health_with_an_unknowable_port(tmp_path: Path) -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "not lava-proxy"),
         (b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\n[]", "not lava-proxy"),
         (b"SSH-2.0-x\r\n", "does not speak HTTP"),
-        (b"", "ends the connection"),
+        (b"", "closes the connection"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "not lava-proxy"),
     ],
 )
-def test_health_of_somebody_else(tmp_path: Path, answer: bytes, said: str) -> None:
+def test_health_of_another_program(tmp_path: Path, answer: bytes, said: str) -> None:
     """Another program on the port is not taken for a ready daemon, whatever it says."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
