@@ -250,6 +250,7 @@ _FIRST: Final = (
     "daemon INTEGER)",
     "CREATE UNIQUE INDEX requests_id ON requests (id)",
     "CREATE INDEX requests_received ON requests (received_us)",
+    "CREATE INDEX requests_session ON requests (session) WHERE session IS NOT NULL",
     "CREATE INDEX requests_open ON requests (state) WHERE state = 0",
     "CREATE TABLE attempts (request BIGINT NOT NULL, number SMALLINT NOT NULL, provider INTEGER, model INTEGER, "
     "started_us BIGINT NOT NULL, duration_us BIGINT, status SMALLINT, ended INTEGER, sent SMALLINT, lava_id TEXT, "
