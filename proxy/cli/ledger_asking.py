@@ -14,6 +14,8 @@ from proxy.cli import account, loading, words
 from proxy.lava.money import dollars
 from proxy.ledger import queries, reading
 from proxy.ledger.costs import Source
+from proxy.ledger.rows import hashed
+from proxy.ledger.schema import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,3 +181,11 @@ def row_for_scripts(row: Row) -> dict[str, Any]:
         "pending_usd": usd(row.cost.pending),
         "estimated_usd": usd(row.cost.estimated),
     }
+
+
+def stored_session(connection: Connection, session: str) -> str:
+    """Return the name that the ledger has for a session: as it is written, or hashed; if it has neither, ``session``."""
+    for each in (session, hashed(session)):
+        if queries.number_of(connection, Kind.SESSION, each) is not None:
+            return each
+    return session

@@ -10,14 +10,10 @@ from proxy.cli.ledger_asking import money, short, sources, sums_for_scripts, tim
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.ledger import queries
 from proxy.ledger.queries import Filter
-from proxy.ledger.rows import hashed
-from proxy.ledger.schema import Kind
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from sqlalchemy import Connection
 
     from proxy.cli.ledger_asking import Book
     from proxy.ledger.queries import Sums
@@ -42,7 +38,7 @@ def run(
     def show(book: Book) -> int:
         window = _window(git, session, since)
         with book.reading() as connection:
-            stored = None if session is None else _stored_session(connection, session)
+            stored = None if session is None else ledger_asking.stored_session(connection, session)
             wanted = Filter(project=project, session=stored, since_us=window.since_us, until_us=window.until_us)
             total = queries.sums(connection, wanted)
             agents = {} if session is None else queries.sums_by_agent(connection, wanted)
@@ -97,7 +93,7 @@ def _commit(name: str) -> tuple[str, int]:
 
 def _git(*arguments: str, needed: bool = False) -> str:
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - no shell, and no word that could be an option
             ["git", *arguments],  # noqa: S607 - the user's own git
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -111,14 +107,6 @@ def _git(*arguments: str, needed: bool = False) -> str:
     if done.returncode and needed:
         raise words.Misused("--git: the current directory is in no repository that git reads. Run it in the repository")
     return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""
-
-
-def _stored_session(connection: Connection, session: str) -> str:
-    """The name under which the ledger has this session: as it is written, or hashed. ``UnknownNameError`` comes later."""
-    for each in (session, hashed(session)):
-        if queries.number_of(connection, Kind.SESSION, each) is not None:
-            return each
-    return session
 
 
 def _for_scripts(window: Window, total: Sums, agents: dict[str | None, Sums]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def run(
     form = "jsonl" if as_json else form
     if form == "parquet":
         try:
-            import pyarrow  # noqa: F401
+            import pyarrow  # type: ignore[import-untyped]  # noqa: F401
         except ImportError:
             return account.failed(NO_PARQUET, as_json=False)
         if output is None and sys.stdout.isatty():
@@ -104,7 +104,8 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
 
 
 def _sink(form: Format, file: IO[bytes]) -> _Sink:
-    return {"csv": _Csv, "jsonl": _Lines, "parquet": _Parquet}[form](file)
+    kinds: dict[Format, type[_Csv | _Lines | _Parquet]] = {"csv": _Csv, "jsonl": _Lines, "parquet": _Parquet}
+    return kinds[form](file)
 
 
 class _Lines:
@@ -165,7 +166,7 @@ class _Parquet:
 
     def __init__(self, file: IO[bytes]) -> None:
         import pyarrow
-        import pyarrow.parquet
+        import pyarrow.parquet  # type: ignore[import-untyped]
 
         self._pyarrow: Any = pyarrow
         self._schema = pyarrow.schema([(name, self._type(name)) for name in _columns()])

@@ -13,6 +13,7 @@ from proxy.cli import ledger_asking
 from proxy.cli.ledger_asking import Book, cost_words, row_for_scripts, short, time_of
 from proxy.cli.terminal import Exit, Screen, printable
 from proxy.ledger import queries
+from proxy.ledger.queries import Filter
 from proxy.ledger.schema import State
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.cli.terminal import Style
-    from proxy.ledger.queries import Filter, Row
+    from proxy.ledger.queries import Row
 
 POLL_SECONDS = 0.5
 _WIDE = 160
@@ -37,27 +38,46 @@ class Column(NamedTuple):
     number: bool = False
 
 
-def run(config: Path | None, *, wanted: Filter, since: str | None, limit: int, follow: bool, as_json: bool) -> int:
+def run(
+    config: Path | None,
+    *,
+    project: str | None,
+    model: str | None,
+    tool: str | None,
+    session: str | None,
+    outcome: str | None,
+    since: str | None,
+    limit: int,
+    follow: bool,
+    as_json: bool,
+) -> int:
     """Show the newest ``limit`` requests, and with ``follow`` those that come; returns the exit code."""
 
     def show(book: Book) -> int:
-        from dataclasses import replace
-
-        chosen = replace(wanted, since_us=ledger_asking.begin_us(since))
         put = _lines_of_json if as_json else _Table().put
         with book.reading() as connection:
+            wanted = Filter(
+                project=project,
+                model=model,
+                tool=tool,
+                session=None if session is None else ledger_asking.stored_session(connection, session),
+                outcome=outcome,
+                since_us=ledger_asking.begin_us(since),
+            )
             last = queries.last_seq(connection)
             try:
-                rows = queries.newest(connection, chosen, limit)
+                rows = queries.newest(connection, wanted, limit)
             except queries.UnknownNameError:
                 if not follow:
                     raise
                 rows = []
-        put(rows if not follow else [row for row in rows if row.state is not State.OPEN])
-        if not rows and not follow and not as_json:
-            Screen().line("No request is in the ledger." if since is None else f"No request since {since}.")
         if follow:
-            _follow(book, chosen, last, {row.seq for row in rows if row.state is State.OPEN}, put)
+            put([row for row in rows if row.state is not State.OPEN])
+            _follow(book, wanted, last, {row.seq for row in rows if row.state is State.OPEN}, put)
+        elif rows:
+            put(rows)
+        elif not as_json:
+            Screen().line("There is no such request in the ledger.")
         return Exit.OK
 
     return ledger_asking.ask(config, show, as_json=as_json)

@@ -61,7 +61,7 @@ class Cost(NamedTuple):
 
 
 def source_of(attempt: AttemptCost) -> Source:
-    """Return the source of one attempt's cost."""
+    """Return the source of one attempt's cost. (``queries._source`` says the same in SQL.)"""
     if attempt.bill == Bill.COMPLETED and attempt.billed is not None:
         return Source.BILLED
     if attempt.bill == Bill.UNMETERED:

@@ -18,7 +18,20 @@ from sqlalchemy import and_, case, func, or_, select
 
 from proxy.ledger import histogram
 from proxy.ledger.costs import AttemptCost, Cost, Source, cost_of
-from proxy.ledger.schema import ROLLUP_SUMS, TOKENS, Bill, Kind, State, attempts, names, requests, rollups
+from proxy.ledger.rows import request_id_of
+from proxy.ledger.schema import (
+    ROLLUP_KEY,
+    ROLLUP_SUMS,
+    TOKENS,
+    Bill,
+    Kind,
+    State,
+    attempts,
+    names,
+    outbox,
+    requests,
+    rollups,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -293,7 +306,7 @@ def _rows(connection: Connection, found: Sequence[Any]) -> list[Row]:
         rows.append(
             Row(
                 seq=each["seq"],
-                id=f"req_{bytes(each['id']).hex()}",
+                id=request_id_of(bytes(each["id"])),
                 received_us=each["received_us"],
                 first_byte_us=each["first_byte_us"],
                 duration_us=each["duration_us"],
@@ -638,3 +651,95 @@ def _gather_rows(
             kept.clear()
     for found, kept in waits.items():
         gathering.of(found).first_byte.append(histogram.pack(histogram.count(kept)))
+
+
+# The ledger itself
+
+
+class Extent(NamedTuple):
+    """What the ledger holds. Times in microseconds UTC; ``None`` in an empty ledger."""
+
+    rows: int
+    running: int
+    oldest_us: int | None
+    newest_us: int | None
+    hours: int
+    first_hour: int | None
+    waiting: int
+    """Rows of the outbox."""
+
+
+def extent(connection: Connection) -> Extent:
+    """Return how much the ledger holds, and since when."""
+    received = requests.c.received_us
+    count, oldest, youngest = connection.execute(select(func.count(), func.min(received), func.max(received))).one()
+    running = select(func.count()).where(requests.c.state == int(State.OPEN))
+    hours, first_hour = connection.execute(
+        select(func.count(func.distinct(rollups.c.hour)), func.min(rollups.c.hour))
+    ).one()
+    waiting = connection.execute(select(func.count()).select_from(outbox)).scalar_one()
+    return Extent(count, connection.execute(running).scalar_one(), oldest, youngest, hours, first_hour, waiting)
+
+
+class Difference(NamedTuple):
+    """A sum of one hour that is not that of its rows."""
+
+    hour_us: int
+    name: str
+    rollups: int
+    rows: int
+
+
+def checked_hours(connection: Connection) -> tuple[int, int] | None:
+    """Return the hours whose rows are all there (the first one, the one behind the last); ``None`` if there is none.
+
+    Of the oldest hour, rows may have been pruned, unless the ledger never had an older one.
+    """
+    found = extent(connection)
+    if found.oldest_us is None or found.newest_us is None:
+        return None
+    oldest = found.oldest_us // HOUR_US
+    first = oldest if found.first_hour == oldest else oldest + 1
+    end = found.newest_us // HOUR_US + 1
+    return (first, end) if first < end else None
+
+
+def differences(connection: Connection, hours: tuple[int, int]) -> list[Difference]:
+    """Compare the rollups of these hours with the sums of their rows, by their whole key, and with the rows' histograms."""
+    first, end = hours
+    stored: dict[tuple[int, ...], tuple[list[int], dict[int, int]]] = {}
+    columns = (*(rollups.c[name] for name in ROLLUP_KEY), *(rollups.c[name] for name in ROLLUP_SUMS))
+    query = select(*columns, rollups.c.first_byte).where(rollups.c.hour >= first, rollups.c.hour < end)
+    width = len(ROLLUP_KEY)
+    for *found, packed in connection.execute(query):
+        if any(found[width:]):  # one that was emptied again is like none
+            stored[tuple(found[:width])] = found[width:], histogram.unpack(packed)
+    counted: dict[tuple[int, ...], tuple[list[int], dict[int, int]]] = {}
+    costed = _costed({}, first * HOUR_US, end * HOUR_US)
+    key = [costed.c[name] for name in ROLLUP_KEY]
+    for line in connection.execute(select(*key, *_costed_sums(costed)).group_by(*key)):
+        counted[tuple(line[:width])] = [int(each) for each in line[width:]], {}
+    waits = select(*key, costed.c.first_byte_us).where(costed.c.first_byte_us.is_not(None))
+    for *found, wait in connection.execute(waits):
+        histogram.merge(counted[tuple(found)][1], {histogram.bucket_of(wait): 1})
+    return list(_compared(stored, counted))
+
+
+def _compared(
+    stored: Mapping[tuple[int, ...], tuple[list[int], dict[int, int]]],
+    counted: Mapping[tuple[int, ...], tuple[list[int], dict[int, int]]],
+) -> Iterator[Difference]:
+    nothing: tuple[list[int], dict[int, int]] = ([0] * len(ROLLUP_SUMS), {})
+    for key in sorted({*stored, *counted}):
+        (left, left_waits), (right, right_waits) = stored.get(key, nothing), counted.get(key, nothing)
+        for name, one, other in zip(ROLLUP_SUMS, left, right, strict=True):
+            if one != other:
+                yield Difference(key[0] * HOUR_US, name, one, other)
+        if left_waits != right_waits:
+            yield Difference(key[0] * HOUR_US, "first_byte", sum(left_waits.values()), sum(right_waits.values()))
+
+
+def older(connection: Connection, before_us: int) -> int:
+    """Return how many requests that have ended were received before a time: those that pruning removes."""
+    condition = (requests.c.received_us < before_us, requests.c.state != int(State.OPEN))
+    return connection.execute(select(func.count()).where(*condition)).scalar_one()

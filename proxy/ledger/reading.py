@@ -75,12 +75,17 @@ def place(settings: LedgerSettings) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
+def missing(path: Path) -> str:
+    """Return what to say if there is no file."""
+    return (
+        f"There is no ledger at {path}. It is made when `lava-proxy serve` starts; if it is elsewhere, set path under "
+        "[ledger], or name the daemon's configuration with --config."
+    )
+
+
 def _sqlite(path: Path) -> Engine:
     if not path.is_file():
-        raise LedgerUnreadableError(
-            f"There is no ledger at {path}. It is made when `lava-proxy serve` starts; if it is elsewhere, set path under "
-            "[ledger], or name the daemon's configuration with --config."
-        )
+        raise LedgerUnreadableError(missing(path))
 
     def connect() -> sqlite3.Connection:
         # Without a WAL file no process has the database open; see above.
@@ -152,3 +157,11 @@ def _problem(engine: Engine, error: DBAPIError) -> str:
     if "readonly" in reason or "unable to open" in reason:
         return "The ledger's file may not be read by this user. Run the command as the user that runs the daemon."
     return f"The ledger cannot be read: {reason}. Try again, or run `lava-proxy ledger check`."
+
+
+def faults(connection: Connection) -> list[str]:
+    """Return what SQLite's ``integrity_check`` finds; empty if all is well, and for PostgreSQL, which has no such check."""
+    if connection.dialect.name != "sqlite":
+        return []
+    found = connection.exec_driver_sql("PRAGMA integrity_check(100)").scalars()
+    return [each for each in found if each != "ok"]

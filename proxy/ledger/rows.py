@@ -233,7 +233,9 @@ class Batch:
             estimate = self._estimate(attempt.provider, attempt.model, tokens, received)
         nano, source = (None, None) if estimate is None else estimate
         texts = (attempt.provider, attempt.model, attempt.reason, source)
-        key = (texts, (number, attempt.status, attempt.sent, None))
+        # Said in the row, so that the row alone says what its cost is (``costs.source_of``).
+        bill = Bill.PENDING if self._biller_asked and attempt.sent else None
+        key = (texts, (number, attempt.status, attempt.sent, bill))
         rows = self.attempts.get(key)
         if rows is None:
             rows = self.attempts[key] = []
