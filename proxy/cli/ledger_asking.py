@@ -119,13 +119,21 @@ def short(text: str, room: int = _WIDEST) -> str:
 
 
 def cost_words(cost: Cost) -> str:
-    """Return a request's cost with its source, for people; ``~`` marks an estimate."""
+    """Return a request's cost with its source, for people; ``~`` marks an estimate, ``>`` what is not all of it."""
     if cost.source is Source.NONE:
         return "–"
     if cost.nano is None:
         return cost.source.word
     exact = cost.pending is None and cost.estimated is None
-    return f"{'' if exact else '~'}{money(cost.nano)} {cost.source.word}"
+    mark = ">" if cost.source is Source.UNKNOWN else "" if exact else "~"
+    return f"{mark}{_brief(cost.nano)} {cost.source.word}"
+
+
+def _brief(nano: int) -> str:
+    """Billionths of a dollar in at most nine characters, as far as there are fewer than a thousand dollars."""
+    if 0 < nano < 1000:
+        return "$0.000001" if nano >= 500 else "$0.000000"
+    return money(nano if nano >= 10**9 else round(nano, -3))
 
 
 def sources(sums: Sums) -> list[tuple[Source, int, int | None]]:

@@ -640,6 +640,7 @@ def _gather_rows(
         for found, at, failed, *columns in connection.execute(query):
             gathering.add(found, at, int(failed), columns)
     conditions = _row_conditions(numbers, first * HOUR_US, end * HOUR_US)
+    conditions.append(requests.c.state != int(State.OPEN))
     row_key = ROW_KEY["hour" if gathering.in_time else gathering.by]
     query = select(row_key, requests.c.first_byte_us).where(requests.c.first_byte_us.is_not(None), *conditions)
     waits: dict[int, list[int]] = {}
