@@ -551,7 +551,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
     config: Config = None,
 ) -> None:
-    """Write the requests of the ledger as CSV, JSON lines or Parquet."""
+    """Write the requests as CSV, JSON lines or Parquet."""
     from proxy.cli.ledger_export import run
 
     raise typer.Exit(
