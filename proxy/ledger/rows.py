@@ -154,17 +154,18 @@ class Batch:
         self.attempts: dict[tuple[Texts, Numbers], list[OwnRow]] = {}
         self._biller_asked = biller_asked
         self._estimate = estimate
+        # Groups by what is cheap to compare. The facts are the same object for all requests with the same head.
+        self._found: dict[tuple[object, ...], Group] = {}
+        self._attempts_found: dict[tuple[object, ...], list[OwnRow]] = {}
         # The wall clock of a moment in the past is now's, less the time that has passed: it may have been set meanwhile.
         self._clock = time() - monotonic()
 
     def add(self, record: Record, seq: int, state: State) -> int:
         """Add the rows of ``record``. Return the time at which it was received, in microseconds."""
-        facts, scanner = record.facts, record.scanner
         opened = state is State.OPEN
-        served = usage_names = usage_numbers = None
-        tokens = _NONE
-        if scanner is not None and not opened:  # the scanner of an open request belongs to the loop
-            served = scanner.model
+        served, tokens = None, _NONE
+        if record.scanner is not None and not opened:  # the scanner of an open request belongs to the loop
+            served = record.scanner.model
             tokens = tokens_of(record)
         received = int((record.started + self._clock) * 1e6)
         cost, estimated = None, 0
@@ -173,31 +174,29 @@ class Batch:
             if kind is not None:
                 cost = kind if cost is None or kind == "unknown" else cost
                 estimated += nano
-        first_byte = record.first_byte_s
-        if facts is None:
-            texts: Texts = (record.project, record.provider, record.model, served, *(None,) * 9)
-        else:
-            texts = (
-                record.project,
-                record.provider,
-                record.model,
-                served,
-                facts.dialect,
-                facts.endpoint,
-                record.outcome,
-                record.error_code,
-                facts.tool,
-                facts.session,
-                facts.agent,
-                facts.tags,
-                usage_names,
-            )
-        numbers = (record.streamed, record.status, *tokens[2:4], *tokens[6:], state)
-        key = (texts, numbers, cost)
-        group = self.requests.get(key)
+        input_tokens, cache_read, cache_write_5m, cache_write_1h, output, reasoning, *rare = tokens
+        key = (
+            id(record.facts),
+            record.project,
+            record.provider,
+            record.model,
+            served,
+            record.outcome,
+            record.status,
+            record.error_code,
+            record.streamed,
+            state,
+            cost,
+            cache_write_5m,
+            cache_write_1h,
+            *rare,
+        )
+        group = self._found.get(key)
         if group is None:
-            group = self.requests[key] = Group([], [], [])
-        group.rows.append(
+            group = self._found[key] = self._group(record, served, tokens, state, cost)
+        rows, times, estimates = group
+        first_byte = record.first_byte_s
+        rows.append(
             (
                 seq,
                 id_bytes(record.request_id),
@@ -206,42 +205,63 @@ class Batch:
                 None if opened else int(record.duration_s * 1e6),
                 record.bytes_in,
                 record.bytes_out,
-                tokens[0],
-                tokens[1],
-                tokens[4],
-                tokens[5],
-                usage_numbers,
+                input_tokens,
+                cache_read,
+                output,
+                reasoning,
+                None,
             )
         )
-        group.received.append(received)
-        group.estimates.append(estimated)
+        times.append(received)
+        estimates.append(estimated)
         return received
+
+    def _group(self, record: Record, served: str | None, tokens: Tokens, state: State, cost: str | None) -> Group:
+        facts = record.facts
+        texts: Texts = (
+            record.project,
+            record.provider,
+            record.model,
+            served,
+            facts.dialect if facts is not None else None,
+            facts.endpoint if facts is not None else None,
+            record.outcome,
+            record.error_code,
+            *((facts.tool, facts.session, facts.agent, facts.tags) if facts is not None else (None,) * 4),
+            None,
+        )
+        numbers = (record.streamed, record.status, *tokens[2:4], *tokens[6:], state)
+        return self.requests.setdefault((texts, numbers, cost), Group([], [], []))
 
     def _attempt(
         self, record: Record, attempt: Attempt, number: int, seq: int, received: int, tokens: Tokens, opened: bool
     ) -> tuple[str | None, int]:
         """Add an attempt. Return how it counts in the rollups (``cost_kind``) and its estimated cost."""
         last = number == len(record.attempts)
-        started = attempt.started - record.started
-        ended = attempt.ended
+        started, ended = attempt.started - record.started, attempt.ended
         if ended is not None:
             duration: int | None = int((ended - attempt.started) * 1e6)
         else:
             duration = None if opened else int((record.duration_s - started) * 1e6)
-        estimate = None
+        nano = source = None
         if self._estimate is not None and last and attempt.sent and not opened:
             estimate = self._estimate(attempt.provider, attempt.model, tokens, received)
-        nano, source = (None, None) if estimate is None else estimate
-        texts = (attempt.provider, attempt.model, attempt.reason, source)
-        # Said in the row, so that the row alone says what its cost is (``costs.source_of``).
-        bill = Bill.PENDING if self._biller_asked and attempt.sent else None
-        key = (texts, (number, attempt.status, attempt.sent, bill))
-        rows = self.attempts.get(key)
+            if estimate is not None:
+                nano, source = estimate
+        key = (attempt.provider, attempt.model, attempt.reason, source, number, attempt.status, attempt.sent)
+        rows = self._attempts_found.get(key)
         if rows is None:
-            rows = self.attempts[key] = []
+            # Said in the row, so that the row alone says what its cost is (``costs.source_of``).
+            bill = Bill.PENDING if self._biller_asked and attempt.sent else None
+            shared = (key[:4], (*key[4:], bill))
+            rows = self._attempts_found[key] = self.attempts.setdefault(shared, [])
         lava_id = attempt.lava_request_id or (record.lava_request_id if last else None)
         rows.append((seq, received + int(started * 1e6), duration, lava_id, None, nano))
-        return cost_kind(attempt.sent, None, nano, self._biller_asked), nano or 0
+        if not attempt.sent:
+            return None, 0
+        if self._biller_asked:
+            return "pending", nano or 0
+        return ("unknown", 0) if nano is None else ("estimated", nano)
 
 
 def cost_kind(sent: bool, bill: int | None, estimated: int | None, biller_asked: bool) -> str | None:

@@ -1,7 +1,7 @@
 """The ledger on the event loop's side, and the thread that writes it.
 
 Theory. The loop appends finished records to a bounded queue, and never waits; what does not fit is dropped and counted. The
-writer wakes 50 ms after the first record, or when 500 are there, and writes them in one transaction. While the database is
+writer wakes 80 ms after the first record, or when 500 are there, and writes them in one transaction. While the database is
 away, it keeps the batch at hand and tries again; the queue fills meanwhile. Whether a request may be served never depends on
 any of this.
 
@@ -11,7 +11,9 @@ SQLAlchemy is imported by the thread, when the daemon already serves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import signal
 import threading
 from collections import deque
 from secrets import token_hex
@@ -34,7 +36,7 @@ T = TypeVar("T")
 
 MAX_QUEUE: Final = 10_000
 BATCH: Final = 500
-GATHER_SECONDS: Final = 0.05
+GATHER_SECONDS: Final = 0.08
 OPEN_AFTER_SECONDS: Final = 0.1
 """A request in flight for longer has a row before it ends."""
 START_SECONDS: Final = 0.1
@@ -101,6 +103,7 @@ class Ledger:
         self._schema: int | None = None
         self._warned = -WARN_SECONDS
         self._store: Store | None = None
+        self._on_end: Callable[[], object] = lambda: None
 
     def start(self) -> None:
         """Start the writer's thread. Do nothing if it runs."""
@@ -156,11 +159,14 @@ class Ledger:
 
     async def aclose(self) -> None:
         """Write what is queued, within five seconds, and end the thread."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        self._on_end = lambda: loop.call_soon_threadsafe(ended.set)
         self._stopping = True
         self._wake.set()
-        thread = self._thread
-        if thread is not None:
-            await asyncio.to_thread(thread.join, CLOSE_SECONDS)
+        if self._thread is not None and self._thread.is_alive():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), CLOSE_SECONDS)
         left = len(self._queue) + self._held
         if left:
             self._warn(f"{counted(left, 'request')} could not be recorded in the ledger before the end.")
@@ -168,6 +174,9 @@ class Ledger:
     # the writer's thread
 
     def _run(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            # Signals are the main thread's, which blocks them at the end of the daemon.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._wait(START_SECONDS)
             self._store = self._import()
@@ -183,6 +192,8 @@ class Ledger:
             self._warn(f"The ledger is not written any more: {_words(error)}.")
         finally:
             self._refuse_jobs()
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._on_end()
 
     def _import(self) -> Store:
         from proxy.ledger import schema
@@ -307,10 +318,8 @@ class Ledger:
             else:
                 job.done.set_result(result)
 
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             job.loop.call_soon_threadsafe(settle)
-        except RuntimeError:
-            return  # the loop is closed
 
     # faults
 
