@@ -577,10 +577,11 @@ def test_what_a_daemon_forwards_is_in_every_command(emulator: Emulator, daemon: 
     for path_of in ("/v1/chat/completions", "/p/website/v1/chat/completions"):
         assert ask(running.port, "POST", path_of, body, headers).status == 200
     deadline = time.monotonic() + 20
-    while True:
-        rows = [json.loads(line) for line in ran("logs", "--json").out.splitlines()] if path.exists() else []
-        if len(rows) == 2 or time.monotonic() > deadline:
-            break
+    rows: list[dict[str, Any]] = []
+    while len(rows) < 2 and time.monotonic() < deadline:
+        # The writer begins a moment after the daemon serves.
+        done = called(tmp_path, "logs", "--json", "--config", running.config, env=env)
+        rows = [json.loads(line) for line in done.out.splitlines()] if done.code == 0 else []
     assert [row["project"] for row in rows] == ["main", "website"]
     assert {row["outcome"] for row in rows} == {"ok"}
     assert all(row["input"] and row["output"] for row in rows)

@@ -21,7 +21,7 @@ from test_cli import called
 from proxy.config.settings import LedgerSettings
 from proxy.ledger import histogram, queries, reading
 from proxy.ledger.costs import AttemptCost, Source, cost_of, source_of
-from proxy.ledger.queries import Filter, Sums
+from proxy.ledger.queries import Filter, Totals
 from proxy.ledger.schema import TOKENS, Bill, State
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def connection(path: Path) -> Iterator[Connection]:
         yield opened
 
 
-def added(made: Iterable[Made]) -> Sums:
+def added(made: Iterable[Made]) -> Totals:
     """The sums of those requests that have ended, by hand."""
-    total = dict.fromkeys(Sums._fields, 0)
+    total = dict.fromkeys(Totals._fields, 0)
     for each in made:
         if each.state is State.OPEN:
             continue
@@ -70,7 +70,7 @@ def added(made: Iterable[Made]) -> Sums:
         least_known = max((word for word, _ in found), key=ORDER.index, default="none")
         if least_known != "none":
             total[f"{least_known}_requests"] += 1
-    return Sums(**total)
+    return Totals(**total)
 
 
 def chosen(wanted: Filter) -> list[Made]:

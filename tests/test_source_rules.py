@@ -34,6 +34,8 @@ LIBRARIES: dict[str, set[str]] = {
     "pydantic_core": {"config", "protocol"},
     "pydantic_settings": {"config"},
     "psycopg": {"ledger"},
+    # Writes the file of one command, from what the queries return.
+    "pyarrow": {"cli"},
     "python_multipart": {"protocol"},
     "rich": {"cli"},
     "sqlalchemy": {"ledger"},

@@ -5,7 +5,6 @@ Every amount is shown with its source (``proxy/ledger/costs.py``): billed, pendi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -14,34 +13,17 @@ from proxy.cli import account, loading, words
 from proxy.lava.money import dollars
 from proxy.ledger import queries, reading
 from proxy.ledger.costs import Source
-from proxy.ledger.rows import hashed
-from proxy.ledger.schema import Kind
+from proxy.ledger.reading import Book
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from sqlalchemy import Connection, Engine
-
-    from proxy.config.settings import Settings
-    from proxy.ledger.costs import Cost
-    from proxy.ledger.queries import Row, Sums
+    from proxy.ledger.costs import RequestCost
+    from proxy.ledger.queries import Row, Totals
 
 _WIDEST = 28
 """Characters of a name in a table."""
-
-
-@dataclass(frozen=True, slots=True)
-class Book:
-    """The ledger of a configuration, open for reading."""
-
-    settings: Settings
-    engine: Engine
-
-    def reading(self) -> AbstractContextManager[Connection]:
-        """A short read transaction."""
-        return reading.reading(self.engine)
 
 
 def ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool) -> int:
@@ -118,7 +100,7 @@ def short(text: str, room: int = _WIDEST) -> str:
     return f"{text[: room - 1 - behind]}…{text[len(text) - behind :]}"
 
 
-def cost_words(cost: Cost) -> str:
+def cost_words(cost: RequestCost) -> str:
     """Return a request's cost with its source, for people; ``~`` marks an estimate, ``>`` what is not all of it."""
     if cost.source is Source.NONE:
         return "–"
@@ -136,7 +118,7 @@ def _brief(nano: int) -> str:
     return money(nano if nano >= 10**9 else round(nano, -3))
 
 
-def sources(sums: Sums) -> list[tuple[Source, int, int | None]]:
+def sources(sums: Totals) -> list[tuple[Source, int, int | None]]:
     """Return source, number of requests and amount (``None``: it has none) of what there is."""
     rows = [
         (Source.BILLED, sums.billed_requests, sums.billed),
@@ -148,7 +130,7 @@ def sources(sums: Sums) -> list[tuple[Source, int, int | None]]:
     return [(source, count, amount) for source, count, amount in rows if count or amount]
 
 
-def sums_for_scripts(sums: Sums) -> dict[str, Any]:
+def sums_for_scripts(sums: Totals) -> dict[str, Any]:
     """Return sums as JSON values: money as decimal strings."""
     found: dict[str, Any] = sums._asdict()
     for name in ("billed", "pending", "estimated"):
@@ -189,11 +171,3 @@ def row_for_scripts(row: Row) -> dict[str, Any]:
         "pending_usd": usd(row.cost.pending),
         "estimated_usd": usd(row.cost.estimated),
     }
-
-
-def stored_session(connection: Connection, session: str) -> str:
-    """Return the name that the ledger has for a session: as it is written, or hashed; if it has neither, ``session``."""
-    for each in (session, hashed(session)):
-        if queries.number_of(connection, Kind.SESSION, each) is not None:
-            return each
-    return session

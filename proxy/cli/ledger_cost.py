@@ -15,8 +15,8 @@ from proxy.protocol.wording import counted
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from proxy.cli.ledger_asking import Book
-    from proxy.ledger.queries import Sums
+    from proxy.ledger.queries import Totals
+    from proxy.ledger.reading import Book
 
 GIT_SECONDS = 10.0
 _SHOWN = 40
@@ -38,7 +38,7 @@ def run(
     def show(book: Book) -> int:
         window = _window(git, session, since)
         with book.reading() as connection:
-            stored = None if session is None else ledger_asking.stored_session(connection, session)
+            stored = None if session is None else queries.stored_session(connection, session)
             wanted = Filter(project=project, session=stored, since_us=window.since_us, until_us=window.until_us)
             total = queries.sums(connection, wanted)
             agents = {} if session is None else queries.sums_by_agent(connection, wanted)
@@ -109,7 +109,7 @@ def _git(*arguments: str, needed: bool = False) -> str:
     return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""
 
 
-def _for_scripts(window: Window, total: Sums, agents: dict[str | None, Sums]) -> dict[str, Any]:
+def _for_scripts(window: Window, total: Totals, agents: dict[str | None, Totals]) -> dict[str, Any]:
     return {
         "how": window.how,
         "since": None if window.since_us is None else ledger_asking.iso(window.since_us),
@@ -127,8 +127,8 @@ def _draw(
     window: Window,
     project: str | None,
     session: str | None,
-    total: Sums,
-    agents: dict[str | None, Sums],
+    total: Totals,
+    agents: dict[str | None, Totals],
 ) -> None:
     of = "" if project is None else f" of project {project}"
     if not total.requests:
@@ -162,5 +162,5 @@ _MEANING = {
 }
 
 
-def _amounts(sums: Sums) -> list[str]:
+def _amounts(sums: Totals) -> list[str]:
     return [money(amount) if amount else "" for amount in (sums.billed, sums.pending, sums.estimated)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from proxy.cli.ledger_asking import Book
+    from proxy.ledger.reading import Book
 
 Format = Literal["csv", "jsonl", "parquet"]
 

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.cli import ledger_asking
-from proxy.cli.ledger_asking import Book, cost_words, row_for_scripts, short, time_of
+from proxy.cli.ledger_asking import cost_words, row_for_scripts, short, time_of
 from proxy.cli.terminal import Exit, Screen, printable
 from proxy.ledger import queries
 from proxy.ledger.queries import Filter
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from proxy.cli.terminal import Style
     from proxy.ledger.queries import Row
+    from proxy.ledger.reading import Book
 
 POLL_SECONDS = 0.5
 _WIDE = 160
@@ -60,7 +61,7 @@ def run(
                 project=project,
                 model=model,
                 tool=tool,
-                session=None if session is None else ledger_asking.stored_session(connection, session),
+                session=None if session is None else queries.stored_session(connection, session),
                 outcome=outcome,
                 since_us=ledger_asking.begin_us(since),
             )

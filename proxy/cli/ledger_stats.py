@@ -9,15 +9,15 @@ from proxy.cli.ledger_asking import money, short, sums_for_scripts, time_of
 from proxy.cli.ledger_logs import duration, thousands
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.ledger import queries
-from proxy.ledger.queries import HOUR_US, Filter, Group, Sums
+from proxy.ledger.queries import HOUR_US, Filter, StatsLine, Totals
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from proxy.cli.ledger_asking import Book
     from proxy.ledger.queries import By
+    from proxy.ledger.reading import Book
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 _BAR = 24
@@ -49,7 +49,7 @@ def run(config: Path | None, *, by: By, since: str, project: str | None, as_json
     return ledger_asking.ask(config, show, as_json=as_json)
 
 
-def _for_scripts(group: Group) -> dict[str, Any]:
+def _for_scripts(group: StatsLine) -> dict[str, Any]:
     return {
         "name": ledger_asking.iso(group.name) if isinstance(group.name, int) else group.name,
         **sums_for_scripts(group.sums),
@@ -79,7 +79,7 @@ def _count(number: int) -> str:
     return f"{number:,}" if number else ""
 
 
-_COLUMNS: tuple[tuple[str, Callable[[Sums], str]], ...] = (
+_COLUMNS: tuple[tuple[str, Callable[[Totals], str]], ...] = (
     ("requests", lambda sums: f"{sums.requests:,}"),
     ("input", lambda sums: _tokens(sums.input)),
     ("cache read", lambda sums: _tokens(sums.cache_read)),
@@ -97,9 +97,9 @@ _COLUMNS: tuple[tuple[str, Callable[[Sums], str]], ...] = (
 _ALWAYS = ("requests", "input", "output", "billed")
 
 
-def _draw(screen: Screen, by: By, groups: list[Group]) -> None:
+def _draw(screen: Screen, by: By, groups: list[StatsLine]) -> None:
     shown = groups[-_SHOWN:] if by in ("day", "hour") else groups[:_SHOWN]
-    total = Sums()
+    total = Totals()
     for group in groups:
         total = total.plus(group.sums)
     used = [(head, cell) for head, cell in _COLUMNS if head in _ALWAYS or cell(total)]
@@ -148,8 +148,8 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if part / whole < 0.0995 else f"{part / whole:.0%}"
 
 
-def _explain(screen: Screen, begin: int, groups: list[Group]) -> None:
-    total = Sums()
+def _explain(screen: Screen, begin: int, groups: list[StatsLine]) -> None:
+    total = Totals()
     for group in groups:
         total = total.plus(group.sums)
     told = [f"{money(total.billed)} billed"]

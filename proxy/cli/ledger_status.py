@@ -16,8 +16,8 @@ from proxy.protocol.wording import counted
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from proxy.cli.ledger_asking import Book
     from proxy.config.settings import Settings
+    from proxy.ledger.reading import Book
 
 SECONDS = 2.0
 _MOST = 4 * 1024 * 1024

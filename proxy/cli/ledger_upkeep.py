@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
-
-from sqlalchemy.exc import DBAPIError
 
 from proxy.cli import account, ledger_asking, loading
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.config.settings import seconds_of
-from proxy.ledger import opening, prune, queries, reading, schema
-from proxy.ledger.lock import AlreadyRunningError, FileLock
+from proxy.ledger import queries, reading, schema, upkeep
+from proxy.ledger.lock import AlreadyRunningError
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from sqlalchemy import Connection
-
-    from proxy.cli.ledger_asking import Book
-    from proxy.config.settings import LedgerSettings
-
-
-@contextmanager
-def writing(settings: LedgerSettings) -> Iterator[Connection]:
-    """A connection that may write. Of a file, no daemon may have it.
-
-    Raises ``AlreadyRunningError``, ``LedgerUnreadableError``, and the database's errors.
-    """
-    if settings.url is not None:
-        engine = opening.postgres_engine(settings.url.reveal())
-        with engine.connect() as connection:
-            yield connection
-        return
-    path = settings.file()
-    if not path.is_file():
-        raise reading.LedgerUnreadableError(reading.missing(path))
-    lock = FileLock(path)
-    try:
-        with opening.sqlite_engine(path).connect() as connection:
-            yield connection
-    finally:
-        lock.release()
+    from proxy.ledger.reading import Book
 
 
 def run_prune(config: Path | None, *, dry_run: bool, as_json: bool) -> int:
@@ -58,8 +29,8 @@ def run_prune(config: Path | None, *, dry_run: bool, as_json: bool) -> int:
         removed, note = 0, ""
         if not dry_run:
             try:
-                with writing(settings) as connection:
-                    removed = _remove(connection, keep)
+                with upkeep.writing(settings) as connection:
+                    removed = upkeep.remove_old(connection, keep)
             except AlreadyRunningError:
                 note = "The running daemon removes them by itself, a few at a time."
         if as_json:
@@ -78,40 +49,17 @@ def run_prune(config: Path | None, *, dry_run: bool, as_json: bool) -> int:
     return ledger_asking.ask(config, work, as_json=as_json)
 
 
-def _remove(connection: Connection, keep: float) -> int:
-    removed = 0
-    while True:
-        with connection.begin():
-            step = prune.requests_step(connection, keep)
-        removed += step
-        if step < prune.ROWS_PER_STEP:
-            break
-    with connection.begin():
-        prune.unused_names(connection, keep)
-    more = True
-    while more:
-        with connection.begin():
-            more = prune.shrink_step(connection)
-    return removed
-
-
 def run_migrate(config: Path | None, *, as_json: bool) -> int:
     """Bring the schema up to date; returns the exit code."""
     settings = loading.settings(config, as_json=as_json).ledger
     try:
-        with writing(settings) as connection:
-            with connection.begin():
-                found = schema.version_of(connection)
-            opening.migrate(connection)
+        with upkeep.writing(settings) as connection:
+            found = upkeep.migrate(connection)
     except AlreadyRunningError as error:
         text = f"A daemon has the ledger (pid {error.pid}), and it brought the schema up to date when it started"
         return account.failed(text, as_json=as_json, code="ledger_in_use")
-    except (reading.LedgerUnreadableError, schema.NewerSchemaError) as error:
+    except reading.LedgerUnreadableError as error:
         return account.failed(str(error), as_json=as_json, code="ledger_unreadable")
-    except (DBAPIError, OSError, ModuleNotFoundError) as error:
-        reason = type(getattr(error, "orig", None) or error).__name__
-        text = f"The ledger cannot be written ({reason}). Check path or url under [ledger], and that this user may write there"
-        return account.failed(text, as_json=as_json, code="ledger_unreadable")
     if as_json:
         put_json({"ok": True, "found": found, "schema": schema.VERSION})
     elif found == schema.VERSION:

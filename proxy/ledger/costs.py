@@ -45,7 +45,7 @@ class AttemptCost(NamedTuple):
     estimated: int | None
 
 
-class Cost(NamedTuple):
+class RequestCost(NamedTuple):
     """Billionths of a dollar by source. ``None``: no attempt has an amount of this source."""
 
     source: Source
@@ -73,7 +73,7 @@ def source_of(attempt: AttemptCost) -> Source:
     return Source.UNKNOWN if attempt.estimated is None else Source.ESTIMATED
 
 
-def cost_of(attempts: Iterable[AttemptCost]) -> Cost:
+def cost_of(attempts: Iterable[AttemptCost]) -> RequestCost:
     """Return what a request cost."""
     source = Source.NONE
     amounts: dict[Source, int] = {}
@@ -83,4 +83,4 @@ def cost_of(attempts: Iterable[AttemptCost]) -> Cost:
         amount = attempt.billed if found is Source.BILLED else attempt.estimated
         if found in PRICED and amount is not None:
             amounts[found] = amounts.get(found, 0) + amount
-    return Cost(source, *(amounts.get(each) for each in PRICED))
+    return RequestCost(source, *(amounts.get(each) for each in PRICED))

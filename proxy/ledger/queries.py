@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from sqlalchemy import and_, case, func, or_, select
 
 from proxy.ledger import histogram
-from proxy.ledger.costs import AttemptCost, Cost, Source, cost_of
-from proxy.ledger.rows import request_id_of
+from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of
+from proxy.ledger.rows import hashed, request_id_of
 from proxy.ledger.schema import (
     ROLLUP_KEY,
     ROLLUP_SUMS,
@@ -123,10 +123,10 @@ class Row(NamedTuple):
     attempts: int
     lava_id: str | None
     """Of the last attempt that has one."""
-    cost: Cost
+    cost: RequestCost
 
 
-class Sums(NamedTuple):
+class Totals(NamedTuple):
     """The sums of ``rollups``, in their order. Amounts in billionths of a dollar, sizes in bytes."""
 
     requests: int = 0
@@ -152,9 +152,9 @@ class Sums(NamedTuple):
     bytes_in: int = 0
     bytes_out: int = 0
 
-    def plus(self, other: Sums) -> Sums:
+    def plus(self, other: Totals) -> Totals:
         """Return the sum of both."""
-        return Sums(*map(int.__add__, self, other))
+        return Totals(*map(int.__add__, self, other))
 
     @property
     def tokens(self) -> int:
@@ -167,11 +167,11 @@ class Sums(NamedTuple):
         return self.billed + self.pending + self.estimated
 
 
-class Group(NamedTuple):
+class StatsLine(NamedTuple):
     """One line of ``stats``. ``name`` is ``None`` for requests without one; of a day or hour it is its first microsecond."""
 
     name: str | int | None
-    sums: Sums
+    sums: Totals
     errors: int
     first_byte_p50_us: int | None
     first_byte_p95_us: int | None
@@ -211,6 +211,14 @@ def number_of(connection: Connection, kind: Kind, text: str) -> int | None:
     """Return the number of a name, or ``None`` if the ledger has no such name."""
     query = select(names.c.id).where(names.c.kind == int(kind), names.c.text == text)
     return connection.execute(query).scalar_one_or_none()
+
+
+def stored_session(connection: Connection, session: str) -> str:
+    """Return the name that the ledger has for a session: as it is written, or hashed; if it has neither, ``session``."""
+    for each in (session, hashed(session)):
+        if number_of(connection, Kind.SESSION, each) is not None:
+            return each
+    return session
 
 
 def _numbers(connection: Connection, wanted: Filter) -> dict[str, int]:
@@ -356,10 +364,10 @@ def _attempts(connection: Connection, seqs: Sequence[int]) -> dict[int, list[_Ca
     return found
 
 
-# Sums
+# Totals
 
 
-def sums(connection: Connection, wanted: Filter) -> Sums:
+def sums(connection: Connection, wanted: Filter) -> Totals:
     """Return the sums of the requests that have ended. Raises ``UnknownNameError``."""
     numbers = _numbers(connection, wanted)
     hours: _Hours | None
@@ -367,7 +375,7 @@ def sums(connection: Connection, wanted: Filter) -> Sums:
         hours, edges = None, [(wanted.since_us, wanted.until_us)]
     else:
         hours, edges = parts(wanted.since_us, wanted.until_us)
-    total = Sums()
+    total = Totals()
     if hours is not None:
         query = select(*_rollup_sums()).where(*_rollup_conditions(numbers, hours))
         total = _sums(connection.execute(query).one())
@@ -377,13 +385,13 @@ def sums(connection: Connection, wanted: Filter) -> Sums:
     return total
 
 
-def sums_by_agent(connection: Connection, wanted: Filter) -> dict[str | None, Sums]:
+def sums_by_agent(connection: Connection, wanted: Filter) -> dict[str | None, Totals]:
     """Return the sums of each agent, by its name: ``None`` is what was asked by no sub-agent. Raises ``UnknownNameError``."""
-    found: dict[int, Sums] = {}
+    found: dict[int, Totals] = {}
     numbers = _numbers(connection, wanted)
     for query in _batches(connection, numbers, wanted.since_us, wanted.until_us):
         for agent, *columns in connection.execute(select(query.c.agent, *_costed_sums(query)).group_by(query.c.agent)):
-            found[agent] = found.get(agent, Sums()).plus(_sums(columns))
+            found[agent] = found.get(agent, Totals()).plus(_sums(columns))
     named = texts(connection, found)
     return {named.get(agent): each for agent, each in found.items()}
 
@@ -425,9 +433,9 @@ def _rollup_sums() -> list[ColumnElement[int]]:
     return [func.coalesce(func.sum(rollups.c[name]), 0).label(name) for name in ROLLUP_SUMS]
 
 
-def _sums(columns: Iterable[Any]) -> Sums:
+def _sums(columns: Iterable[Any]) -> Totals:
     # PostgreSQL adds bigints up to a decimal.
-    return Sums(*(int(each) for each in columns))
+    return Totals(*(int(each) for each in columns))
 
 
 ROW_KEY: Final[Mapping[str, ColumnElement[int]]] = {
@@ -524,7 +532,7 @@ def _batches(
 
 def stats(
     connection: Connection, by: By, wanted: Filter, now_us: int, columns: int = 24, zone: tzinfo | None = None
-) -> list[Group]:
+) -> list[StatsLine]:
     """Return the sums of each ``by``: the dearest first, days and hours in order.
 
     The window begins with the hour of ``since_us``, and ``columns`` is how many parts ``course`` has. Days are those of
@@ -554,7 +562,7 @@ def _first_us(connection: Connection) -> int | None:
 
 @dataclass(slots=True)
 class _Gathered:
-    sums: Sums = field(default_factory=Sums)
+    sums: Totals = field(default_factory=Totals)
     errors: int = 0
     first_byte: list[bytes] = field(default_factory=list)
     course: dict[int, int] = field(default_factory=dict)
@@ -595,7 +603,7 @@ class _Gathering:
             midnight = datetime(moment.year, moment.month, moment.day).astimezone()
         return int(midnight.timestamp()) * 1_000_000
 
-    def groups(self, connection: Connection) -> list[Group]:
+    def groups(self, connection: Connection) -> list[StatsLine]:
         named = {} if self.in_time else texts(connection, self._found)
         found = []
         for key, each in self._found.items():
@@ -603,7 +611,7 @@ class _Gathering:
             course = () if self.in_time else tuple(each.course.get(part, 0) for part in range(self.columns))
             name = key if self.in_time else named.get(key)
             p50, p95 = histogram.percentile(counts, 0.5), histogram.percentile(counts, 0.95)
-            found.append(Group(name, each.sums, each.errors, p50, p95, course))
+            found.append(StatsLine(name, each.sums, each.errors, p50, p95, course))
         if self.in_time:
             return sorted(found, key=lambda group: group.name if isinstance(group.name, int) else 0)
         return sorted(found, key=lambda group: (-group.sums.nano, -group.sums.requests, str(group.name)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
@@ -21,11 +22,12 @@ from proxy.ledger import schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from sqlalchemy import Connection, Engine
 
-    from proxy.config.settings import LedgerSettings
+    from proxy.config.settings import LedgerSettings, Settings
 
 BUSY_SECONDS: Final = 5.0
 
@@ -59,6 +61,18 @@ def reading(engine: Engine) -> Iterator[Connection]:
     else:
         return
     raise LedgerUnreadableError(problem)
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """The ledger of a configuration, open for reading."""
+
+    settings: Settings
+    engine: Engine
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A short read transaction. Raises ``LedgerUnreadableError``."""
+        return reading(self.engine)
 
 
 def place(settings: LedgerSettings) -> str:
