@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.gateway.active_request import Phase
 from proxy.protocol.errors import ProxyError
+from proxy.protocol.record import Attempt
 from proxy.upstream import UpstreamError
 
 if TYPE_CHECKING:
@@ -20,12 +22,17 @@ async def dispatch(active: ActiveRequest, prepared: Prepared, body: RequestBody)
     """Send the request and return the response at its head. Raises ``ProxyError`` if there is none."""
     if not body.streams:
         active.wait(Phase.HEAD)
+    route = prepared.route
+    attempt = Attempt(route.provider.name, route.replace or route.model, monotonic())
+    active.record.attempts.append(attempt)
     try:
         response = await active.config.engine.open(prepared.outgoing, body.take(), body.length)
     except UpstreamError as error:
         active.record.upstream_error = error.detail
+        attempt.ended, attempt.sent, attempt.reason = monotonic(), error.sent, error.kind
         # Without its traceback: the engine keeps the error, and the frames in it would keep the whole request.
         raise unreachable(error, prepared.destination) from error.with_traceback(None)
+    attempt.status = response.status
     active.response = response
     return response
 

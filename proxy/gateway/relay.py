@@ -79,6 +79,7 @@ def _head(active: ActiveRequest, prepared: Prepared, response: UpstreamResponse)
         response_headers.onward = uploads.lead_here(response_headers.onward, prepared, active.template)
     if not response_headers.inert:
         response_headers.onward.append(headers.SANDBOX)
+    record.streamed = response_headers.event_stream
     response_headers.onward += prepared.response_headers
     response_headers.onward.append((b"x-lava-proxy-request-id", record.request_id.encode("ascii")))
     return response_headers

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from proxy.gateway.routing import Target
     from proxy.lava.tokens import Credential
     from proxy.protocol.headers import Pairs, RequestHeaders
+    from proxy.protocol.record import RequestFacts
     from proxy.upstream import UpstreamRequest
 
 Page = Callable[["Gateway", "ActiveRequest", "Template"], Awaitable[bool]]
@@ -75,6 +76,7 @@ class Template(Unshown):
         "config",
         "dialect",
         "endpoint",
+        "facts",
         "limited",
         "method",
         "origin",
@@ -106,6 +108,8 @@ class Template(Unshown):
         """Whether the body must be searched for ``model``."""
         self.limited = False
         """Whether the limits on active requests apply."""
+        self.facts: RequestFacts | None = None
+        """For the record, if the request is forwarded."""
         self.page: Page | None = None
         """The page that answers without an upstream, if any."""
         noted = received.noted

@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import re
+import signal
 import stat
 import sys
 import time
@@ -309,6 +310,9 @@ class Logs:
     # ----------------------------------------------------------------------------------------
 
     def _write(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            # Signals are the main thread's, which blocks them at the end of the daemon.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             self._wake.wait()
             self._busy = True

@@ -22,6 +22,7 @@ import random
 import re
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from time import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from proxy.protocol.dialects import Dialect, compact
@@ -301,14 +302,14 @@ def new_request_id() -> str:
 
 
 class RequestIds:
-    """The same ids for every request, without a system call for each: an id is a name, not a secret."""
+    """Ids that sort by time: milliseconds since the epoch and 48 random bits. An id is a name, not a secret."""
 
     def __init__(self) -> None:
         self._bits = random.Random(os.urandom(32)).getrandbits  # noqa: S311  (names, see above)
 
     def next(self) -> str:
         """Return a new id."""
-        return f"req_{self._bits(96):024x}"
+        return f"req_{int(time() * 1000):012x}{self._bits(48):012x}"
 
 
 # --- what Lava and the providers answer ------------------------------------------------------------------------------
