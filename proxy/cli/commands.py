@@ -28,7 +28,7 @@ OfProject = Annotated[str | None, typer.Option("--project", metavar="NAME", help
 
 
 def application() -> typer.Typer:
-    """The command line, made anew. Plain help texts: loading rich would cost more than all the rest."""
+    """Return a new command line. The help texts are plain: loading rich would cost more than everything else."""
     app = typer.Typer(
         name="lava-proxy",
         no_args_is_help=True,
@@ -46,7 +46,7 @@ def application() -> typer.Typer:
     for reading in (logs, stats, cost, export):
         app.command()(reading)
     app.add_typer(_ledger(), name="ledger")
-    # Its words are read by the table of the account API, --help included.
+    # Its arguments are parsed by the table of the account API, --help included.
     app.command(
         add_help_option=False,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
@@ -77,7 +77,7 @@ def _root(
 
 
 def _config(context: typer.Context, given: Path | None) -> Path | None:
-    """The file named behind the command, else the one named before it."""
+    """Return the file named after the command, or else the one named before it."""
     before = context.obj
     return given or (before if isinstance(before, Path) else None)
 
@@ -94,7 +94,7 @@ def serve(
     import signal
     import sys
 
-    # Until the server has its own way down: a stop while it is still being loaded is a clean one, also for PID 1.
+    # Until the server handles signals itself: a stop while it is being loaded is a clean one, also for PID 1.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from proxy.cli.serve import run
 
@@ -144,7 +144,7 @@ def init(
 def check(
     context: typer.Context,
     online: Annotated[
-        bool, typer.Option("--online", help="Ask Lava, too: do key, connection and meter exist, is there money.")
+        bool, typer.Option("--online", help="Ask Lava, too: do key, connection and meter exist, and is there money?")
     ] = False,
     as_json: AsJson = False,
     config: Config = None,
@@ -208,9 +208,9 @@ def emulator(
 ) -> None:
     """Run the offline Lava alone, to try things against.
 
-    It answers "You said: …"; where a request has a JSON schema, with a value that fits; and calls a tool that is forced, or
-    that the message names: "call NAME", with its arguments as JSON behind it. A model called fault-NAME
-    goes wrong, such as fault-lava-402, fault-cut-after-3 or fault-slow-5; fault-list names them all.
+    It answers "You said: …"; if a request has a JSON schema, with a value that fits; and calls a tool that is forced, or
+    that the message names: "call NAME", followed by its arguments as JSON. A model called fault-NAME
+    fails, such as fault-lava-402, fault-cut-after-3 or fault-slow-5; fault-list lists them all.
     """
     from proxy.cli.emulator import run
 
@@ -228,7 +228,9 @@ def login(
     code: Annotated[
         str | None,
         typer.Option(
-            "--code", metavar="CODE", help="The code, or address, that a browser elsewhere ended at; - reads it."
+            "--code",
+            metavar="CODE",
+            help="The code, or the address that contains it, from a browser elsewhere; - reads it.",
         ),
     ] = None,
     browser: Annotated[
@@ -240,9 +242,9 @@ def login(
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Log in to Lava, by way of your browser.
+    """Log in to Lava with your browser.
 
-    Brings a secret key and keeps it, in the system's keyring or in a file that only you can read. The daemon and all other
+    Gets a secret key and keeps it, in the system's keyring or in a file that only you can read. The daemon and all other
     commands then use it, unless the configuration or LAVA_SECRET_KEY names another.
     """
     from proxy.cli.login import run
@@ -273,9 +275,9 @@ def logout(
 
 
 def whoami(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
-    """Show who is logged in.
+    """Show the login.
 
-    Exits with 1 when nobody is.
+    Exits with 1 if there is no login.
     """
     from proxy.cli.login import whoami
 
@@ -352,7 +354,7 @@ def _keys() -> typer.Typer:
 
 
 def _take_config(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
-    # Behind "keys" and behind the word after it, they are the same.
+    # The options have the same meaning after "keys" and after its subcommand.
     context.obj = (_config(context, config), as_json)
 
 
@@ -391,7 +393,7 @@ def keys_create(
 ) -> None:
     """Create a spend key: for one tool, with limits.
 
-    Its value is shown this once.
+    Its value is shown only once.
     """
     from proxy.cli.keys import create
 
@@ -430,7 +432,7 @@ def checkout(
     plan: Annotated[str | None, typer.Option("--plan", metavar="ID", help="Subscribe to this plan.")] = None,
     bundle: Annotated[str | None, typer.Option("--bundle", metavar="ID", help="Buy this credit bundle.")] = None,
     old_names: Annotated[
-        bool, typer.Option("--old-names", help="Speak of connections and configs, as SDK 8 did.")
+        bool, typer.Option("--old-names", help="Use the names of SDK 8: connections and configs.")
     ] = False,
     opens: Annotated[bool, typer.Option("--open", help="Open the address in a browser, if Lava gives one.")] = False,
     as_json: AsJson = False,

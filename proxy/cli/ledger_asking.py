@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from proxy.cli import account, loading, words
+from proxy.cli import arguments, loading, terminal
 from proxy.lava.money import dollars
 from proxy.ledger import queries, reading
 from proxy.ledger.costs import Source
@@ -39,12 +39,12 @@ def ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool) -> i
         finally:
             engine.dispose()
     except reading.LedgerUnreadableError as error:
-        return account.failed(str(error), as_json=as_json, code="ledger_unreadable")
+        return terminal.failed(str(error), as_json=as_json, code="ledger_unreadable")
     except queries.UnknownNameError as error:
         there = f" There are: {', '.join(error.known)}." if error.known else ""
-        return account.failed(f"{error}{there}", as_json=as_json, code="not_in_ledger")
-    except words.Misused as error:
-        return account.misused(str(error))
+        return terminal.failed(f"{error}{there}", as_json=as_json, code="not_in_ledger")
+    except arguments.UsageError as error:
+        return terminal.misused(str(error))
 
 
 def now_us() -> int:

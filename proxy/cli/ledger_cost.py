@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from proxy.cli import ledger_asking, words
+from proxy.cli import arguments, ledger_asking
 from proxy.cli.ledger_asking import money, short, sources, sums_for_scripts, time_of, usd
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.ledger import queries
@@ -55,7 +55,7 @@ def _window(git: str | None, session: str | None, since: str | None) -> Window:
     """The window that the options mean. Raises ``Misused``."""
     if git is not None:
         if since is not None:
-            raise words.Misused("--git and --since exclude each other: both say from when on")
+            raise arguments.UsageError("--git and --since exclude each other: both say from when on")
         return _commits(git)
     if since is None and session is not None:
         return Window(None, None, "all requests of the session, and of its sub-agents")
@@ -68,10 +68,10 @@ def _commits(written: str) -> Window:
     """The time from one commit of the current directory's repository to another. Raises ``Misused``."""
     first, dots, last = written.partition("..")
     if not dots or not first or last.startswith("."):
-        raise words.Misused("--git is a range of commits such as v1.0..HEAD or main~5..main")
+        raise arguments.UsageError("--git is a range of commits such as v1.0..HEAD or main~5..main")
     older, newer = _commit(first), _commit(last or "HEAD")
     if newer[1] < older[1]:
-        raise words.Misused(f"--git: {first} is newer than {last or 'HEAD'}; the older commit comes first: A..B")
+        raise arguments.UsageError(f"--git: {first} is newer than {last or 'HEAD'}; the older commit comes first: A..B")
     start, end = (time_of(each * 1_000_000) for _, each in (older, newer))
     how = (
         f"requests received between the times of the commits {older[0]} ({start:%Y-%m-%d %H:%M:%S}) and "
@@ -86,7 +86,7 @@ def _commit(name: str) -> tuple[str, int]:
     found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if not found:
         _git("rev-parse", "--git-dir", needed=True)
-        raise words.Misused(f"--git: this repository has no commit {name!r}")
+        raise arguments.UsageError(f"--git: this repository has no commit {name!r}")
     shown = _git("show", "-s", "--format=%h %ct", found, needed=True).split()
     return shown[0], int(shown[1])
 
@@ -101,11 +101,13 @@ def _git(*arguments: str, needed: bool = False) -> str:
             check=False,
         )
     except FileNotFoundError:
-        raise words.Misused("--git needs git, which is not installed. Use --since instead") from None
+        raise arguments.UsageError("--git needs git, which is not installed. Use --since instead") from None
     except (OSError, subprocess.TimeoutExpired):
-        raise words.Misused("--git: git does not answer. Use --since instead") from None
+        raise arguments.UsageError("--git: git does not answer. Use --since instead") from None
     if done.returncode and needed:
-        raise words.Misused("--git: the current directory is in no repository that git reads. Run it in the repository")
+        raise arguments.UsageError(
+            "--git: the current directory is in no repository that git reads. Run it in the repository"
+        )
     return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""
 
 

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
-from proxy.cli import account, ledger_asking
+from proxy.cli import ledger_asking, terminal
 from proxy.cli.ledger_asking import row_for_scripts
 from proxy.cli.terminal import Exit, printable, say
 from proxy.ledger import queries
@@ -52,9 +52,9 @@ def run(
         try:
             import pyarrow  # type: ignore[import-untyped]  # noqa: F401
         except ImportError:
-            return account.failed(NO_PARQUET, as_json=False)
+            return terminal.failed(NO_PARQUET, as_json=False)
         if output is None and sys.stdout.isatty():
-            return account.misused("Parquet is not for a terminal: name a file with --output, or redirect it")
+            return terminal.misused("Parquet is not for a terminal: name a file with --output, or redirect it")
 
     def write(book: Book) -> int:
         wanted = Filter(project=project, since_us=ledger_asking.begin_us(since))
@@ -64,7 +64,7 @@ def run(
         except OSError as error:
             if output is None:
                 raise
-            return account.failed(f"{output} cannot be written: {os.strerror(error.errno or 0)}", as_json=False)
+            return terminal.failed(f"{output} cannot be written: {os.strerror(error.errno or 0)}", as_json=False)
         if output is not None:
             say(f"{counted(count, 'request')} written to {output}.")
         return Exit.OK

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from proxy.cli import account, ledger_asking, loading
+from proxy.cli import ledger_asking, loading, terminal
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.config.settings import seconds_of
 from proxy.ledger import queries, reading, schema, upkeep
@@ -57,9 +57,9 @@ def run_migrate(config: Path | None, *, as_json: bool) -> int:
             found = upkeep.migrate(connection)
     except AlreadyRunningError as error:
         text = f"A daemon has the ledger (pid {error.pid}), and it brought the schema up to date when it started"
-        return account.failed(text, as_json=as_json, code="ledger_in_use")
+        return terminal.failed(text, as_json=as_json, code="ledger_in_use")
     except reading.LedgerUnreadableError as error:
-        return account.failed(str(error), as_json=as_json, code="ledger_unreadable")
+        return terminal.failed(str(error), as_json=as_json, code="ledger_unreadable")
     if as_json:
         put_json({"ok": True, "found": found, "schema": schema.VERSION})
     elif found == schema.VERSION:
