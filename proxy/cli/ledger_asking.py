@@ -69,7 +69,7 @@ def iso(us: int) -> str:
 
 
 def begin_us(since: str | None) -> int | None:
-    """Return the time that ``--since`` means: a span of days begins at midnight. Raises ``Misused``."""
+    """Return the time that ``--since`` means: a span of days begins at midnight. Raises ``UsageError``."""
     if since is None:
         return None
     from proxy.cli.usage import begin

@@ -52,7 +52,7 @@ def run(
 
 
 def _window(git: str | None, session: str | None, since: str | None) -> Window:
-    """The window that the options mean. Raises ``Misused``."""
+    """The window that the options mean. Raises ``UsageError``."""
     if git is not None:
         if since is not None:
             raise arguments.UsageError("--git and --since exclude each other: both say from when on")
@@ -65,7 +65,7 @@ def _window(git: str | None, session: str | None, since: str | None) -> Window:
 
 
 def _commits(written: str) -> Window:
-    """The time from one commit of the current directory's repository to another. Raises ``Misused``."""
+    """The time from one commit of the current directory's repository to another. Raises ``UsageError``."""
     first, dots, last = written.partition("..")
     if not dots or not first or last.startswith("."):
         raise arguments.UsageError("--git is a range of commits such as v1.0..HEAD or main~5..main")
@@ -81,7 +81,7 @@ def _commits(written: str) -> Window:
 
 
 def _commit(name: str) -> tuple[str, int]:
-    """The short id of a commit and its time in seconds. Raises ``Misused``."""
+    """The short id of a commit and its time in seconds. Raises ``UsageError``."""
     # A name that looks like an option is none.
     found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if not found:
@@ -91,10 +91,10 @@ def _commit(name: str) -> tuple[str, int]:
     return shown[0], int(shown[1])
 
 
-def _git(*arguments: str, needed: bool = False) -> str:
+def _git(*said: str, needed: bool = False) -> str:
     try:
         done = subprocess.run(  # noqa: S603 - no shell, and no word that could be an option
-            ["git", *arguments],  # noqa: S607 - the user's own git
+            ["git", *said],  # noqa: S607 - the user's own git
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=GIT_SECONDS,
