@@ -44,6 +44,9 @@ DAY_US: Final = 24 * HOUR_US
 _MANY: Final = 500
 """Names asked for at once: SQLite takes 999 parameters in its oldest versions."""
 
+_FETCHED: Final = 20_000
+"""Rows of rollups fetched at once."""
+
 BILLED_TOKENS: Final = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "audio_in", "audio_out")
 """The token classes that are tokens and disjoint: their sum is a request's tokens."""
 
@@ -594,7 +597,10 @@ class _Gathering:
             key = self._days.get(key) or self._days.setdefault(key, self._day(key))
         elif self.by == "hour":
             key *= HOUR_US
-        return self._found.setdefault(key, _Gathered())
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = _Gathered()
+        return found
 
     def _day(self, hour: int) -> int:
         moment = datetime.fromtimestamp(hour * 3600, UTC).astimezone(self._zone)
@@ -632,8 +638,12 @@ def _gather_rollups(connection: Connection, gathering: _Gathering, numbers: Mapp
     for found, at, failed, *columns in connection.execute(query):
         gathering.add(found, min(at, gathering.columns - 1), int(failed), columns)
     query = select(key, rollups.c.first_byte).where(rollups.c.first_byte.is_not(None), *conditions)
-    for found, packed in connection.execute(query):
-        gathering.of(found).first_byte.append(packed)
+    packed: dict[int, list[bytes]] = {}
+    for rows in connection.execute(query).partitions(_FETCHED):  # one by one takes twice the time
+        for found, each in rows:
+            packed.setdefault(found, []).append(each)
+    for found, several in packed.items():
+        gathering.of(found).first_byte += several
 
 
 def _gather_rows(
