@@ -91,10 +91,10 @@ def _commit(name: str) -> tuple[str, int]:
     return shown[0], int(shown[1])
 
 
-def _git(*said: str, needed: bool = False) -> str:
+def _git(*words: str, needed: bool = False) -> str:
     try:
         done = subprocess.run(  # noqa: S603 - no shell, and no word that could be an option
-            ["git", *said],  # noqa: S607 - the user's own git
+            ["git", *words],  # noqa: S607 - the user's own git
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=GIT_SECONDS,
