@@ -122,7 +122,7 @@ def test_the_ledgers_table_is_printed_and_kept(tmp_path: Path) -> None:
     for _ in range(2):
         done = command("ledger.py", "--rows", "2000", "--times", "1", "--write", str(results))
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "2,000 rows: `stats --since 30d`" in done.stdout
+        assert "2,000 rows, `stats --since 30d`: the query" in done.stdout
     written = results.read_text(encoding="utf-8")
     assert written.count("## Ledger") == 1
     assert written.rstrip().endswith("By hand.")
