@@ -25,6 +25,7 @@ from proxy.ledger.schema import (
     TOKENS,
     Bill,
     Kind,
+    OutboxState,
     State,
     attempts,
     names,
@@ -698,6 +699,27 @@ def extent(connection: Connection) -> Extent:
     ).one()
     waiting = connection.execute(select(func.count()).select_from(outbox)).scalar_one()
     return Extent(count, connection.execute(running).scalar_one(), oldest, youngest, hours, first_hour, waiting)
+
+
+class DeadLetter(NamedTuple):
+    """A usage record that is not delivered by itself any more."""
+
+    id: str
+    project: str
+    created_us: int
+    attempts: int
+    problem: str | None
+
+
+def dead_letters(connection: Connection) -> list[DeadLetter]:
+    """Return the dead letters, the oldest first."""
+    query = select(outbox).where(outbox.c.state == int(OutboxState.DEAD)).order_by(outbox.c.seq)
+    found = connection.execute(query).all()
+    named = texts(connection, (row.project for row in found))
+    return [
+        DeadLetter(request_id_of(bytes(row.id)), named.get(row.project, "?"), row.created_us, row.attempts, row.problem)
+        for row in found
+    ]
 
 
 class Difference(NamedTuple):

@@ -57,6 +57,14 @@ class Bill(IntEnum):
     MISSING = 4  # the biller has no record of it
 
 
+class OutboxState(IntEnum):
+    """The state of a row of ``outbox``. What was acknowledged is deleted."""
+
+    INTENT = 0  # the upstream call is under way, or its daemon ended during it
+    READY = 1  # to be delivered, at ``next_us``
+    DEAD = 2  # not delivered by itself any more; ``problem`` says why
+
+
 TOKENS: Final = (
     "input",
     "cache_read",
