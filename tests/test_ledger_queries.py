@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledger_rows import HOUR_US, ORDER, START_US, Filler, Made, expected, made_up, writable
 from profiles import examples
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, select
 from sqlalchemy.exc import DBAPIError
 from test_cli import called
 
@@ -368,3 +368,12 @@ def test_postgresql_answers_the_same(postgres_server: Server, path: Path, tmp_pa
         ran = called(tmp_path, *words, "--config", config)
         assert ran.code == 0, ran
     assert "postgresql+psycopg://postgres@127.0.0.1" in ran.out
+
+
+def test_the_edge_of_a_window_reads_no_other_rows(connection: Connection) -> None:
+    """A budget reads an hour at most of the rows: SQLite searches them by number, and sorts nothing to add each one up."""
+    [costed] = queries._batches(connection, {}, START_US + 1, START_US + HOUR_US)
+    statement = str(select(costed).compile(connection, compile_kwargs={"literal_binds": True}))
+    plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
+    assert any(step.startswith("SEARCH requests USING INTEGER PRIMARY KEY") for step in plan), plan
+    assert not any("SCAN requests" in step or "TEMP B-TREE" in step for step in plan), plan

@@ -92,6 +92,11 @@ def money(nano: int) -> str:
     return dollars(decimal(nano))
 
 
+def requests(number: int) -> str:
+    """Return a number of requests in words."""
+    return f"{number:,} request{'' if number == 1 else 's'}"
+
+
 def short(text: str, room: int = _WIDEST) -> str:
     """Return ``text``, cut in its middle to at most ``room`` characters."""
     if len(text) <= room:

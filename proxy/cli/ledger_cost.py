@@ -10,7 +10,6 @@ from proxy.cli.ledger_asking import money, short, sources, sums_for_scripts, tim
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.ledger import queries
 from proxy.ledger.queries import Filter
-from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,7 +135,7 @@ def _draw(
     if not total.requests:
         screen.line(f"No request{of} has ended in that time.")
     else:
-        screen.line(f"{money(total.billed)} billed for {counted(total.requests, 'request')}{of}.", "title")
+        screen.line(f"{money(total.billed)} billed for {ledger_asking.requests(total.requests)}{of}.", "title")
         screen.line()
         rows = [
             [source.word, f"{count:,}", "" if amount is None else money(amount), _MEANING[source.word]]

@@ -469,8 +469,21 @@ def _source() -> ColumnElement[int]:
     )
 
 
-def _costed(numbers: Mapping[str, int], since_us: int | None, until_us: int | None) -> Any:
+def _costed(connection: Connection, numbers: Mapping[str, int], since_us: int | None, until_us: int | None) -> Any:
     """One line per request that has ended: its key, what ``rollups`` add up of it, and the source of its cost."""
+    conditions = _row_conditions(numbers, None, None)
+    if since_us is not None or until_us is not None:
+        window = _row_conditions({}, since_us, until_us)
+        if "session" not in numbers:
+            # By seq, and not by time: grouping by seq then needs no sorting, and without bounds it would read the whole table.
+            bounds = select(func.min(requests.c.seq), func.max(requests.c.seq)).where(*window)
+            first, last = connection.execute(bounds).one()
+            conditions += [requests.c.seq >= (first or 0), requests.c.seq <= (last or 0)]
+        received = requests.c.received_us + 0  # no index of it
+        if since_us is not None:
+            conditions.append(received >= since_us)
+        if until_us is not None:
+            conditions.append(received < until_us)
     source = _source()
     ended = requests.c.state != int(State.OPEN)
 
@@ -488,7 +501,7 @@ def _costed(numbers: Mapping[str, int], since_us: int | None, until_us: int | No
             amount(Source.ESTIMATED, attempts.c.estimated).label("estimated"),
         )
         .select_from(requests.outerjoin(attempts, attempts.c.request == requests.c.seq))
-        .where(ended, *_row_conditions(numbers, since_us, until_us))
+        .where(ended, *conditions)
         .group_by(requests.c.seq)
         .subquery()
     )
@@ -516,7 +529,7 @@ def _batches(
 ) -> Iterator[Any]:
     """Cover a window of rows with ``_costed`` queries, of a day each: sorting a year at once would need a year's memory."""
     if "session" in numbers:  # few, and found by their index
-        yield _costed(numbers, since_us, until_us)
+        yield _costed(connection, numbers, since_us, until_us)
         return
     oldest, youngest = connection.execute(
         select(func.min(requests.c.received_us), func.max(requests.c.received_us))
@@ -527,7 +540,7 @@ def _batches(
     end = youngest + 1 if until_us is None else min(until_us, youngest + 1)
     while start < end:
         behind = min(end, (start // DAY_US + 1) * DAY_US)
-        yield _costed(numbers, start, behind)
+        yield _costed(connection, numbers, start, behind)
         start = behind
 
 
@@ -756,7 +769,7 @@ def differences(connection: Connection, hours: tuple[int, int]) -> list[Differen
         if any(found[width:]):  # one that was emptied again is like none
             stored[tuple(found[:width])] = found[width:], histogram.unpack(packed)
     counted: dict[tuple[int, ...], tuple[list[int], dict[int, int]]] = {}
-    costed = _costed({}, first * HOUR_US, end * HOUR_US)
+    costed = _costed(connection, {}, first * HOUR_US, end * HOUR_US)
     key = [costed.c[name] for name in ROLLUP_KEY]
     for line in connection.execute(select(*key, *_costed_sums(costed)).group_by(*key)):
         counted[tuple(line[:width])] = [int(each) for each in line[width:]], {}
