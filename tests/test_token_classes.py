@@ -329,6 +329,13 @@ VENDORS: dict[str, tuple[str, str, dict[str, Any], TokenClasses]] = {
         {"promptTokenCount": 8, "totalTokenCount": 107, "thoughtsTokenCount": 99},
         TokenClasses(input=8, output=99, reasoning=99),
     ),
+    # The same, of a prompt that was blocked.
+    "google blocked": (
+        "google",
+        "generate",
+        {"promptTokenCount": 8, "totalTokenCount": 8, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 8}]},
+        TokenClasses(input=8, output=0),
+    ),
     # ai.google.dev/gemini-api/docs/openai with gemini-2.5: thoughts are in the total alone
     "google, openai's face": (
         "openai",

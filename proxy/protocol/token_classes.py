@@ -212,14 +212,17 @@ def _google(raw: Mapping[str, object]) -> TokenClasses:
     """The cache's tokens are a part of the prompt; thoughts and the results of tools stand beside it and the output."""
     prompt, read = _count(raw, "promptTokenCount"), _count(raw, "cachedContentTokenCount")
     thoughts = _count(raw, "thoughtsTokenCount")
+    asked = _sum(prompt, _count(raw, "toolUsePromptTokenCount"))
     made = _count(raw, "candidatesTokenCount", "responseTokenCount")
+    if made is None and asked is not None and _count(raw, "totalTokenCount") == asked + (thoughts or 0):
+        made = 0  # Google leaves out what is 0
     heard = _modality(raw, "promptTokensDetails", "AUDIO")
     audio_in = _less(heard, _modality(raw, "cacheTokensDetails", "AUDIO"))
     audio_out = _modality(raw, "candidatesTokensDetails", "AUDIO")
     if audio_out is None:
         audio_out = _modality(raw, "responseTokensDetails", "AUDIO")
     return TokenClasses(
-        input=_less(_sum(prompt, _count(raw, "toolUsePromptTokenCount")), read, audio_in),
+        input=_less(asked, read, audio_in),
         cache_read=read,
         output=_sum(_less(made, audio_out), thoughts),
         reasoning=thoughts,
