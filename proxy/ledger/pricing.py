@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.protocol.token_classes import TokenClasses
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from decimal import Decimal
 
     from genai_prices.data_snapshot import DataSnapshot
@@ -48,34 +48,36 @@ class Estimate(NamedTuple):
     source: str
 
 
-class PriceList(NamedTuple):
+class PriceList:
     """Prices by class, in the order of ``TokenClasses``; ``None``: the class has no price. ``request``: beside all tokens.
 
     The price of ``reasoning`` is what it costs more (or less) than other output, because it is counted there too.
     """
 
-    by_class: tuple[int | None, ...]
-    request: int = 0
+    __slots__ = ("_needed", "by_class", "request")
+
+    def __init__(self, by_class: tuple[int | None, ...], request: int = 0) -> None:
+        self.by_class = by_class
+        self.request = request
+        # Of each of these classes, one must have been counted: a side with a price, or anything where all is free.
+        sides = [side for side in (_IN, _OUT) if any(by_class[each] for each in side)]
+        self._needed = sides or [tuple(each for each, price in enumerate(by_class) if price is not None)]
 
     def cost(self, classes: TokenClasses) -> int | None:
         """Return the cost in billionths of a dollar, rounded half up; ``None`` if a part of it is unknown."""
         total = self.request * PER
-        counted = False
         for count, price in zip(classes, self.by_class, strict=True):
-            if count is None:
-                continue
-            if price is not None:
-                counted = True
+            if count:
+                if price is None:
+                    return None
                 total += count * price
-            elif count:
+        for side in self._needed:
+            for each in side:
+                if classes[each] is not None:
+                    break
+            else:
                 return None
-        if not counted or self._lacks(classes, _IN) or self._lacks(classes, _OUT):
-            return None
         return (total + PER // 2) // PER
-
-    def _lacks(self, classes: TokenClasses, side: Iterable[int]) -> bool:
-        """Whether a side has a price, but no count."""
-        return any(self.by_class[each] for each in side) and all(classes[each] is None for each in side)
 
 
 class Prices:
@@ -172,7 +174,9 @@ class _Tables:
         info = self._model(provider, model)
         if info is None:
             return None
-        prices = info.get_prices(datetime.fromtimestamp(at_us / 1_000_000, UTC))
+        prices = info.prices
+        if isinstance(prices, list):  # with dates or times of the day
+            prices = info.get_prices(datetime.fromtimestamp(at_us / 1_000_000, UTC))
         bands = self._bands.get(id(prices))
         if bands is None:
             bands = self._bands[id(prices)] = _bands(prices)

@@ -15,16 +15,19 @@ providers named in ``tests/test_token_classes.py``, where each rule stands besid
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_NUMBERS = 40
 """Of one usage object, that are kept. The largest that is documented has 30."""
 _MAX_COUNT = 10**15  # far above any request, and far below what a database's integer holds
 _MAX_DEPTH = 4
 _MAX_LIST = 16
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,47}")
+_MAX_PATHS = 2000  # remembered
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}")
 
 
 class TokenClasses(NamedTuple):
@@ -56,7 +59,7 @@ def classes_of(raw: Mapping[str, object], dialect: str, endpoint: str) -> TokenC
     """
     if isinstance(raw.get("billed_units"), dict) or isinstance(raw.get("tokens"), dict):
         return _cohere(raw)
-    if any(name in raw for name in _GOOGLE):
+    if not _GOOGLE.isdisjoint(raw):
         return _google(raw)
     if _is_anthropic(raw, dialect, endpoint):
         return _anthropic(raw)
@@ -77,40 +80,65 @@ def flat(raw: Mapping[str, object]) -> tuple[tuple[str, ...], tuple[int | float,
     """Return the paths and the numbers of a usage object, at most ``MAX_NUMBERS``. It holds no other values, and no odd names."""
     paths: list[str] = []
     numbers: list[int | float] = []
-    _flatten(raw, "", paths, numbers, _MAX_DEPTH)
+    _flatten(dict(raw), "", paths, numbers, _MAX_DEPTH)
     return tuple(paths), tuple(numbers)
 
 
 def _flatten(value: object, path: str, paths: list[str], numbers: list[int | float], depth: int) -> None:
-    if len(numbers) >= MAX_NUMBERS:
-        return
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if isfinite(value) and abs(value) <= _MAX_COUNT:
-            paths.append(path)
-            numbers.append(int(value) if value == int(value) else value)
-    elif isinstance(value, list) and depth:
-        for index, each in enumerate(value[:_MAX_LIST]):
-            modality = each.get("modality") if isinstance(each, dict) else None
-            name = modality if isinstance(modality, str) and _NAME.fullmatch(modality) else str(index)
-            _flatten(each, f"{path}.{name}", paths, numbers, depth - 1)
-    elif isinstance(value, Mapping) and depth:
-        for key, each in value.items():
-            if isinstance(key, str) and _NAME.fullmatch(key):
-                _flatten(each, f"{path}.{key}" if path else key, paths, numbers, depth - 1)
+    members = value.items() if isinstance(value, dict) else _named(value)
+    for key, each in members:
+        if len(numbers) >= MAX_NUMBERS:
+            return
+        kind = type(each)
+        if each is None or kind is str or (place := _path(path, key)) is None:
+            continue
+        if (kind is int and -_MAX_COUNT <= each <= _MAX_COUNT) or (kind is float and isfinite(each)):
+            paths.append(place)
+            numbers.append(int(each) if each == int(each) else each)
+        elif depth and (kind is dict or kind is list):
+            _flatten(each, place, paths, numbers, depth - 1)
+
+
+def _named(items: object) -> list[tuple[str, Any]]:
+    """Return the items of a list with a name each: Google's by their modality, others by their index."""
+    return [
+        (each["modality"] if isinstance(each, dict) and isinstance(each.get("modality"), str) else str(index), each)
+        for index, each in enumerate(items[:_MAX_LIST] if isinstance(items, list) else ())
+    ]
+
+
+_PATHS: dict[tuple[str, str], str] = {}
+
+
+def _path(before: str, name: str) -> str | None:
+    """Return the path of a member, ``None`` if its name is odd. Remembered, because every request asks for the same."""
+    try:
+        return _PATHS[before, name]
+    except KeyError:
+        if not _NAME.fullmatch(name):
+            return None
+        path = f"{before}.{name}" if before else name
+        if len(_PATHS) < _MAX_PATHS:
+            _PATHS[before, name] = path
+        return path
 
 
 # --- by API ----------------------------------------------------------------------------------------------------------
 
-_GOOGLE = ("promptTokenCount", "candidatesTokenCount", "responseTokenCount", "thoughtsTokenCount", "totalTokenCount")
+_GOOGLE = frozenset(
+    {"promptTokenCount", "candidatesTokenCount", "responseTokenCount", "thoughtsTokenCount", "totalTokenCount"}
+)
+_PIECES = frozenset({"images", "image_count", "generated_images", "characters", "total_characters", "usage_characters"})
 _ANTHROPICS_CACHE = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details")
 _OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
+_NONE: Mapping[str, Any] = {}
 _ONLY_INPUT = frozenset({"embeddings", "rerank", "moderations"})
 
 
 def _openai(raw: Mapping[str, object], endpoint: str) -> TokenClasses:
     """The cache's tokens, audio and reasoning are parts of input and output."""
-    details, made = _first(raw, _INPUT_DETAILS), _first(raw, _OUTPUT_DETAILS)
+    details, made = _first(raw, _INPUT_DETAILS) or _NONE, _first(raw, _OUTPUT_DETAILS) or _NONE
     total = _count(raw, "total_tokens")
     inputs = _count(raw, "prompt_tokens", "input_tokens")
     if inputs is None and endpoint in _ONLY_INPUT:
@@ -129,6 +157,10 @@ def _openai(raw: Mapping[str, object], endpoint: str) -> TokenClasses:
     audio_out = _count(made, "audio_tokens")
     if endpoint == "speech" and audio_out is None:
         outputs, audio_out = None, outputs  # a speech model's output is audio
+    images = characters = None
+    if not _PIECES.isdisjoint(raw):
+        images = _count(raw, "images", "image_count", "generated_images")
+        characters = _count(raw, "characters", "total_characters", "usage_characters")
     return TokenClasses(
         _less(inputs, read, short, long, audio_in),
         read,
@@ -138,8 +170,8 @@ def _openai(raw: Mapping[str, object], endpoint: str) -> TokenClasses:
         reasoning,
         audio_in,
         audio_out,
-        _images(raw),
-        _count(raw, "characters", "total_characters", "usage_characters"),
+        images,
+        characters,
     )
 
 
@@ -164,7 +196,12 @@ def _with_reasoning(
     """
     if reasoning is None:
         beside = (total or 0) - inputs - outputs
-        if endpoint != "chat" or beside <= 0 or raw.get("prompt_audio_seconds") or _any(raw, _OUTPUT_DETAILS):
+        if (
+            endpoint != "chat"
+            or beside <= 0
+            or raw.get("prompt_audio_seconds")
+            or _first(raw, _OUTPUT_DETAILS) is not None
+        ):
             return outputs, None
         return outputs + beside, beside
     if reasoning and (reasoning > outputs or total == inputs + outputs + reasoning):
@@ -177,7 +214,7 @@ def _is_anthropic(raw: Mapping[str, object], dialect: str, endpoint: str) -> boo
         return False
     if endpoint == "messages":
         return True
-    if _any(raw, _INPUT_DETAILS):
+    if _first(raw, _INPUT_DETAILS) is not None:
         return False
     return dialect == "anthropic" or any(name in raw for name in _ANTHROPICS_CACHE)
 
@@ -249,24 +286,25 @@ def _count(of: Mapping[str, object], *names: str) -> int | None:
     """Return the first of these members that is a count."""
     for name in names:
         value = of.get(name)
-        if isinstance(value, float) and value.is_integer():
+        if type(value) is float and value.is_integer():  # Cohere's
             value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT:
+        if type(value) is int and 0 <= value <= _MAX_COUNT:
             return value
     return None
 
 
 def _object(of: Mapping[str, object], name: str) -> Mapping[str, Any]:
     value = of.get(name)
-    return value if isinstance(value, dict) else {}
+    return value if isinstance(value, dict) else _NONE
 
 
-def _first(of: Mapping[str, object], names: tuple[str, ...]) -> Mapping[str, Any]:
-    return next((found for name in names if (found := _object(of, name))), {})
-
-
-def _any(of: Mapping[str, object], names: tuple[str, ...]) -> bool:
-    return any(isinstance(of.get(name), dict) for name in names)
+def _first(of: Mapping[str, object], names: tuple[str, ...]) -> Mapping[str, Any] | None:
+    """Return the first of these members that is an object."""
+    for name in names:
+        value = of.get(name)
+        if isinstance(value, dict):
+            return value
+    return None
 
 
 def _modality(of: Mapping[str, object], name: str, modality: str) -> int | None:
@@ -280,13 +318,14 @@ def _modality(of: Mapping[str, object], name: str, modality: str) -> int | None:
     return counts[0] if counts else None
 
 
-def _images(raw: Mapping[str, object]) -> int | None:
-    return _count(raw, "images", "image_count", "generated_images")
-
-
 def _less(whole: int | None, *parts: int | None) -> int | None:
     """Return the rest of ``whole``, and 0 if the parts are more: a provider's counts may be inconsistent."""
-    return None if whole is None else max(0, whole - sum(part or 0 for part in parts))
+    if whole is None:
+        return None
+    for part in parts:
+        if part:
+            whole -= part
+    return max(0, whole)
 
 
 def _sum(one: int | None, other: int | None) -> int | None:
