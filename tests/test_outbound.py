@@ -115,9 +115,9 @@ def test_the_proxy_gets_its_credentials(kind: Kind, written: str, sent: bytes, t
 )
 def test_the_target_has_host_and_port(origin: Origin, place: bytes) -> None:
     """An IPv6 address stands in brackets. What is not https goes through a tunnel as well."""
-    with Upstream(answer(body=b"x")) as upstream, OutboundProxy(upstream.port) as proxy:
-        NATIVE[0].run(lambda engine: fetch(engine, get(origin)), proxy=f"http://{proxy.address}")
-        assert proxy.asked == [connect(place)]
+    with Upstream(refusing(b"HTTP/1.1 403 Forbidden\r\n\r\n")) as proxy:
+        NATIVE[0].run(lambda engine: fetch(engine, get(origin)), proxy=f"http://127.0.0.1:{proxy.port}")
+        assert [request.raw for request in proxy.requests] == [connect(place)]
 
 
 def test_loopback_is_never_asked_of_a_proxy() -> None:

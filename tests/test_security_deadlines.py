@@ -53,6 +53,7 @@ def waits(request: pytest.FixtureRequest, module_stand: Stand) -> Iterator[Waits
 
 
 @case("BOD-08")
+@pytest.mark.full  # half a minute
 @pytest.mark.timeout(90)
 def test_slow_body(stand: Stand, waits: Waits) -> None:
     status, code, seconds = waits.result("test_slow_body")

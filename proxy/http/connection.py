@@ -7,7 +7,7 @@ Neither of uvicorn's parsers is safe alone. They accept a missing or doubled Hos
 headers, and ``gzip, chunked``. They start the application before the body's framing is known, and have no deadlines.
 Checks around such a parser do not help: to check a pipelined second head, one must know the end of the first body, and
 that requires reading the chunked framing. So this protocol reads the framing itself, once, and there is no second parser
-that could disagree with it. ``tests/test_guard.py`` compares it with httptools as an oracle.
+that could disagree with it. ``tests/test_connection.py`` compares it with httptools as an oracle.
 
 * ``framing.py`` is pure: heads and bodies, bytes in and bytes out.
 * ``HTTPExchange`` is one request and its response (``http/exchange.py``).

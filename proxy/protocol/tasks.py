@@ -15,6 +15,7 @@ Two consequences for code that runs in a ``RequestTask``:
 from __future__ import annotations
 
 import asyncio
+import traceback
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ class RequestTask:
             # Without this frame, whose callers may reference the error.
             failure.__traceback__ = failure.__traceback__ and failure.__traceback__.tb_next
             self.failed(failure)
+            # In CPython 3.12 the frames of a failure refer to the frames of callers, which may refer to the error.
+            traceback.clear_frames(failure.__traceback__)
             return
         finally:
             self._running = False
