@@ -17,7 +17,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.protocol.token_classes import TokenClasses
+from proxy.protocol.token_classes import NOTHING, TokenClasses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,8 +96,10 @@ class Prices:
         else:
             self._learned.pop((provider, model), None)
 
-    def estimate(self, provider: str, model: str, classes: TokenClasses, at_us: int) -> Estimate | None:
+    def estimate(self, provider: str, model: str | None, classes: TokenClasses, at_us: int) -> Estimate | None:
         """Return the estimated cost at a time (microseconds UTC); ``None`` if it is unknown. Never raises."""
+        if model is None or classes == NOTHING:
+            return None
         learned = self._learned.get((provider, model))
         if learned is not None:
             nano = learned.cost(classes)
