@@ -7,7 +7,10 @@ is the sum over the requests in flight, so it is 0 when there are none.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -28,11 +31,12 @@ class Window(NamedTuple):
 
 
 def zone_of(name: str) -> tzinfo:
-    """Return the time zone of an IANA name; an empty name is the machine's."""
-    if name:
-        return ZoneInfo(name)
-    local = datetime.now().astimezone().tzinfo
-    return local if local is not None else UTC
+    """Return the time zone of an IANA name; an empty name is the machine's (``TZ``, else ``/etc/localtime``, else its offset now)."""
+    with contextlib.suppress(OSError, KeyError, ValueError):  # a TZ in the form of POSIX, or none
+        return ZoneInfo(name or os.environ.get("TZ", "").removeprefix(":"))
+    with contextlib.suppress(OSError, ValueError), Path("/etc/localtime").open("rb") as file:
+        return ZoneInfo.from_file(file)
+    return datetime.now().astimezone().tzinfo or UTC
 
 
 def window(period: Period, now_us: int, zone: tzinfo, reset_hour: int = 0) -> Window:
