@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from proxy.config.settings import Settings
     from proxy.gateway.gateway import RequestLog
     from proxy.http.exchange import Exchange
+    from proxy.ledger.writer import Ledger
 
 
 class Application(Starlette):
@@ -30,9 +31,13 @@ class Application(Starlette):
     responses. The daemon uses ``runtime``: drain, cut, reload.
     """
 
-    def __init__(self, settings: Settings, log: RequestLog | None) -> None:
-        metrics = Metrics(lambda: len(gateway.registry))
+    def __init__(self, settings: Settings, log: RequestLog | None, ledger: Ledger | None) -> None:
+        metrics = Metrics(lambda: len(gateway.registry), ledger.status if ledger is not None else None)
         gateway = self.runtime = Gateway(settings, log, metrics)
+        self._ledger = ledger
+        if ledger is not None:
+            gateway.observers.append(ledger.observe)
+            gateway.registry.watch = ledger.watch
         super().__init__(routes=pages.routes(gateway))
         # Without Starlette's middleware, which would respond to a fault of ours itself, in no client's dialect.
         gateway.routes = self.router
@@ -49,19 +54,25 @@ class Application(Starlette):
         # Starlette's own would log a traceback if it is cancelled, as it is when a second signal ends the daemon at once.
         with suppress(CancelledError):
             await receive()
+            if self._ledger is not None:
+                self._ledger.start()
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await self.runtime.aclose()
+            if self._ledger is not None:
+                await self._ledger.aclose()
             await send({"type": "lifespan.shutdown.complete"})
 
 
-def create_app(settings: Settings | None = None, *, log: RequestLog | None = None) -> Application:
+def create_app(
+    settings: Settings | None = None, *, log: RequestLog | None = None, ledger: Ledger | None = None
+) -> Application:
     """Return the application of a daemon with these settings, or with those of the user's configuration.
 
-    It opens nothing before the first request. ``uvicorn --factory proxy.app:create_app`` runs it.
+    It opens nothing before the first request, but for the ``ledger``, if one is given: that starts with the application. ``uvicorn --factory proxy.app:create_app`` runs it.
     """
     if settings is None:
         from proxy.config.settings import load
 
         settings = load()
-    return Application(settings, log)
+    return Application(settings, log, ledger)

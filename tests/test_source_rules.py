@@ -33,6 +33,7 @@ LIBRARIES: dict[str, set[str]] = {
     # redaction has the one type of ours that pydantic reads.
     "pydantic_core": {"config", "protocol"},
     "pydantic_settings": {"config"},
+    "psycopg": {"ledger"},
     "python_multipart": {"protocol"},
     "rich": {"cli"},
     "sqlalchemy": {"ledger"},

@@ -14,11 +14,13 @@ from __future__ import annotations
 import asyncio
 from enum import IntEnum
 from time import monotonic
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from proxy.gateway.access import readable_by
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.gateway.active_config import ActiveConfig
     from proxy.gateway.request_body import BodyBudget, RequestBody
     from proxy.gateway.stops import Stop
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from proxy.upstream import UpstreamResponse
 
 EndReason = Literal["client_gone", "first_byte", "idle", "total", "write_stall", "shutdown", "stopped"]
+
+
+WATCH_SECONDS: Final = 0.1
 
 
 class RequestEnded(Exception):
@@ -155,6 +160,8 @@ class Registry:
         self.permitted: dict[str, int] = {}
         """Number of permits (``admission.py``) by project. Projects without one are left out."""
         self.total_permitted = 0
+        self.watch: Callable[[Record, float], None] | None = None
+        """Called by the sweep, at least ten times a second, with the record of each active request and the time."""
         self._requests: set[ActiveRequest] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -213,14 +220,17 @@ class Registry:
             self._timer = None
 
     def _schedule(self, deadlines: Deadlines) -> None:
-        pause = min(1.0, max(0.02, min(deadlines) / 4))
+        longest = 1.0 if self.watch is None else WATCH_SECONDS
+        pause = min(longest, max(0.02, min(deadlines) / 4))
         self._timer = asyncio.get_running_loop().call_later(pause, self._sweep)
 
     def _sweep(self) -> None:
         self._timer = None
-        now = monotonic()
+        now, watch = monotonic(), self.watch
         shortest: Deadlines | None = None
         for request in list(self._requests):
+            if watch is not None:
+                watch(request.record, now)
             deadlines = request.config.deadlines
             if shortest is None or min(deadlines) < min(shortest):
                 shortest = deadlines

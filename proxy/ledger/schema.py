@@ -79,7 +79,9 @@ names = Table(
     Column("id", Integer, primary_key=True),
     Column("kind", SmallInteger, nullable=False),
     Column("text", Text, nullable=False),
+    Column("used_us", BigInteger, nullable=False, server_default="0"),
 )
+"""``used_us`` is the time of the last use, right within a day and a half."""
 
 requests = Table(
     "requests",
@@ -111,6 +113,7 @@ requests = Table(
     Column("state", SmallInteger, nullable=False),
     Column("daemon", Integer),
 )
+"""``first_byte_us`` and ``duration_us`` count from ``received_us``. ``outcome`` of an interrupted request is ``interrupted``."""
 
 attempts = Table(
     "attempts",
@@ -131,6 +134,7 @@ attempts = Table(
     Column("billed", BigInteger),
     Column("bill", SmallInteger),
 )
+"""``ended`` is why there was no response head (a name of kind ``ERROR``), ``NULL`` if there was one. ``started_us`` is absolute."""
 
 ROLLUP_KEY: Final = ("hour", "project", "provider", "model", "tool", "outcome")
 ROLLUP_SUMS: Final = (
@@ -229,7 +233,7 @@ RETENTION: Final = {
     "requests": Retention("ledger.keep"),
     "attempts": Retention("ledger.keep, with their request"),
     "rollups": Retention("forever"),
-    "names": Retention("until no row refers to them"),
+    "names": Retention("ledger.keep after their last use; those of rollups forever"),
     "outbox": Retention("until acknowledged; dead letters until deleted by hand"),
     "reconciliation": Retention("forever: a few rows per account and day"),
     "prices": Retention("forever: one row per model and token class"),
@@ -239,7 +243,7 @@ RETENTION: Final = {
 }
 
 _FIRST: Final = (
-    "CREATE TABLE names (id {serial}, kind SMALLINT NOT NULL, text TEXT NOT NULL)",
+    "CREATE TABLE names (id {serial}, kind SMALLINT NOT NULL, text TEXT NOT NULL, used_us BIGINT NOT NULL DEFAULT 0)",
     "CREATE UNIQUE INDEX names_text ON names (kind, text)",
     "CREATE TABLE requests (seq {bigserial}, id {blob} NOT NULL, received_us BIGINT NOT NULL, first_byte_us BIGINT, "
     "duration_us BIGINT, project INTEGER NOT NULL, provider INTEGER, asked INTEGER, served INTEGER, dialect INTEGER, "

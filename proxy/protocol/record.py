@@ -88,5 +88,7 @@ class Record:
     facts: RequestFacts | None = None
     """Set when a request that may be forwarded has passed the access checks. Only such requests are in the ledger."""
     attempts: list[Attempt] = field(default_factory=list)
+    stored: int = 0
+    """For the ledger: 0 until this request was handed to it while in flight, then 1 and the number of attempts it had."""
     scanner: Scanner | None = None
     """Has the usage, which is read only after the request."""
