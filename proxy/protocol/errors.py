@@ -79,6 +79,7 @@ TABLE: Mapping[str, ErrorKind] = {
     "provider_not_found": ErrorKind(404, "client", *_MISSING, False),
     "path_not_found": ErrorKind(404, "client", *_MISSING, False),
     "project_not_allowed": ErrorKind(403, "client", *_PERMISSION, False),
+    "project_stopped": ErrorKind(403, "proxy", *_PERMISSION, False),
     "crossing_unsupported": ErrorKind(400, "client", *_INVALID, False),
     "byok_key_missing": ErrorKind(400, "client", *_INVALID, False),
     "bad_target": ErrorKind(400, "client", *_INVALID, False),
