@@ -58,6 +58,7 @@ class Daemon:
         env: Mapping[str, str] | None = None,
         args: Sequence[str] = (),
         port: int | None = None,
+        umask: int = -1,
     ) -> None:
         self.port = free_port() if port is None else port
         self.url = f"http://127.0.0.1:{self.port}"
@@ -79,7 +80,10 @@ class Daemon:
                 cwd=directory,
                 env=clean_environment(directory, env),
                 start_new_session=True,  # no terminal, wherever the tests run
+                umask=umask,
             )
+        #: Its ledger, unless the configuration names another: in its own home.
+        self.ledger = directory / ".local" / "share" / "lava-proxy" / "ledger.sqlite"
 
     def output(self) -> str:
         """Everything it printed so far, standard output and standard error together."""
@@ -145,6 +149,7 @@ class StartDaemon(Protocol):
         env: Mapping[str, str] | None = None,
         args: Sequence[str] = (),
         port: int | None = None,
+        umask: int = -1,
         ready: str | None = "/healthz",
     ) -> Daemon:
         """Start one with this TOML text; ``ready`` is what must answer 200 first (``None``: do not wait)."""

@@ -104,6 +104,7 @@ class Ledger:
         self._schema: int | None = None
         self._warned = -WARN_SECONDS
         self._store: Store | None = None
+        self._ended = False
         self._on_end: Callable[[], object] = lambda: None
 
     def start(self) -> None:
@@ -143,8 +144,7 @@ class Ledger:
 
         Raises ``LedgerUnavailableError``, and what ``work`` raises.
         """
-        thread = self._thread
-        if thread is None or not thread.is_alive() or self._stopping:
+        if self._thread is None or self._ended or self._stopping:
             raise LedgerUnavailableError("the ledger is not running")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
@@ -160,12 +160,14 @@ class Ledger:
 
     async def aclose(self) -> None:
         """Write what is queued, within five seconds, and end the thread."""
+        if self._stopping:
+            return
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         self._on_end = lambda: loop.call_soon_threadsafe(ended.set)
         self._stopping = True
         self._wake.set()
-        if self._thread is not None and self._thread.is_alive():
+        if self._thread is not None and not self._ended:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), CLOSE_SECONDS)
         left = len(self._queue) + self._held
@@ -192,6 +194,7 @@ class Ledger:
             self._problem = f"the writer ended: {type(error).__name__}: {error}"
             self._warn(f"The ledger is not written any more: {_words(error)}.")
         finally:
+            self._ended = True
             self._refuse_jobs()
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._on_end()
