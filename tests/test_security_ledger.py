@@ -210,7 +210,9 @@ def test_files_hold_no_secret(stand: Stand) -> None:
     chat = {**CHAT, "messages": [{"role": "user", "content": prompt}]}
     headers = [("Content-Type", "application/json"), ("Authorization", f"Bearer {PROVIDER_KEY}")]
     odd = [("X-Session-Id", LAVA_KEY), ("X-Agent-Id", TOKEN), ("User-Agent", f"{LAVA_KEY}/1")]
-    reply = json.dumps({"object": "chat.completion", "model": LAVA_KEY, "usage": {TOKEN: 1}, "id": prompt}).encode()
+    reply = json.dumps(
+        {"object": "chat.completion", "model": LAVA_KEY, "usage": {TOKEN[:60]: 1}, "id": LAVA_KEY}
+    ).encode()
     lava = [(b"Content-Type", b"application/json"), (b"X-Lava-Request-Id", LAVA_KEY.encode())]
 
     def play(peer: Peer, received: Received) -> None:

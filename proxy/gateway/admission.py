@@ -22,7 +22,7 @@ class Admission:
         active.record.project = project
         if registry.draining:
             raise shutting_down()
-        limit = config.settings.server.max_concurrent
+        limit = config.max_concurrent_in_all
         if registry.total_permitted >= limit:
             raise _overloaded("This daemon has", limit, "[server]")
         limit = config.max_concurrent[project]
