@@ -240,14 +240,14 @@ def test_postgres_is_slow(daemon: StartDaemon, upstream: Upstream, postgres_serv
     name = url.rpartition("/")[2]
     postgres_server.execute(
         "CREATE FUNCTION slow() RETURNS trigger AS $$ BEGIN PERFORM pg_sleep(2); RETURN NULL; END $$ LANGUAGE plpgsql;"
-        "CREATE TRIGGER slow AFTER INSERT ON requests FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+        "CREATE TRIGGER slow AFTER INSERT ON rollups FOR EACH STATEMENT EXECUTE FUNCTION slow()",
         name,
     )
     before = count(url)
     load.wait_for(400)
     unharmed(load, running)
     ids = load.stop()
-    postgres_server.execute("DROP TRIGGER slow ON requests", name)
+    postgres_server.execute("DROP TRIGGER slow ON rollups", name)
     deadline = monotonic() + 20
     while count(url) < len(ids):
         assert monotonic() < deadline
