@@ -263,7 +263,7 @@ def test_rotation_asks_and_shows_the_new_secret(account: Account) -> None:
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("yes", 0), ("n", 1), ("", 1)])
 def test_a_destructive_action_asks_at_a_terminal(account: Account, answer: str, code: int) -> None:
     """A person is asked, and only a yes is one."""
-    meter = next(iter(account.world.meters.values())).meter_id
+    meter = next(iter(account.world.account.meters.values())).meter_id
     controller, terminal = pty.openpty()
     try:
         process = subprocess.Popen(
@@ -305,7 +305,7 @@ def test_the_network_is_down(tmp_path: Path, free_port: int, words: list[str]) -
 )
 def test_an_answer_that_is_none(account: Account, fault: str, said: str) -> None:
     """HTML instead of JSON and its like: one sentence, exit code 1."""
-    account.world.account_faults = [fault] * 3  # a GET is made again
+    account.world.behaviour.account_faults = [fault] * 3  # a GET is made again
     ran = account("wallet", code=1)
     assert said in ran.err
     assert len(ran.err.strip().splitlines()) == 1
@@ -313,7 +313,7 @@ def test_an_answer_that_is_none(account: Account, fault: str, said: str) -> None
 
 def test_the_rate_limit(account: Account) -> None:
     """The limit is told, and when to come back; nobody waits a minute."""
-    account.world.rest_limit = 1
+    account.world.behaviour.rest_limit = 1
     account("wallet")
     ran = account("wallet", code=1)
     assert "1000 requests a minute" in ran.err
@@ -392,7 +392,7 @@ def test_connections(account: Account) -> None:
 @pytest.mark.parametrize("generation", [8, 9, 11])
 def test_every_generation_of_names(account: Account, generation: Any) -> None:
     """The doors work whichever names Lava speaks."""
-    account.world.generation = generation
+    account.world.behaviour.generation = generation
     assert "conn_demo" in account("connections").out
     assert "Nothing was used" in account("usage").out
     assert "$20.00" in account("wallet").out
@@ -515,7 +515,7 @@ def test_checkout(account: Account) -> None:
     plan = ("checkout", "conn_demo", "--plan", "plan_pro", "--origin", "https://shop.example.com")
     made = account.json(*plan)
     assert (made["customer_id"], made["plan_id"], made["checkout_mode"]) == ("conn_demo", "plan_pro", "subscription")
-    assert made["checkout_session_token"] in {each.token for each in account.world.checkouts.values()}
+    assert made["checkout_session_token"] in {each.token for each in account.world.account.checkouts.values()}
     assert "checkout_session_token" in account(*plan).out
     bundle = ("checkout", "conn_demo", "--bundle", "bundle_extra", "--origin", "https://shop.example.com")
     old = account.json(*bundle, "--old-names")

@@ -105,10 +105,10 @@ def start(emulator: Emulator, daemon: StartDaemon) -> Callable[..., Stand]:
         env = {
             "SECRET": world.secret_key,
             "TEST": world.test_key,
-            "REJECTED": next(iter(world.rejected_provider_keys)),
-            "UNFUNDED": next(iter(world.unfunded_provider_keys)),
+            "REJECTED": next(iter(world.keys.rejected_provider_keys)),
+            "UNFUNDED": next(iter(world.keys.unfunded_provider_keys)),
             "TOKEN": mint_token(world.secret_key, customer_id="conn_demo", meter_slug="demo-cha"),
-            "SPEND": world.spend_keys["openai"],
+            "SPEND": world.keys.spend_keys["openai"],
         }
         config = CONFIG.format(base_url=emulator.base_url, lava=lava)
         return Stand(world, daemon(config, env=env, secrets=env.values()))
@@ -150,9 +150,9 @@ def test_an_unknown_meter_with_no_name_near(stand: Stand) -> None:
 @pytest.mark.parametrize("generation", [None, 8, 9, 11])
 def test_a_deleted_connection(stand: Stand, generation: Any) -> None:
     """Under either name, whichever generation of names Lava speaks."""
-    stand.world.generation = generation
+    stand.world.behaviour.generation = generation
     assert stand.chat("customer").status == 200
-    del stand.world.connections["conn_demo"]
+    del stand.world.account.connections["conn_demo"]
     error = stand.error("customer", 401)
     assert "customer conn_demo does not exist: it was deleted, or it is of another account" in error["message"]
     assert parts(error) == ["customer"]
@@ -162,7 +162,7 @@ def test_a_deleted_connection(stand: Stand, generation: Any) -> None:
 def test_a_revoked_key(stand: Stand) -> None:
     """Told apart from everything else that is a 401, by the last four of the key alone."""
     assert stand.chat("main").status == 200
-    stand.world.revoked_keys.add(stand.world.secret_key)
+    stand.world.keys.revoked_keys.add(stand.world.secret_key)
     error = stand.error("main", 401)
     assert f"Lava does not know the secret key …{stand.world.secret_key[-4:]}: it was revoked" in error["message"]
     assert (parts(error), "lava-proxy login" in error["lava_proxy"]["hint"]) == (["key"], True)
@@ -170,7 +170,7 @@ def test_a_revoked_key(stand: Stand) -> None:
 
 def test_a_key_of_the_other_environment(stand: Stand) -> None:
     """A test key at an address that serves the live environment."""
-    stand.world.environment = "live"
+    stand.world.behaviour.environment = "live"
     error = stand.error("sandbox", 401)
     assert "or it is of another account or environment (it is a test key)" in error["message"]
     assert "secret_key under [projects.sandbox]" in error["lava_proxy"]["hint"]
@@ -179,7 +179,7 @@ def test_a_key_of_the_other_environment(stand: Stand) -> None:
 def test_a_connection_of_the_other_environment(stand: Stand) -> None:
     """What was made with a live key, a test key does not see: the sentence says which kind the key is."""
     assert stand.world.sandbox is not None
-    del stand.world.connections["conn_demo"]
+    del stand.world.account.connections["conn_demo"]
     assert "(the key …" in (message := stand.error("customer", 401)["message"])
     assert "is a live key)" in message
 
@@ -203,7 +203,7 @@ def test_an_empty_wallet(stand: Stand) -> None:
 @pytest.mark.parametrize("project", ["main", "free"])
 def test_an_empty_merchant_wallet(stand: Stand, project: str) -> None:
     """With the balance, also where a customer is tracked but not billed."""
-    stand.world.wallet_balance -= stand.world.wallet_balance
+    stand.world.account.wallet_balance -= stand.world.account.wallet_balance
     error = stand.error(project, 402)
     assert "is out of funds: it holds $0.00. Top up" in error["message"]
     assert error["lava_proxy"]["diagnosis"][0]["left"] == "0.00"
@@ -212,9 +212,9 @@ def test_an_empty_merchant_wallet(stand: Stand, project: str) -> None:
 def test_what_is_left_of_a_plan(stand: Stand) -> None:
     """Plan, credit and the day on which it begins anew."""
     world = stand.world
-    plan = StoredSubscription.begin(world.plans["plan_pro"], "conn_empty", world.clock())
+    plan = StoredSubscription.begin(world.account.plans["plan_pro"], "conn_empty", world.clock())
     plan.cycle_remaining -= plan.cycle_remaining
-    world.subscriptions[plan.subscription_id] = plan
+    world.account.subscriptions[plan.subscription_id] = plan
     error = stand.error("empty", 402)
     assert 'it holds no credit, and the plan "Pro" has $0.00 of credit left until 2' in error["message"]
     assert [each.get("left") for each in error["lava_proxy"]["diagnosis"]] == [None, "0.00"]
@@ -270,7 +270,7 @@ def test_it_can_be_switched_off(start: Callable[..., Stand]) -> None:
 
 def test_many_that_fail_at_once_ask_once(stand: Stand) -> None:
     """Twenty requests, one inquiry, twenty answers with its sentences."""
-    stand.world.account_faults = ["slow-0.4"] * 5
+    stand.world.behaviour.account_faults = ["slow-0.4"] * 5
     with ThreadPoolExecutor(20) as pool:
         errors = list(pool.map(lambda _: stand.error("typo", 401), range(20)))
     assert all("did you mean" in each["message"] for each in errors)
@@ -297,9 +297,9 @@ def test_a_success_takes_the_answers_back(stand: Stand) -> None:
     """Mended and broken in another way within the minute: what was found out is not told again, and nothing is asked."""
     assert "websit-chat" in stand.error("typo", 401)["lava_proxy"]["diagnosis"][0]["problem"]
     asked = len(stand.questions)
-    stand.world.meters.add("websit-chat")
+    stand.world.account.add_meter("websit-chat")
     assert stand.chat("typo").status == 200
-    del stand.world.connections["conn_demo"]
+    del stand.world.account.connections["conn_demo"]
     error = stand.error("typo", 401)
     assert "diagnosis" not in error["lava_proxy"]
     assert error["message"].startswith("Lava rejects the secret key")

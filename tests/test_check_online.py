@@ -45,7 +45,7 @@ class Checks:
         ran = lava_proxy(self.home, "check", "--online", "--config", config, *words, env=known)
         assert ran.code == code, ran
         assert not leaks(
-            ran.out + ran.err, [self.world.secret_key, self.world.test_key, *self.world.spend_keys.values()]
+            ran.out + ran.err, [self.world.secret_key, self.world.test_key, *self.world.keys.spend_keys.values()]
         )
         return ran
 
@@ -111,7 +111,7 @@ def wrong_environment(check: Checks) -> dict[str, str]:
     return {
         "REVOKED": "aks_live_" + "r" * 20,
         "TOKEN": token,
-        "SPEND": check.world.spend_keys["openai"],
+        "SPEND": check.world.keys.spend_keys["openai"],
         "OWN": "own-provider-" + "k" * 20,
     }
 
@@ -195,7 +195,7 @@ def test_the_network_is_down(check: Checks, free_port: int) -> None:
 
 def test_the_rate_limit(check: Checks) -> None:
     """Told, and when to come back; nobody waits a minute."""
-    check.world.rest_limit = 1
+    check.world.behaviour.rest_limit = 1
     flat = " ".join(check(GOOD, code=1).out.split())
     assert "? Lava allows 1000 requests a minute for a key, and this one has had them: try again in" in flat
 
@@ -224,7 +224,7 @@ def test_what_is_no_lava(check: Checks, said: bytes, why: str) -> None:
 @pytest.mark.parametrize("generation", [8, 9, 11])
 def test_every_generation_of_names(check: Checks, generation: Any) -> None:
     """It works whichever names Lava speaks."""
-    check.world.generation = generation
+    check.world.behaviour.generation = generation
     assert "✓ connection conn_demo exists." in check(GOOD).out
 
 
@@ -244,7 +244,7 @@ def test_the_first_refusal_names_a_misplaced_key(
     key = prefix + tail if prefix else emulator.world.secret_key
     env = {"LAVA_SECRET_KEY": key, "OWN": "gsk_" + tail, "LAVA_PROXY_LAVA__BASE_URL": emulator.base_url}
     running = daemon(config, env=env, secrets=[tail])
-    emulator.world.rejected_provider_keys.add("gsk_" + tail)
+    emulator.world.keys.rejected_provider_keys.add("gsk_" + tail)
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
     got = post(running.port, "/v1/chat/completions", body)
     assert got.status == 401

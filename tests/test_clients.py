@@ -153,11 +153,11 @@ def stand(emulator: Emulator, daemon: StartDaemon) -> Stand:
         "SECRET": world.secret_key,
         "REVOKED": revoked,
         "OWN_KEY": OWN_KEY,
-        "REJECTED": next(iter(world.rejected_provider_keys)),
-        "UNFUNDED": next(iter(world.unfunded_provider_keys)),
-        "SPEND": world.spend_keys["openai"],
-        "SPEND_ANTHROPIC": world.spend_keys["anthropic"],
-        "SPENT": world.spend_keys["exhausted"],
+        "REJECTED": next(iter(world.keys.rejected_provider_keys)),
+        "UNFUNDED": next(iter(world.keys.unfunded_provider_keys)),
+        "SPEND": world.keys.spend_keys["openai"],
+        "SPEND_ANTHROPIC": world.keys.spend_keys["anthropic"],
+        "SPENT": world.keys.spend_keys["exhausted"],
         "TOKEN": mint_token(world.secret_key, customer_id="conn_demo", meter_slug="demo-chat"),
     }
     running = daemon(CONFIG.replace("{base_url}", emulator.base_url), env=env, secrets=env.values())
@@ -390,7 +390,7 @@ def test_every_kind_of_project_sends_its_own_credential(stand: Stand) -> None:
         "internal": (mint_token(key, meter_slug="internal"), "merchant"),
         "lab": (mint_token(key, connection_id=None, meter_slug=None, provider_key=OWN_KEY), "provider_account"),
         "ready": (mint_token(key, customer_id="conn_demo", meter_slug="demo-chat"), "customer"),
-        "agent": (world.spend_keys["openai"], "spend_key"),
+        "agent": (world.keys.spend_keys["openai"], "spend_key"),
     }
     for project, (token, _) in expected.items():
         with stand.openai(project) as client:

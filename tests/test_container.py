@@ -341,7 +341,7 @@ def test_it_serves_a_request_and_drains(image: Image, emulator: Emulator, tmp_pa
             assert arrived.token == {"secret_key": emulator.world.secret_key}
             _run(*health)
 
-            emulator.world.pace = 0.1
+            emulator.world.behaviour.pace = 0.1
             with sidecar.chat(key=sidecar.local_key, stream=True) as stream:
                 first = stream.readline()
                 sidecar.process().send_signal(signal.SIGTERM)

@@ -198,7 +198,7 @@ def test_the_usual_port_in_use(tmp_path: Path) -> None:
 def test_a_step_that_goes_wrong_is_told_and_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
     """With an empty wallet where the demo needs a full one, three steps fail: all are named, the code is 1."""
     world = World.demo()
-    world.connections["conn_demo"].balance = Decimal(0)
+    world.account.connections["conn_demo"].balance = Decimal(0)
     assert demo.run(keep=False, port=0, as_json=False, world=world) == 1
     out = capsys.readouterr().out
     assert out.count("FAILED: expected 200, got 402") == 3
@@ -208,7 +208,7 @@ def test_a_step_that_goes_wrong_is_told_and_exits_1(capsys: pytest.CaptureFixtur
 def test_an_error_that_does_not_come_is_a_failure_too(capsys: pytest.CaptureFixture[str]) -> None:
     """A 402 that was promised and is a 200 is not shown as a success."""
     world = World.demo()
-    world.connections["conn_empty"].balance = Decimal(1)
+    world.account.connections["conn_empty"].balance = Decimal(1)
     assert demo.run(keep=False, port=0, as_json=True, world=world) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["ok"] is False
@@ -219,7 +219,7 @@ def test_an_error_that_does_not_come_is_a_failure_too(capsys: pytest.CaptureFixt
 def test_a_lava_that_knows_no_key_fails_with_words(capsys: pytest.CaptureFixture[str]) -> None:
     """Everything refused: every good step fails, the 402 as well; nothing is reported as charged."""
     world = World.demo()
-    world.revoked_keys.add(world.secret_key)
+    world.keys.revoked_keys.add(world.secret_key)
     assert demo.run(keep=False, port=0, as_json=True, world=world) == 1
     document = json.loads(capsys.readouterr().out)
     assert [step["ok"] for step in document["steps"]] == [False, False, False, True, False]

@@ -35,8 +35,8 @@ import proxy
 from proxy.emulator import Emulator, World, create_emulator, credentials, serve_forever
 from proxy.emulator.exchange import pieces
 from proxy.emulator.faults import FAULTS, find
-from proxy.emulator.state import StoredConnection
-from proxy.emulator.wanted import fitting
+from proxy.emulator.records import StoredConnection
+from proxy.emulator.structured_output import smallest_value
 from proxy.protocol.dialects import Dialect
 from proxy.protocol.providers import BUILTIN
 
@@ -263,7 +263,7 @@ def test_no_credential_and_a_revoked_one_are_401(lava: Lava) -> None:
     bare = lava.http.post("forward?u=https%3A%2F%2Fapi.openai.com%2Fv1%2Fmodels")
     assert (bare.status_code, lava_code(bare)) == (401, "missing_credentials")
     assert lava.chat().status_code == 200
-    lava.world.revoked_keys.add(lava.world.secret_key)
+    lava.world.keys.revoked_keys.add(lava.world.secret_key)
     assert lava_code(lava.chat()) == "invalid_secret_key"
 
 
@@ -276,10 +276,10 @@ def test_every_token_of_the_real_sdk_is_understood() -> None:
         options = vector["options"] or {}
         name = options.get("customer_id") or options.get("connection_id")
         if name:
-            world.connections[name] = StoredConnection(name, Decimal(1))
-        world.meters.add(options.get("meter_slug") or "none")
-        received = world.remember("POST", "/", [(b"Authorization", b"Bearer " + vector["token"].encode())])
-        credentials.present(received, {})
+            world.account.connections[name] = StoredConnection(name, Decimal(1))
+        world.account.add_meter(options.get("meter_slug") or "none")
+        received = world.history.add("POST", "/", [(b"Authorization", b"Bearer " + vector["token"].encode())], 1)
+        credentials.note(received, {})
         assert credentials.check(world, received).payer in ("merchant", "customer", "provider_account")
         assert received.token == json.loads(vector["json"])
 
@@ -306,9 +306,9 @@ def test_every_token_of_the_real_sdk_is_understood() -> None:
 def test_the_payer_follows_the_token(lava: Lava, fields: dict[str, Any], payer: str) -> None:
     """Exactly one account is debited, by what the record says, and none for an own provider key."""
     world = lava.world
-    before = {"merchant": world.wallet_balance, "customer": world.connections["conn_demo"].balance}
+    before = {"merchant": world.account.wallet_balance, "customer": world.account.connections["conn_demo"].balance}
     assert lava.chat(token=lava.token(**fields)).status_code == 200
-    after = {"merchant": world.wallet_balance, "customer": world.connections["conn_demo"].balance}
+    after = {"merchant": world.account.wallet_balance, "customer": world.account.connections["conn_demo"].balance}
     assert lava.last.payer == payer
     moved = {name: before[name] - after[name] for name in before if before[name] != after[name]}
     assert moved == ({} if payer == "provider_account" else {payer: lava.last.charged})
@@ -320,9 +320,9 @@ def test_an_empty_balance_is_402(lava: Lava) -> None:
     answer = lava.chat(token=lava.customer("conn_empty"))
     assert (answer.status_code, lava_code(answer)) == (402, "insufficient_balance")
     assert "conn_empty" in answer.json()["error"]["message"]
-    assert lava.world.wallet_balance == Decimal("20.00")
+    assert lava.world.account.wallet_balance == Decimal("20.00")
     assert lava.forward(f"{OPENAI}/models", token=lava.customer("conn_empty")).status_code == 200
-    lava.world.wallet_balance = Decimal(0)
+    lava.world.account.wallet_balance = Decimal(0)
     answer = lava.chat()
     assert (answer.status_code, lava_code(answer)) == (402, "insufficient_balance")
     assert "wallet" in answer.json()["error"]["message"]
@@ -341,7 +341,7 @@ def test_a_bad_provider_key_gets_the_providers_own_words(
     lava: Lava, url: str, document: dict[str, Any], shape: set[str], kind: str, status: int
 ) -> None:
     """A provider key that the provider refuses gives 401, an unpaid one 402, in that provider's shape."""
-    keys = lava.world.rejected_provider_keys if kind == "rejected" else lava.world.unfunded_provider_keys
+    keys = lava.world.keys.rejected_provider_keys if kind == "rejected" else lava.world.keys.unfunded_provider_keys
     answer = lava.forward(url, document, token=lava.token(provider_key=next(iter(keys))))
     assert answer.status_code == status
     assert set(answer.json()["error"]) == shape
@@ -352,19 +352,19 @@ def test_a_bad_provider_key_gets_the_providers_own_words(
 
 def test_spend_keys_work_on_lavas_own_endpoints(lava: Lava) -> None:
     """Each spend key serves its own request shape, and what it spends is counted on it and on the wallet."""
-    keys = lava.world.spend_keys
+    keys = lava.world.keys.spend_keys
     chat = {"model": "claude-opus-4-6", "messages": QUESTION}
     answer = lava.http.post("chat/completions", json=chat, headers={"authorization": f"Bearer {keys['openai']}"})
     assert answer.json()["choices"][0]["message"]["content"] == ANSWER
     answer = lava.http.post("messages", json={**chat, "max_tokens": 9}, headers={"x-api-key": keys["anthropic"]})
     assert answer.json()["content"] == [{"type": "text", "text": ANSWER}]
-    spent = sum(record.spent for record in lava.world.spend_key_records if record.name != "exhausted")
-    assert spent == Decimal("20.00") - lava.world.wallet_balance > 0
+    spent = sum(record.spent for record in lava.world.keys.spend_key_records if record.name != "exhausted")
+    assert spent == Decimal("20.00") - lava.world.account.wallet_balance > 0
 
 
 def test_a_spend_key_of_the_other_shape_is_403(lava: Lava) -> None:
     """Both mismatches are refused in Lava's envelope."""
-    keys = lava.world.spend_keys
+    keys = lava.world.keys.spend_keys
     for path, name in (("chat/completions", "anthropic"), ("messages", "openai")):
         document = {"model": "m", "max_tokens": 5, "messages": QUESTION}
         answer = lava.http.post(path, json=document, headers={"authorization": f"Bearer {keys[name]}"})
@@ -375,7 +375,7 @@ def test_a_spend_key_of_the_other_shape_is_403(lava: Lava) -> None:
 
 def test_an_exhausted_spend_key_hits_its_cap(lava: Lava) -> None:
     """The message of a reached cap is the one that Lava is known to send."""
-    headers = {"authorization": f"Bearer {lava.world.spend_keys['exhausted']}"}
+    headers = {"authorization": f"Bearer {lava.world.keys.spend_keys['exhausted']}"}
     answer = lava.http.post("chat/completions", json={"model": "m", "messages": QUESTION}, headers=headers)
     assert answer.status_code == 402
     assert answer.json()["error"]["message"] == "Service key spend limit exceeded."
@@ -386,7 +386,7 @@ def test_the_model_list_needs_no_credential(lava: Lava) -> None:
     listed = lava.http.get("models").json()
     assert listed["object"] == "list"
     assert {"gpt-5", "claude-opus-4-6", "gemini-2.5-flash"} <= {model["id"] for model in listed["data"]}
-    record = lava.world.spend_key_records[0]
+    record = lava.world.keys.spend_key_records[0]
     record.allowed_providers = frozenset({"groq"})
     narrow = lava.http.get("models", headers={"authorization": f"Bearer {record.key}"}).json()
     assert {model["owned_by"] for model in narrow["data"]} == {"groq"}
@@ -398,7 +398,7 @@ def test_the_wallet_shows_its_balance_to_a_secret_key(lava: Lava) -> None:
         "wallet_id": "wal_demo",
         "balance": "20.00",
     }
-    other = {"authorization": f"Bearer {lava.world.spend_keys['openai']}"}
+    other = {"authorization": f"Bearer {lava.world.keys.spend_keys['openai']}"}
     assert lava.http.get("wallet", headers=other).status_code == 401
 
 
@@ -552,7 +552,7 @@ def test_compressed_bodies_are_understood_and_kept_as_they_came(lava: Lava) -> N
 
 def test_only_so_many_requests_are_kept(lava: Lava) -> None:
     """``keep`` bounds the memory of an emulator that runs for days: the oldest record goes first."""
-    lava.world.keep = 3
+    lava.world.behaviour.keep = 3
     for _ in range(5):
         lava.http.get("models")
     assert [record.number for record in lava.world.received] == sorted(r.number for r in lava.world.received)
@@ -561,7 +561,7 @@ def test_only_so_many_requests_are_kept(lava: Lava) -> None:
 
 def test_a_body_over_the_limit_is_413(lava: Lava) -> None:
     """The limit is the world's, and the answer is Lava's."""
-    lava.world.max_body_bytes = 1000
+    lava.world.behaviour.max_body_bytes = 1000
     answer = lava.forward(f"{OPENAI}/embeddings", {"model": "m", "input": "x" * 2000})
     assert (answer.status_code, lava_code(answer)) == (413, "request_too_large")
 
@@ -776,7 +776,7 @@ NODES = {"$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#
 )
 def test_a_value_fits_its_schema(schema: Any, value: Any) -> None:
     """The smallest there is; a schema that says nothing takes anything."""
-    assert fitting(schema, "hi") == value
+    assert smallest_value(schema, "hi") == value
 
 
 @pytest.mark.parametrize(
@@ -790,7 +790,7 @@ def test_a_value_fits_its_schema(schema: Any, value: Any) -> None:
 )
 def test_a_schema_without_an_end_gets_a_value_all_the_same(schema: Any) -> None:
     """A schema may refer to itself: the value stays small."""
-    assert len(json.dumps(fitting(schema, "hi"))) < 100_000
+    assert len(json.dumps(smallest_value(schema, "hi"))) < 100_000
 
 
 NEEDED = "model messages input prompt contents max_tokens input_file_id endpoint completion_window requests content"
@@ -1148,7 +1148,7 @@ def test_stall_shows_that_events_leave_one_by_one(lava: Lava) -> None:
 
 def test_events_of_a_paced_stream_arrive_before_the_stream_ends(lava: Lava) -> None:
     """With a pace, each event is readable while the record still says that the answer is not complete."""
-    lava.world.pace = 0.05
+    lava.world.behaviour.pace = 0.05
     with RawClient(lava, f"{OPENAI}/chat/completions", stream_request()) as raw:
         for word in (b'"You"', b'" said:"', b'" one"'):
             raw.until(word)
@@ -1253,7 +1253,7 @@ def test_two_worlds_know_nothing_of_each_other() -> None:
     one, other = World.demo(), World.demo()
     assert one.secret_key.startswith("aks_live_")
     assert one.test_key.startswith("aks_test_")
-    assert all(key.startswith("lava_sk_") for key in one.spend_keys.values())
+    assert all(key.startswith("lava_sk_") for key in one.keys.spend_keys.values())
     assert not set(one.key_values()) & set(other.key_values())
     with Emulator(one) as first, Emulator(other) as second:
         lava = Lava(first)

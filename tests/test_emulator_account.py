@@ -154,9 +154,9 @@ def test_the_account_wants_a_secret_key_as_bearer(account: Account) -> None:
     assert account.http.get("meters", headers={"x-api-key": account.key}).status_code == 401
     assert account.http.get("meters", headers={"authorization": f"Basic {account.key}"}).status_code == 401
     unknown = "aks_live_" + "0" * 24
-    for key in (account.world.spend_keys["openai"], account.token(), unknown):
+    for key in (account.world.keys.spend_keys["openai"], account.token(), unknown):
         assert account.refused("GET", "meters", key=key) == (401, "invalid_secret_key")
-    account.world.revoked_keys.add(account.key)
+    account.world.keys.revoked_keys.add(account.key)
     assert account.refused("GET", "meters") == (401, "invalid_secret_key")
 
 
@@ -172,7 +172,7 @@ def test_test_keys_see_a_sandbox_of_their_own(account: Account) -> None:
     assert account.chat(key).status_code == 200
     token = base64.b64encode(json.dumps({"secret_key": key}).encode()).decode()
     assert account.chat(token).status_code == 200
-    assert world.wallet_balance == Decimal("20.00") > world.sandbox.wallet_balance
+    assert world.account.wallet_balance == Decimal("20.00") > world.sandbox.account.wallet_balance
     assert account.get("requests")["data"] == []
     assert len(account.get("requests", key=key)["data"]) == 2
 
@@ -181,20 +181,20 @@ def test_an_address_may_serve_one_environment_only(account: Account) -> None:
     """As Lava's own two addresses do: the keys of the other one are unknown there."""
     world = account.world
     keys = (world.secret_key, world.test_key)
-    world.environment = "live"
+    world.behaviour.environment = "live"
     for own, other in (keys, keys[::-1]):
         assert account.send("GET", "wallet", key=own).status_code == 200
         assert account.chat(own).status_code == 200
         assert account.refused("GET", "wallet", key=other) == (401, "invalid_secret_key")
         assert account.chat(other).status_code == 401
-        world.environment = "test"
+        world.behaviour.environment = "test"
 
 
 @pytest.mark.parametrize("generation", [None, 8, 9, 10, 11])
 def test_a_generation_has_its_own_names_and_keys(account: Account, generation: Any) -> None:
     """With a generation set, only its resources are there and spend keys want that generation's kind of key."""
-    account.world.generation = generation
-    wallet_key = account.world.wallet_key_records[0].key
+    account.world.behaviour.generation = generation
+    wallet_key = account.world.keys.wallet_key_records[0].key
 
     def status(path: str, key: str) -> int:
         return account.send("GET", path, key=key).status_code
@@ -217,7 +217,7 @@ def test_the_rate_limit_is_told_and_kept(account: Account, clock: Clock) -> None
     headers = account.send("GET", "wallet").headers
     assert (headers["x-ratelimit-limit"], headers["x-ratelimit-remaining"]) == ("1000", "999")
     assert headers["x-ratelimit-reset"] == str(int(NOON + 60))
-    account.world.rest_limit = 3
+    account.world.behaviour.rest_limit = 3
     assert [account.send("GET", "wallet").status_code for _ in range(3)] == [200, 200, 429]
     answer = account.send("GET", "wallet")
     assert answer.headers["x-ratelimit-remaining"] == "0"
@@ -227,7 +227,7 @@ def test_the_rate_limit_is_told_and_kept(account: Account, clock: Clock) -> None
     assert account.send("GET", "wallet", key=account.world.test_key).status_code == 200
     clock.now += 60
     assert account.send("GET", "wallet").headers["x-ratelimit-remaining"] == "2"
-    account.world.rest_limit = None
+    account.world.behaviour.rest_limit = None
     assert "x-ratelimit-limit" not in account.send("GET", "wallet").headers
 
 
@@ -242,7 +242,7 @@ def test_unknown_addresses_and_methods(account: Account) -> None:
 def test_faults_on_demand_for_account_calls(account: Account) -> None:
     """By header for one call, or queued in the world for clients that cannot send one."""
     assert account.refused("GET", "wallet", x_emulator_fault="lava-500") == (500, "internal_error")
-    account.world.account_faults += ["lava-429", "html-502", "no-answer"]
+    account.world.behaviour.account_faults += ["lava-429", "html-502", "no-answer"]
     assert account.send("GET", "wallet").headers["retry-after"] == "1"
     assert account.send("GET", "wallet").headers["content-type"] == "text/html"
     with pytest.raises(httpx2.RemoteProtocolError):
@@ -277,7 +277,7 @@ def test_lists_come_in_pages(account: Account) -> None:
         cursor = page["next_cursor"]
     assert seen == made[::-1]
     assert "next_cursor" not in page
-    account.world.null_cursor = True
+    account.world.behaviour.null_cursor = True
     assert account.get("webhooks?limit=1&cursor=" + made[1])["next_cursor"] is None
     for bad in ("limit=0", "limit=101", "limit=x", "limit="):
         assert account.refused("GET", f"webhooks?{bad}") == (400, "invalid_limit")
@@ -330,8 +330,8 @@ def test_bad_input_is_a_400_that_names_the_fault(
     answer = account.send(method, path, body)
     assert answer.status_code == 400
     assert named in answer.json()["error"]["message"]
-    assert len(account.world.connections) == 2
-    assert not account.world.webhooks
+    assert len(account.world.account.connections) == 2
+    assert not account.world.account.webhooks
 
 
 def test_a_refused_change_changes_nothing(account: Account) -> None:
@@ -399,7 +399,7 @@ LIKELY = st.sampled_from(
 @given(st.data())
 def test_nothing_makes_the_account_fail(account: Account, data: st.DataObject) -> None:
     """Random bodies and queries at every address are answered with JSON below 500."""
-    account.world.rest_limit = None
+    account.world.behaviour.rest_limit = None
     pattern = data.draw(st.sampled_from(sorted(RESOURCES)))
     method = data.draw(st.sampled_from(sorted(RESOURCES[pattern])))
     name = data.draw(st.sampled_from(["conn_demo", "plan_pro", "bundle_extra", "key_default", "%00", "%FF", "a"]))
@@ -433,7 +433,7 @@ def test_customers_and_connections_are_the_same_records(account: Account) -> Non
     assert next(one["connection_id"] for one in account.get("connections")["data"]) == name
     changed = account.send("PATCH", f"customers/{name}", {"name": None, "phone": "+1", "metadata": None}).json()
     assert (changed["contact"]["first_name"], changed["contact"]["phone"], changed["metadata"]) == ("", "+1", None)
-    account.world.connections[name].balance = Decimal(1)
+    account.world.account.connections[name].balance = Decimal(1)
     assert account.get(f"connections/{name}")["has_lava_credit_balance"] is True
     assert account.bill(name).status_code == 200
     assert account.send("DELETE", f"connections/{name}").json() == {"success": True}
@@ -443,7 +443,7 @@ def test_customers_and_connections_are_the_same_records(account: Account) -> Non
 
 def test_meters_decide_what_a_customer_pays(account: Account) -> None:
     """A meter made over the API prices the gateway's calls: at cost, with a percentage on top, per unit, by tiers."""
-    customer = account.world.connections["conn_demo"]
+    customer = account.world.account.connections["conn_demo"]
     paid: dict[str, Decimal] = {}
     made = [
         ("at-cost", "percentage", "tokens_1m", [{"start": "0", "rate": "0"}]),
@@ -542,11 +542,11 @@ def test_plan_credit_is_used_before_the_wallet(account: Account) -> None:
     assert Decimal(credits["total_remaining"]) == Decimal("0.00007") - price
     assert Decimal(credits["cycle_remaining"]) == 0
     assert account.send("PATCH", path, {"auto_top_up_bundle_id": None}).json() == {"success": True}
-    customer = account.world.connections["conn_empty"]
+    customer = account.world.account.connections["conn_empty"]
     customer.balance = Decimal(1)
     assert account.bill("conn_empty").status_code == 200
     assert account.bill("conn_empty").status_code == 200
-    left = account.world.subscription_of("conn_empty")
+    left = account.world.account.subscription_of("conn_empty", account.world.clock())
     assert left is not None
     assert customer.balance + left.credits == Decimal("1.00007") - 3 * price
     assert account.refused("PATCH", path, {"auto_top_up_bundle_id": "bundle_extra"}) == (404, "credit_bundle_not_found")
@@ -566,7 +566,7 @@ def test_cycles_renew_and_subscriptions_end(account: Account, clock: Clock) -> N
         },
     )
     assert account.http.post(f"{account.root}/checkout/{token['checkout_session_token']}").status_code == 200
-    record = world.subscription_of(customer)
+    record = world.account.subscription_of(customer, world.clock())
     assert record is not None
     record.cycle_remaining, record.bundle_remaining = Decimal(1), Decimal(3)
     clock.now = datetime(2026, 4, 10, 12, tzinfo=UTC).timestamp()
@@ -585,7 +585,7 @@ def test_cycles_renew_and_subscriptions_end(account: Account, clock: Clock) -> N
     account.post("subscriptions", {"customer_id": customer, "plan_id": "plan_free"})
     assert account.get(f"subscriptions?customer_id={customer}")["data"][0]["customer_id"] == customer
     assert account.get(f"subscriptions?connection_id={customer}")["data"][0]["connection_id"] == customer
-    free = world.subscription_of(customer)
+    free = world.account.subscription_of(customer, world.clock())
     assert free is not None
     account.send("DELETE", f"subscriptions/{free.subscription_id}")
     assert account.refused("DELETE", f"subscriptions/{free.subscription_id}") == (404, "subscription_not_found")
@@ -618,7 +618,7 @@ def test_checkouts_are_completed_on_their_page(account: Account) -> None:
     assert credits["total_remaining"] == "30.00"
     old = account.post("checkout_sessions", {**base, "checkout_mode": "onboarding"})
     assert pay(old).status_code == 200
-    assert len(account.world.connections) == 3
+    assert len(account.world.account.connections) == 3
     top_up = account.post("checkout_sessions", {**base, "checkout_mode": "topup", "connection_id": "conn_empty"})
     assert top_up["connection_id"] == "conn_empty"
     assert pay(top_up).status_code == 200
@@ -647,7 +647,7 @@ def test_every_gateway_call_is_a_request_record(account: Account) -> None:
         account.bill(stream=True, metadata={"feature": "search"}),
         account.chat(account.token(meter_slug="internal")),
         account.chat(account.token(customer_id="conn_demo", meter_slug="demo-chat", provider_key="mine")),
-        account.spend(account.world.spend_keys["openai"], model="claude-opus-4-6"),
+        account.spend(account.world.keys.spend_keys["openai"], model="claude-opus-4-6"),
         account.bill(fault="provider-401"),
         account.bill("conn_empty"),
     ]
@@ -698,7 +698,7 @@ def test_requests_are_filtered(account: Account) -> None:
     assert not {"cost", "charge", "customer_id"} & set(old[0])
     assert old[0]["total_request_cost"] == old[0]["total_wallet_cost"] == old[0]["model_usage"]["total_cost"]
     assert Decimal(old[0]["total_merchant_cost"]) == Decimal(old[0]["fee"]["amount"]) == 0
-    meter = account.world.meters["demo-chat"].meter_id
+    meter = account.world.account.meters["demo-chat"].meter_id
     assert len(account.get(f"requests?meter_id={meter}")["data"]) == 2
     assert account.get("requests?meter_id=none")["data"] == []
 
@@ -717,7 +717,7 @@ def test_use_beside_the_gateway_is_reported(account: Account) -> None:
     made = account.post("requests", body)
     assert (made["status"], made["charge"]["amount"], made["metadata"]) == ("completed", "0.305", {"a": "b"})
     assert made["model_usage"]["total_seconds"] == 30.5
-    assert account.world.connections["conn_demo"].balance == Decimal("4.695")
+    assert account.world.account.connections["conn_demo"].balance == Decimal("4.695")
     assert account.get("requests/mine-1") == made
     assert account.refused("POST", "requests", body) == (409, "request_already_exists")
     assert account.refused("POST", "requests", {**body, "request_id": "2", "meter_slug": "no"}) == (
@@ -873,7 +873,7 @@ def test_spend_keys_keep_to_their_limits(account: Account, clock: Clock) -> None
 
 def test_wallet_keys_are_listed_rotated_and_revoked(account: Account) -> None:
     """A wallet key manages itself, as in SDK 9 and 10; its value is told by the rotation only."""
-    key = account.world.wallet_key_records[0].key
+    key = account.world.keys.wallet_key_records[0].key
     listed = account.get("wallet_keys", key=key)["data"]
     assert set(listed[0]) == {"wallet_key_id", "key_preview", "name", "wallet_id", "last_used_at", "created_at"}
     assert listed[0]["last_used_at"] is not None
@@ -943,8 +943,8 @@ def hook(account: Account, url: str) -> dict[str, Any]:
 
 def delivered(account: Account, count: int) -> None:
     """Wait until this many deliveries are over."""
-    assert account.world.until(lambda: sum(one.over for one in account.world.deliveries) >= count), (
-        account.world.deliveries
+    assert account.world.until(lambda: sum(one.over for one in account.world.history.deliveries) >= count), (
+        account.world.history.deliveries
     )
 
 
@@ -959,7 +959,7 @@ def test_webhooks_are_managed_and_their_secret_is_told_once(account: Account) ->
     assert account.refused("PATCH", path, {"url": "nowhere"})[0] == 400
     assert account.send("DELETE", path).json() == {"id": made["webhook_id"], "deleted": True}
     account.post("customers", {})
-    assert account.world.deliveries == []
+    assert account.world.history.deliveries == []
 
 
 def test_events_are_delivered_signed_and_in_order(account: Account) -> None:
@@ -967,7 +967,7 @@ def test_events_are_delivered_signed_and_in_order(account: Account) -> None:
     with mailbox() as first, mailbox(500) as second:
         secrets = {box.url: hook(account, box.url)["webhook_secret"] for box in (first, second)}
         name = account.post("customers", {"email": "h@example.com"})["customer_id"]
-        account.world.connections[name].balance = Decimal(1)
+        account.world.account.connections[name].balance = Decimal(1)
         assert account.bill(name).status_code == 200
         account.send("DELETE", f"customers/{name}")
         delivered(account, 6)
@@ -984,13 +984,13 @@ def test_events_are_delivered_signed_and_in_order(account: Account) -> None:
                 "customer.deleted",
             ]
             assert {one["data"]["customer"]["customer_id"] for one in events} == {name}
-    assert sorted(one.status or 0 for one in account.world.deliveries) == [200] * 3 + [500] * 3
+    assert sorted(one.status or 0 for one in account.world.history.deliveries) == [200] * 3 + [500] * 3
 
 
 @pytest.mark.parametrize("scheme", ["2025", "flex"])
 def test_the_older_signatures(account: Account, clock: Clock, scheme: Any) -> None:
     """The two earlier eras sign in x-lava-signature: the body, or the time and the body."""
-    account.world.webhook_scheme = scheme
+    account.world.behaviour.webhook_scheme = scheme
     with mailbox() as box:
         secret = hook(account, box.url)["webhook_secret"].encode()
         account.post("customers", {})
@@ -1010,9 +1010,9 @@ def test_a_receiver_that_never_answers_holds_up_nothing(account: Account) -> Non
         assert account.bill().status_code == 200
         assert account.bill().status_code == 200
         assert account.world.until(lambda: box.letters)
-        assert not account.world.deliveries[0].over
+        assert not account.world.history.deliveries[0].over
         account.emulator.close()
-    assert [one.error for one in account.world.deliveries] == ["the emulator ended"] * 2
+    assert [one.error for one in account.world.history.deliveries] == ["the emulator ended"] * 2
 
 
 @pytest.mark.parametrize(
@@ -1029,7 +1029,7 @@ def test_only_this_machine_is_called(account: Account, free_port: int, url: str,
     hook(account, url.format(closed=free_port))
     account.post("customers", {})
     delivered(account, 1)
-    assert re.search(why, account.world.deliveries[0].error or "")
+    assert re.search(why, account.world.history.deliveries[0].error or "")
 
 
 # Login ---
@@ -1071,7 +1071,7 @@ WITH_WALLET_KEY = NEW | {"wallet_key_id", "wallet_key"}
 )
 def test_the_login_flow_gives_working_keys(account: Account, page: str, generation: Any, members: set[str]) -> None:
     """Page, click, code, credentials: those of the SDK that opens this page, and the keys in them work."""
-    account.world.generation = generation
+    account.world.behaviour.generation = generation
     found = exchange(account, allow(account, page, state="a&b=<c>")).json()
     assert set(found) == members
     assert account.get("wallet", key=found["secret_key"])["wallet_id"] == found["wallet_id"]
@@ -1087,7 +1087,7 @@ def test_the_login_page_can_be_refused(account: Account) -> None:
     answer = account.http.post(f"{account.root}/auth/connect", data={"state": "abc", "port": "4321", "refuse": ""})
     assert answer.status_code == 303
     assert answer.headers["location"] == "http://127.0.0.1:4321/callback?error=access_denied&state=abc"
-    assert account.world.login_codes == {}
+    assert account.world.pending.login_codes == {}
 
 
 def test_a_code_works_once_and_for_a_minute(account: Account, clock: Clock) -> None:
@@ -1117,7 +1117,7 @@ def test_a_broken_login_link_says_so(account: Account, query: str) -> None:
         )
         assert answer.status_code == 400
         assert "<button" not in answer.text
-    assert account.world.login_codes == {}
+    assert account.world.pending.login_codes == {}
 
 
 def test_the_login_page_escapes_what_it_shows(account: Account) -> None:

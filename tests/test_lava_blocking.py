@@ -287,7 +287,7 @@ def test_an_event_that_was_really_delivered(scheme: Literal["current", "2025", "
     """Registered by the client, sent by the offline Lava, verified as it came; anything changed on the way is refused, and an
     old one where the scheme has a time in it."""
     world = World.demo()
-    world.webhook_scheme = scheme
+    world.behaviour.webhook_scheme = scheme
     with (
         Emulator(world) as emulator,
         mailbox() as box,
@@ -297,7 +297,7 @@ def test_an_event_that_was_really_delivered(scheme: Literal["current", "2025", "
         made = lava.customers.create(email="grace@example.com")
         world.clock = lambda: time.time() - 301
         lava.customers.delete(made.customer_id)
-        assert world.until(lambda: sum(each.over for each in world.deliveries) == 2)
+        assert world.until(lambda: sum(each.over for each in world.history.deliveries) == 2)
     (_, headers, body), (_, old_headers, old_body) = box.letters
     event = verify_webhook(body, headers, hook.webhook_secret)
     assert event.event == "customer.created"
@@ -352,8 +352,8 @@ def test_the_calls_between_the_lines_run() -> None:
     """What the page's sentences call does what they say: a page of a list, a limit cleared, an action by either of its names;
     and the constructor takes what it says."""
     world = World.demo()
-    world.plans["plan_1"] = dataclasses.replace(world.plans["plan_free"], plan_id="plan_1")
-    key = world.spend_key_records[0]
+    world.account.plans["plan_1"] = dataclasses.replace(world.account.plans["plan_free"], plan_id="plan_1")
+    key = world.keys.spend_key_records[0]
     key.expires_at = time.time() + 1000
 
     async def run() -> list[Any]:
@@ -364,7 +364,7 @@ def test_the_calls_between_the_lines_run() -> None:
         listed, cleared, *plans = asyncio.run(run())
     assert (len(listed.data), listed.has_more, listed.next_cursor) == (3, False, None)
     assert cleared.expires_at is None
-    assert world.spend_key_records[0].expires_at is None
+    assert world.keys.spend_key_records[0].expires_at is None
     assert [plan.plan_id for plan in plans] == ["plan_1", "plan_1"]
     assert len(CALLS) == 4
     taken = inspect.signature(Lava).parameters

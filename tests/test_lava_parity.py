@@ -165,7 +165,7 @@ def offline() -> Iterator[Emulator]:
     """A Lava whose clock stands."""
     world = World.demo()
     world.clock = lambda: NOON
-    for wallet_key in world.wallet_key_records:
+    for wallet_key in world.keys.wallet_key_records:
         wallet_key.created_at = NOON
     with Emulator(world) as running:
         yield running

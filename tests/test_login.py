@@ -174,7 +174,7 @@ def test_login_then_everything_finds_the_key(tmp_path: Path, emulator: Emulator,
     for folder in (file.parent, file.parent.parent):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     kept = json.loads(file.read_text())
-    assert kept["secret_key"] == emulator.world.secret_key_records[-1].key
+    assert kept["secret_key"] == emulator.world.keys.secret_key_records[-1].key
     assert ("wallet_key" in kept) == (page == "cli")
     assert ("account_id" in kept) == (page == "connect")
 
@@ -196,7 +196,7 @@ def test_the_daemon_finds_it_without_configuration(
     home = tmp_path / "daemon-0"  # the home of the first daemon that the fixture starts
     home.mkdir(mode=0o700)
     assert lava_proxy(home, "login", "--app", app, "--code", code, env=NO_KEYRING).code == 0
-    key = emulator.world.secret_key_records[-1].key
+    key = emulator.world.keys.secret_key_records[-1].key
     found = load(None, in_home(home)).lava
     assert found.secret_key == Secret(key)
     home.rename(tmp_path / "kept")
@@ -336,7 +336,7 @@ def test_a_real_browser(tmp_path: Path, emulator: Emulator, app: str, browser: C
     assert browser.picture().startswith(b"\x89PNG")
     ran = running.end()
     assert (ran.code, "Logged in." in ran.out) == (0, True), ran
-    key = emulator.world.secret_key_records[-1].key
+    key = emulator.world.keys.secret_key_records[-1].key
     assert json.loads(stored(tmp_path).read_text())["secret_key"] == key
     assert not leaks(ran.out, [*emulator.world.key_values()])
     assert lava_proxy(tmp_path, "wallet", "--json").json["balance"] == "20.00"
@@ -623,7 +623,7 @@ def test_the_keyring_where_there_is_one(
         ran = lava_proxy(tmp_path, "login", "--app", app, "--code", code_of(app), env=keyring_env)
         assert ran.code == 0, ran
         assert "keyring" in ran.out
-    key = emulator.world.secret_key_records[-1].key
+    key = emulator.world.keys.secret_key_records[-1].key
     assert not leaks(stored(tmp_path).read_text(), [*emulator.world.key_values()])
     ring = json.loads((tmp_path / "keyring.json").read_text())
     assert [json.loads(value)["secret_key"] for value in ring.values()] == [key]
@@ -653,10 +653,10 @@ def test_logout(tmp_path: Path, emulator: Emulator, app: str) -> None:
     """It forgets, and says that the key itself lives on; ``--revoke`` ends that, too. Twice is no fault."""
     for revoke in (False, True):
         assert lava_proxy(tmp_path, "login", "--app", app, "--code", code_of(app), env=NO_KEYRING).code == 0
-        record = emulator.world.secret_key_records[-1]
+        record = emulator.world.keys.secret_key_records[-1]
         ran = lava_proxy(tmp_path, "logout", *(["--revoke"] if revoke else []))
         assert ran.code == 0, ran
-        assert (record.key in emulator.world.revoked_keys) == revoke
+        assert (record.key in emulator.world.keys.revoked_keys) == revoke
         assert (record.key_id in ran.out) == (not revoke)
         assert not stored(tmp_path).exists()
     assert lava_proxy(tmp_path, "logout", "--json").json["was_logged_in"] is False

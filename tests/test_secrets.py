@@ -320,7 +320,7 @@ def lava() -> Iterator[Emulator]:
 def test_a_broad_conversation_gives_nothing_away(daemon: StartDaemon, lava: Emulator, tmp_path: Path) -> None:
     """SEC-01, SEC-03, SEC-04, SEC-05: some 600 requests of all kinds, bad reloads, all control addresses and commands, at
     level debug: no answer, log, metric, command or entry of ``/proc`` has a secret or a token in any spelling."""
-    spend = lava.world.spend_keys["openai"]
+    spend = lava.world.keys.spend_keys["openai"]
     values = [*SECRETS, spend, tokens.mint_token(KEY), tokens.mint_token(KEY, meter_slug="internal")]
     log_file = tmp_path / "daemon.jsonl"
     text = configured(lava.base_url, f'[log]\nlevel = "debug"\nformat = "json"\nfile = "{log_file}"\n')

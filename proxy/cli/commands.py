@@ -203,6 +203,10 @@ def emulator(
     state: Annotated[
         Path | None, typer.Option("--state", metavar="FILE", help="Keep keys, money and customers between starts.")
     ] = None,
+    biller: Annotated[
+        list[str] | None,
+        typer.Option("--biller", metavar="NAME=VALUE", help="How it bills, such as lost=0.05; may be given again."),
+    ] = None,
     as_json: AsJson = False,
     config: Unread = None,
 ) -> None:
@@ -214,7 +218,7 @@ def emulator(
     """
     from proxy.cli.emulator import run
 
-    raise typer.Exit(run(port, environment, state, as_json=as_json))
+    raise typer.Exit(run(port, environment, state, biller or [], as_json=as_json))
 
 
 def login(

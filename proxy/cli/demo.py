@@ -101,7 +101,7 @@ def run(*, keep: bool, port: int | None, as_json: bool, world: World | None = No
     from proxy.emulator import Emulator, World
 
     world = world or World.demo()
-    world.pace = PACE_S
+    world.behaviour.pace = PACE_S
     unknown_key = "aks_live_" + secrets.token_hex(12)
     screen = None if as_json else Screen()
     with ExitStack() as stack:
@@ -384,8 +384,8 @@ def _show(screen: Screen, outcome: DemoOutcome) -> None:
 
 
 def _balances(world: World) -> dict[str, Decimal]:
-    wallets = {f"connection {name}": each.balance for name, each in world.connections.items()}
-    return {**wallets, "merchant wallet": world.wallet_balance}
+    wallets = {f"connection {name}": each.balance for name, each in world.account.connections.items()}
+    return {**wallets, "merchant wallet": world.account.wallet_balance}
 
 
 def _conclude(

@@ -29,15 +29,15 @@ class _State:
     def read(self) -> World:
         """Return the world in the file, or a new one if there is no file. Raises ``UnreadableReference``."""
         from proxy.config.references import UnreadableReference, read_file
-        from proxy.emulator import World, keeping
+        from proxy.emulator import World, state_file
 
         try:
             file = read_file(self.path, _MAX_BYTES)
             file.require_own()
-            return keeping.decode(file.data)
+            return state_file.decode(file.data)
         except FileNotFoundError:
             return World.demo()
-        except keeping.NotOurs as fault:
+        except state_file.StateFileError as fault:
             raise UnreadableReference(f"holds no state of an emulator, or a damaged one ({fault})") from None
 
     def write(self, data: bytes) -> None:
@@ -60,24 +60,32 @@ def _why(fault: OSError) -> str:
     return os.strerror(fault.errno or 0)
 
 
-def run(port: int, environment: Literal["live", "test"] | None, path: Path | None, *, as_json: bool) -> int:
+def run(
+    port: int, environment: Literal["live", "test"] | None, path: Path | None, biller: list[str], *, as_json: bool
+) -> int:
     """Run the emulator until SIGINT or SIGTERM and return the exit code. `path` is the file of its state."""
     from proxy.config.references import UnreadableReference
-    from proxy.emulator import World, keeping, serve_forever
+    from proxy.emulator import World, serve_forever, state_file
 
     state = None if path is None else _State(path)
     try:
         world = World.demo() if state is None else state.read()
         if state is not None:
             # Before anything is shown, so that a copied key remains valid.
-            state.write(keeping.encode(world))
+            state.write(state_file.encode(world))
     except UnreadableReference as fault:
         say(f"lava-proxy: {path} {fault}. Name another file, or remove this one to start anew.")
         return Exit.CONFIGURATION
     except OSError as fault:
         say(f"lava-proxy: {path} cannot be written ({_why(fault)}). Name a file in a folder of yours.")
         return Exit.FAILED
-    world.environment = environment
+    world.behaviour.environment = environment
+    try:
+        for option in biller:
+            world.behaviour.biller.set(option)
+    except ValueError as error:
+        say(f"lava-proxy: --biller: {error}.")
+        return Exit.MISUSED
     introduce = functools.partial(_introduce, world, state.path if state else None, as_json=as_json)
     try:
         asyncio.run(serve_forever(world, port=port, ready=introduce, write=state.write_on if state else None))
@@ -99,17 +107,17 @@ def run(port: int, environment: Literal["live", "test"] | None, path: Path | Non
 
 def _introduce(world: World, state: Path | None, url: str, *, as_json: bool) -> None:
     base = url.rstrip("/")
-    rejected, unfunded = next(iter(world.rejected_provider_keys)), next(iter(world.unfunded_provider_keys))
+    rejected, unfunded = next(iter(world.keys.rejected_provider_keys)), next(iter(world.keys.unfunded_provider_keys))
     if as_json:
         put_json(
             {
                 "base_url": base,
                 "secret_key": world.secret_key,
                 "test_key": world.test_key,
-                "spend_keys": world.spend_keys,
-                "connections": {name: f"{each.balance:f}" for name, each in world.connections.items()},
-                "meters": sorted(world.meters),
-                "wallet_balance": f"{world.wallet_balance:f}",
+                "spend_keys": world.keys.spend_keys,
+                "connections": {name: f"{each.balance:f}" for name, each in world.account.connections.items()},
+                "meters": sorted(world.account.meters),
+                "wallet_balance": f"{world.account.wallet_balance:f}",
                 "rejected_provider_key": rejected,
                 "unfunded_provider_key": unfunded,
                 "state": None if state is None else str(state),
@@ -125,12 +133,12 @@ def _introduce(world: World, state: Path | None, url: str, *, as_json: bool) -> 
         [
             ("secret key", world.secret_key),
             ("sandbox key", world.test_key),
-            *((f"spend key {name}", key) for name, key in world.spend_keys.items()),
+            *((f"spend key {name}", key) for name, key in world.keys.spend_keys.items()),
             ("provider key", f"{rejected}   (the provider rejects it)"),
             ("", f"{unfunded}   (its account is empty)"),
-            ("wallet", f"${world.wallet_balance:f}, the merchant's"),
-            *(("connection", f"{name}, ${each.balance:f}") for name, each in world.connections.items()),
-            ("meters", ", ".join(sorted(world.meters))),
+            ("wallet", f"${world.account.wallet_balance:f}, the merchant's"),
+            *(("connection", f"{name}, ${each.balance:f}") for name, each in world.account.connections.items()),
+            ("meters", ", ".join(sorted(world.account.meters))),
         ]
     )
     screen.title("Point lava-proxy at it, in another terminal:")

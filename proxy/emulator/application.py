@@ -1,4 +1,4 @@
-"""The emulator's address space: which room answers where."""
+"""The emulator's ASGI application: all its routes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from proxy.emulator import account, checkout, gateway, login
+from proxy.emulator.endpoint import EmulatorEndpoint, not_found
 
 if TYPE_CHECKING:
     from proxy.emulator.state import World
 
 
 def create_emulator(world: World) -> Starlette:
-    """The ASGI application of an offline Lava over ``world``."""
-    application = Starlette(
-        routes=[
-            *gateway.routes(world),
-            *account.routes(world),
-            *login.routes(world),
-            *checkout.routes(world),
-            Route("/{rest:path}", endpoint=gateway.Door(world, gateway.not_found)),
-        ]
-    )
+    """Return the ASGI application of an offline Lava over ``world``."""
+    handlers = {
+        **gateway.HANDLERS,
+        **account.HANDLERS,
+        **login.HANDLERS,
+        **checkout.HANDLERS,
+        "/{rest:path}": not_found,
+    }
+    routes = [Route(path, endpoint=EmulatorEndpoint(world, handler)) for path, handler in handlers.items()]
+    application = Starlette(routes=routes)
     application.router.redirect_slashes = False
     return application

@@ -1,6 +1,4 @@
-"""Request bodies: content codings undone, JSON and multipart forms read. Pure; nothing here raises on a
-malformed body.
-"""
+"""Request bodies: content codings, JSON and multipart forms."""
 
 from __future__ import annotations
 
@@ -12,17 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class UnreadableBody(Exception):
-    """A body that is not what its headers say; the text says in which way."""
+class UnreadableBodyError(Exception):
+    """The body does not match its headers; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One part of a multipart form; ``filename`` is ``None`` for a plain field."""
+class FormPart:
+    """One part of a multipart form; ``filename`` is ``None`` for a text field."""
 
     name: str
     filename: str | None
-    content_type: str
     content: bytes
 
     @property
@@ -31,9 +28,10 @@ class Part:
 
 
 def decoded(body: bytes, content_encoding: str | None) -> bytes:
-    """``body`` without its content codings (gzip, deflate, br, zstd, in the order they were applied).
+    """Return ``body`` without its content codings (gzip, deflate, br, zstd); raise
+    ``UnreadableBodyError``.
 
-    Raises ``UnreadableBody``: providers do accept compressed requests, and some tools send them (Codex: zstd).
+    Providers accept compressed requests, and some tools send them (Codex: zstd).
     """
     codings = [coding.strip().lower() for coding in (content_encoding or "").split(",")]
     for coding in reversed([coding for coding in codings if coding and coding != "identity"]):
@@ -55,23 +53,23 @@ def _undo(coding: str, body: bytes) -> bytes:
             case "zstd":
                 import zstandard
 
-                # decompressobj, not decompress: a streamed frame does not tell its size.
+                # decompressobj, not decompress: a streamed frame does not contain its size.
                 return zstandard.ZstdDecompressor().decompressobj().decompress(body)
     except Exception as cause:
-        raise UnreadableBody(f"The body is not valid {coding}.") from cause
-    raise UnreadableBody(f"Content-Encoding {coding!r} is not supported.")
+        raise UnreadableBodyError(f"The body is not valid {coding}.") from cause
+    raise UnreadableBodyError(f"Content-Encoding {coding!r} is not supported.")
 
 
 def document(body: bytes) -> Any:
-    """The JSON value of ``body``, or ``None`` when it is none (``null`` is no request either)."""
+    """Return the JSON value of ``body``, or ``None`` if it is not JSON."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
 
 
-def form(body: bytes, content_type: str) -> list[Part]:
-    """The parts of a ``multipart/form-data`` body, in order; an empty list when it is something else."""
+def form(body: bytes, content_type: str) -> list[FormPart]:
+    """Return the parts of a ``multipart/form-data`` body, in order; an empty list for another type."""
     boundary = re.search(r"""boundary=(?:"([^"]+)"|([^\s;,]+))""", content_type, re.IGNORECASE)
     if boundary is None or not content_type.lower().lstrip().startswith("multipart/form-data"):
         return []
@@ -87,13 +85,7 @@ def form(body: bytes, content_type: str) -> list[Part]:
         fields = head.decode("utf-8", "replace")
         name = re.search(r'[;\s]name="([^"]*)"', fields)
         filename = re.search(r'[;\s]filename="([^"]*)"', fields)
-        kind = re.search(r"^content-type:[ \t]*(.*?)[ \t]*$", fields, re.IGNORECASE | re.MULTILINE)
         parts.append(
-            Part(
-                name=name[1] if name else "",
-                filename=filename[1] if filename else None,
-                content_type=kind[1].strip() if kind else "text/plain",
-                content=content,
-            )
+            FormPart(name=name[1] if name else "", filename=filename[1] if filename else None, content=content)
         )
     return parts

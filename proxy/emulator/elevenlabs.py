@@ -1,10 +1,10 @@
-"""Plays ElevenLabs: speech both ways, as the example of a provider with an interface of its own."""
+"""Emulates ElevenLabs, as the example of a provider with an interface of its own."""
 
 from __future__ import annotations
 
 import re
 
-from proxy.emulator.exchange import FLAT_COST, EmulatedCall, EmulatedReply, json_reply, said
+from proxy.emulator.exchange import FLAT_COST, EmulatedCall, EmulatedReply, json_reply, reply_text
 from proxy.emulator.openai_media import sound
 
 _WORDS = {
@@ -19,12 +19,10 @@ VOICES = ("21m00Tcm4TlvDq8ikWAM",)
 
 
 def error(status: int, message: str) -> EmulatedReply:
-    """An error in ElevenLabs' own shape."""
     return json_reply({"detail": {"status": _WORDS.get(status, "error"), "message": message}}, status)
 
 
 def answer(call: EmulatedCall) -> EmulatedReply:
-    """What ElevenLabs answers; never raises."""
     if call.method == "POST" and re.fullmatch("text-to-speech/[^/]+(?:/stream)?", call.rest):
         if not isinstance(call.document, dict) or not isinstance(call.document.get("text"), str):
             return error(400, "A text is required.")
@@ -33,8 +31,8 @@ def answer(call: EmulatedCall) -> EmulatedReply:
         upload = next((part for part in call.form if part.name == "file"), None)
         if upload is None:
             return error(400, "A file is required.")
-        told = said(f"{len(upload.content)} bytes of {upload.filename}")
-        return json_reply({"language_code": "eng", "text": told, "words": []}, cost=FLAT_COST)
+        text = reply_text(f"{len(upload.content)} bytes of {upload.filename}")
+        return json_reply({"language_code": "eng", "text": text, "words": []}, cost=FLAT_COST)
     if call.method == "GET" and call.rest == "voices":
         return json_reply({"voices": [{"voice_id": voice, "name": "Demo"} for voice in VOICES]})
     if call.method == "GET" and call.rest == "models":

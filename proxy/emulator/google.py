@@ -1,5 +1,7 @@
-"""Plays Google's Gemini API in its native form: generation (streaming in both framings), embeddings,
-counting, models. Its files are in ``google_files.py``, its caches in ``google_caches.py``.
+"""Emulates Google's native Gemini API: generation (streams in both framings), embeddings, counting,
+models.
+
+Files are in ``google_files.py``, caches in ``google_caches.py``.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from proxy.emulator.exchange import (
     json_reply,
     last_text,
     pieces,
-    said,
+    reply_text,
     token_cost,
 )
 from proxy.emulator.openai import embedding
-from proxy.emulator.wanted import ANY, ToolCall, json_text, table, tables, tool_call
-from proxy.emulator.wording import google_error, google_fault
+from proxy.emulator.provider_errors import google_error, google_error_body
+from proxy.emulator.structured_output import ANY, ToolCall, as_object, as_objects, json_text, tool_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +34,6 @@ MODELS = ("gemini-2.5-flash", "gemini-2.5-pro", "gemini-embedding-001")
 
 
 def answer(call: EmulatedCall) -> EmulatedReply:
-    """What Google answers; never raises. ``call.rest`` is the path without its version segment."""
     if call.method == "GET" and call.rest == "models":
         return json_reply({"models": [_model(name) for name in MODELS]})
     match call.rest.partition("/")[0]:
@@ -103,55 +104,55 @@ def _embedding(body: dict[str, Any]) -> dict[str, Any]:
 def _generate(call: EmulatedCall, model: str, *, streamed: bool) -> EmulatedReply:
     if not isinstance(call.document.get("contents"), list) or not call.document["contents"]:
         return google_error(400, "* GenerateContentRequest.contents: contents is not specified")
-    cached = call.document.get("cachedContent", call.document.get("cached_content"))
-    cache = google_caches.find(call.world, cached)
-    if cached is not None and cache is None:
-        return google_caches.missing(cached)
+    cache_name = call.document.get("cachedContent", call.document.get("cached_content"))
+    cache = google_caches.find(call, cache_name)
+    if cache_name is not None and cache is None:
+        return google_caches.missing(cache_name)
     question = _question(call.document)
-    text = said(question)
-    asked = table(call.document.get("generationConfig"))
-    schema = asked.get("responseJsonSchema") or asked.get("responseSchema")
-    wanted = _wanted(call.document, text)
-    if schema or asked.get("responseMimeType") == "application/json":
+    text = reply_text(question)
+    config = as_object(call.document.get("generationConfig"))
+    schema = config.get("responseJsonSchema") or config.get("responseSchema")
+    tool_use = _tool_use(call.document, text)
+    if schema or config.get("responseMimeType") == "application/json":
         text = json_text(schema, text)
-    read, written = count_tokens(question), count_tokens(wanted.text if wanted else text)
+    read, written = count_tokens(question), count_tokens(tool_use.text if tool_use else text)
     parts: list[dict[str, Any]] = [{"text": piece} for piece in pieces(text)]
-    if wanted:
-        parts = [{"functionCall": {"name": wanted.name, "args": wanted.arguments}}]
+    if tool_use:
+        parts = [{"functionCall": {"name": tool_use.name, "args": tool_use.arguments}}]
     usage: dict[str, Any] = {
         "promptTokenCount": read,
         "candidatesTokenCount": written,
         "totalTokenCount": read + written,
         "promptTokensDetails": [{"modality": "TEXT", "tokenCount": read}],
     }
+    cached = 0
     if cache is not None:
-        counted = cache["usageMetadata"]["totalTokenCount"]
-        usage |= {"cachedContentTokenCount": counted, "promptTokenCount": read + counted}
-        usage["totalTokenCount"] += counted
-    cost = token_cost(read, written)
-    tail = {"modelVersion": model, "responseId": call.world.next_id("gen")}
+        cached = cache["usageMetadata"]["totalTokenCount"]
+        usage |= {"cachedContentTokenCount": cached, "promptTokenCount": read + cached}
+        usage["totalTokenCount"] += cached
+    cost = token_cost(read + cached, written, cached)
+    tail = {"modelVersion": model, "responseId": call.objects.next_id("gen")}
     if not streamed:
         candidate = {
-            "content": {"parts": parts if wanted else [{"text": text}], "role": "model"},
+            "content": {"parts": parts if tool_use else [{"text": text}], "role": "model"},
             "finishReason": "STOP",
             "index": 0,
         }
         return json_reply({"candidates": [candidate], "usageMetadata": usage, **tail}, cost=cost)
-    fault = google_fault(503, "The model is overloaded. Please try again later.")
+    fault = google_error_body(503, "The model is overloaded. Please try again later.")
     found = list(_stream(parts, usage, tail))
     if call.query.get("alt") == "sse":
-        # Google ends its lines with CR LF, which a reader of SSE has to take as well.
+        # Google ends its lines with CR LF, which a reader of SSE must accept as well.
         *events, broken = [data_event(one).replace(b"\n", b"\r\n") for one in [*found, fault]]
         return event_stream(events, marker=1, error_event=broken, cost=cost)
     return _array(found, fault, cost=cost)
 
 
 def _array(found: list[dict[str, Any]], fault: dict[str, Any], **rest: Any) -> EmulatedReply:
-    """Without ``alt=sse`` the stream is one JSON array whose elements come one by one."""
+    """Return the stream without ``alt=sse``: one JSON array whose elements come one by one."""
     last = len(found) - 1
     chunks = [(b"[" if at == 0 else b",\r\n") + compact(one) for at, one in enumerate(found)]
-    # The closing bracket is a chunk of its own, so that a stream without its last element is still one whole
-    # array.
+    # The closing bracket is a chunk of its own, so that a stream without its last element is still a whole array.
     chunks.append(b"]\n")
     reply = EmulatedReply(
         200, chunks, "application/json; charset=UTF-8", streamed=True, marker=frozenset({last}), **rest
@@ -160,9 +161,9 @@ def _array(found: list[dict[str, Any]], fault: dict[str, Any], **rest: Any) -> E
     return reply
 
 
-def _wanted(body: dict[str, Any], text: str) -> ToolCall | None:
-    tools = [one for tool in tables(body.get("tools")) for one in tables(tool.get("functionDeclarations"))]
-    config = table(table(body.get("toolConfig")).get("functionCallingConfig"))
+def _tool_use(body: dict[str, Any], text: str) -> ToolCall | None:
+    tools = [one for tool in as_objects(body.get("tools")) for one in as_objects(tool.get("functionDeclarations"))]
+    config = as_object(as_object(body.get("toolConfig")).get("functionCallingConfig"))
     allowed = config.get("allowedFunctionNames")
     forced = (allowed[0] if isinstance(allowed, list) and allowed else ANY) if config.get("mode") == "ANY" else None
     pairs = [(tool.get("name"), tool.get("parametersJsonSchema") or tool.get("parameters")) for tool in tools]
@@ -172,10 +173,7 @@ def _wanted(body: dict[str, Any], text: str) -> ToolCall | None:
 def _stream(parts: list[dict[str, Any]], usage: dict[str, Any], tail: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for at, part in enumerate(parts):
         candidate: dict[str, Any] = {"content": {"parts": [part], "role": "model"}, "index": 0}
-        counted = {
-            "promptTokenCount": usage["promptTokenCount"],
-            "totalTokenCount": usage["promptTokenCount"],
-        }
+        counted = {"promptTokenCount": usage["promptTokenCount"], "totalTokenCount": usage["promptTokenCount"]}
         if at == len(parts) - 1:
             candidate["finishReason"] = "STOP"
             counted = usage

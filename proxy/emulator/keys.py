@@ -1,15 +1,17 @@
-"""Keys of the account API: secret keys, spend keys, and the wallet keys of SDK 9 and 10. A key's value is told once."""
+"""Keys of the account API: secret keys, spend keys, and the wallet keys of SDK 9 and 10.
+
+Only the response to a creation or rotation has a key's value.
+"""
 
 from __future__ import annotations
 
-import secrets
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from proxy.emulator import shapes
-from proxy.emulator.asking import Ask, Fields, created, deleted, missing, success
+from proxy.emulator.account_call import AccountCall, Fields, created, deleted, missing, success
 from proxy.emulator.exchange import EmulatedReply, json_reply
-from proxy.emulator.records import Cycle, IssuedKey, Limit, Shape, StoredSpendKey, new_id
+from proxy.emulator.records import Cycle, IssuedKey, Limit, Shape, StoredSpendKey, new_id, new_key
 
 if TYPE_CHECKING:
     from proxy.emulator.state import World
@@ -17,85 +19,75 @@ if TYPE_CHECKING:
 Status = Literal["active", "paused"]
 
 
-def fresh(prefix: str) -> str:
-    """A new key value."""
-    return prefix + secrets.token_hex(16)
-
-
 # Secret keys ---
 
 
-def secret_keys(ask: Ask) -> EmulatedReply:
-    """``GET secret_keys``"""
-    return ask.page(ask.world.secret_keys(), lambda one: one.key_id, shapes.secret_key)
+def secret_keys(call: AccountCall) -> EmulatedReply:
+    return call.page(call.world.secret_keys(), lambda one: one.key_id, shapes.secret_key)
 
 
 def issue_secret_key(world: World, name: str) -> IssuedKey:
-    """A new secret key of the world's own environment."""
+    """Create a secret key of the world's own environment."""
     prefix = "aks_test_" if world.secret_key.startswith("aks_test_") else "aks_live_"
-    record = IssuedKey(new_id("key_"), name, fresh(prefix), world.clock())
-    world.secret_key_records.append(record)
+    record = IssuedKey(new_id("key_"), name, new_key(prefix), world.clock())
+    world.keys.secret_key_records.append(record)
     return record
 
 
-def create_secret_key(ask: Ask) -> EmulatedReply:
-    """``POST secret_keys``"""
-    record = issue_secret_key(ask.world, ask.fields.text("name"))
+def create_secret_key(call: AccountCall) -> EmulatedReply:
+    record = issue_secret_key(call.world, call.fields.text("name"))
     return created({**shapes.secret_key(record), "secret_key": record.key})
 
 
-def delete_secret_key(ask: Ask) -> EmulatedReply:
-    """``DELETE secret_keys/{id}``: the key is dead at once, at the gateway too; also the one that asks for it."""
-    for record in ask.world.secret_keys():
-        if record.key_id == ask.name:
-            ask.world.revoked_keys.add(record.key)
+def delete_secret_key(call: AccountCall) -> EmulatedReply:
+    """Revoke a secret key, at the gateway too; it may be the caller's own."""
+    for record in call.world.secret_keys():
+        if record.key_id == call.name:
+            call.world.keys.revoked_keys.add(record.key)
             return deleted(record.key_id)
-    raise missing("secret_key", ask.name)
+    raise missing("secret_key", call.name)
 
 
 # Spend keys ---
 
 
-def _known(ask: Ask) -> StoredSpendKey:
-    for record in ask.world.spend_key_records:
-        if record.spend_key_id == ask.name and record.key not in ask.world.revoked_keys:
+def _known(call: AccountCall) -> StoredSpendKey:
+    for record in call.world.keys.spend_key_records:
+        if record.spend_key_id == call.name and record.key not in call.world.keys.revoked_keys:
             return record
-    raise missing("spend_key", ask.name)
+    raise missing("spend_key", call.name)
 
 
-def spend_keys(ask: Ask) -> EmulatedReply:
-    """``GET spend_keys``"""
-    found = [one for one in ask.world.spend_key_records if one.key not in ask.world.revoked_keys]
-    return ask.page(found, lambda one: one.spend_key_id, lambda one: shapes.spend_key(ask.world, one))
+def spend_keys(call: AccountCall) -> EmulatedReply:
+    found = [one for one in call.world.keys.spend_key_records if one.key not in call.world.keys.revoked_keys]
+    return call.page(found, lambda one: one.spend_key_id, lambda one: shapes.spend_key(call.world, one))
 
 
-def spend_key(ask: Ask) -> EmulatedReply:
-    """``GET spend_keys/{id}``"""
-    return json_reply(shapes.spend_key(ask.world, _known(ask)))
+def spend_key(call: AccountCall) -> EmulatedReply:
+    return json_reply(shapes.spend_key(call.world, _known(call)))
 
 
-def create_spend_key(ask: Ask) -> EmulatedReply:
-    """``POST spend_keys``: openai is the shape unless another is asked for."""
-    fields = ask.fields
-    record = StoredSpendKey(fields.text("name"), fresh("lava_sk_"), "openai", created_at=ask.now)
+def create_spend_key(call: AccountCall) -> EmulatedReply:
+    fields = call.fields
+    record = StoredSpendKey(fields.text("name"), new_key("lava_sk_"), "openai", created_at=call.now)
     _fill(record, fields)
-    ask.world.spend_key_records.append(record)
-    return created(_told(ask, record))
+    call.world.keys.spend_key_records.append(record)
+    return created(_with_key(call, record))
 
 
-def _told(ask: Ask, record: StoredSpendKey) -> dict[str, Any]:
-    return {**shapes.spend_key(ask.world, record), "key": record.key}
+def _with_key(call: AccountCall, record: StoredSpendKey) -> dict[str, Any]:
+    return {**shapes.spend_key(call.world, record), "key": record.key}
 
 
-def update_spend_key(ask: Ask) -> EmulatedReply:
-    """``PUT spend_keys/{id}``: what is not named stays, null takes a limit away."""
-    record = _known(ask)
-    _fill(record, ask.fields)
-    return json_reply(shapes.spend_key(ask.world, record))
+def update_spend_key(call: AccountCall) -> EmulatedReply:
+    """Change a spend key; null removes a limit."""
+    record = _known(call)
+    _fill(record, call.fields)
+    return json_reply(shapes.spend_key(call.world, record))
 
 
 def _fill(record: StoredSpendKey, fields: Fields) -> None:
-    # Read all before changing any: a refused change leaves the record as it was.
+    # Read every field first: a refused change must not change the record.
     changes: dict[str, Any] = {}
     if "name" in fields:
         changes["name"] = fields.text("name")
@@ -124,52 +116,47 @@ def _fill(record: StoredSpendKey, fields: Fields) -> None:
         setattr(record, name, value)
 
 
-def revoke_spend_key(ask: Ask) -> EmulatedReply:
-    """``DELETE spend_keys/{id}``"""
-    ask.world.revoked_keys.add(_known(ask).key)
+def revoke_spend_key(call: AccountCall) -> EmulatedReply:
+    call.world.keys.revoked_keys.add(_known(call).key)
     return success()
 
 
-def rotate_spend_key(ask: Ask) -> EmulatedReply:
-    """``POST spend_keys/{id}/rotate``: another value, the same limits and counts; the old value is dead at once."""
-    record = _known(ask)
-    ask.world.revoked_keys.add(record.key)
-    record.key = fresh("lava_sk_")
-    return json_reply(_told(ask, record))
+def rotate_spend_key(call: AccountCall) -> EmulatedReply:
+    """Replace the value; limits and counts stay."""
+    record = _known(call)
+    call.world.keys.revoked_keys.add(record.key)
+    record.key = new_key("lava_sk_")
+    return json_reply(_with_key(call, record))
 
 
 # Wallet keys ---
 
 
-def wallet_keys(ask: Ask) -> EmulatedReply:
-    """``GET wallet_keys``"""
-    found = [one for one in ask.world.wallet_key_records if one.key not in ask.world.revoked_keys]
-    return ask.page(found, lambda one: one.key_id, lambda one: shapes.wallet_key(ask.world, one))
+def wallet_keys(call: AccountCall) -> EmulatedReply:
+    found = [one for one in call.world.keys.wallet_key_records if one.key not in call.world.keys.revoked_keys]
+    return call.page(found, lambda one: one.key_id, lambda one: shapes.wallet_key(call.world, one))
 
 
 def issue_wallet_key(world: World, name: str) -> IssuedKey:
-    """A new wallet key."""
-    record = IssuedKey(new_id("wk_"), name, fresh("lava_wk_"), world.clock())
-    world.wallet_key_records.append(record)
+    record = IssuedKey(new_id("wk_"), name, new_key("lava_wk_"), world.clock())
+    world.keys.wallet_key_records.append(record)
     return record
 
 
-def _known_wallet_key(ask: Ask) -> IssuedKey:
-    for record in ask.world.wallet_key_records:
-        if record.key_id == ask.name and record.key not in ask.world.revoked_keys:
+def _known_wallet_key(call: AccountCall) -> IssuedKey:
+    for record in call.world.keys.wallet_key_records:
+        if record.key_id == call.name and record.key not in call.world.keys.revoked_keys:
             return record
-    raise missing("wallet_key", ask.name)
+    raise missing("wallet_key", call.name)
 
 
-def revoke_wallet_key(ask: Ask) -> EmulatedReply:
-    """``DELETE wallet_keys/{id}``"""
-    ask.world.revoked_keys.add(_known_wallet_key(ask).key)
+def revoke_wallet_key(call: AccountCall) -> EmulatedReply:
+    call.world.keys.revoked_keys.add(_known_wallet_key(call).key)
     return success()
 
 
-def rotate_wallet_key(ask: Ask) -> EmulatedReply:
-    """``POST wallet_keys/{id}/rotate``"""
-    record = _known_wallet_key(ask)
-    ask.world.revoked_keys.add(record.key)
-    record.key = fresh("lava_wk_")
-    return json_reply({**shapes.wallet_key(ask.world, record), "key": record.key})
+def rotate_wallet_key(call: AccountCall) -> EmulatedReply:
+    record = _known_wallet_key(call)
+    call.world.keys.revoked_keys.add(record.key)
+    record.key = new_key("lava_wk_")
+    return json_reply({**shapes.wallet_key(call.world, record), "key": record.key})

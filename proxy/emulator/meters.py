@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from proxy.emulator import shapes
-from proxy.emulator.asking import Ask, Fields, conflict, created, deleted, invalid, missing
+from proxy.emulator.account_call import AccountCall, Fields, conflict, created, deleted, invalid, missing
 from proxy.emulator.exchange import EmulatedReply, json_reply
 from proxy.emulator.records import RateType, StoredMeter, StoredTier, TierType, new_id
 
@@ -14,24 +14,25 @@ if TYPE_CHECKING:
     from proxy.emulator.state import World
 
 
-def listed(ask: Ask) -> EmulatedReply:
-    """``GET meters``"""
-    return ask.page(ask.world.meters.values(), lambda one: one.meter_id, lambda one: shapes.meter(one, old=ask.old))
+def listed(call: AccountCall) -> EmulatedReply:
+    return call.page(
+        call.world.account.meters.values(), lambda one: one.meter_id, lambda one: shapes.meter(one, old=call.old)
+    )
 
 
-def create(ask: Ask) -> EmulatedReply:
-    """``POST meters``: without a slug it is made from the name."""
-    fields = ask.fields
+def create(call: AccountCall) -> EmulatedReply:
+    """Create a meter; the default slug comes from the name."""
+    fields = call.fields
     name = fields.text("name")
     slug = fields.maybe_text("meter_slug") or re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
     if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,99}", slug):
         raise invalid("meter_slug has to be of lower-case letters, digits, hyphens and underscores.")
     rate, kind = fields.choice("rate_type", RateType), fields.choice("tier_type", TierType)
-    record = StoredMeter(new_id("met_"), slug, name, ask.now, rate, kind, _tiers(fields))
-    if slug in ask.world.meters:
+    record = StoredMeter(new_id("met_"), slug, name, call.now, rate, kind, _tiers(fields))
+    if slug in call.world.account.meters:
         raise conflict("meter_slug_taken", f"There is a meter with the slug {slug!r} already.")
-    ask.world.meters[slug] = record
-    return created(shapes.meter(record, old=ask.old))
+    call.world.account.meters[slug] = record
+    return created(shapes.meter(record, old=call.old))
 
 
 def _tiers(fields: Fields) -> tuple[StoredTier, ...]:
@@ -42,28 +43,25 @@ def _tiers(fields: Fields) -> tuple[StoredTier, ...]:
 
 
 def find(world: World, name: str) -> StoredMeter:
-    """The meter with this id; raises ``Refused`` (404)."""
-    record = world.meters.by_id(name)
+    record = world.account.meter_by_id(name)
     if record is None:
         raise missing("meter", name)
     return record
 
 
-def retrieve(ask: Ask) -> EmulatedReply:
-    """``GET meters/{id}``"""
-    return json_reply(shapes.meter(find(ask.world, ask.name), old=ask.old))
+def retrieve(call: AccountCall) -> EmulatedReply:
+    return json_reply(shapes.meter(find(call.world, call.name), old=call.old))
 
 
-def update(ask: Ask) -> EmulatedReply:
-    """``PATCH meters/{id}``: name and tiers; the slug stays."""
-    record, fields = find(ask.world, ask.name), ask.fields
+def update(call: AccountCall) -> EmulatedReply:
+    """Change name and tiers; the slug stays."""
+    record, fields = find(call.world, call.name), call.fields
     name, tiers = fields.maybe_text("name"), _tiers(fields) if fields.given("tiers") else record.tiers
     record.name, record.tiers = name or record.name, tiers
-    return json_reply(shapes.meter(record, old=ask.old))
+    return json_reply(shapes.meter(record, old=call.old))
 
 
-def delete(ask: Ask) -> EmulatedReply:
-    """``DELETE meters/{id}``: the slug is unknown to the gateway at once."""
-    record = find(ask.world, ask.name)
-    del ask.world.meters[record.meter_slug]
+def delete(call: AccountCall) -> EmulatedReply:
+    record = find(call.world, call.name)
+    del call.world.account.meters[record.meter_slug]
     return deleted(record.meter_id)

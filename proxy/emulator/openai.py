@@ -1,4 +1,4 @@
-"""Plays OpenAI, and every provider that speaks like it: the endpoints of one account, streaming and not."""
+"""Emulates OpenAI, and every provider with its dialect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from proxy.emulator.exchange import (
     Cost,
     EmulatedCall,
     EmulatedReply,
-    compact,
     count_tokens,
     data_event,
     event_stream,
@@ -24,11 +23,11 @@ from proxy.emulator.exchange import (
     named_event,
     pieces,
     plain_text,
-    said,
+    reply_text,
     token_cost,
 )
-from proxy.emulator.wanted import ANY, ToolCall, json_text, table, tables, tool_call
-from proxy.emulator.wording import openai_error, openai_fault, openai_stream_error, openai_wrong
+from proxy.emulator.provider_errors import openai_body_error, openai_error, openai_error_body, openai_stream_error
+from proxy.emulator.structured_output import ANY, ToolCall, as_object, as_objects, json_text, tool_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,83 +43,77 @@ MODELS = (
 )
 
 DONE = b"data: [DONE]\n\n"
+MIN_CACHED = 1024
+"""Tokens before the last message from which on OpenAI caches them."""
 
 
 def answer(call: EmulatedCall) -> EmulatedReply:
-    """What this provider answers; never raises."""
     allowed = []
-    for method, pattern, play in _ENDPOINTS:
+    for method, pattern, endpoint, *required in _ENDPOINTS:
         match = re.fullmatch(pattern, call.rest)
         if match is None:
             continue
         if method == call.method:
-            reply = play(call, *match.groups())
-            reply.headers += [
-                ("x-request-id", call.world.next_id("req_openai_")),
-                ("openai-version", "2020-10-01"),
-            ]
+            wrong = openai_body_error(call, *required) if required else None
+            reply = wrong or endpoint(call, *match.groups())
+            request_id = call.objects.next_id("req_openai_")
+            reply.headers += [("x-request-id", request_id), ("openai-version", "2020-10-01")]
             return reply
         allowed.append(method)
+    where = f"{call.method} on /v1/{call.rest}"
     if allowed:
-        return openai_error(
-            405, f"Not allowed to {call.method} on /v1/{call.rest} (HINT: Perhaps you meant {allowed[0]}?)"
-        )
-    return json_reply(
-        {"error": {**openai_fault(404, f"Invalid URL ({call.method} /v1/{call.rest})"), "code": None}}, 404
-    )
+        return openai_error(405, f"Not allowed to {where} (HINT: Perhaps you meant {allowed[0]}?)")
+    error = openai_error_body(404, f"Invalid URL ({call.method} /v1/{call.rest})")
+    return json_reply({"error": {**error, "code": None}}, 404)
 
 
 # Chat and completions ---
 
 
-def _tokens(prompt: int, completion: int) -> dict[str, Any]:
+def _tokens(prompt: int, completion: int, cached: int) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached, "audio_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
     }
 
 
 def _chat(call: EmulatedCall) -> EmulatedReply:
-    wrong = openai_wrong(call, "model", "messages")
-    if wrong:
-        return wrong
     body = call.document
     if not isinstance(body["messages"], list) or not body["messages"]:
         return openai_error(400, "Invalid type for 'messages': expected a non-empty array of objects.", "messages")
-    prompt = sum(count_tokens(plain_text(m.get("content"))) for m in body["messages"] if isinstance(m, dict))
-    text = said(last_text(body["messages"]))
-    tools = [table(tool.get("function")) for tool in tables(body.get("tools"))]
+    texts = [plain_text(message.get("content")) for message in as_objects(body["messages"])]
+    prompt, before = sum(map(count_tokens, texts)), sum(map(count_tokens, texts[:-1]))
+    cached = before if before >= MIN_CACHED and call.objects.cache_prompt(call.model, texts[:-1]) else 0
+    text = reply_text(last_text(body["messages"]))
+    tools = [as_object(tool.get("function")) for tool in as_objects(body.get("tools"))]
     choice = body.get("tool_choice")
-    forced = ANY if choice == "required" else table(table(choice).get("function")).get("name")
+    forced = ANY if choice == "required" else as_object(as_object(choice).get("function")).get("name")
     pairs = [(tool.get("name"), tool.get("parameters")) for tool in tools]
-    wanted = tool_call(pairs, forced, body["messages"], text, "content")
-    shape = table(body.get("response_format"))
+    tool_use = tool_call(pairs, forced, body["messages"], text, "content")
+    shape = as_object(body.get("response_format"))
     if shape.get("type") in ("json_schema", "json_object"):
-        text = json_text(table(shape.get("json_schema")).get("schema"), text)
-    return _completion(call, text, prompt, chat=True, wanted=wanted)
+        text = json_text(as_object(shape.get("json_schema")).get("schema"), text)
+    return _completion(call, text, prompt, cached, chat=True, tool_use=tool_use)
 
 
 def _text_completion(call: EmulatedCall) -> EmulatedReply:
-    wrong = openai_wrong(call, "model", "prompt")
-    if wrong:
-        return wrong
     prompt = plain_text(call.document["prompt"])
-    return _completion(call, said(prompt), count_tokens(prompt), chat=False)
+    return _completion(call, reply_text(prompt), count_tokens(prompt), chat=False)
 
 
 def _completion(
-    call: EmulatedCall, text: str, prompt: int, *, chat: bool, wanted: ToolCall | None = None
+    call: EmulatedCall, text: str, prompt: int, cached: int = 0, *, chat: bool, tool_use: ToolCall | None = None
 ) -> EmulatedReply:
-    """A completion of either kind, whole or as a stream; ``wanted`` is called instead of answering ``text``."""
-    usage = _tokens(prompt, count_tokens(wanted.text if wanted else text))
-    cost = token_cost(prompt, usage["completion_tokens"])
+    """Return a completion of either kind, whole or streamed; ``tool_use`` is a call instead of ``text``."""
+    usage = _tokens(prompt, count_tokens(tool_use.text if tool_use else text), cached)
+    cost = token_cost(prompt, usage["completion_tokens"], cached)
     head = {
-        "id": call.world.next_id("chatcmpl-" if chat else "cmpl-"),
+        "id": call.objects.next_id("chatcmpl-" if chat else "cmpl-"),
         "object": "chat.completion" if chat else "text_completion",
-        "created": int(call.world.clock()),
+        "created": int(call.now),
         "model": call.model,
         "system_fingerprint": "fp_emulated",
     }
@@ -128,26 +121,26 @@ def _completion(
         content: dict[str, Any] = {"text": text}
         if chat:
             content = {"message": {"role": "assistant", "content": text, "refusal": None, "annotations": []}}
-        if wanted:
-            content["message"] |= {"content": None, "tool_calls": [_function(call, wanted)]}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": "tool_calls" if wanted else "stop"}
+        if tool_use:
+            content["message"] |= {"content": None, "tool_calls": [_function(call, tool_use)]}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": "tool_calls" if tool_use else "stop"}
         return json_reply({**head, "choices": [choice], "usage": usage}, cost=cost)
     options = call.document.get("stream_options")
-    counted = isinstance(options, dict) and bool(options.get("include_usage"))
-    deltas = _call_deltas(_function(call, wanted)) if wanted else [{"content": piece} for piece in pieces(text)]
+    with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+    deltas = _call_deltas(_function(call, tool_use)) if tool_use else [{"content": piece} for piece in pieces(text)]
     contents = [{"delta": delta} for delta in deltas] if chat else [{"text": piece} for piece in pieces(text)]
-    finish = "tool_calls" if wanted else "stop"
-    events = _completion_events(head, contents, finish, usage if counted else None, chat=chat)
+    finish = "tool_calls" if tool_use else "stop"
+    events = _completion_events(head, contents, finish, usage if with_usage else None, chat=chat)
     return event_stream(events, marker=1, error_event=openai_stream_error(), cost=cost)
 
 
-def _function(call: EmulatedCall, wanted: ToolCall) -> dict[str, Any]:
-    name = {"name": wanted.name, "arguments": wanted.text}
-    return {"id": call.world.next_id("call_"), "type": "function", "function": name}
+def _function(call: EmulatedCall, tool_use: ToolCall) -> dict[str, Any]:
+    name = {"name": tool_use.name, "arguments": tool_use.text}
+    return {"id": call.objects.next_id("call_"), "type": "function", "function": name}
 
 
 def _call_deltas(function: dict[str, Any]) -> list[dict[str, Any]]:
-    """A call in a stream: its name first, its arguments piece by piece."""
+    """Return the deltas of a call: first its name, then its arguments in pieces."""
     named = {**function["function"], "arguments": ""}
     rest = [{"index": 0, "function": {"arguments": one}} for one in pieces(function["function"]["arguments"])]
     return [{"tool_calls": [one]} for one in ({"index": 0, **function, "function": named}, *rest)]
@@ -179,21 +172,18 @@ def _completion_events(
 
 
 def _responses(call: EmulatedCall) -> EmulatedReply:
-    wrong = openai_wrong(call, "model", "input")
-    if wrong:
-        return wrong
     given = call.document["input"]
     question = last_text(given)
     prompt = count_tokens(given if isinstance(given, str) else question)
-    text = said(question)
+    text = reply_text(question)
     choice = call.document.get("tool_choice")
-    forced = ANY if choice == "required" else table(choice).get("name")
-    pairs = [(tool.get("name"), tool.get("parameters")) for tool in tables(call.document.get("tools"))]
-    wanted = tool_call(pairs, forced, given, text, "content")
-    shape = table(table(call.document.get("text")).get("format"))
+    forced = ANY if choice == "required" else as_object(choice).get("name")
+    pairs = [(tool.get("name"), tool.get("parameters")) for tool in as_objects(call.document.get("tools"))]
+    tool_use = tool_call(pairs, forced, given, text, "content")
+    shape = as_object(as_object(call.document.get("text")).get("format"))
     if shape.get("type") in ("json_schema", "json_object"):
         text = json_text(shape.get("schema"), text)
-    answered = count_tokens(wanted.text if wanted else text)
+    answered = count_tokens(tool_use.text if tool_use else text)
     usage = {
         "input_tokens": prompt,
         "input_tokens_details": {"cached_tokens": 0},
@@ -202,9 +192,9 @@ def _responses(call: EmulatedCall) -> EmulatedReply:
         "total_tokens": prompt + answered,
     }
     response = {
-        "id": call.world.next_id("resp_"),
+        "id": call.objects.next_id("resp_"),
         "object": "response",
-        "created_at": int(call.world.clock()),
+        "created_at": int(call.now),
         "status": "completed",
         "error": None,
         "incomplete_details": None,
@@ -222,26 +212,26 @@ def _responses(call: EmulatedCall) -> EmulatedReply:
         "usage": usage,
     }
     cost = token_cost(prompt, answered)
-    item = _called(call, wanted) if wanted else _spoken(call, text)
+    item = _call_item(call, tool_use) if tool_use else _message_item(call, text)
     response["output"] = [item]
     if call.document.get("store") is not False:
-        stored.keep_response(call.world, response)
+        stored.store_response(call.objects, response)
     return _response_stream(response, cost) if call.document.get("stream") else json_reply(response, cost=cost)
 
 
 def _response_stream(response: dict[str, Any], cost: Cost, after: int = -1) -> EmulatedReply:
-    """The events of a response, those behind the number ``after``."""
+    """Return the events of a response after the number ``after``."""
     numbered = [{**event, "sequence_number": at} for at, event in enumerate(_response_events(response))]
-    fault = openai_fault(500, "The server had an error while processing your request.")
-    # The reference puts code and message at the top, the service inside "error": both are here.
+    fault = openai_error_body(500, "The server had an error while processing your request.")
+    # The reference has code and message at the top, the service inside "error": both are here.
     failed = {**fault, "type": "error", "error": fault, "sequence_number": 2}
     events = map(named_event, numbered[after + 1 :])
     return event_stream(events, marker=1, error_event=named_event(failed), cost=cost)
 
 
 def _one_response(call: EmulatedCall, response_id: str) -> EmulatedReply:
-    """``GET responses/{id}``: as it is, or its stream once more, from where a client lost it."""
-    response = call.world.responses.get(response_id)
+    """Return a stored response, or its stream again from a given event."""
+    response = call.objects.responses.get(response_id)
     if response is None:
         return openai_error(404, f"Response with id '{response_id}' not found.")
     if call.query.get("stream") != "true":
@@ -254,14 +244,14 @@ def _output_text(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _spoken(call: EmulatedCall, text: str) -> dict[str, Any]:
-    item = {"id": call.world.next_id("msg_"), "type": "message", "status": "completed", "role": "assistant"}
+def _message_item(call: EmulatedCall, text: str) -> dict[str, Any]:
+    item = {"id": call.objects.next_id("msg_"), "type": "message", "status": "completed", "role": "assistant"}
     return {**item, "content": [_output_text(text)]}
 
 
-def _called(call: EmulatedCall, wanted: ToolCall) -> dict[str, Any]:
-    item = {"id": call.world.next_id("fc_"), "type": "function_call", "status": "completed"}
-    return {**item, "call_id": call.world.next_id("call_"), "name": wanted.name, "arguments": wanted.text}
+def _call_item(call: EmulatedCall, tool_use: ToolCall) -> dict[str, Any]:
+    item = {"id": call.objects.next_id("fc_"), "type": "function_call", "status": "completed"}
+    return {**item, "call_id": call.objects.next_id("call_"), "name": tool_use.name, "arguments": tool_use.text}
 
 
 def _response_events(response: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -295,13 +285,10 @@ def _text_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"type": "response.content_part.done", **place, "part": _output_text(text)}
 
 
-# Everything that counts no completion ---
+# Other endpoints ---
 
 
 def _embeddings(call: EmulatedCall) -> EmulatedReply:
-    wrong = openai_wrong(call, "model", "input")
-    if wrong:
-        return wrong
     given = call.document["input"]
     # One text, one list of token numbers, or a list of either.
     many = isinstance(given, list) and not all(isinstance(one, int) for one in given)
@@ -323,7 +310,7 @@ def _embeddings(call: EmulatedCall) -> EmulatedReply:
 
 
 def embedding(text: str, width: int) -> list[float]:
-    """A vector that depends on ``text`` alone; its numbers are exact in 32 bits."""
+    """Return a vector that depends only on ``text``; its numbers are exact in 32 bits."""
     seed = sum(text.encode("utf-8", "replace")) + 1
     return [((seed * (at + 3)) % 256 - 128) / 128 for at in range(width)]
 
@@ -332,9 +319,6 @@ _CATEGORIES = ("harassment", "hate", "illicit", "self-harm", "sexual", "violence
 
 
 def _moderations(call: EmulatedCall) -> EmulatedReply:
-    wrong = openai_wrong(call, "input")
-    if wrong:
-        return wrong
     given = call.document["input"]
     result = {
         "flagged": False,
@@ -343,7 +327,7 @@ def _moderations(call: EmulatedCall) -> EmulatedReply:
         "category_applied_input_types": {category: ["text"] for category in _CATEGORIES},
     }
     results = [result] * (len(given) if isinstance(given, list) else 1)
-    return json_reply({"id": call.world.next_id("modr-"), "model": call.model, "results": results})
+    return json_reply({"id": call.objects.next_id("modr-"), "model": call.model, "results": results})
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -360,18 +344,19 @@ def _one_model(call: EmulatedCall, name: str) -> EmulatedReply:
     return json_reply(_model(name))
 
 
-_ENDPOINTS: tuple[tuple[str, str, Callable[..., EmulatedReply]], ...] = (
-    ("POST", "chat/completions", _chat),
-    ("POST", "completions", _text_completion),
-    ("POST", "responses", _responses),
+# Method, path, function, required members of the body.
+_ENDPOINTS: tuple[tuple[str, str, Callable[..., EmulatedReply], *tuple[str, ...]], ...] = (
+    ("POST", "chat/completions", _chat, "model", "messages"),
+    ("POST", "completions", _text_completion, "model", "prompt"),
+    ("POST", "responses", _responses, "model", "input"),
     ("GET", "responses/([^/]+)", _one_response),
     ("DELETE", "responses/([^/]+)", stored.delete_response),
     ("POST", "responses/([^/]+)/cancel", stored.cancel_response),
-    ("POST", "embeddings", _embeddings),
+    ("POST", "embeddings", _embeddings, "model", "input"),
     ("POST", "images/(generations|edits|variations)", media.images),
-    ("POST", "audio/speech", media.speech),
-    ("POST", "audio/(transcriptions|translations)", media.hearing),
-    ("POST", "moderations", _moderations),
+    ("POST", "audio/speech", media.speech, "model", "input"),
+    ("POST", "audio/(transcriptions|translations)", media.transcription),
+    ("POST", "moderations", _moderations, "input"),
     ("GET", "models", _models),
     ("GET", "models/(.+)", _one_model),
     ("POST", "files", stored.upload),
@@ -379,27 +364,17 @@ _ENDPOINTS: tuple[tuple[str, str, Callable[..., EmulatedReply]], ...] = (
     ("GET", "files/([^/]+)", stored.one_file),
     ("DELETE", "files/([^/]+)", stored.delete_file),
     ("GET", "files/([^/]+)/content", stored.file_content),
-    ("POST", "batches", stored.create_batch),
+    ("POST", "batches", stored.create_batch, "input_file_id", "endpoint", "completion_window"),
     ("GET", "batches", stored.batches),
     ("GET", "batches/([^/]+)", stored.one_batch),
     ("POST", "batches/([^/]+)/cancel", stored.cancel_batch),
 )
 
-FIRST_WORDS = frozenset(re.split(r"[/(]", pattern)[0] for _, pattern, _ in _ENDPOINTS)
-"""First words of the endpoints above."""
+FIRST_WORDS = frozenset(re.split(r"[/(]", pattern)[0] for _, pattern, *_ in _ENDPOINTS)
 
 
 def echo(call: EmulatedCall) -> EmulatedReply:
-    """A service that is no model: it tells what reached it."""
-    told = {
-        "method": call.method,
-        "path": "/" + call.rest,
-        "query": call.query,
-        "bytes": len(call.received.body),
-    }
-    return EmulatedReply(
-        200,
-        [compact(told)],
-        "application/json",
-        cost=FLAT_COST if call.method == "POST" else FREE,
-    )
+    """Answer for a service that is not a model: return what was received."""
+    size = len(call.received.body)
+    document = {"method": call.method, "path": "/" + call.rest, "query": call.query, "bytes": size}
+    return json_reply(document, cost=FLAT_COST if call.method == "POST" else FREE)

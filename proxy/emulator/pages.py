@@ -1,4 +1,4 @@
-"""The emulator's few pages for people: plain HTML that a browser, or a test that reads forms, can use."""
+"""The emulator's HTML pages."""
 
 from __future__ import annotations
 
@@ -41,14 +41,13 @@ def _page(title: str, text: str, rest: str, status: int) -> EmulatedReply:
 
 
 def message(title: str, text: str, status: int = 200) -> EmulatedReply:
-    """A page that only says something."""
     return _page(title, text, "", status)
 
 
 def form(
     title: str, text: str, action: str, hidden: Mapping[str, str], button: str, *, refuse: str | None = None
 ) -> EmulatedReply:
-    """A page with a button that posts the ``hidden`` fields to ``action``, and perhaps one that posts ``refuse`` beside them."""
+    """Return a page with a button that posts the ``hidden`` fields to ``action``, and one that adds ``refuse``."""
     fields = "".join(
         f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">\n' for name, value in hidden.items()
     )

@@ -4,45 +4,43 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from proxy.emulator import customers, meters, shapes
-from proxy.emulator.asking import Ask, Fields, conflict, created, deleted, invalid, missing, success
+from proxy.emulator import meters, shapes
+from proxy.emulator.account_call import AccountCall, Fields, conflict, created, deleted, find, invalid, missing, success
 from proxy.emulator.exchange import EmulatedReply, json_reply
-from proxy.emulator.records import Bundle, Interval, Rollover, StoredPlan, StoredSubscription, new_id
+from proxy.emulator.records import Interval, Rollover, StoredBundle, StoredPlan, StoredSubscription, new_id
 
 if TYPE_CHECKING:
     from proxy.emulator.state import World
 
-LONGEST_CHAIN = 5
+MAX_FALLBACKS = 5
 
 
-def listed(ask: Ask) -> EmulatedReply:
-    """``GET plans``"""
-    records = ask.world.plans.values()
-    return ask.page(records, lambda one: one.plan_id, lambda one: shapes.plan(ask.world, one, old=ask.old))
+def listed(call: AccountCall) -> EmulatedReply:
+    records = call.world.account.plans.values()
+    return call.page(records, lambda one: one.plan_id, lambda one: shapes.plan(call.world, one, old=call.old))
 
 
-def create(ask: Ask) -> EmulatedReply:
-    """``POST plans``"""
-    fields = ask.fields
+def create(call: AccountCall) -> EmulatedReply:
+    fields = call.fields
     record = StoredPlan(
         new_id("plan_"),
         fields.text("name"),
         fields.money("period_amount"),
-        ask.now,
+        call.now,
         fields.choice("billing_interval", Interval),
         fields.choice("rollover_type", Rollover, "none"),
         fields.choice("bundle_rollover_type", Rollover, "full"),
         fields.money("included_credit", "0"),
-        meter_ids=_linked(ask.world, fields),
-        bundles=[_new_bundle(one, ask.now) for one in fields.each("credit_bundles")],
+        meter_ids=_linked(call.world, fields),
+        bundles=[_new_bundle(one, call.now) for one in fields.each("credit_bundles")],
     )
     if fields.given("default_auto_top_up_bundle_index"):
         at = fields.whole("default_auto_top_up_bundle_index")
         if at >= len(record.bundles):
             raise invalid("default_auto_top_up_bundle_index has to be the index of one of credit_bundles.")
         record.default_auto_top_up_bundle_id = record.bundles[at].credit_bundle_id
-    ask.world.plans[record.plan_id] = record
-    return created(shapes.plan(ask.world, record, old=ask.old))
+    call.world.account.plans[record.plan_id] = record
+    return created(shapes.plan(call.world, record, old=call.old))
 
 
 def _linked(world: World, fields: Fields) -> tuple[str, ...]:
@@ -52,32 +50,29 @@ def _linked(world: World, fields: Fields) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _new_bundle(fields: Fields, now: float) -> Bundle:
-    return Bundle(new_id("bundle_"), fields.text("name"), fields.money("cost"), fields.money("credit_amount"), now)
+def _new_bundle(fields: Fields, now: float) -> StoredBundle:
+    return StoredBundle(
+        new_id("bundle_"), fields.text("name"), fields.money("cost"), fields.money("credit_amount"), now
+    )
 
 
-def find(world: World, name: str) -> StoredPlan:
-    """The plan with this id; raises ``Refused`` (404)."""
-    record = world.plans.get(name)
-    if record is None:
-        raise missing("plan", name)
-    return record
+def _find(call: AccountCall) -> StoredPlan:
+    return find(call.world.account.plans, "plan", call.name)
 
 
-def retrieve(ask: Ask) -> EmulatedReply:
-    """``GET plans/{id}``"""
-    return json_reply(shapes.plan(ask.world, find(ask.world, ask.name), old=ask.old))
+def retrieve(call: AccountCall) -> EmulatedReply:
+    return json_reply(shapes.plan(call.world, _find(call), old=call.old))
 
 
-def update(ask: Ask) -> EmulatedReply:
-    """``PATCH plans/{id}``: the price stays. A bundle with an id is changed or taken away, one without is added."""
-    record, fields = find(ask.world, ask.name), ask.fields
+def update(call: AccountCall) -> EmulatedReply:
+    """Change a plan, but not its price. A bundle with an id is changed or deleted, one without is added."""
+    record, fields = _find(call), call.fields
     name = fields.maybe_text("name") or record.name
     rollover = fields.choice("rollover_type", Rollover, record.rollover_type)
     bundle_rollover = fields.choice("bundle_rollover_type", Rollover, record.bundle_rollover_type)
     credit = fields.money("included_credit", shapes.money(record.included_credit))
-    linked = _linked(ask.world, fields) if "meter_ids" in fields else record.meter_ids
-    found = _changed(record, fields, ask.now)
+    linked = _linked(call.world, fields) if "meter_ids" in fields else record.meter_ids
+    found = _changed(record, fields, call.now)
     top_up = record.default_auto_top_up_bundle_id
     if "default_auto_top_up_bundle_id" in fields:
         top_up = fields.maybe_text("default_auto_top_up_bundle_id")
@@ -88,59 +83,60 @@ def update(ask: Ask) -> EmulatedReply:
     record.name, record.included_credit, record.meter_ids = name, credit, linked
     record.rollover_type, record.bundle_rollover_type = rollover, bundle_rollover
     record.bundles, record.default_auto_top_up_bundle_id = found, top_up
-    return json_reply(shapes.plan(ask.world, record, old=ask.old))
+    return json_reply(shapes.plan(call.world, record, old=call.old))
 
 
-def _changed(record: StoredPlan, fields: Fields, now: float) -> list[Bundle]:
+def _changed(record: StoredPlan, fields: Fields, now: float) -> list[StoredBundle]:
     found = list(record.bundles)
     for one in fields.each("credit_bundles"):
         name = one.maybe_text("credit_bundle_id")
-        fresh = _new_bundle(one, now)
+        new_key = _new_bundle(one, now)
         if name is None:
-            found.append(fresh)
+            found.append(new_key)
             continue
         known = record.bundle(name)
         if known is None:
             raise missing("credit_bundle", name)
-        fresh.credit_bundle_id, fresh.created_at = name, known.created_at
+        new_key.credit_bundle_id, new_key.created_at = name, known.created_at
         at = [each.credit_bundle_id for each in found].index(name)
-        found[at : at + 1] = [] if one.flag("is_deleted") else [fresh]
+        found[at : at + 1] = [] if one.flag("is_deleted") else [new_key]
     return found
 
 
-def delete(ask: Ask) -> EmulatedReply:
-    """``DELETE plans/{id}``: refused while someone is on it."""
-    record = find(ask.world, ask.name)
-    if any(each.plan is record and each.active(ask.now) for each in ask.world.subscriptions.values()):
+def delete(call: AccountCall) -> EmulatedReply:
+    """Delete a plan that has no active subscription."""
+    record = _find(call)
+    if any(each.plan is record and each.active(call.now) for each in call.world.account.subscriptions.values()):
         raise conflict("plan_in_use", "The plan has active subscriptions.")
-    del ask.world.plans[record.plan_id]
+    del call.world.account.plans[record.plan_id]
     return deleted(record.plan_id)
 
 
 # Credit bundles ---
 
 
-def bundles(ask: Ask) -> EmulatedReply:
-    """``GET credit_bundles``, of all plans or of one."""
-    wanted = ask.plan_id()
+def bundles(call: AccountCall) -> EmulatedReply:
+    """List the bundles of all plans or of one."""
+    plan_id = call.plan_id()
     found = [
         (plan.plan_id, one)
-        for plan in ask.world.plans.values()
+        for plan in call.world.account.plans.values()
         for one in plan.bundles
-        if wanted in (None, plan.plan_id)
+        if plan_id in (None, plan.plan_id)
     ]
-    return ask.page(found, lambda pair: pair[1].credit_bundle_id, lambda pair: shapes.credit_bundle(*pair, old=ask.old))
+    return call.page(
+        found, lambda pair: pair[1].credit_bundle_id, lambda pair: shapes.credit_bundle(*pair, old=call.old)
+    )
 
 
-def bundle(ask: Ask) -> EmulatedReply:
-    """``GET credit_bundles/{id}``"""
-    plan, record = find_bundle(ask.world, ask.name)
-    return json_reply(shapes.credit_bundle(plan.plan_id, record, old=ask.old))
+def bundle(call: AccountCall) -> EmulatedReply:
+    plan, record = find_bundle(call.world, call.name)
+    return json_reply(shapes.credit_bundle(plan.plan_id, record, old=call.old))
 
 
-def find_bundle(world: World, name: str) -> tuple[StoredPlan, Bundle]:
-    """The bundle with this id, and its plan; raises ``Refused`` (404)."""
-    for plan in world.plans.values():
+def find_bundle(world: World, name: str) -> tuple[StoredPlan, StoredBundle]:
+    """Return the bundle of an id, and its plan; raise the 404."""
+    for plan in world.account.plans.values():
         record = plan.bundle(name)
         if record is not None:
             return plan, record
@@ -150,97 +146,92 @@ def find_bundle(world: World, name: str) -> tuple[StoredPlan, Bundle]:
 # Subscriptions ---
 
 
-def subscriptions(ask: Ask) -> EmulatedReply:
-    """``GET subscriptions``: the active ones unless ``status`` says otherwise."""
-    status = Fields(dict(ask.query)).choice("status", Literal["active", "cancelled", "all"], "active")
-    customer = ask.customer_id()
+def subscriptions(call: AccountCall) -> EmulatedReply:
+    """List subscriptions; by default the active ones."""
+    status = Fields(dict(call.query)).choice("status", Literal["active", "cancelled", "all"], "active")
+    customer = call.customer_id()
     found = []
-    for each in ask.world.subscriptions.values():
-        each.renew(ask.now)
-        fits = status == "all" or (status == "active") is each.active(ask.now)
+    for each in call.world.account.subscriptions.values():
+        each.renew(call.now)
+        fits = status == "all" or (status == "active") is each.active(call.now)
         if fits and customer in (None, each.customer_id):
             found.append(each)
-    return ask.page(
+    return call.page(
         found,
         lambda one: one.subscription_id,
-        lambda one: shapes.subscription(ask.world, one, old=ask.old, listed=True),
+        lambda one: shapes.subscription(call.world, one, old=call.old, listed=True),
     )
 
 
-def of_customer(ask: Ask) -> EmulatedReply:
-    """``GET customers/{id}/subscription``"""
-    customers.find(ask.world, ask.name)
-    found = ask.world.subscription_of(ask.name)
-    return json_reply({"subscription": found and shapes.subscription(ask.world, found, old=ask.old)})
+def of_customer(call: AccountCall) -> EmulatedReply:
+    find(call.world.account.connections, "customer", call.name)
+    found = call.world.account.subscription_of(call.name, call.now)
+    return json_reply({"subscription": found and shapes.subscription(call.world, found, old=call.old)})
 
 
-def subscribe(ask: Ask) -> EmulatedReply:
-    """``POST subscriptions``: puts a customer on a free plan; a paid one needs a checkout."""
-    fields = ask.fields
-    customer = customers.find(ask.world, fields.text("connection_id" if ask.old else "customer_id"))
-    plan = find(ask.world, fields.text("subscription_config_id" if ask.old else "plan_id"))
+def subscribe(call: AccountCall) -> EmulatedReply:
+    """Subscribe a customer to a free plan; a paid one needs a checkout."""
+    fields = call.fields
+    account = call.world.account
+    customer = find(account.connections, "customer", fields.text("connection_id" if call.old else "customer_id"))
+    plan = find(account.plans, "plan", fields.text("subscription_config_id" if call.old else "plan_id"))
     if plan.period_amount > 0:
         raise invalid("Only a free plan can be given away; a paid one needs a checkout.", "paid_plan_requires_checkout")
     return created(
-        {"subscription": shapes.subscription(ask.world, begin(ask.world, plan, customer.connection_id), old=ask.old)}
+        {"subscription": shapes.subscription(call.world, begin(call.world, plan, customer.connection_id), old=call.old)}
     )
 
 
 def begin(world: World, plan: StoredPlan, customer_id: str) -> StoredSubscription:
-    """A new subscription; raises ``Refused`` (409) when the customer has one."""
-    if world.subscription_of(customer_id) is not None:
+    """Subscribe a customer; raise the 409 if it has a subscription."""
+    if world.account.subscription_of(customer_id, world.clock()) is not None:
         raise conflict("subscription_exists", "The customer has an active subscription already.")
     record = StoredSubscription.begin(plan, customer_id, world.clock())
-    world.subscriptions[record.subscription_id] = record
+    world.account.subscriptions[record.subscription_id] = record
     return record
 
 
-def _find_subscription(ask: Ask) -> StoredSubscription:
-    record = ask.world.subscriptions.get(ask.name)
-    if record is None or not record.active(ask.now):
-        raise missing("subscription", ask.name)
-    record.renew(ask.now)
+def _find_subscription(call: AccountCall) -> StoredSubscription:
+    record = call.world.account.subscriptions.get(call.name)
+    if record is None or not record.active(call.now):
+        raise missing("subscription", call.name)
+    record.renew(call.now)
     return record
 
 
-def change(ask: Ask) -> EmulatedReply:
-    """``PATCH subscriptions/{id}``: the bundle that is bought when the credit is used up; null buys none."""
-    record, fields = _find_subscription(ask), ask.fields
+def change(call: AccountCall) -> EmulatedReply:
+    """Change the bundle that is bought when the credit is used up; null means none."""
+    record, fields = _find_subscription(call), call.fields
     if "auto_top_up_bundle_id" in fields:
-        wanted = fields.maybe_text("auto_top_up_bundle_id")
-        if wanted is not None and record.plan.bundle(wanted) is None:
-            raise missing("credit_bundle", wanted)
-        record.auto_top_up_bundle_id = wanted
+        bundle_id = fields.maybe_text("auto_top_up_bundle_id")
+        if bundle_id is not None and record.plan.bundle(bundle_id) is None:
+            raise missing("credit_bundle", bundle_id)
+        record.auto_top_up_bundle_id = bundle_id
     return success()
 
 
-def cancel(ask: Ask) -> EmulatedReply:
-    """``DELETE subscriptions/{id}``"""
-    _find_subscription(ask).cancel(ask.now)
+def cancel(call: AccountCall) -> EmulatedReply:
+    _find_subscription(call).cancel(call.now)
     return success()
 
 
 # The fallback chain of the rewrite address ---
 
 
-def fallback(ask: Ask) -> EmulatedReply:
-    """``GET account/fallback``"""
-    return json_reply({"chain": ask.world.fallbacks})
+def fallback(call: AccountCall) -> EmulatedReply:
+    return json_reply({"chain": call.world.account.fallbacks})
 
 
-def set_fallback(ask: Ask) -> EmulatedReply:
-    """``PATCH account/fallback``: a chain of up to five ``{url, model}``, or null for none.
-
-    What the member is really called is not known: ``chain``, ``fallbacks``, ``fallback`` and ``fallback_chain`` will do.
-    """
-    fields = ask.fields
+def set_fallback(call: AccountCall) -> EmulatedReply:
+    """Set a chain of up to five ``{url, model}``, or null. The member's real name is not known: four are accepted."""
+    fields = call.fields
     name = next((one for one in ("chain", "fallbacks", "fallback", "fallback_chain") if one in fields), None)
     if name is None:
         raise invalid("chain has to be a list of objects or null.")
     chain: list[dict[str, Any]] | None = None
     if fields.given(name):
         chain = [{"url": one.text("url"), "model": one.text("model")} for one in fields.each(name)]
-        if not 1 <= len(chain) <= LONGEST_CHAIN:
-            raise invalid(f"A fallback chain has 1 to {LONGEST_CHAIN} entries.")
-    ask.world.fallbacks = chain
-    return fallback(ask)
+        if not 1 <= len(chain) <= MAX_FALLBACKS:
+            raise invalid(f"A fallback chain has 1 to {MAX_FALLBACKS} entries.")
+    call.world.account.fallbacks = chain
+    return fallback(call)

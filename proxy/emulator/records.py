@@ -1,20 +1,17 @@
-"""What an account at Lava consists of, as plain records: meters, plans, subscriptions, keys, the ledger of requests.
+"""The rows of an account at Lava: meters, plans, subscriptions, keys, requests.
 
-Money is ``Decimal`` US dollars, instants are seconds since the epoch (UTC). How these look as JSON is told in
-``shapes.py``; where they are kept, in ``state.py``. Rules that Lava's documents leave open are decided here and said so.
+Money is ``Decimal`` US dollars, instants are seconds since the epoch (UTC). ``shapes.py`` has their
+JSON. Rules that Lava's documents leave open are decided here and marked.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection  # noqa: TC003 - keeping.py reads these annotations while the program runs
-from dataclasses import dataclass, field
+from collections.abc import Collection  # noqa: TC003 - state_file.py reads these annotations while the program runs
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from typing import Literal
 
 RateType = Literal["fixed", "percentage"]
 TierType = Literal["tokens_1m", "characters_1m", "minutes", "requests"]
@@ -27,13 +24,17 @@ _SMALLEST = Decimal("0.000000000001")
 
 
 def new_id(prefix: str) -> str:
-    """A fresh identifier, such as ``plan_5f0c9a1b22d3``."""
+    """Return a new identifier, such as ``plan_5f0c9a1b22d3``."""
     return prefix + secrets.token_hex(6)
+
+
+def new_key(prefix: str) -> str:
+    return prefix + secrets.token_hex(16)
 
 
 @dataclass(frozen=True, slots=True)
 class Consumption:
-    """What one request used."""
+    """What one request used. ``input_tokens`` includes the cached and the cache-written ones."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -41,6 +42,8 @@ class Consumption:
     output_characters: int = 0
     input_seconds: Decimal = Decimal(0)
     output_seconds: Decimal = Decimal(0)
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
 
     @property
     def tokens(self) -> int:
@@ -57,19 +60,17 @@ class Consumption:
 
 @dataclass(frozen=True, slots=True)
 class StoredTier:
-    """From ``start`` units on, ``rate`` holds."""
-
     start: Decimal
     rate: Decimal
 
 
 @dataclass(slots=True)
 class StoredMeter:
-    """What a customer is charged for a request.
+    """The price of a request for a customer.
 
-    ``fixed``: the rate is dollars per unit of ``tier_type``. ``percentage``: the rate is what is added to the provider's
-    cost, in percent, so that 0 charges the cost itself. The tier is the last one whose start the request's own units
-    reach. (Lava's documents say the first of these three.)
+    ``fixed``: the rate is dollars per unit of ``tier_type``. ``percentage``: the rate is added to
+    the provider's cost, in percent. The tier is the last one whose start the request's own units
+    reach. (Lava documents only ``fixed``.)
     """
 
     meter_id: str
@@ -81,7 +82,7 @@ class StoredMeter:
     tiers: tuple[StoredTier, ...] = (StoredTier(Decimal(0), Decimal(0)),)
 
     def units(self, used: Consumption) -> Decimal:
-        """How many of the units of ``tier_type`` were used."""
+        """Return the number of used units of ``tier_type``."""
         match self.tier_type:
             case "tokens_1m":
                 return Decimal(used.tokens) / 1_000_000
@@ -93,47 +94,21 @@ class StoredMeter:
                 return Decimal(1)
 
     def tier(self, used: Consumption) -> StoredTier:
-        """The tier that a request falls into."""
         units = self.units(used)
         reached = [tier for tier in self.tiers if tier.start <= units]
         return reached[-1] if reached else self.tiers[0]
 
     def price(self, cost: Decimal, used: Consumption) -> Decimal:
-        """The customer's charge for a request that costs ``cost`` at the provider, in dollars."""
+        """Return the customer's charge in dollars for a request that costs ``cost`` at the provider."""
         rate = self.tier(used).rate
         if self.rate_type == "percentage":
             return cost if rate == 0 else (cost * (1 + rate / 100)).quantize(_SMALLEST).normalize()
         return (rate * self.units(used)).quantize(_SMALLEST).normalize()
 
 
-class StoredMeters(dict[str, StoredMeter]):
-    """Meters by slug. ``add`` takes a bare slug, as a set would."""
-
-    @classmethod
-    def of(cls, slugs: Iterable[str], now: float) -> StoredMeters:
-        """Default meters with these slugs, in alphabetical order."""
-        found = cls()
-        for slug in sorted(slugs):
-            found.add(slug, now)
-        return found
-
-    def add(self, slug: str, now: float = 0.0) -> StoredMeter:
-        """The meter of ``slug``, made with default rates if there is none."""
-        name = slug.replace("-", " ").title()
-        return self.setdefault(slug, StoredMeter(new_id("met_"), slug, name, now))
-
-    def discard(self, slug: str) -> None:
-        """Forget a slug, known or not."""
-        self.pop(slug, None)
-
-    def by_id(self, meter_id: str) -> StoredMeter | None:
-        """The meter with this id, or ``None``."""
-        return next((meter for meter in self.values() if meter.meter_id == meter_id), None)
-
-
 @dataclass(slots=True)
 class StoredConnection:
-    """A customer with a wallet of their own; Lava's SDK calls it a connection up to 8.x and a customer from 9.0."""
+    """A customer with a wallet; a connection up to SDK 8.x, a customer from 9.0."""
 
     connection_id: str
     balance: Decimal
@@ -145,13 +120,12 @@ class StoredConnection:
     metadata: dict[str, object] | None = None
     created_at: float = 0.0
 
-    def called(self, name: str | None) -> None:
-        """Take a full name apart."""
+    def set_name(self, name: str | None) -> None:
         self.first_name, _, self.last_name = (name or "").strip().partition(" ")
 
 
 @dataclass(slots=True)
-class Bundle:
+class StoredBundle:
     """Extra credit that subscribers of a plan can buy."""
 
     credit_bundle_id: str
@@ -163,7 +137,7 @@ class Bundle:
 
 @dataclass(slots=True)
 class StoredPlan:
-    """A subscription plan; SDK 8 calls it a subscription configuration. No meter ids: every meter."""
+    """A subscription plan (SDK 8: subscription configuration). Without meter ids it covers every meter."""
 
     plan_id: str
     name: str
@@ -175,14 +149,13 @@ class StoredPlan:
     included_credit: Decimal = Decimal(0)
     default_auto_top_up_bundle_id: str | None = None
     meter_ids: tuple[str, ...] = ()
-    bundles: list[Bundle] = field(default_factory=list)
+    bundles: list[StoredBundle] = field(default_factory=list)
 
-    def bundle(self, bundle_id: str | None) -> Bundle | None:
-        """One of this plan's bundles, or ``None``."""
+    def bundle(self, bundle_id: str | None) -> StoredBundle | None:
         return next((bundle for bundle in self.bundles if bundle.credit_bundle_id == bundle_id), None)
 
     def after(self, instant: float) -> float:
-        """One billing interval later; a month or a year that lacks the day ends on its last one."""
+        """Return the instant one billing interval later; a month without that day ends on its last day."""
         start = datetime.fromtimestamp(instant, UTC)
         match self.billing_interval:
             case "day":
@@ -204,10 +177,11 @@ class StoredPlan:
 
 @dataclass(slots=True)
 class StoredSubscription:
-    """A customer on a plan. Credits are used before the wallet: first the cycle's, then those of bundles.
+    """A customer on a plan. Credits are used before the wallet: first the cycle's, then those of
+    bundles.
 
-    ``ends_at`` is when a cancelled subscription really ends: a paid plan lasts to the end of its cycle, a free one ends
-    at once. (Lava documents pending cancellations, not when there is one.)
+    ``ends_at`` is set by a cancellation: a paid plan lasts to the end of its cycle, a free one ends
+    at once. (Lava documents that there are pending cancellations, not for which plans.)
     """
 
     subscription_id: str
@@ -223,7 +197,6 @@ class StoredSubscription:
 
     @classmethod
     def begin(cls, plan: StoredPlan, customer_id: str, now: float) -> StoredSubscription:
-        """A new one with the plan's credit, from now on."""
         return cls(
             new_id("sub_"),
             plan,
@@ -240,15 +213,14 @@ class StoredSubscription:
         return self.cycle_remaining + self.bundle_remaining
 
     def active(self, now: float) -> bool:
-        """Whether it has not ended yet."""
         return self.ends_at is None or now < self.ends_at
 
     def covers(self, meter: StoredMeter | None) -> bool:
-        """Whether its credits pay for requests on ``meter``."""
+        """Return whether its credits pay for requests on ``meter``."""
         return not self.plan.meter_ids or (meter is not None and meter.meter_id in self.plan.meter_ids)
 
     def renew(self, now: float) -> None:
-        """Begin the cycles that are due: paid without a word, credit as the plan's rollover says."""
+        """Begin the due cycles, with the credit that the plan's rollover leaves."""
         while self.active(now) and now >= self.cycle_end:
             self.cycle_start, self.cycle_end = self.cycle_end, self.plan.after(self.cycle_end)
             kept = self.cycle_remaining if self.plan.rollover_type == "full" else Decimal(0)
@@ -257,11 +229,10 @@ class StoredSubscription:
                 self.bundle_remaining = Decimal(0)
 
     def cancel(self, now: float) -> None:
-        """End it, at once or with its cycle."""
         self.ends_at = self.cycle_end if self.plan.period_amount > 0 else now
 
     def draw(self, amount: Decimal) -> Decimal:
-        """Take up to ``amount`` from the credits; what is left to pay."""
+        """Take up to ``amount`` from the credits; return the rest that is still to pay."""
         bundle = self.plan.bundle(self.auto_top_up_bundle_id)
         if amount > self.credits and bundle is not None:
             self.bundle_remaining += bundle.credit_amount
@@ -274,8 +245,6 @@ class StoredSubscription:
 
 @dataclass(slots=True)
 class StoredWebhook:
-    """Where events go. The secret is told once."""
-
     webhook_id: str
     name: str
     url: str
@@ -295,9 +264,18 @@ class IssuedKey:
 
 
 @dataclass(slots=True)
-class StoredCheckoutSession:
-    """A customer's way to a plan, a bundle or (up to SDK 8) an account or more money."""
+class StoredFile:
+    """A file uploaded through OpenAI's files endpoint."""
 
+    file_id: str
+    filename: str
+    purpose: str
+    content: bytes
+    created_at: int
+
+
+@dataclass(slots=True)
+class StoredCheckoutSession:
     checkout_session_id: str
     token: str
     mode: str
@@ -310,11 +288,11 @@ class StoredCheckoutSession:
 
 
 @dataclass(slots=True)
-class Entry:
-    """One line of the ledger: a request that went through the gateway or was reported.
+class StoredRequest:
+    """A request that went through the gateway or was reported.
 
-    ``cost`` is the provider's price, ``charge`` what the customer owes by the meter, ``paid`` what really left a wallet or
-    credit at Lava.
+    ``cost`` is the provider's price, ``charge`` what the customer owes by the meter, ``paid`` what
+    a wallet or credit at Lava was charged.
     """
 
     request_id: str
@@ -329,15 +307,28 @@ class Entry:
     response_id: str | None = None
     used: Consumption = field(default_factory=Consumption)
     cost: Decimal = Decimal(0)
+    output_cost: Decimal = Decimal(0)
     charge: Decimal = Decimal(0)
     paid: Decimal = Decimal(0)
     metadata: dict[str, str] = field(default_factory=dict)
     reported: bool = False
+    listed_at: float = 0.0
+    final_at: float = 0.0
+    lost: bool = False
+
+    def seen(self, now: float) -> StoredRequest | None:
+        """Return the record as the account API has it at ``now``; before ``final_at`` it is pending and not metered."""
+        if self.lost or now < self.listed_at:
+            return None
+        if now >= self.final_at:
+            return self
+        zero = Decimal(0)
+        return replace(self, status="pending", used=Consumption(), cost=zero, output_cost=zero, charge=zero)
 
 
 @dataclass(slots=True)
-class Delivery:
-    """One webhook call. ``status`` is the receiver's answer, ``error`` why there is none; both ``None`` while it lasts."""
+class WebhookDelivery:
+    """One webhook call: ``status`` of the receiver's response, or ``error``; both ``None`` while it runs."""
 
     webhook_id: str
     url: str
@@ -349,13 +340,12 @@ class Delivery:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will happen to it."""
         return self.status is not None or self.error is not None
 
 
 @dataclass(frozen=True, slots=True)
 class LoginCode:
-    """A code of the login flow; ``legacy`` when the page of SDK 9.0 to 11.1 gave it out."""
+    """A code of the login flow; ``legacy``: issued by the page of SDK 9.0 to 11.1."""
 
     issued_at: float
     legacy: bool
@@ -366,21 +356,21 @@ class LoginCode:
 
 @dataclass(slots=True)
 class Limit:
-    """A cap on money or requests within a cycle (days, ISO weeks and months of UTC)."""
+    """A limit of requests within a cycle (days, ISO weeks and months of UTC)."""
 
     amount: Decimal
     cycle: Cycle = "total"
 
 
 def window(now: float, cycle: Cycle) -> str:
-    """The name of the cycle that ``now`` lies in."""
+    """Return the name of the cycle that contains ``now``."""
     today = datetime.fromtimestamp(now, UTC)
     return today.strftime({"daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m", "total": "all"}[cycle])
 
 
 @dataclass(slots=True)
-class Tally:
-    """What was counted within the present cycle, and before it."""
+class PeriodCount:
+    """A count within the present cycle, and before it."""
 
     current: Decimal = Decimal(0)
     before: Decimal = Decimal(0)
@@ -391,7 +381,7 @@ class Tally:
         return self.before + self.current
 
     def roll(self, now: float, cycle: Cycle) -> None:
-        """Begin the cycle of ``now`` if it is another one."""
+        """Begin the cycle of ``now`` if it is a new one."""
         name = window(now, cycle)
         if self.window and self.window != name:
             self.before, self.current = self.total, Decimal(0)
@@ -400,9 +390,8 @@ class Tally:
 
 @dataclass(slots=True)
 class StoredSpendKey:
-    """A key for Lava's own endpoints, tied to one request shape; ``spend_limit`` of ``None`` means no cap.
-
-    ``spent`` is the present cycle's. ``allowed_models`` and ``allowed_providers`` of ``None`` mean all.
+    """A key for Lava's own endpoints, for one request shape. ``None`` means no limit; ``spent`` is
+    the present cycle's.
     """
 
     name: str
@@ -423,12 +412,12 @@ class StoredSpendKey:
     spend_key_id: str = field(default_factory=lambda: new_id("spk_"))
     spent_before: Decimal = Decimal(0)
     spend_window: str = ""
-    requests: Tally = field(default_factory=Tally)
-    # What is left of the rate, in requests, and when that was.
+    requests: PeriodCount = field(default_factory=PeriodCount)
+    # The rest of the rate limit in requests, and the time of that count.
     allowance: tuple[float, float] | None = None
 
     def roll(self, now: float) -> None:
-        """Begin the cycles of ``now`` where they are others than the last ones."""
+        """Begin the cycles of ``now`` if they are new ones."""
         name = window(now, self.spend_cycle)
         if self.spend_window and self.spend_window != name:
             self.spent_before, self.spent = self.spent_before + self.spent, Decimal(0)
@@ -436,9 +425,10 @@ class StoredSpendKey:
         self.requests.roll(now, self.request_limit.cycle if self.request_limit else "total")
 
     def wait(self, now: float) -> float:
-        """Seconds until the rate allows another request; 0 takes one now.
+        """Return the seconds until the rate limit allows a request; 0 counts one now.
 
-        A bucket of ``burst`` (or a minute's worth), filled at ``rpm`` per minute. (Lava documents the numbers only.)
+        A token bucket of size ``burst`` (or ``rpm``), filled at ``rpm`` per minute. (Lava documents
+        only the numbers.)
         """
         if self.rpm is None:
             return 0.0

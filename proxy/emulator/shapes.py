@@ -1,4 +1,4 @@
-"""The account's records as JSON, in the names of SDK 9 to 11 and, with ``old``, of SDK 8: a second reading of the SDKs' types.
+"""The account's records as JSON, in the names of SDK 9 to 11 and, with ``old``, of SDK 8.
 
 Amounts of money are decimal strings, instants ISO 8601 in UTC with milliseconds.
 """
@@ -9,17 +9,18 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from proxy.emulator.records import StoredConnection
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxy.emulator.records import (
-        Bundle,
-        Entry,
         IssuedKey,
+        StoredBundle,
         StoredCheckoutSession,
-        StoredConnection,
         StoredMeter,
         StoredPlan,
+        StoredRequest,
         StoredSpendKey,
         StoredSubscription,
         StoredWebhook,
@@ -30,22 +31,21 @@ Json = dict[str, Any]
 
 
 def money(amount: Decimal) -> str:
-    """An amount as Lava writes it: digits and a point, no exponent."""
+    """Return an amount as Lava writes it: digits and a point, no exponent."""
     return f"{amount:f}"
 
 
 def instant(seconds: float) -> str:
-    """An instant as JavaScript writes it: ``2026-11-23T16:55:00.000Z``."""
+    """Return an instant as JavaScript writes it: ``2026-11-23T16:55:00.000Z``."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def maybe(seconds: float | None) -> str | None:
-    """The same where there may be none."""
     return None if seconds is None else instant(seconds)
 
 
 def hint(key: str) -> str:
-    """What may be shown of a key: its kind and its last four characters."""
+    """Return the part of a key that may be shown: its prefix and last four characters."""
     return f"{key[: key.rfind('_') + 1]}...{key[-4:]}"
 
 
@@ -57,14 +57,9 @@ def _number(value: Decimal) -> int | float:
 
 
 def customer(world: World, record: StoredConnection, *, old: bool, credits: bool = False) -> Json:
-    """A customer, or a connection; ``credits`` adds what is left of the plan's credit (as webhooks have it)."""
-    contact = {
-        "phone": record.phone,
-        "email": record.email,
-        "first_name": record.first_name,
-        "last_name": record.last_name,
-    }
-    subscribed = world.subscription_of(record.connection_id)
+    """Return a customer or connection; ``credits`` adds the rest of the plan's credit, as in webhooks."""
+    contact = _contact(record)
+    subscribed = world.account.subscription_of(record.connection_id, world.clock())
     summary: Json | None = None
     if subscribed is not None:
         summary = {
@@ -93,8 +88,12 @@ def customer(world: World, record: StoredConnection, *, old: bool, credits: bool
     }
 
 
+def _contact(record: StoredConnection) -> Json:
+    return {name: getattr(record, name) for name in ("phone", "email", "first_name", "last_name")}
+
+
 def checkout(record: StoredCheckoutSession, *, old: bool) -> Json:
-    """A checkout session; ids that were not given are left out."""
+    """Return a checkout session; absent ids are left out."""
     found: Json = {
         "checkout_session_id": record.checkout_session_id,
         "checkout_session_token": record.token,
@@ -121,11 +120,10 @@ def _customer_id(old: bool) -> str:
 
 
 def plan(world: World, record: StoredPlan, *, old: bool) -> Json:
-    """A plan, or a subscription configuration."""
-    linked = [meter for meter in world.meters.values() if meter.meter_id in record.meter_ids]
+    linked = [meter for meter in world.account.meters.values() if meter.meter_id in record.meter_ids]
     found: Json = {
         _plan_id(old): record.plan_id,
-        "merchant_id": world.merchant_id,
+        "merchant_id": world.account.merchant_id,
         "name": record.name,
         "period_amount": money(record.period_amount),
         "included_credit": money(record.included_credit),
@@ -148,7 +146,7 @@ def _terms(record: StoredPlan) -> Json:
     }
 
 
-def _bundle(record: Bundle) -> Json:
+def _bundle(record: StoredBundle) -> Json:
     return {
         "credit_bundle_id": record.credit_bundle_id,
         "name": record.name,
@@ -157,8 +155,7 @@ def _bundle(record: Bundle) -> Json:
     }
 
 
-def credit_bundle(plan_id: str, record: Bundle, *, old: bool) -> Json:
-    """A bundle as a record of its own."""
+def credit_bundle(plan_id: str, record: StoredBundle, *, old: bool) -> Json:
     return {**_bundle(record), _plan_id(old): plan_id, "created_at": instant(record.created_at)}
 
 
@@ -171,7 +168,7 @@ def _credits(record: StoredSubscription) -> Json:
 
 
 def subscription(world: World, record: StoredSubscription, *, old: bool, listed: bool = False) -> Json:
-    """A subscription; ``listed`` adds whose it is."""
+    """Return a subscription; ``listed`` adds the customer."""
     now = world.clock()
     active = record.active(now)
     pending = {"type": "cancellation", "effective_at": maybe(record.ends_at)}
@@ -197,13 +194,8 @@ def subscription(world: World, record: StoredSubscription, *, old: bool, listed:
         del found["auto_top_up_bundle_id"]
     if listed:
         found[_customer_id(old)] = record.customer_id
-        person = world.connections.get(record.customer_id)
-        found["customer"] = {
-            "phone": person.phone if person else "",
-            "email": person.email if person else "",
-            "first_name": person.first_name if person else "",
-            "last_name": person.last_name if person else "",
-        }
+        person = world.account.connections.get(record.customer_id)
+        found["customer"] = _contact(person or StoredConnection("", Decimal(0)))
     return found
 
 
@@ -211,7 +203,6 @@ def subscription(world: World, record: StoredSubscription, *, old: bool, listed:
 
 
 def meter(record: StoredMeter, *, old: bool) -> Json:
-    """A meter."""
     found: Json = {
         "meter_id": record.meter_id,
         "meter_slug": record.meter_slug,
@@ -227,21 +218,18 @@ def meter(record: StoredMeter, *, old: bool) -> Json:
     return found
 
 
-def request(entry: Entry, *, old: bool) -> Json:
-    """One line of the ledger."""
-    used = entry.used
-    # The provider's price by sides is not kept: it falls to what came in and what went out by the tokens' prices.
-    share = entry.cost * used.input_tokens / (used.input_tokens + 4 * used.output_tokens) if used.tokens else entry.cost
+def request(record: StoredRequest, *, old: bool) -> Json:
+    used = record.used
     found: Json = {
-        "request_id": entry.request_id,
-        "status": entry.status,
-        _customer_id(old): entry.customer_id,
-        "meter_id": entry.meter.meter_id if entry.meter else None,
-        "provider": entry.provider,
-        "provider_key_type": entry.provider_key_type,
-        "model": entry.model,
-        "endpoint": entry.endpoint,
-        "response_id": entry.response_id,
+        "request_id": record.request_id,
+        "status": record.status,
+        _customer_id(old): record.customer_id,
+        "meter_id": record.meter.meter_id if record.meter else None,
+        "provider": record.provider,
+        "provider_key_type": record.provider_key_type,
+        "model": record.model,
+        "endpoint": record.endpoint,
+        "response_id": record.response_id,
         "model_usage": {
             "input_tokens": used.input_tokens,
             "output_tokens": used.output_tokens,
@@ -252,67 +240,60 @@ def request(entry: Entry, *, old: bool) -> Json:
             "input_seconds": _number(used.input_seconds),
             "output_seconds": _number(used.output_seconds),
             "total_seconds": _number(used.seconds),
-            "input_cost": money(share),
-            "output_cost": money(entry.cost - share),
-            "total_cost": money(entry.cost),
+            "input_cost": money(record.cost - record.output_cost),
+            "output_cost": money(record.output_cost),
+            "total_cost": money(record.cost),
         },
-        "metadata": entry.metadata,
-        "timestamp": instant(entry.created_at) if entry.reported else None,
-        "created_at": instant(entry.created_at),
+        "metadata": record.metadata,
+        "timestamp": instant(record.created_at) if record.reported else None,
+        "created_at": instant(record.created_at),
     }
     if old:
-        fee, wallet, merchant = _sides(entry)
+        fee, wallet, merchant = _sides(record)
         payer = "wallet" if wallet else "merchant"
         found["model_usage"]["payer"] = payer
-        found["fee"] = {**_charge(entry, fee), "token_basis": "input+output"}
+        found["fee"] = {**_charge(record, fee), "token_basis": "input+output"}
         found["service_charge"] = {"amount": "0", "payer": payer}
         found["total_request_cost"] = money(wallet + merchant)
         found["total_wallet_cost"] = money(wallet)
         found["total_merchant_cost"] = money(merchant)
     else:
-        found |= {"cost": money(entry.cost), "charge": _charge(entry, entry.charge)}
+        found |= {"cost": money(record.cost), "charge": _charge(record, record.charge)}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _sides(entry: Entry) -> tuple[Decimal, Decimal, Decimal]:
-    """SDK 8's view of a request: the merchant's fee on top of the provider's cost, the wallet's and the merchant's part."""
-    fee = max(Decimal(0), entry.charge - entry.cost)
-    return fee, entry.charge, entry.cost + fee - entry.charge
+def _sides(record: StoredRequest) -> tuple[Decimal, Decimal, Decimal]:
+    """Return SDK 8's amounts of a request: the merchant's fee, the wallet's part and the merchant's part."""
+    fee = max(Decimal(0), record.charge - record.cost)
+    return fee, record.charge, record.cost + fee - record.charge
 
 
-def _charge(entry: Entry, amount: Decimal) -> Json:
+def _charge(record: StoredRequest, amount: Decimal) -> Json:
     breakdown = []
-    if entry.meter is not None:
-        tier = entry.meter.tier(entry.used)
+    if record.meter is not None:
+        tier = record.meter.tier(record.used)
         breakdown.append(
             {
-                "tier": {
-                    "start": _number(tier.start),
-                    "rate": money(tier.rate),
-                    "type": entry.meter.tier_type,
-                },
-                "tokens": entry.used.tokens,
-                "characters": entry.used.characters,
-                "seconds": _number(entry.used.seconds),
+                "tier": {"start": _number(tier.start), "rate": money(tier.rate), "type": record.meter.tier_type},
+                "tokens": record.used.tokens,
+                "characters": record.used.characters,
+                "seconds": _number(record.used.seconds),
                 "cost": money(amount),
             }
         )
-    kind = entry.meter.rate_type if entry.meter else "percentage"
+    kind = record.meter.rate_type if record.meter else "percentage"
     return {"amount": money(amount), "rate_type": kind, "breakdown": breakdown}
 
 
-def totals(entries: Iterable[Entry], *, old: bool) -> Json:
-    """The sums of some requests, as the usage report has them."""
-    found = list(entries)
-    cost = sum((entry.cost for entry in found), start=Decimal(0))
-    charge = sum((entry.charge for entry in found), start=Decimal(0))
-    counted: Json = {
-        "total_requests": len(found),
-        "total_usage_tokens": sum(entry.used.tokens for entry in found),
-    }
+def totals(records: Iterable[StoredRequest], *, old: bool) -> Json:
+    """Return the sums of requests as in the usage report."""
+    found = list(records)
+    cost = sum((record.cost for record in found), start=Decimal(0))
+    charge = sum((record.charge for record in found), start=Decimal(0))
+    counted: Json = {"total_requests": len(found), "total_usage_tokens": sum(record.used.tokens for record in found)}
     if not old:
         return {**counted, "total_cost": money(cost), "total_charge": money(charge)}
-    fees = sum((_sides(entry)[0] for entry in found), start=Decimal(0))
+    fees = sum((_sides(record)[0] for record in found), start=Decimal(0))
     return {
         **counted,
         "total_usage_cost": money(cost),
@@ -330,7 +311,6 @@ def totals(entries: Iterable[Entry], *, old: bool) -> Json:
 
 
 def webhook(record: StoredWebhook) -> Json:
-    """A webhook, without its secret."""
     return {
         "webhook_id": record.webhook_id,
         "name": record.name,
@@ -340,7 +320,6 @@ def webhook(record: StoredWebhook) -> Json:
 
 
 def secret_key(record: IssuedKey) -> Json:
-    """A secret key, without itself."""
     return {
         "secret_key_id": record.key_id,
         "name": record.name,
@@ -350,19 +329,17 @@ def secret_key(record: IssuedKey) -> Json:
 
 
 def wallet_key(world: World, record: IssuedKey) -> Json:
-    """A wallet key, without itself."""
     return {
         "wallet_key_id": record.key_id,
         "key_preview": hint(record.key),
         "name": record.name,
-        "wallet_id": world.wallet_id,
+        "wallet_id": world.account.wallet_id,
         "last_used_at": maybe(record.last_used_at),
         "created_at": instant(record.created_at),
     }
 
 
 def spend_key(world: World, record: StoredSpendKey) -> Json:
-    """A spend key, without itself."""
     record.roll(world.clock())
     limit, requests = record.spend_limit, record.request_limit
     return {
@@ -371,7 +348,7 @@ def spend_key(world: World, record: StoredSpendKey) -> Json:
         "name": record.name,
         "status": record.status,
         "request_shape": record.shape,
-        "wallet_id": world.wallet_id,
+        "wallet_id": world.account.wallet_id,
         "allowed_models": None if record.allowed_models is None else list(record.allowed_models),
         "allowed_providers": None if record.allowed_providers is None else list(record.allowed_providers),
         "spend_limit": None if limit is None else {"amount": money(limit), "cycle": record.spend_cycle},

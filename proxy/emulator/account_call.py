@@ -1,4 +1,4 @@
-"""A call of the account API as its handlers see it, and the reading of its fields: everything wrong is a 400 that says what."""
+"""A call of the account API as its handlers see it, and its fields; a wrong field is a 400."""
 
 from __future__ import annotations
 
@@ -7,41 +7,44 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from proxy.emulator.credentials import CredentialRefused
-from proxy.emulator.exchange import EmulatedReply, json_reply, lava_error
+from proxy.emulator.exchange import EmulatedReply, RequestRefusedError, json_reply, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Mapping, Reversible
 
     from proxy.emulator.state import ReceivedRequest, World
 
 Record = TypeVar("Record")
 
 _OLD_NAMES = frozenset({"connection_id", "subscription_config_id"})
-DEFAULT_PAGE, LARGEST_PAGE = 50, 100
+DEFAULT_PAGE, MAX_PAGE = 50, 100
 
 
-def invalid(message: str, code: str = "invalid_request") -> CredentialRefused:
-    """400, to be raised."""
-    return CredentialRefused(lava_error(400, code, message))
+def invalid(message: str, code: str = "invalid_request") -> RequestRefusedError:
+    return refusal(400, code, message)
 
 
-def missing(what: str, name: str) -> CredentialRefused:
-    """404 for a record that is not there, to be raised; ``what`` is its kind in snake case."""
-    return CredentialRefused(
-        lava_error(404, f"{what}_not_found", f"There is no {what.replace('_', ' ')} {name[:200]!r}.")
-    )
+def missing(what: str, name: str) -> RequestRefusedError:
+    """Return the 404 for a record; ``what`` is its kind in snake case."""
+    return refusal(404, f"{what}_not_found", f"There is no {what.replace('_', ' ')} {name[:200]!r}.")
 
 
-def conflict(code: str, message: str) -> CredentialRefused:
-    """409, to be raised."""
-    return CredentialRefused(lava_error(409, code, message))
+def conflict(code: str, message: str) -> RequestRefusedError:
+    return refusal(409, code, message)
+
+
+def find(records: Mapping[str, Record], what: str, name: str) -> Record:
+    """Return the record of an id; raise the 404 if there is none."""
+    if name not in records:
+        raise missing(what, name)
+    return records[name]
 
 
 class Fields:
-    """The members of a JSON object, each read as what it has to be; ``where`` names the object in messages."""
+    """The members of a JSON object, read with their types; ``where`` names the object in messages."""
 
     def __init__(self, values: dict[str, Any], where: str = "") -> None:
         self._values = values
@@ -51,26 +54,24 @@ class Fields:
         return name in self._values
 
     def given(self, name: str) -> bool:
-        """Whether it is there and not null."""
+        """Return whether it is present and not null."""
         return self._values.get(name) is not None
 
-    def wrong(self, name: str, wanted: str) -> CredentialRefused:
-        """400 for one member."""
-        return invalid(f"{self._where}{name} has to be {wanted}.")
+    def wrong(self, name: str, expected: str) -> RequestRefusedError:
+        return invalid(f"{self._where}{name} has to be {expected}.")
 
     def text(self, name: str) -> str:
-        """A required string that is not empty."""
+        """Return a required string that is not empty."""
         value = self._values.get(name)
         if not isinstance(value, str) or not value.strip() or len(value) > 2000:
             raise self.wrong(name, "a string that is not empty")
         return value
 
     def maybe_text(self, name: str) -> str | None:
-        """The same, or null, or nothing."""
         return self.text(name) if self.given(name) else None
 
     def choice(self, name: str, kind: Any, default: str | None = None) -> Any:
-        """One of the words of a ``Literal``; ``default`` of ``None`` makes it required."""
+        """Return one of the words of a ``Literal``; without a ``default`` it is required."""
         value = self._values.get(name, default)
         options = get_args(kind)
         if value not in options:
@@ -78,14 +79,14 @@ class Fields:
         return value
 
     def money(self, name: str, default: str | None = None) -> Decimal:
-        """An amount as a decimal string, not negative; ``default`` of ``None`` makes it required."""
+        """Return an amount from a decimal string, not negative; without a ``default`` it is required."""
         value = self._values.get(name, default)
         if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,12}(?:\.[0-9]{1,12})?", value):
             raise self.wrong(name, 'an amount as a decimal string such as "5.00"')
         return Decimal(value)
 
     def number(self, name: str) -> Decimal:
-        """A number that is not negative, as a number or a decimal string; 0 when it is not there."""
+        """Return a number that is not negative, from a number or a decimal string; 0 by default."""
         value = self._values.get(name)
         if value is None:
             return Decimal(0)
@@ -95,49 +96,46 @@ class Fields:
         return Decimal(text)
 
     def whole(self, name: str, smallest: int = 0) -> int:
-        """A required whole number."""
         value = self._values.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= 10**15:
             raise self.wrong(name, f"a whole number from {smallest} on")
         return value
 
     def flag(self, name: str) -> bool:
-        """True or false; false when it is not there."""
         value = self._values.get(name, False)
         if not isinstance(value, bool):
             raise self.wrong(name, "true or false")
         return value
 
     def instant(self, name: str) -> float:
-        """An ISO 8601 instant, in seconds since the epoch."""
+        """Return an ISO 8601 instant in seconds since the epoch."""
         found = parsed(self.text(name))
         if found is None:
             raise self.wrong(name, "an instant as ISO 8601")
         return found.timestamp()
 
     def within(self, name: str) -> Fields:
-        """A required object inside this one."""
+        """Return a required object inside this one."""
         value = self._values.get(name)
         if not isinstance(value, dict):
             raise self.wrong(name, "an object")
         return Fields(value, f"{self._where}{name}.")
 
     def each(self, name: str) -> list[Fields]:
-        """A list of objects; empty when it is not there."""
+        """Return a list of objects, empty by default."""
         value = self._values.get(name, [])
         if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
             raise self.wrong(name, "a list of objects")
         return [Fields(one, f"{self._where}{name}[{at}].") for at, one in enumerate(value)]
 
     def texts(self, name: str) -> list[str]:
-        """A list of strings; empty when it is not there."""
+        """Return a list of strings, empty by default."""
         value = self._values.get(name, [])
         if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
             raise self.wrong(name, "a list of strings")
         return value
 
     def pairs(self, name: str) -> dict[str, Any] | None:
-        """An object as it is, or ``None``."""
         value = self._values.get(name)
         if value is not None and not isinstance(value, dict):
             raise self.wrong(name, "an object")
@@ -145,7 +143,7 @@ class Fields:
 
 
 def parsed(text: str) -> datetime | None:
-    """An ISO 8601 instant with its own offset (UTC when it names none); ``None`` when it is something else."""
+    """Return an ISO 8601 instant with its offset (default UTC), or ``None``."""
     try:
         found = datetime.fromisoformat(text)
         return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
@@ -154,8 +152,8 @@ def parsed(text: str) -> datetime | None:
 
 
 @dataclass(slots=True)
-class Ask:
-    """One call. ``names`` are the variable parts of its path, ``old`` means that it speaks SDK 8's names."""
+class AccountCall:
+    """One call. ``names`` are the ids in its path; ``old``: it uses the names of SDK 8."""
 
     world: World
     received: ReceivedRequest
@@ -170,26 +168,23 @@ class Ask:
 
     @property
     def name(self) -> str:
-        """The id in the path."""
         return self.names[0]
 
     @property
     def fields(self) -> Fields:
-        """The body's members; raises ``CredentialRefused`` (400) when it is no JSON object."""
+        """The body's members; raises ``RequestRefusedError`` (400) if it is not a JSON object."""
         if not isinstance(self.document, dict):
             raise invalid("The request body has to be a JSON object.", "invalid_json")
         return Fields(self.document)
 
     def customer_id(self) -> str | None:
-        """The customer that the query names, by either name."""
         return self.query.get("customer_id") or self.query.get("connection_id")
 
     def plan_id(self) -> str | None:
-        """The plan that the query names, by either name."""
         return self.query.get("plan_id") or self.query.get("subscription_config_id")
 
     def filters(self) -> list[tuple[str, str]]:
-        """The ``metadata_filters``: a JSON array of ``[key, value]`` pairs."""
+        """Return ``metadata_filters``: a JSON array of ``[key, value]`` pairs."""
         given = self.query.get("metadata_filters")
         if given is None:
             return []
@@ -205,46 +200,45 @@ class Ask:
         return [(pair[0], pair[1]) for pair in found]
 
     def page(
-        self, records: Iterable[Record], name: Callable[[Record], str], shape: Callable[[Record], Any]
+        self,
+        records: Reversible[Record],
+        name: Callable[[Record], str],
+        shape: Callable[[Record], Any],
+        included: Callable[[Record], bool] = lambda record: True,
     ) -> EmulatedReply:
-        """A part of a list: newest first, ``limit`` records after the one whose id is ``cursor``."""
+        """Return one page of a list: newest first, ``limit`` records after the one with the id ``cursor``."""
         limit = self.query.get("limit", str(DEFAULT_PAGE))
-        if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= LARGEST_PAGE:
-            raise invalid(f"limit has to be a number from 1 to {LARGEST_PAGE}.", "invalid_limit")
-        found = list(records)[::-1]
-        cursor = self.query.get("cursor")
-        if cursor is not None:
-            at = next((at for at, record in enumerate(found) if name(record) == cursor), None)
-            if at is None:
-                raise invalid("The cursor is not one of this list.", "invalid_cursor")
-            found = found[at + 1 :]
+        if not re.fullmatch("[0-9]{1,4}", limit) or not 1 <= int(limit) <= MAX_PAGE:
+            raise invalid(f"limit has to be a number from 1 to {MAX_PAGE}.", "invalid_limit")
+        rest, cursor = iter(reversed(records)), self.query.get("cursor")
+        if cursor is not None and cursor not in map(name, rest):
+            raise invalid("The cursor is not one of this list.", "invalid_cursor")
+        found = list(islice(filter(included, rest), int(limit) + 1))
         part, more = found[: int(limit)], len(found) > int(limit)
         answer: dict[str, Any] = {"data": [shape(record) for record in part], "has_more": more}
         if more:
             answer["next_cursor"] = name(part[-1])
-        elif self.world.null_cursor:
+        elif self.world.behaviour.null_cursor:
             answer["next_cursor"] = None
         return json_reply(answer)
 
 
-def speaks_old(world: World, resource: str, query: dict[str, str], document: Any) -> bool:
-    """Whether a call is SDK 8's: by the world's generation, the resource's name, or a name in query or body."""
-    if world.generation is not None:
-        return world.generation == 8
+def uses_old_names(generation: int | None, resource: str, query: dict[str, str], document: Any) -> bool:
+    """Return whether a call is of SDK 8: by generation, resource, or a name in query or body."""
+    if generation is not None:
+        return generation == 8
     given = set(query) | (set(document) if isinstance(document, dict) else set())
     return resource in ("connections", "subscription_configs") or bool(_OLD_NAMES & given)
 
 
 def created(record: Any) -> EmulatedReply:
-    """201 with the new record."""
     return json_reply(record, 201)
 
 
 def deleted(name: str) -> EmulatedReply:
-    """The answer to most deletions."""
     return json_reply({"id": name, "deleted": True})
 
 
 def success() -> EmulatedReply:
-    """The answer to the other deletions, and to changes of a subscription."""
+    """Answer the other deletions, and changes of a subscription."""
     return json_reply({"success": True})

@@ -1,8 +1,7 @@
 """Lava's rewrite address: chat completions and messages translated into each other, for plain text.
 
-The request is translated, the provider's player answers in its own dialect, and its answer is translated
-back: event by event where it is a stream, so that a cut or a stall shows on the client's side as it would
-with Lava. Tools and images are left out; what Lava does with them is not documented either.
+A stream is translated event by event, so that a cut or a stall looks to the client as it would at
+Lava. Tools and images are left out; what Lava does with them is not documented.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.emulator import openai
 from proxy.emulator.exchange import EmulatedReply, data_event, event_stream, json_reply, named_event, plain_text
-from proxy.emulator.wording import anthropic_error, openai_error
+from proxy.emulator.provider_errors import anthropic_error, openai_error
 from proxy.protocol.dialects import Dialect
 
 if TYPE_CHECKING:
@@ -22,16 +21,13 @@ SUFFIXES = {
     Dialect.OPENAI: ("/v1/chat/completions", "/chat/completions"),
     Dialect.ANTHROPIC: ("/v1/messages", "/messages"),
 }
-"""What a client of the dialect appends to its base address; Lava documents that it removes the first of each
-pair.
-"""
+"""What a client of the dialect appends to its base address. Lava documents that it removes the first one."""
 
 _FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}
 _STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 def request_for_anthropic(body: dict[str, Any]) -> dict[str, Any]:
-    """A chat completion request as a messages request."""
     given = _messages_of(body)
     system = [plain_text(message.get("content")) for message in given if message.get("role") in ("system", "developer")]
     others = [
@@ -57,32 +53,27 @@ def _messages_of(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def request_for_openai(body: dict[str, Any]) -> dict[str, Any]:
-    """A messages request as a chat completion request."""
     messages = [{"role": "system", "content": plain_text(body["system"])}] if body.get("system") else []
     for message in _messages_of(body):
         messages.append({"role": str(message.get("role")), "content": plain_text(message.get("content"))})
-    out: dict[str, Any] = {
-        "model": body.get("model"),
-        "messages": messages,
-        "max_tokens": body.get("max_tokens"),
-    }
+    out: dict[str, Any] = {"model": body.get("model"), "messages": messages, "max_tokens": body.get("max_tokens")}
     if body.get("stop_sequences"):
         out["stop"] = body["stop_sequences"]
     if body.get("stream"):
-        # Anthropic always counts at the end of a stream, so the translation has to ask for it.
+        # Anthropic always sends usage at the end of a stream, so the translation has to request it.
         out |= {"stream": True, "stream_options": {"include_usage": True}}
     return out | {name: body[name] for name in ("temperature", "top_p") if name in body}
 
 
-def reply_for_openai(reply: EmulatedReply, now: float, *, counted: bool) -> EmulatedReply:
-    """A messages answer as a chat completion; ``counted``: the client asked for the usage of its stream."""
+def reply_for_openai(reply: EmulatedReply, now: float, *, with_usage: bool) -> EmulatedReply:
+    """Return a messages reply as a chat completion; ``with_usage``: with the usage of a stream."""
     if reply.status >= 400:
         return openai_error(reply.status, _message_of(reply))
     if reply.streamed:
         fault = data_event(
             {"error": {"message": "Overloaded", "type": "overloaded_error", "param": None, "code": None}}
         )
-        events = _chat_events(_events_of(reply.chunks), now, counted=counted)
+        events = _chat_events(_events_of(reply.chunks), now, with_usage=with_usage)
         return event_stream(events, marker=1, error_event=fault, cost=reply.cost)
     message = json.loads(reply.chunks[0])
     choice = {
@@ -91,13 +82,12 @@ def reply_for_openai(reply: EmulatedReply, now: float, *, counted: bool) -> Emul
         "logprobs": None,
         "finish_reason": _FINISH.get(message["stop_reason"], "stop"),
     }
-    usage = _chat_usage(message["usage"]["input_tokens"], message["usage"]["output_tokens"])
+    usage = _chat_usage(_input_tokens(message), message["usage"]["output_tokens"])
     head = _chat_head(message, "chat.completion", now)
     return json_reply({**head, "choices": [choice], "usage": usage}, cost=reply.cost)
 
 
 def reply_for_anthropic(reply: EmulatedReply) -> EmulatedReply:
-    """A chat completion as a messages answer."""
     if reply.status >= 400:
         return anthropic_error(reply.status, _message_of(reply))
     if reply.streamed:
@@ -118,7 +108,7 @@ def _message_of(reply: EmulatedReply) -> str:
 
 
 def _events_of(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The JSON of each event; OpenAI's ``[DONE]`` is left out."""
+    """Yield the JSON of each event, without OpenAI's ``[DONE]``."""
     for chunk in chunks:
         text = chunk.decode().rpartition("data: ")[2].strip()
         if text != "[DONE]":
@@ -130,11 +120,16 @@ def _chat_head(message: dict[str, Any], kind: str, now: float) -> dict[str, Any]
     return {"id": name, "object": kind, "created": int(now), "model": message["model"]}
 
 
+def _input_tokens(message: dict[str, Any]) -> int:
+    names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    return sum(message["usage"][name] for name in names)
+
+
 def _chat_usage(read: int, written: int) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def _chat_events(events: Iterable[dict[str, Any]], now: float, *, counted: bool) -> Iterator[bytes]:
+def _chat_events(events: Iterable[dict[str, Any]], now: float, *, with_usage: bool) -> Iterator[bytes]:
     head: dict[str, Any] = {}
     read = written = 0
 
@@ -147,7 +142,7 @@ def _chat_events(events: Iterable[dict[str, Any]], now: float, *, counted: bool)
         match event["type"]:
             case "message_start":
                 head = _chat_head(event["message"], "chat.completion.chunk", now)
-                read = event["message"]["usage"]["input_tokens"]
+                read = _input_tokens(event["message"])
                 yield chunk({"role": "assistant", "content": ""})
             case "content_block_delta":
                 yield chunk({"content": event["delta"]["text"]})
@@ -155,7 +150,7 @@ def _chat_events(events: Iterable[dict[str, Any]], now: float, *, counted: bool)
                 written = event["usage"]["output_tokens"]
                 yield chunk({}, _FINISH.get(event["delta"]["stop_reason"], "stop"))
             case "message_stop":
-                if counted:
+                if with_usage:
                     yield data_event({**head, "choices": [], "usage": _chat_usage(read, written)})
                 yield openai.DONE
 
@@ -190,11 +185,7 @@ def _message_events(chunks: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]
         for choice in chunk["choices"]:
             text = choice["delta"].get("content")
             if text:
-                yield {
-                    "type": "content_block_delta",
-                    "index": 0,
-                    "delta": {"type": "text_delta", "text": text},
-                }
+                yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
             reason = _STOP.get(choice["finish_reason"], reason)
     yield {"type": "content_block_stop", "index": 0}
     yield {"type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": None}, "usage": usage}

@@ -1,4 +1,4 @@
-"""How OpenAI, Anthropic and Google word their errors."""
+"""The errors of OpenAI, Anthropic and Google, in their own forms."""
 
 from __future__ import annotations
 
@@ -48,26 +48,25 @@ _GOOGLE_STATUSES = {
 
 
 def openai_error(status: int, message: str, param: str | None = None) -> EmulatedReply:
-    """An error in OpenAI's own shape."""
-    reply = json_reply({"error": openai_fault(status, message, param)}, status)
+    reply = json_reply({"error": openai_error_body(status, message, param)}, status)
     reply.headers.append(("x-request-id", "req_openai_emulated"))
     return reply
 
 
-def openai_fault(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    """What stands under ``error`` there."""
+def openai_error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    """Return the ``error`` member."""
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"message": message, "type": kind, "param": param, "code": _OPENAI_CODES.get(status)}
 
 
 def openai_stream_error() -> bytes:
-    """An error as an event of an OpenAI stream whose events have no names."""
+    """Return an error as an event of an OpenAI stream whose events have no names."""
     message = "The server had an error while processing your request. Sorry about that!"
-    return data_event({"error": openai_fault(500, message)})
+    return data_event({"error": openai_error_body(500, message)})
 
 
-def openai_wrong(call: EmulatedCall, *needed: str) -> EmulatedReply | None:
-    """OpenAI's 400 for a body that is not JSON or lacks a member."""
+def openai_body_error(call: EmulatedCall, *needed: str) -> EmulatedReply | None:
+    """Return OpenAI's 400 for a body that is not JSON or lacks a member."""
     if not isinstance(call.document, dict):
         return openai_error(400, "We could not parse the JSON body of your request.")
     for name in needed:
@@ -76,30 +75,25 @@ def openai_wrong(call: EmulatedCall, *needed: str) -> EmulatedReply | None:
     return None
 
 
-def openai_no_such(kind: str, name: str) -> EmulatedReply:
-    """OpenAI's 404 for a stored object."""
+def openai_missing(kind: str, name: str) -> EmulatedReply:
     return openai_error(404, f"No such {kind} object: {name}", "id")
 
 
 def anthropic_error(status: int, message: str) -> EmulatedReply:
-    """An error in Anthropic's own shape."""
-    reply = json_reply({**anthropic_fault(status, message), "request_id": "req_anthropic_emulated"}, status)
+    reply = json_reply({**anthropic_error_body(status, message), "request_id": "req_anthropic_emulated"}, status)
     reply.headers.append(("request-id", "req_anthropic_emulated"))
     return reply
 
 
-def anthropic_fault(status: int, message: str) -> dict[str, Any]:
-    """The same as an event of a stream."""
+def anthropic_error_body(status: int, message: str) -> dict[str, Any]:
     kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def google_error(status: int, message: str) -> EmulatedReply:
-    """An error in Google's own shape."""
-    return json_reply(google_fault(status, message), status)
+    return json_reply(google_error_body(status, message), status)
 
 
-def google_fault(status: int, message: str) -> dict[str, Any]:
-    """The same as an element of a stream."""
+def google_error_body(status: int, message: str) -> dict[str, Any]:
     word = _GOOGLE_STATUSES.get(status, "UNAVAILABLE" if status >= 500 else "INVALID_ARGUMENT")
     return {"error": {"code": status, "message": message, "status": word}}

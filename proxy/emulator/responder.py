@@ -1,7 +1,7 @@
-"""Sends a reply over a connection, spoiled as the plan says, and notices when the client goes away.
+"""Sends a reply over a connection, with the faults of its plan, and notices when the client leaves.
 
-Two things run at once for every answer: the sending, and a watch on ``receive``. Only that watch can tell
-that a client left while nothing is being sent (a stall, a long delay), and it is what sets
+Two tasks run for every response: one sends, one waits for a disconnect in ``receive``. Only the
+second notices that a client left while nothing is sent (a stall, a long delay); it sets
 ``ReceivedRequest.cancelled``.
 """
 
@@ -14,35 +14,32 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
 
-    from proxy.emulator.exchange import EmulatedReply
-    from proxy.emulator.faults import FaultPlan
-    from proxy.emulator.state import ReceivedRequest, World
+    from proxy.emulator.exchange import EmulatedReply, FaultPlan
+    from proxy.emulator.state import History, ReceivedRequest
 
 CONNECTION = "lava_emulator.connection"
-"""Key in the ASGI scope's extensions under which the server of ``serving.py`` puts a ``DeliveryConnection``."""
+"""Key in the ASGI scope's extensions of the ``ClientConnection`` that ``server.py`` adds."""
 
 
-class DeliveryConnection(Protocol):
-    """What a fault needs of the connection itself, and the request head as it was written."""
+class ClientConnection(Protocol):
+    """What a fault needs of the connection, and the request head as it was written."""
 
     target: bytes
     headers: list[tuple[bytes, bytes]]
 
     def close(self) -> None:
-        """Send what was written, then close: the client sees an end in the middle of the answer."""
+        """Send what was written, then close."""
 
     def abort(self) -> None:
-        """Close at once, dropping what was not sent yet."""
+        """Close at once; drop what is not sent yet."""
 
 
-class Cut(Exception):
-    """The plan says that the connection breaks here."""
+class ConnectionCutError(Exception):
+    """The plan closes the connection here."""
 
 
 async def read_body(receive: Receive, received: ReceivedRequest, limit: int) -> bool:
-    """Collect the request body into ``received``; ``False`` when it is larger than ``limit`` or the client
-    left.
-    """
+    """Collect the request body; return ``False`` when it is larger than ``limit`` or the client left."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -59,84 +56,85 @@ async def read_body(receive: Receive, received: ReceivedRequest, limit: int) -> 
             return True
 
 
-async def deliver(
-    world: World,
+async def respond(
+    history: History,
+    pace: float,
     received: ReceivedRequest,
     reply: EmulatedReply,
-    plan: FaultPlan,
     receive: Receive,
     send: Send,
-    connection: DeliveryConnection | None,
+    connection: ClientConnection | None,
 ) -> None:
-    """Send ``reply``; returns when it was sent, when the client left, or when the plan cut the connection."""
-    sending = asyncio.ensure_future(_send(world, received, reply, plan, send))
-    watching = asyncio.ensure_future(_gone(receive))
+    """Send ``reply``; return when it is sent, the client left, or the plan closed the connection."""
+    sending = asyncio.ensure_future(_send(history, pace, received, reply, send))
+    disconnect = asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait((sending, watching), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not sending.done():
             received.cancelled, received.finished = True, False
             return
-        if isinstance(sending.exception(), Cut):
+        if isinstance(sending.exception(), ConnectionCutError):
             received.cut = True
-            world.touch()
-            await _break(connection, watching)
+            history.touch()
+            await _cut(connection, disconnect)
             return
         sending.result()
     finally:
         sending.cancel()
-        watching.cancel()
-        await asyncio.gather(sending, watching, return_exceptions=True)
-        world.touch()
+        disconnect.cancel()
+        await asyncio.gather(sending, disconnect, return_exceptions=True)
+        history.touch()
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _break(connection: DeliveryConnection | None, watching: asyncio.Future[None]) -> None:
+async def _cut(connection: ClientConnection | None, disconnect: asyncio.Future[None]) -> None:
     if connection is None:
-        # Under a foreign server the only way to break an answer is an exception, which that server logs.
-        raise Cut
+        # Under another server, only an exception breaks off a response; that server logs it.
+        raise ConnectionCutError
     connection.close()
-    # Left alone, a client that does not read would keep the close waiting behind unsent bytes for ever.
-    await asyncio.wait((watching,), timeout=5.0)
+    # A client that does not read would keep the close waiting behind unsent bytes.
+    await asyncio.wait((disconnect,), timeout=5.0)
     connection.abort()
 
 
-async def _send(world: World, received: ReceivedRequest, reply: EmulatedReply, plan: FaultPlan, send: Send) -> None:
+async def _send(history: History, pace: float, received: ReceivedRequest, reply: EmulatedReply, send: Send) -> None:
+    plan = reply.plan
     if plan.delay:
         await asyncio.sleep(plan.delay)
     if plan.no_answer:
-        raise Cut
+        raise ConnectionCutError
     received.status = reply.status
-    world.touch()
+    history.touch()
     bodiless = reply.status in (204, 304)
-    await send(_head(received, reply, plan, bodiless=bodiless))
+    await send(_head(received, reply, bodiless=bodiless))
     if bodiless:
         received.finished = True
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return
-    chunks, spoiled = _spoil(reply, plan)
-    if not spoiled:
-        # The end goes out together with the last bytes: who has read those finds ``finished`` set.
+    chunks, interrupted = _planned_chunks(reply)
+    if not interrupted:
+        # The end is sent with the last bytes: a client that has read them finds ``finished`` set.
         *chunks, last = chunks or [b""]
     for chunk in chunks:
         for part in _parts(chunk, plan):
             received.sent += part
             await send({"type": "http.response.body", "body": part, "more_body": True})
             if plan.drip:
-                # Once around the loop, so that each byte is a write of its own.
+                # One turn of the loop, so that each byte is a write of its own.
                 await asyncio.sleep(0)
-        world.touch()
-        if world.pace and reply.streamed:
-            await asyncio.sleep(world.pace)
-    if spoiled and plan.stall_after is not None:
+        history.touch()
+        if pace and reply.streamed:
+            await asyncio.sleep(pace)
+    if interrupted and plan.stall_after is not None:
         await asyncio.Event().wait()
-    if spoiled:
+    if interrupted:
         # uvloop writes at the end of a turn of its loop.
         await asyncio.sleep(0)
-        raise Cut
+        raise ConnectionCutError
     *parts, end = _parts(last, plan)
     for part in parts:
         received.sent += part
@@ -148,11 +146,10 @@ async def _send(world: World, received: ReceivedRequest, reply: EmulatedReply, p
 
 
 def _parts(chunk: bytes, plan: FaultPlan) -> list[bytes]:
-    """What is written at once: the chunk, or each of its bytes."""
     return [chunk[at : at + 1] for at in range(len(chunk))] if plan.drip and chunk else [chunk]
 
 
-def _head(received: ReceivedRequest, reply: EmulatedReply, plan: FaultPlan, *, bodiless: bool) -> Message:
+def _head(received: ReceivedRequest, reply: EmulatedReply, *, bodiless: bool) -> Message:
     headers: list[tuple[str, str]] = []
     if reply.content_type:
         headers.append(("content-type", reply.content_type))
@@ -160,16 +157,16 @@ def _head(received: ReceivedRequest, reply: EmulatedReply, plan: FaultPlan, *, b
         headers.append(("content-length", str(sum(map(len, reply.chunks)))))
     if not reply.from_edge:
         headers.append(("x-lava-request-id", received.request_id))
-    headers += [*reply.headers, *plan.headers]
+    headers += [*reply.headers, *reply.plan.headers]
     raw = [
         (name.encode(), re.sub(r"[\0-\x1f\x7f]", "?", value).encode("latin-1", "replace")) for name, value in headers
     ]
     return {"type": "http.response.start", "status": reply.status, "headers": raw}
 
 
-def _spoil(reply: EmulatedReply, plan: FaultPlan) -> tuple[list[bytes], bool]:
-    """The chunks to send, and whether something happens to the connection after them."""
-    chunks = list(reply.chunks)
+def _planned_chunks(reply: EmulatedReply) -> tuple[list[bytes], bool]:
+    """Return the chunks to send, and whether the response stops or the connection closes after them."""
+    plan, chunks = reply.plan, list(reply.chunks)
     if reply.streamed and plan.no_end:
         chunks = [chunk for at, chunk in enumerate(chunks) if at not in reply.marker]
     if reply.streamed and plan.inband_error and reply.error_event:

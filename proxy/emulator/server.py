@@ -1,8 +1,8 @@
-"""Runs an emulator: in a thread beside the caller, or as the whole program.
+"""Runs an emulator, in a thread or as the whole program.
 
-uvicorn's httptools protocol is used without uvicorn's ``Server``: that one waits in steps of a tenth of a
-second, catches signals, logs through loggers that belong to the daemon when both run in one process
-(``demo``), and lets a stalled stream hold up the shutdown. What is left of it is twenty lines.
+uvicorn's httptools protocol is used without uvicorn's ``Server``, which polls every 0.1 s, catches
+signals, uses the loggers of the daemon when both run in one process (``demo``), and waits at
+shutdown for a stalled stream.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from proxy.emulator import keeping
+from proxy.emulator import state_file
 from proxy.emulator.application import create_emulator
-from proxy.emulator.delivery import CONNECTION
+from proxy.emulator.responder import CONNECTION
 from proxy.emulator.state import World
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 
-class _Wire:
-    """One request's hold on its connection (see ``delivery.Connection``)."""
+class _HttptoolsConnection:
+    """Implements ``responder.ClientConnection``."""
 
     def __init__(self, protocol: HttpToolsProtocol, headers: list[tuple[bytes, bytes]]) -> None:
         self._protocol = protocol
@@ -47,18 +47,17 @@ class _Wire:
 
 
 class EmulatorProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with the request head as it was written and a way to break the connection."""
+    """uvicorn's protocol, with the request head as it was written and a way to close the connection."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Not uvicorn's loggers: those are the daemon's. A logger outside the tree, which says nothing: what the
-        # emulator has to tell is in its answers and in ``World.received``.
+        # uvicorn's loggers are the daemon's. This one is outside the tree of loggers and silent.
         self.logger = logging.Logger("lava_emulator", logging.CRITICAL + 1)
         self.access_log = False
         self._pairs: list[tuple[bytes, bytes]] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        # asyncio does this only for sockets made with IPPROTO_TCP, which ``create_server`` does not do; without it
+        # asyncio does this only for sockets created with IPPROTO_TCP, and ``create_server`` creates others. Without it
         # each event of a stream may wait 40 ms for an acknowledgement.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(transport)
@@ -72,28 +71,22 @@ class EmulatorProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self.scope["extensions"] = {CONNECTION: _Wire(self, self._pairs)}  # type: ignore[dict-item]
-        # A trailer would be added to this very list: the next header begins a list of its own.
+        self.scope["extensions"] = {CONNECTION: _HttptoolsConnection(self, self._pairs)}  # type: ignore[dict-item]
+        # A new list, or a trailer would be appended to the request's headers.
         self._pairs = []
         super().on_headers_complete()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises ``OSError`` when the address is taken."""
+    """Return a listening socket; raise ``OSError`` when the address is in use."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
 
 
 async def serve(app: ASGIApp, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Answer on ``listener`` until ``stop`` is set; then every connection is dropped at once."""
+    """Serve ``listener`` until ``stop`` is set; then abort every connection."""
     config = uvicorn.Config(
-        app,
-        loop="asyncio",
-        http=EmulatorProtocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        timeout_keep_alive=75,
+        app, loop="asyncio", http=EmulatorProtocol, ws="none", lifespan="off", log_config=None, timeout_keep_alive=75
     )
     config.load()
     state = ServerState()
@@ -112,10 +105,10 @@ async def serve(app: ASGIApp, listener: socket.socket, stop: asyncio.Event) -> N
 
 
 class Emulator:
-    """A running emulator in a thread of its own; a context manager.
+    """A running emulator in a thread of its own; a context manager. Raises ``OSError`` when the
+    port is in use.
 
-    ``base_url`` is what Lava's SDK takes as ``baseUrl`` ("http://127.0.0.1:PORT/v1/"). Raises ``OSError``
-    when the port is taken.
+    ``base_url`` is the ``baseUrl`` of Lava's SDK ("http://127.0.0.1:PORT/v1/").
     """
 
     def __init__(self, world: World | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -127,17 +120,16 @@ class Emulator:
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, args=(listener,), name="lava-emulator", daemon=True)
-        # Connections that come before the loop runs wait in the listener's backlog, so there is nothing to
-        # wait for here.
+        # Connections that come before the loop runs wait in the listener's backlog.
         self._thread.start()
 
     def _run(self, listener: socket.socket) -> None:
-        # A Runner also cancels what still runs at the end: a webhook's delivery may.
+        # A Runner also cancels the tasks that still run at the end, such as webhook deliveries.
         with contextlib.closing(listener), asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(serve(self._app, listener, self._stop))
 
     def close(self) -> None:
-        """Stop at once: open connections are dropped. May be called twice."""
+        """Stop at once and abort open connections. May be called twice."""
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._stop.set)
@@ -159,14 +151,15 @@ async def serve_forever(
     ready: Callable[[str], None] | None = None,
     write: Callable[[bytes], None] | None = None,
 ) -> None:
-    """Run until SIGINT or SIGTERM. ``ready`` is called with the base URL, ``write`` (in a thread) with every state of the
-    world; raises ``OSError`` when the port is taken.
+    """Run until SIGINT or SIGTERM; raise ``OSError`` when the port is in use.
+
+    ``ready`` is called with the base URL, ``write`` (in a thread) with every state of the world.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     with contextlib.closing(listen(host, port)) as listener:
         for number in (signal.SIGINT, signal.SIGTERM):
-            # Windows has no such handlers; there the interrupt arrives as KeyboardInterrupt.
+            # Windows has no such handlers; there it is a KeyboardInterrupt.
             with contextlib.suppress(NotImplementedError):
                 loop.add_signal_handler(number, stop.set)
         if ready is not None:
@@ -174,5 +167,5 @@ async def serve_forever(
             ready(f"http://{shown}:{listener.getsockname()[1]}/v1/")
         async with asyncio.TaskGroup() as tasks:
             if write is not None:
-                tasks.create_task(keeping.keep(world, write, stop))
+                tasks.create_task(state_file.keep(world, write, stop))
             await serve(create_emulator(world), listener, stop)
