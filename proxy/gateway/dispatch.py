@@ -26,7 +26,8 @@ async def dispatch(active: ActiveRequest, prepared: Prepared, body: RequestBody)
     attempt = Attempt(route.provider.name, route.replace or route.model, monotonic())
     active.record.attempts.append(attempt)
     try:
-        response = await active.config.engine.open(prepared.outgoing, body.take(), body.length)
+        outgoing = prepared.outgoing.with_id(active.record.request_id.encode("ascii"))
+        response = await active.config.engine.open(outgoing, body.take(), body.length)
     except UpstreamError as error:
         active.record.upstream_error = error.detail
         attempt.ended, attempt.sent, attempt.reason = monotonic(), error.sent, error.kind
