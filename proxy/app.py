@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 
 from proxy.gateway import pages
+from proxy.gateway.destinations.account_probe import ProbeSender
 from proxy.gateway.gateway import Gateway
 from proxy.http.asgi import ASGIExchange
+from proxy.ledger.reconciling import Reconciling
 from proxy.observe.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from proxy.config.settings import Settings
     from proxy.gateway.gateway import RequestLog
     from proxy.http.exchange import Exchange
+    from proxy.lava.client import ApiSender
+    from proxy.ledger.accounts import BillingAccount
     from proxy.ledger.writer import Ledger
 
 
@@ -38,11 +42,17 @@ class Application(Starlette):
         if ledger is not None:
             gateway.observers.append(ledger.observe)
             gateway.registry.watch = ledger.watch
+            self._reconciling = Reconciling(ledger, lambda: gateway.settings, self._sender)
         super().__init__(routes=pages.routes(gateway))
         # Without Starlette's middleware, which would respond to a fault of ours itself, in no client's dialect.
         gateway.routes = self.router
         self.take_exchange: Callable[[Exchange], None] = gateway.take_exchange
         """Start serving an exchange; see ``http.asgi.TakesExchanges``."""
+
+    def _sender(self, account: BillingAccount) -> ApiSender:
+        """Return what carries the reconciler's calls: the engine, so that no second HTTP client is loaded."""
+        config = self.runtime.config
+        return ProbeSender(config.engine, config.lava(account.projects[0]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -56,10 +66,12 @@ class Application(Starlette):
             await receive()
             if self._ledger is not None:
                 self._ledger.start()
+                self._reconciling.start()
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await self.runtime.aclose()
             if self._ledger is not None:
+                await self._reconciling.aclose()
                 await self._ledger.aclose()
             await send({"type": "lifespan.shutdown.complete"})
 

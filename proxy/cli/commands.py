@@ -45,6 +45,8 @@ def application() -> typer.Typer:
     app.add_typer(_keys(), name="keys")
     for reading in (logs, stats, cost, export):
         app.command()(reading)
+    for comparing in (reconcile, close):
+        app.command()(comparing)
     app.add_typer(_ledger(), name="ledger")
     # Its arguments are parsed by the table of the account API, --help included.
     app.command(
@@ -565,6 +567,69 @@ def export(
     )
 
 
+SettledAfter = Annotated[
+    str | None,
+    typer.Option(
+        "--settled-after",
+        metavar="SPAN",
+        help="A request that Lava has no record of after this time is taken as missing.  [default: 1h]",
+    ),
+]
+
+
+def reconcile(
+    context: typer.Context,
+    since: Annotated[str, typer.Option("--since", metavar="WHEN", help="A span or an instant.")] = "7d",
+    settled_after: SettledAfter = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Compare the ledger with Lava's records, day by day.
+
+    What is matched, only here (and why), only at Lava, and what differs. A running daemon books the costs by itself.
+    """
+    from proxy.cli.ledger_books import run_reconcile
+
+    raise typer.Exit(run_reconcile(_config(context, config), since=since, settled_after=settled_after, as_json=as_json))
+
+
+def close(
+    context: typer.Context,
+    month: Annotated[str, typer.Argument(metavar="YYYY-MM", help="Such as 2026-11, of UTC.")],
+    settled_after: SettledAfter = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Close a month: Lava's book, ours, and every difference by its cause.
+
+    Exits with 0 only if no request and no dollar is unexplained.
+    """
+    from proxy.cli.ledger_books import run_close
+
+    raise typer.Exit(run_close(_config(context, config), month, settled_after=settled_after, as_json=as_json))
+
+
+def ledger_heal(
+    context: typer.Context,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="WHEN", help="How far back.  [default: ledger.reconcile_since]")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what other programs, or without our id, was sent.")
+    ] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Rebuild lost requests from Lava's records.
+
+    What ran and what it cost, without timings. Needs the daemon stopped if the ledger is a file.
+    """
+    from proxy.cli.ledger_books import run_heal
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(run_heal(file, since=since, everything=everything, as_json=as_json))
+
+
 def _ledger() -> typer.Typer:
     group = typer.Typer(
         help="Look after the ledger.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -574,6 +639,7 @@ def _ledger() -> typer.Typer:
     group.command("check")(ledger_check)
     group.command("prune")(ledger_prune)
     group.command("migrate")(ledger_migrate)
+    group.command("heal")(ledger_heal)
     group.command("dead-letters")(ledger_dead_letters)
     return group
 

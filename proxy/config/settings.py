@@ -78,6 +78,10 @@ Switch = Annotated[bool, Strict()]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
+IMPLICIT_PROJECT = "default"
+"""The name of the project of a configuration without one."""
+
+
 class ConfigError(Exception):
     """The configuration is invalid. ``faults`` has one sentence for each fault, and no secret; ``files`` were read."""
 

@@ -93,3 +93,10 @@ def _find(connection: Connection, wanted: list[Name], now: int) -> dict[Name, in
     if stale:
         connection.execute(_USED, stale)
     return {(Kind(kind), value): number for kind, value, number, _ in rows}
+
+
+def find_numbers(connection: Connection, *wanted: tuple[Kind, str | None]) -> list[int | None]:
+    """Return the numbers of names, which are inserted if they are missing; ``None`` for none. In the caller's transaction."""
+    stored = [None if value is None else (kind, storable(value)) for kind, value in wanted]
+    numbers = _numbers(connection, sorted({name for name in stored if name is not None}))
+    return [None if name is None else numbers[name] for name in stored]

@@ -129,6 +129,11 @@ class Ledger:
             record.stored = 1 + len(record.attempts)
             self._put(Opened(record))
 
+    def say(self, sentence: str) -> None:
+        """Log a sentence about the ledger."""
+        if self._log is not None:
+            self._log.info(sentence)
+
     def _put(self, item: Record | Opened) -> None:
         queue = self._queue
         waiting = len(queue)
