@@ -12,6 +12,7 @@ from proxy.gateway import pages
 from proxy.gateway.destinations.account_probe import ProbeSender
 from proxy.gateway.gateway import Gateway
 from proxy.http.asgi import ASGIExchange
+from proxy.ledger.outbox import Outbox
 from proxy.ledger.reconciling import Reconciling
 from proxy.observe.metrics import Metrics
 
@@ -43,6 +44,7 @@ class Application(Starlette):
             gateway.observers.append(ledger.observe)
             gateway.registry.watch = ledger.watch
             self._reconciling = Reconciling(ledger, lambda: gateway.settings, self._sender)
+            gateway.intents = self._outbox = Outbox(ledger, lambda: gateway.settings, self._sender)
         super().__init__(routes=pages.routes(gateway))
         # Without Starlette's middleware, which would respond to a fault of ours itself, in no client's dialect.
         gateway.routes = self.router
@@ -66,12 +68,14 @@ class Application(Starlette):
             await receive()
             if self._ledger is not None:
                 self._ledger.start()
+                self._outbox.start()
                 self._reconciling.start()
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await self.runtime.aclose()
             if self._ledger is not None:
                 await self._reconciling.aclose()
+                await self._outbox.aclose()
                 await self._ledger.aclose()
             await send({"type": "lifespan.shutdown.complete"})
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.gateway.active_request import Phase
 from proxy.protocol.errors import ProxyError
 from proxy.protocol.record import Attempt
+from proxy.protocol.tasks import in_task
 from proxy.upstream import UpstreamError
 
 if TYPE_CHECKING:
@@ -15,11 +16,23 @@ if TYPE_CHECKING:
     from proxy.gateway.destinations import Destination
     from proxy.gateway.request_body import RequestBody
     from proxy.gateway.template import Prepared
+    from proxy.protocol.record import Record
     from proxy.upstream import UpstreamResponse
 
 
-async def dispatch(active: ActiveRequest, prepared: Prepared, body: RequestBody) -> UpstreamResponse:
+class Intents(Protocol):
+    """Commits, before a request is sent, that its usage will be reported to Lava (``ledger/outbox.py``)."""
+
+    async def begin(self, record: Record) -> None:
+        """Raises ``OSError`` if that is impossible now."""
+
+
+async def dispatch(
+    active: ActiveRequest, prepared: Prepared, body: RequestBody, intents: Intents | None = None
+) -> UpstreamResponse:
     """Send the request and return the response at its head. Raises ``ProxyError`` if there is none."""
+    if prepared.report_usage:
+        await commit_intent(active.record, intents)
     if not body.streams:
         active.wait(Phase.HEAD)
     route = prepared.route
@@ -36,6 +49,21 @@ async def dispatch(active: ActiveRequest, prepared: Prepared, body: RequestBody)
     attempt.status = response.status
     active.response = response
     return response
+
+
+async def commit_intent(record: Record, intents: Intents | None) -> None:
+    """Commit the intent to report this request's usage. Raises ``ProxyError`` if it cannot be: nothing is sent then."""
+    try:
+        if intents is None:
+            raise OSError("it is switched off")
+        await in_task(intents.begin(record))
+    except OSError as error:
+        raise ProxyError(
+            "ledger_unavailable",
+            f"The usage of this request could not be billed: the ledger cannot be written ({error}). Nothing was sent.",
+            "Ask the operator of this proxy to look at `lava-proxy ledger status`; requests are served again by themselves.",
+            headers=[(b"retry-after", b"2")],
+        ) from None
 
 
 def unreachable(error: UpstreamError, destination: Destination) -> ProxyError:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.config.settings import Settings
+    from proxy.gateway.dispatch import Intents
     from proxy.gateway.stops import StopStore
     from proxy.http.asgi import Application
     from proxy.http.exchange import Exchange, Pairs
@@ -75,6 +76,8 @@ class Gateway:
         self.observers: list[Callable[[Record], None]] = [metrics.observe]
         if log is not None:
             self.observers.append(log.request)
+        self.intents: Intents | None = None
+        """Where requests whose usage is reported afterwards are committed before they are sent."""
         self._ids = errors.RequestIds()
         self._retired: list[ActiveConfig] = []
         self._masked = deque([settings], MAX_MASKED_CONFIGS)

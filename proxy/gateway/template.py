@@ -44,7 +44,7 @@ class Prepared(Unshown):
     tool's own key, which must not be stored.
     """
 
-    __slots__ = ("credential", "destination", "outgoing", "response_headers", "reusable", "route")
+    __slots__ = ("credential", "destination", "outgoing", "report_usage", "response_headers", "reusable", "route")
 
     def __init__(
         self,
@@ -59,6 +59,8 @@ class Prepared(Unshown):
         self.credential = credential
         self.outgoing = outgoing
         self.response_headers = response_headers
+        self.report_usage = False
+        """Whether Lava does not see this request, and its usage is reported afterwards (``dispatch.Intents``)."""
         self.reusable = not credential.payment.byok_from_client
 
     @property

@@ -277,6 +277,7 @@ _FIRST: Final = (
     "state SMALLINT NOT NULL, body TEXT, attempts INTEGER NOT NULL DEFAULT 0, next_us BIGINT NOT NULL DEFAULT 0, "
     "problem TEXT)",
     "CREATE UNIQUE INDEX outbox_id ON outbox (id)",
+    "CREATE INDEX outbox_ready ON outbox (project, seq) WHERE state = 1",
     "CREATE TABLE reconciliation (scope TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, "
     "PRIMARY KEY (scope, name)){without_rowid}",
     "CREATE TABLE prices (provider INTEGER NOT NULL, model INTEGER NOT NULL, token_class TEXT NOT NULL, "

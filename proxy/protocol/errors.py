@@ -95,6 +95,7 @@ TABLE: Mapping[str, ErrorKind] = {
     "http_version_unsupported": ErrorKind(505, "client", *_INVALID, False),
     "overloaded": ErrorKind(503, "proxy", *_OVERLOADED, True),
     "shutting_down": ErrorKind(503, "proxy", *_OVERLOADED, True),
+    "ledger_unavailable": ErrorKind(503, "proxy", *_OVERLOADED, True),
     "upstream_unreachable": ErrorKind(502, "proxy", *_API, True),
     "upstream_tls": ErrorKind(502, "proxy", *_API, False),
     "upstream_protocol": ErrorKind(502, "lava", *_API, False),

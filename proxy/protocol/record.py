@@ -90,5 +90,7 @@ class Record:
     attempts: list[Attempt] = field(default_factory=list)
     stored: int = 0
     """For the ledger: 0 until this request was handed to it while in flight, then 1 and the number of attempts it had."""
+    intent: bool = False
+    """Whether its usage is to be reported to Lava, and an intent may stand in the outbox."""
     scanner: Scanner | None = None
     """Has the usage, which is read only after the request."""
