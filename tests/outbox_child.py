@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ledgers import record
 
 from proxy.config.settings import Settings
-from proxy.ledger import delivery, outbox, outbox_rows
+from proxy.ledger import outbox, outbox_rows
 from proxy.ledger.outbox import Outbox
 from proxy.ledger.writer import Ledger
 
@@ -126,5 +126,4 @@ async def main(path: str, url: str, point: str, count: int, limit: float) -> Non
 
 
 if __name__ == "__main__":
-    assert delivery
     asyncio.run(main(*sys.argv[1:4], int(sys.argv[4]), float(sys.argv[5])))  # type: ignore[call-arg, arg-type]

@@ -195,16 +195,15 @@ def settle(connection: Connection, results: Sequence[Result]) -> None:
 
 
 def next_us(connection: Connection, project: int) -> int | None:
-    """Return when the next record of a project is due, of the first ones in its order; ``None`` if there is none."""
-    due = (
-        select(outbox.c.next_us)
-        .where(outbox.c.state == _READY, outbox.c.project == project)
-        .order_by(outbox.c.seq)
-        .limit(1000)
-        .subquery()
-    )
-    soonest: int | None = connection.execute(select(func.min(due.c.next_us))).scalar_one()
-    return soonest
+    """Return when something of a project is due: the first in its order, or one of those that were refused."""
+    ready = (outbox.c.state == _READY, outbox.c.project == project)
+    first = select(outbox.c.next_us).where(*ready, outbox.c.problem.is_(None)).order_by(outbox.c.seq).limit(1)
+    refused = select(outbox.c.next_us).where(*ready, outbox.c.problem.is_not(None)).order_by(outbox.c.seq).limit(1000)
+    due = [
+        connection.execute(first).scalar_one_or_none(),
+        connection.execute(select(func.min(refused.subquery().c.next_us))).scalar_one(),
+    ]
+    return min((each for each in due if each is not None), default=None)
 
 
 def waiting(connection: Connection) -> Waiting:
