@@ -37,7 +37,11 @@ class Application(Starlette):
     """
 
     def __init__(self, settings: Settings, log: RequestLog | None, ledger: Ledger | None) -> None:
-        metrics = Metrics(lambda: len(gateway.registry), ledger.status if ledger is not None else None)
+        metrics = Metrics(
+            lambda: len(gateway.registry),
+            ledger.status if ledger is not None else None,
+            (lambda: self._outbox.status) if ledger is not None else None,
+        )
         gateway = self.runtime = Gateway(settings, log, metrics)
         self._ledger = ledger
         if ledger is not None:

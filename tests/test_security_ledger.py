@@ -194,6 +194,7 @@ def test_slow_writer(stand: Stand) -> None:
         wait_until_recorded(running.ledger, ids)
         metrics = stand.ask("GET", "/metrics", at=running).body.decode()
         assert "lava_proxy_ledger_dropped_total 0.0" in metrics
+        assert "lava_proxy_outbox_dead_letters 0.0" in metrics
         assert f"lava_proxy_ledger_written_total {float(len(ids))}" in metrics
         assert "lava_proxy_ledger_queue 0.0" in metrics
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -16,23 +15,22 @@ from proxy.cli import account, ledger_asking
 from proxy.cli.arguments import UsageError
 from proxy.cli.ledger_asking import iso, money, short, usd
 from proxy.cli.terminal import Exit, Screen, failed, put_json, say
-from proxy.ledger import books, snapshot, upkeep
+from proxy.ledger import books
 from proxy.ledger.accounts import accounts_of
 from proxy.ledger.books import ONLY_HERE, Amount, Cause, Period
+from proxy.ledger.direct import opened
 from proxy.ledger.heal import Healed, Healing
-from proxy.ledger.lock import AlreadyRunningError
 from proxy.ledger.reconcile import MISSING_AFTER_US, Reconciler
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
-
-    from sqlalchemy import Connection
 
     from proxy.config.settings import Settings
     from proxy.ledger.accounts import BillingAccount
-    from proxy.ledger.books import Books, Differing, Totals
+    from proxy.ledger.books import Books, BookTotals, Differing
+    from proxy.ledger.direct import Direct
     from proxy.ledger.matching import Taken
     from proxy.ledger.reading import Book
     from proxy.ledger.reconcile import Progress
@@ -45,30 +43,6 @@ _SPAN = re.compile(r"([0-9]{1,6})(s|m|h|d)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SHOWN = 20
 _PROGRESS = 10_000
-
-
-class _Direct:
-    """Runs work with a command's own connection."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        with self._connection.begin():
-            return work(self._connection)
-
-
-@contextmanager
-def _opened(settings: Settings) -> Iterator[tuple[_Direct, bool]]:
-    """What runs work on the ledger, and whether that is kept. Raises ``LedgerUnreadableError``."""
-    try:
-        with upkeep.writing(settings.ledger) as connection:
-            yield _Direct(connection), True
-        return
-    except AlreadyRunningError:
-        pass
-    with snapshot.copied(settings.ledger.file()) as connection:
-        yield _Direct(connection), False
 
 
 def run_reconcile(config: Path | None, *, since: str, settled_after: str | None, as_json: bool) -> int:
@@ -131,7 +105,7 @@ def run_heal(config: Path | None, *, since: str | None, everything: bool, as_jso
         start = ledger_asking.begin_us(since or book.settings.ledger.reconcile_since) or 0
         customers = {name: each.customer_id or each.connection_id for name, each in book.settings.projects.items()}
         amount, left = Amount(), 0
-        with _opened(book.settings) as (runner, kept):
+        with opened(book.settings.ledger) as (runner, kept):
 
             async def heal(reconciler: Reconciler, billing: BillingAccount) -> Healed:
                 await reconciler.read_list(start, on_progress=_progress())
@@ -177,7 +151,7 @@ def _ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool) -> 
 
 
 def _each_account(
-    settings: Settings, runner: _Direct, work: Callable[[Reconciler, BillingAccount], Coroutine[Any, Any, T]]
+    settings: Settings, runner: Direct, work: Callable[[Reconciler, BillingAccount], Coroutine[Any, Any, T]]
 ) -> list[T]:
     """Do ``work`` for each account, one after the other."""
 
@@ -195,7 +169,7 @@ def _each_account(
 
 def _balance(book: Book, period: Period, settled_after: str | None) -> tuple[list[Books], bool]:
     missing = ledger_asking.now_us() - (_microseconds(settled_after) if settled_after is not None else MISSING_AFTER_US)
-    with _opened(book.settings) as (runner, kept):
+    with opened(book.settings.ledger) as (runner, kept):
 
         async def work(reconciler: Reconciler, billing: BillingAccount) -> Books:
             compared = await books.compare(reconciler, period, missing_before_us=missing, on_progress=_progress())
@@ -357,7 +331,7 @@ def _show_healed(screen: Screen, found: Healed, *, kept: bool) -> None:
         )
 
 
-def _line(totals: Totals) -> list[str]:
+def _line(totals: BookTotals) -> list[str]:
     numbers = (totals.requests, totals.billed.requests, totals.unmetered, totals.pending)
     return [*(f"{each:,}" for each in numbers), money(totals.billed.nano)]
 
@@ -399,7 +373,7 @@ def _taken(taken: Taken) -> dict[str, Any]:
     }
 
 
-def _totals(totals: Totals) -> dict[str, Any]:
+def _totals(totals: BookTotals) -> dict[str, Any]:
     return {
         "requests": totals.requests,
         "billed": totals.billed.requests,

@@ -122,7 +122,7 @@ class Differing(NamedTuple):
     tokens: tuple[int | None, int | None]
 
 
-class Difference(NamedTuple):
+class BookDifference(NamedTuple):
     """One cause. ``at_lava``: in whose book it is."""
 
     cause: Cause
@@ -135,7 +135,7 @@ class Difference(NamedTuple):
         return self.cause not in UNEXPLAINED
 
 
-class Totals(NamedTuple):
+class BookTotals(NamedTuple):
     """One book: all, what has an amount, what was not metered, what is not decided."""
 
     requests: int
@@ -150,10 +150,10 @@ class Books:
 
     scope: str
     period: Period
-    lava: Totals
-    here: Totals
+    lava: BookTotals
+    here: BookTotals
     usage: Amount | None
-    differences: list[Difference]
+    differences: list[BookDifference]
     phantoms: list[Taken]
     duplicates: list[Taken]
     differing: list[Differing]
@@ -294,7 +294,7 @@ async def balance(
     for (cause, _), count in causes.items():
         by_cause[cause] += count
     differences = _differences(comparison, here, by_cause, sums)
-    lava = Totals(
+    lava = BookTotals(
         comparison.lava.requests + comparison.unmetered + len(comparison.pending),
         comparison.lava,
         comparison.unmetered,
@@ -315,32 +315,32 @@ async def balance(
 
 
 def _differences(
-    comparison: Comparison, here: Totals, only_here: Counter[Cause], usage: Amount | None
-) -> list[Difference]:
+    comparison: Comparison, here: BookTotals, only_here: Counter[Cause], usage: Amount | None
+) -> list[BookDifference]:
     found = [
-        Difference(Cause.DUPLICATE, True, comparison.all_duplicates),
-        Difference(Cause.PHANTOM, True, comparison.all_phantoms),
-        Difference(Cause.BORDER_ATLAVA, True, comparison.border_at_lava),
-        Difference(Cause.BORDER_HERE, False, comparison.border_here),
-        Difference(
+        BookDifference(Cause.DUPLICATE, True, comparison.all_duplicates),
+        BookDifference(Cause.PHANTOM, True, comparison.all_phantoms),
+        BookDifference(Cause.BORDER_ATLAVA, True, comparison.border_at_lava),
+        BookDifference(Cause.BORDER_HERE, False, comparison.border_here),
+        BookDifference(
             Cause.UNDECIDED, True, Amount(sum(each is not Verdict.MATCHED for each in comparison.pending.values()))
         ),
         *(
-            Difference(cause, False, Amount(only_here[cause]))
+            BookDifference(cause, False, Amount(only_here[cause]))
             for cause in (*ONLY_HERE, Cause.UNDECIDED, Cause.NOTASKED)
         ),
     ]
     vanished = Amount(here.billed.requests + here.unmetered, here.billed.nano) - comparison.joined
-    found.append(Difference(Cause.VANISHED, False, vanished))
+    found.append(BookDifference(Cause.VANISHED, False, vanished))
     if usage is not None:
         beyond = usage - comparison.lava
         if abs(beyond.nano) <= usage.requests:  # each of two sums rounds by half a billionth per record
             beyond = beyond._replace(nano=0)
         lost = 0 < beyond.requests <= only_here[Cause.LOST] + only_here[Cause.UNANSWERED] and beyond.nano >= 0
-        found.append(Difference(Cause.CHARGED_UNRECORDED if lost else Cause.CHECKSUM, True, beyond))
+        found.append(BookDifference(Cause.CHARGED_UNRECORDED if lost else Cause.CHECKSUM, True, beyond))
     in_lava = comparison.all_duplicates + comparison.all_phantoms + comparison.border_at_lava
     rest = comparison.lava.nano - here.billed.nano - (in_lava - comparison.border_here - vanished).nano
-    found.append(Difference(Cause.SUMS, True, Amount(0, rest)))
+    found.append(BookDifference(Cause.SUMS, True, Amount(0, rest)))
     return [each for each in found if each.amount != NOTHING]
 
 
@@ -383,7 +383,7 @@ class _Group(NamedTuple):
     calls: int
 
 
-def _here(connection: Connection, projects: Collection[str], period: Period) -> Totals:
+def _here(connection: Connection, projects: Collection[str], period: Period) -> BookTotals:
     numbers = project_numbers(connection, projects)
     completed = (attempts.c.bill == int(Bill.COMPLETED)) & attempts.c.billed.is_not(None)
     row = connection.execute(
@@ -397,7 +397,7 @@ def _here(connection: Connection, projects: Collection[str], period: Period) -> 
         .select_from(attempts.join(requests, requests.c.seq == attempts.c.request))
         .where(attempts.c.sent == 1, requests.c.project.in_(numbers), *_within(period))
     ).one()
-    return Totals(row[0], Amount(row[1], int(row[2])), row[3], row[4])
+    return BookTotals(row[0], Amount(row[1], int(row[2])), row[3], row[4])
 
 
 def _only_here(connection: Connection, projects: Collection[str], period: Period) -> list[_Group]:

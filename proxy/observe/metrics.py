@@ -37,12 +37,27 @@ class LedgerStatus(Protocol):
     def written(self) -> int: ...
 
 
+class OutboxNumbers(Protocol):
+    """What is shown of the outbox (``ledger/outbox.py``)."""
+
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def dead(self) -> int: ...
+
+
 class Metrics:
     """The metrics of the process since its start."""
 
-    def __init__(self, in_flight: Callable[[], int], ledger: Callable[[], LedgerStatus] | None = None) -> None:
+    def __init__(
+        self,
+        in_flight: Callable[[], int],
+        ledger: Callable[[], LedgerStatus] | None = None,
+        outbox: Callable[[], OutboxNumbers] | None = None,
+    ) -> None:
         self._in_flight = in_flight
         self._ledger = ledger
+        self._outbox = outbox
         self._projects: dict[str | None, str] = {None: _NONE}
         self._providers: dict[str | None, str] = {None: _NONE}
         self._series: dict[tuple[str, str], _Series] = {}
@@ -136,6 +151,12 @@ class Metrics:
             yield CounterMetricFamily("lava_proxy_ledger_written", "Requests recorded in the ledger.", ledger.written)
             yield CounterMetricFamily(
                 "lava_proxy_ledger_dropped", "Requests that the ledger did not record.", ledger.dropped
+            )
+        if self._outbox is not None:
+            outbox = self._outbox()
+            yield GaugeMetricFamily("lava_proxy_outbox_waiting", "Usage records to be reported.", outbox.waiting)
+            yield GaugeMetricFamily(
+                "lava_proxy_outbox_dead_letters", "Usage records that are not reported by themselves.", outbox.dead
             )
         build = GaugeMetricFamily("lava_proxy_build_info", "Always 1; says which version runs.", labels=["version"])
         build.add_metric([__version__], 1)
