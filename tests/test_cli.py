@@ -131,7 +131,8 @@ def config(tmp_path: Path) -> Path:
 KEY = {"LAVA_SECRET_KEY": LAVA_KEY}
 COMMANDS = (
     *("serve", "demo", "init", "check", "token", "health", "emulator"),
-    *("login", "logout", "whoami", "wallet", "connections", "usage", "models", "checkout", "api", "keys"),
+    *("login", "logout", "whoami", "wallet", "connections", "usage", "models", "checkout"),
+    *("logs", "stats", "cost", "export", "api", "keys", "ledger"),
 )
 
 
@@ -177,6 +178,7 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     assert done.returncode == 0
     loaded = set(re.findall(r"'(\w+)'", done.stderr))
     assert not loaded & {"pydantic", "rich", "httpx2", "uvicorn", "starlette", "asyncio", "keyring", "structlog", "ssl"}
+    assert not loaded & {"sqlalchemy", "sqlite3", "pyarrow"}
     assert "typer" in loaded
 
 

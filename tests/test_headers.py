@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.protocol.errors import ProxyError
-from proxy.protocol.headers import CREDENTIALS, Pairs, merge_metadata, read, to_client, without
+from proxy.protocol.headers import (
+    AFTER_ID,
+    CREDENTIALS,
+    ID_PLACEHOLDER,
+    Pairs,
+    merge_metadata,
+    read,
+    to_client,
+    without,
+)
 
 HOP_BY_HOP = [
     b"connection",
@@ -412,6 +421,17 @@ def test_single_pairs_can_be_nominated_away() -> None:
     """By the client that sent them, as any header of its own."""
     pairs = [(b"connection", b"X-Lava-Metadata-A"), (b"x-lava-metadata-a", b"1"), (b"x-lava-metadata-b", b"2")]
     assert read(pairs).metadata == [(b"b", b"2")]
+
+
+def test_the_id_is_the_last_pair_where_there_is_room() -> None:
+    """A client cannot set it; the project can, and then it is the project's."""
+    end = b'"lava_proxy_id":"' + ID_PLACEHOLDER.encode() + AFTER_ID
+    assert merge_metadata(None, [], {}, correlate=True) == b"{" + end
+    forged = b'{"lava_proxy_id":"req_1","a":"b"}'
+    assert merge_metadata(forged, [], {"c": "d"}, correlate=True) == b'{"a":"b","c":"d",' + end
+    assert merge_metadata(forged, [], {"lava_proxy_id": "x"}, correlate=True) == b'{"lava_proxy_id":"x","a":"b"}'
+    full = json.dumps({f"k{number}": "v" for number in range(100)}, separators=(",", ":")).encode()
+    assert merge_metadata(full, [], {}, correlate=True) == full
 
 
 def test_no_pairs_no_header() -> None:

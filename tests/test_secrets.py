@@ -688,7 +688,7 @@ def test_no_dump_of_anything_that_lives_shows_a_secret(settings_of_all: Settings
         template.endpoint = routing.locate("POST", template.path, {}, made_ready.table)
         route = routing.route("POST", template.endpoint, b"", name, None, made_ready.table)
         prepared = made_ready.destination.prepare(template, route)
-        prepared.outgoing.lines = b"authorization: " + prepared.credential.authorization
+        prepared.outgoing._lines = b"authorization: " + prepared.credential.authorization
         template.prepared[None] = prepared
         things[f"route of {name}"] = route
         things[f"prepared for {name}"] = prepared

@@ -55,8 +55,9 @@ def test_nominated_others(stand: Stand) -> None:
     )
     assert response.status == 200
     sound(stand.last)
-    for name in (b"content-type", b"x-lava-metadata", b"x-mine"):
+    for name in (b"content-type", b"x-mine"):
         assert stand.last.header(name) is None, name
+    assert list(stand.last.metadata()) == ["lava_proxy_id"]  # ours
     assert stand.last.header(b"anthropic-version") == b"2023-06-01"  # ours, as the client's is not there
     assert stand.last.header(b"x-other") == b"2"
 

@@ -33,8 +33,12 @@ LIBRARIES: dict[str, set[str]] = {
     # redaction has the one type of ours that pydantic reads.
     "pydantic_core": {"config", "protocol"},
     "pydantic_settings": {"config"},
+    "psycopg": {"ledger"},
+    # Writes the file of one command, from what the queries return.
+    "pyarrow": {"cli"},
     "python_multipart": {"protocol"},
     "rich": {"cli"},
+    "sqlalchemy": {"ledger"},
     "starlette": {"app", "gateway", "emulator"},
     "structlog": {"observe"},
     "truststore": {"upstream"},

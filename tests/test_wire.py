@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import http.client
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ import psutil
 import pytest
 from rawclient import RawClient, Response, ask, listening, post
 from upstream import Peer, Upstream, answer, chunked, serve
+
+from proxy.lava.tokens import mint_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -673,7 +676,7 @@ def test_what_travels_to_lava(start: Callable[..., Daemon]) -> None:
             assert banned not in names
         assert [value for name, value in received.headers if name.lower() == b"anthropic-beta"] == [b"one", b"two"]
         assert received.header(b"anthropic-version") == b"2023-06-01"
-        assert received.header(b"x-lava-metadata") == b'{"team":"web"}'
+        assert (b"x-lava-metadata", b'{"team":"web"}') in received.others()
         assert received.header(b"user-agent") == b"tool/1"
         assert received.header(b"host") == upstream.url.removeprefix("http://").encode()
         assert received.target == b"/v1/forward?u=https%3A%2F%2Fapi.anthropic.com%2Fv1%2Fmessages%3Fbeta%3Dtrue"
@@ -739,12 +742,52 @@ def test_metadata_in_single_headers_reaches_lava(daemon: StartDaemon) -> None:
         sent = {"X-Lava-Metadata-User": "u1", "x-lava-metadata-team": "mine", "x-lava-metadata-run_id": "7"}
         assert post(port, "/v1/chat/completions", CHAT, sent).status == 200
         (received,) = upstream.requests
-        assert json.loads(received.header(b"x-lava-metadata") or b"") == {"user": "u1", "run_id": "7", "team": "web"}
+        pairs = received.metadata()
+        assert pairs.pop("lava_proxy_id").startswith("req_")
+        assert pairs == {"user": "u1", "run_id": "7", "team": "web"}
         assert b"x-lava-metadata-" not in received.raw.lower()
         for bad in ({"x-lava-metadata-": "v"}, {"x-lava-metadata-a": ""}, {"x-lava-metadata-a": "v" * 256}):
             refused = post(port, "/v1/chat/completions", CHAT, bad)
             assert (refused.status, refused.code) == (400, "bad_request")
         assert len(upstream.requests) == 1
+
+
+CORRELATED = {
+    "secret key": "",
+    "spend key": '[projects.main]\nspend_key = "env:SPEND"\n',
+    "forward token": '[projects.main]\nforward_token = "env:TOKEN"\n',
+}
+
+
+@pytest.mark.parametrize("more", CORRELATED.values(), ids=CORRELATED)
+def test_each_request_carries_its_id_to_lava(daemon: StartDaemon, more: str) -> None:
+    """Also when its head is remembered; after the other pairs, and never a client's."""
+    token = mint_token(KEY)
+    spend = "lava_sk_" + "s" * 20
+    with Upstream(serve(answer(body=b"{}"))) as upstream:
+        env = {"KEY": KEY, "SPEND": spend, "TOKEN": token}
+        port = daemon(config(upstream, more), env=env, secrets=env.values()).port
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        ids = []
+        for headers in [{}, {}, {}, {"x-lava-metadata": '{"lava_proxy_id":"req_forged","a":"b"}'}]:
+            client.request(
+                "POST", "/v1/chat/completions", json.dumps(CHAT), {"Content-Type": "application/json", **headers}
+            )
+            response = client.getresponse()
+            assert response.read() == b"{}"
+            ids.append(response.headers["x-lava-proxy-request-id"])
+        client.close()
+        assert len(set(ids)) == 4
+        assert [each.metadata()["lava_proxy_id"] for each in upstream.requests] == ids
+        assert list(upstream.requests[-1].metadata()) == ["a", "lava_proxy_id"]
+
+
+@pytest.mark.parametrize("more", ["correlate = false", "enabled = false"])
+def test_no_id_goes_to_lava_where_it_is_switched_off(daemon: StartDaemon, more: str) -> None:
+    with Upstream(serve(answer(body=b"{}"))) as upstream:
+        port = daemon(config(upstream, f"[ledger]\n{more}\n"), env={"KEY": KEY}, secrets=[KEY]).port
+        assert post(port, "/v1/chat/completions", CHAT).status == 200
+        assert upstream.requests[0].header(b"x-lava-metadata") is None
 
 
 @pytest.mark.parametrize("status", [200, 404, 502])

@@ -20,6 +20,8 @@ A script that fails on a socket (the client left) just ends; any other exception
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import socket
 import ssl
 import struct
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 Pairs = Iterable[tuple[bytes, bytes]]
 Script = Callable[["Peer"], None]
+
+_OWN_PAIR = re.compile(rb',?"lava_proxy_id":"req_[0-9a-f]{24}"')
 
 PATIENCE = 20.0
 """Seconds after which anything that waits here gives up."""
@@ -93,6 +97,15 @@ class Received:
         values = [value for key, value in self.headers if key.lower() == name.lower()]
         assert len(values) < 2, f"{name!r} came {len(values)} times"
         return values[0] if values else None
+
+    def metadata(self) -> dict[str, str]:
+        """The pairs of ``x-lava-metadata``, the proxy's own among them."""
+        pairs: dict[str, str] = json.loads(self.header(b"x-lava-metadata") or b"{}")
+        return pairs
+
+    def others(self) -> list[tuple[bytes, bytes]]:
+        """The headers, with ``x-lava-metadata`` as it is without the id of the request, which differs each time."""
+        return [pair for name, value in self.headers if (pair := (name, _OWN_PAIR.sub(b"", value)))[1] != b"{}"]
 
 
 class Peer:

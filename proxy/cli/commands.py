@@ -21,6 +21,11 @@ Unread = Annotated[
     typer.Option("--config", metavar="FILE", help="Taken for uniformity: this command reads no configuration."),
 ]
 
+Since = Annotated[
+    str | None, typer.Option("--since", metavar="TIME", help="A span such as 30d or 12h, a date, or a time.")
+]
+OfProject = Annotated[str | None, typer.Option("--project", metavar="NAME", help="Only of this project.")]
+
 
 def application() -> typer.Typer:
     """Return a new command line. The help texts are plain: loading rich would cost more than everything else."""
@@ -38,6 +43,11 @@ def application() -> typer.Typer:
     for asking in (wallet, connections, usage, models, checkout):
         app.command()(asking)
     app.add_typer(_keys(), name="keys")
+    for reading in (logs, stats, cost, export):
+        app.command()(reading)
+    for comparing in (reconcile, close):
+        app.command()(comparing)
+    app.add_typer(_ledger(), name="ledger")
     # Its arguments are parsed by the table of the account API, --help included.
     app.command(
         add_help_option=False,
@@ -449,3 +459,253 @@ def checkout(
             as_json=as_json,
         )
     )
+
+
+def logs(
+    context: typer.Context,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Show those that come, until Ctrl-C.")] = False,
+    project: OfProject = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="Asked for, or served.")] = None,
+    tool: Annotated[str | None, typer.Option("--tool", metavar="NAME", help="Such as claude-code or codex.")] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", metavar="ID", help="As the tool sends it, or as shown here.")
+    ] = None,
+    outcome: Annotated[str | None, typer.Option("--outcome", metavar="WORD", help="Such as ok or timeout.")] = None,
+    since: Since = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=100_000, help="How many at most.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per line, for scripts.")] = False,
+    config: Config = None,
+) -> None:
+    """Show the requests of the ledger, the newest last.
+
+    Each with its tokens and what it cost: billed, pending, estimated, unmetered or unknown; ~ marks an estimate.
+    """
+    from proxy.cli.ledger_logs import run
+
+    raise typer.Exit(
+        run(
+            _config(context, config),
+            project=project,
+            model=model,
+            tool=tool,
+            session=session,
+            outcome=outcome,
+            since=since,
+            limit=limit,
+            follow=follow,
+            as_json=as_json,
+        )
+    )
+
+
+def stats(
+    context: typer.Context,
+    by: Annotated[
+        Literal["project", "provider", "model", "tool", "session", "day", "hour"],
+        typer.Option("--by", help="What each line is."),
+    ] = "project",
+    since: Annotated[
+        str, typer.Option("--since", metavar="TIME", help="A span such as 30d or 12h, a date, or a time.")
+    ] = "30d",
+    project: OfProject = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Show usage and cost by project, model, tool, day …
+
+    Dollars by their source. Errors are all outcomes but ok and client_gone; p50 and p95 are times to the first byte.
+    """
+    from proxy.cli.ledger_stats import run
+
+    raise typer.Exit(run(_config(context, config), by=by, since=since, project=project, as_json=as_json))
+
+
+def cost(
+    context: typer.Context,
+    git: Annotated[
+        str | None,
+        typer.Option("--git", metavar="A..B", help="Between two commits of the repository in the current directory."),
+    ] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", metavar="ID", help="Of a session and its sub-agents.")
+    ] = None,
+    project: OfProject = None,
+    since: Since = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Show what a range of commits or a session cost.
+
+    Without an option: all of the last 30 days. The output says which requests it counts.
+    """
+    from proxy.cli.ledger_cost import run
+
+    raise typer.Exit(
+        run(_config(context, config), git=git, session=session, project=project, since=since, as_json=as_json)
+    )
+
+
+def export(
+    context: typer.Context,
+    form: Annotated[
+        Literal["csv", "jsonl", "parquet"],
+        typer.Option("--format", help="Parquet needs the extra: lava-proxy[parquet]."),
+    ] = "csv",
+    since: Since = None,
+    project: OfProject = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Where to; default: standard output.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
+    config: Config = None,
+) -> None:
+    """Write the requests as CSV, JSON lines or Parquet."""
+    from proxy.cli.ledger_export import run
+
+    raise typer.Exit(
+        run(_config(context, config), form=form, since=since, project=project, output=output, as_json=as_json)
+    )
+
+
+SettledAfter = Annotated[
+    str | None,
+    typer.Option(
+        "--settled-after",
+        metavar="SPAN",
+        help="A request that Lava has no record of after this time is taken as missing.  [default: 1h]",
+    ),
+]
+
+
+def reconcile(
+    context: typer.Context,
+    since: Annotated[str, typer.Option("--since", metavar="WHEN", help="A span or an instant.")] = "7d",
+    settled_after: SettledAfter = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Compare the ledger with Lava's records, day by day.
+
+    What is matched, only here (and why), only at Lava, and what differs. A running daemon books the costs by itself.
+    """
+    from proxy.cli.ledger_books import run_reconcile
+
+    raise typer.Exit(run_reconcile(_config(context, config), since=since, settled_after=settled_after, as_json=as_json))
+
+
+def close(
+    context: typer.Context,
+    month: Annotated[str, typer.Argument(metavar="YYYY-MM", help="Such as 2026-11, of UTC.")],
+    settled_after: SettledAfter = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Close a month: Lava's book, ours, and every difference by its cause.
+
+    Exits with 0 only if no request and no dollar is unexplained.
+    """
+    from proxy.cli.ledger_books import run_close
+
+    raise typer.Exit(run_close(_config(context, config), month, settled_after=settled_after, as_json=as_json))
+
+
+def ledger_heal(
+    context: typer.Context,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="WHEN", help="How far back.  [default: ledger.reconcile_since]")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what other programs, or without our id, was sent.")
+    ] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Rebuild lost requests from Lava's records.
+
+    What ran and what it cost, without timings. Needs the daemon stopped if the ledger is a file.
+    """
+    from proxy.cli.ledger_books import run_heal
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(run_heal(file, since=since, everything=everything, as_json=as_json))
+
+
+def _ledger() -> typer.Typer:
+    group = typer.Typer(
+        help="Look after the ledger.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+    group.callback()(_take_config)
+    group.command("status")(ledger_status)
+    group.command("check")(ledger_check)
+    group.command("prune")(ledger_prune)
+    group.command("migrate")(ledger_migrate)
+    group.command("heal")(ledger_heal)
+    group.command("dead-letters")(ledger_dead_letters)
+    return group
+
+
+def ledger_status(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
+    """Show where it is, its size, and what it holds."""
+    from proxy.cli.ledger_status import status
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(status(file, as_json=as_json))
+
+
+def ledger_check(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
+    """Check that it is sound, and its sums right.
+
+    Exits with 1 when something is wrong. Reads every row: minutes for millions of them.
+    """
+    from proxy.cli.ledger_status import check
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(check(file, as_json=as_json))
+
+
+def ledger_prune(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Remove requests older than ledger.keep.
+
+    A running daemon does so by itself.
+    """
+    from proxy.cli.ledger_upkeep import run_prune
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(run_prune(file, dry_run=dry_run, as_json=as_json))
+
+
+def ledger_migrate(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
+    """Bring its schema up to date.
+
+    The daemon does so when it starts.
+    """
+    from proxy.cli.ledger_upkeep import run_migrate
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(run_migrate(file, as_json=as_json))
+
+
+def ledger_dead_letters(
+    context: typer.Context,
+    action: Annotated[
+        Literal["list", "replay", "delete"], typer.Argument(metavar="[list|replay|delete]", help="Default: list.")
+    ] = "list",
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which ones.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a question.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Usage records that could not be delivered.
+
+    The daemon keeps what Lava refused until it is replayed or deleted by hand.
+    """
+    from proxy.cli.ledger_letters import run
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(run(file, action, ids or (), all_=everything, yes=yes, as_json=as_json))

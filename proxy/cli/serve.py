@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from proxy.cli import loading, payers
 from proxy.cli.terminal import Exit, say
 from proxy.lava.prefixes import of_settings
+from proxy.ledger.lock import AlreadyRunningError, FileLock
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.config.settings import Settings
+    from proxy.ledger.writer import Ledger
     from proxy.observe.logs import Logs
 
 _MAX_PROJECTS_SHOWN = 20
@@ -42,6 +45,8 @@ def run(config: Path | None, hosts: Sequence[str], port: int | None) -> int:
 
         loaded = load(config, flags=flags)
         log.reopen()
+        if loaded.ledger != settings.ledger:
+            log.warning("[ledger] has changed: that needs a restart")
         for key in ("format", "file"):
             if getattr(loaded.log, key) != getattr(settings.log, key):
                 log.warning(f"log.{key} has changed: that needs a restart")
@@ -53,9 +58,42 @@ def run(config: Path | None, hosts: Sequence[str], port: int | None) -> int:
 
         log.info(f"lava-proxy {__version__}, configuration: {settings.path or 'no file, environment and defaults'}")
         _introduce(log, settings)
-        return daemon.serve(settings, create_app=lambda given: create_app(given, log=log), reload=reload)
+        with ExitStack() as stack:
+            try:
+                ledger = _ledger(settings, log, stack)
+            except AlreadyRunningError as error:
+                log.error(str(error))
+                return daemon.EXIT_UNAVAILABLE
+            return daemon.serve(
+                settings, create_app=lambda given: create_app(given, log=log, ledger=ledger), reload=reload
+            )
     finally:
         log.close()
+
+
+def _ledger(settings: Settings, log: Logs, stack: ExitStack) -> Ledger | None:
+    """Return the ledger of this daemon, with its file locked until ``stack`` is closed; ``None`` without one.
+
+    Raises ``AlreadyRunningError``. A place that cannot be used is a warning: requests are served without a ledger, too.
+    """
+    from proxy.ledger.writer import Ledger
+
+    if not settings.ledger.enabled:
+        return None
+    if settings.ledger.url is None:
+        try:
+            path = settings.ledger.file()
+            lock = FileLock(path)
+        except (OSError, RuntimeError) as error:
+            why = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+            where = getattr(error, "filename", None) or "the user's data directory"
+            log.warning(
+                f"requests are not recorded: the ledger cannot be kept at {where} ({why}). "
+                "Name another place (path under [ledger]), or switch it off (enabled = false)."
+            )
+            return None
+        stack.callback(lock.release)
+    return Ledger(settings, log, log.mask)
 
 
 def _introduce(log: Logs, settings: Settings) -> None:

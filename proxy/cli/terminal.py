@@ -25,6 +25,7 @@ Style = Literal["plain", "title", "good", "bad", "note", "code"]
 _RICH = {"plain": "", "title": "bold", "good": "bold green", "bad": "bold red", "note": "dim", "code": "cyan"}
 _IN_ASCII = str.maketrans(
     {"…": "...", "→": "->", "«": '"', "»": '"', "–": "-", "—": "-", "✓": "ok", "✗": "FAILED", "█": "#", "▌": "-"}
+    | dict(zip("▁▂▃▄▅▆▇", "_.-=+*%", strict=True))
 )
 
 

@@ -53,6 +53,8 @@ def _called(name: str) -> str:
 def _secret_places(data: Table) -> Iterator[tuple[Where, re.Pattern[str]]]:
     """Yield the positions of secrets in the tables, each with its allowed characters."""
     places: list[tuple[Where, re.Pattern[str]]] = [(("lava", "secret_key"), _NO_CONTROL)]
+    if table_at(data, "ledger").get("url") != "":  # "" means no database, unlike an empty key
+        places.append((("ledger", "url"), _VISIBLE))
     local: list[Where] = [("server", "keys")]
     for name, project in table_at(data, "projects").items():
         above: Where = ("projects", name)
@@ -164,7 +166,7 @@ class Secrets:
         return Path.cwd()
 
     def _paths(self, data: Table) -> None:
-        for section, key in (("upstream", "ca_file"), ("server", "unix_socket"), ("log", "file")):
+        for section, key in (("upstream", "ca_file"), ("server", "unix_socket"), ("log", "file"), ("ledger", "path")):
             written = table_at(data, section).get(key)
             if isinstance(written, str) and written:
                 data[section][key] = str(locate(written, self._base((section, key)), self.environ))

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import unquote
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -74,6 +76,10 @@ Seconds = Annotated[float, Strict(), Field(gt=0, le=7 * 24 * 3600, allow_inf_nan
 Count = Annotated[int, Strict(), Field(ge=1, le=2**53)]
 Switch = Annotated[bool, Strict()]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+IMPLICIT_PROJECT = "default"
+"""The name of the project of a configuration without one."""
 
 
 class ConfigError(Exception):
@@ -266,6 +272,104 @@ class LogSettings(_Part):
         return value.lower() if isinstance(value, str) else value
 
 
+_KEEP = re.compile(r"([1-9][0-9]{0,5})(h|d|w|y)")
+_KEEP_SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
+_AMOUNT = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
+Period = Literal["minute", "hour", "day", "week", "month"]
+
+
+def _age(value: str) -> str:
+    if _KEEP.fullmatch(value) is None:
+        raise _wrong('must be a number and a unit, such as "12h", "90d", "8w" or "1y"')
+    return value
+
+
+Age = Annotated[str, AfterValidator(_age)]
+
+
+def seconds_of(age: str) -> int:
+    """Return the seconds of an ``Age``: ``"90d"`` is 7,776,000."""
+    found = _KEEP.fullmatch(age)
+    if found is None:
+        raise ValueError(f"{age!r} is no age")
+    return int(found[1]) * _KEEP_SECONDS[found[2]]
+
+
+class LedgerSettings(_Part):
+    """``[ledger]``: what ran and what it cost. An empty ``path`` is the default file in the user's data directory."""
+
+    enabled: Switch = True
+    path: str = ""
+    url: Secret | None = None
+    keep: Age = "90d"
+    sessions: Literal["hashed", "plain"] = "hashed"
+    correlate: Switch = True
+    reconcile: Switch = True
+    reconcile_seconds: Seconds = 300.0
+    reconcile_since: Age = "30d"
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _no_database(cls, url: object) -> object:
+        return None if url == "" else url
+
+    @field_validator("url")
+    @classmethod
+    def _known_database(cls, url: Secret | None) -> Secret | None:
+        if url is not None and not url.reveal().startswith("postgresql+psycopg://"):
+            raise _wrong('must begin with "postgresql+psycopg://"; for a file, use path instead')
+        return url
+
+    def file(self) -> Path:
+        """Return the path of the SQLite file."""
+        if self.path:
+            return Path(self.path)
+        from platformdirs import user_data_path
+
+        return user_data_path("lava-proxy", appauthor=False) / "ledger.sqlite"
+
+
+class Budget(_Part):
+    """``[projects.NAME.budget]``: limits by period. ``usd`` in billionths of a dollar."""
+
+    usd: dict[Period, int] = {}
+    requests: dict[Period, Count] = {}
+    tokens: dict[Period, Count] = {}
+    timezone: str = ""
+    """An IANA name; empty is the machine's."""
+    reset_hour: Annotated[int, Strict(), Field(ge=0, le=23)] = 0
+    on_unknown_cost: Literal["count", "ignore", "refuse"] = "count"
+    strict: Switch = False
+
+    @field_validator("usd", mode="before")
+    @classmethod
+    def _dollars(cls, amounts: object) -> object:
+        if not isinstance(amounts, dict):
+            return amounts
+        return {period: cls._nano(amount) for period, amount in amounts.items()}
+
+    @staticmethod
+    def _nano(amount: object) -> object:
+        # As text, because a binary fraction is not exact; a whole number is.
+        if isinstance(amount, int) and not isinstance(amount, bool):
+            amount = str(amount)
+        if not isinstance(amount, str) or _AMOUNT.fullmatch(amount) is None or not Decimal(amount):
+            raise _wrong('must hold dollars as text, such as usd = { month = "50.00" }')
+        return int(Decimal(amount) * 1_000_000_000)
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone(cls, name: str) -> str:
+        if name:
+            from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+            try:
+                ZoneInfo(name)
+            except (ZoneInfoNotFoundError, ValueError, OSError):
+                raise _wrong('is no time zone: write an IANA name such as "Europe/Berlin"') from None
+        return name
+
+
 class Project(_Part):
     """``[projects.NAME]``: the payer, and the local keys that select it."""
 
@@ -281,6 +385,8 @@ class Project(_Part):
     forward_token: Secret | None = None
     spend_key: Secret | None = None
     default_provider: str | None = None
+    include_usage: Switch = False
+    budget: Budget | None = None
 
     @field_validator("metadata")
     @classmethod
@@ -353,6 +459,7 @@ class Settings(_Part):
     lava: LavaAccount = LavaAccount()
     upstream: Upstream = Upstream()
     log: LogSettings = LogSettings()
+    ledger: LedgerSettings = LedgerSettings()
     projects: dict[str, Project] = {}
     models: dict[str, tuple[str, ...]] = {}
     providers: dict[str, CustomProvider] = {}
@@ -378,7 +485,7 @@ class Settings(_Part):
 
     def secrets(self) -> Iterator[str]:
         """Yield every secret value, for the redactor."""
-        own = [self.lava.secret_key, self.upstream.proxy_credentials, *self.server.keys]
+        own = [self.lava.secret_key, self.upstream.proxy_credentials, self.ledger.url, *self.server.keys]
         for project in self.projects.values():
             own += (project.secret_key, project.forward_token, project.spend_key, *project.keys)
             own += (key for key in project.byok.values() if isinstance(key, Secret))

@@ -56,11 +56,13 @@ def key_tree(model: type[BaseModel]) -> Table:
     for name, field in model.model_fields.items():
         if field.exclude:  # not a key of the configuration
             continue
-        inner = get_args(field.annotation)[-1:] if field.annotation is not None else ()
+        inner = get_args(field.annotation) if field.annotation is not None else ()
         if _is_part(field.annotation):
             tree[name] = key_tree(cast("type[BaseModel]", field.annotation))
-        elif inner and _is_part(inner[0]):
-            tree[name] = {"*": key_tree(inner[0])}
+        elif inner and _is_part(inner[0]):  # a table that may be left out
+            tree[name] = key_tree(inner[0])
+        elif inner and _is_part(inner[-1]):
+            tree[name] = {"*": key_tree(inner[-1])}
         else:
             tree[name] = None
     return tree

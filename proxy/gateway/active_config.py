@@ -79,6 +79,8 @@ class ActiveConfig:
         self.max_concurrent = {name: project.max_concurrent or most for name, project in self.table.projects.items()}
         """The limit on active requests, by project."""
         self.account_key: Secret | None = settings.lava.secret_key
+        self.correlate = settings.ledger.enabled and settings.ledger.correlate
+        """Whether a request carries its id to Lava, in its metadata."""
         self.destination: Destination = LavaDestination(self)
         self.inquiries = inquiries or AccountProbe()
         self._lava: dict[str, LavaAddress] = {}

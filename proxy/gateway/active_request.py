@@ -14,20 +14,26 @@ from __future__ import annotations
 import asyncio
 from enum import IntEnum
 from time import monotonic
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from proxy.gateway.access import readable_by
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.gateway.active_config import ActiveConfig
     from proxy.gateway.request_body import BodyBudget, RequestBody
+    from proxy.gateway.stops import Stop
     from proxy.gateway.template import Prepared, Template
     from proxy.http.exchange import Exchange, Pairs
     from proxy.protocol.record import Outcome, Record
     from proxy.protocol.tasks import RequestTask
     from proxy.upstream import UpstreamResponse
 
-EndReason = Literal["client_gone", "first_byte", "idle", "total", "write_stall", "shutdown"]
+EndReason = Literal["client_gone", "first_byte", "idle", "total", "write_stall", "shutdown", "stopped"]
+
+
+WATCH_SECONDS: Final = 0.1
 
 
 class RequestEnded(Exception):
@@ -73,6 +79,8 @@ class ActiveRequest:
     permitted: str | None = None
     """The project whose limits count this request."""
     ended: EndReason | None = None
+    stop: Stop | None = None
+    """What stopped it."""
     phase = Phase.CLIENT
 
     def __init__(
@@ -152,6 +160,8 @@ class Registry:
         self.permitted: dict[str, int] = {}
         """Number of permits (``admission.py``) by project. Projects without one are left out."""
         self.total_permitted = 0
+        self.watch: Callable[[Record, float], None] | None = None
+        """Called by the sweep, at least ten times a second, with the record of each active request and the time."""
         self._requests: set[ActiveRequest] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -187,6 +197,17 @@ class Registry:
         """Whether an active request uses ``config``."""
         return any(request.config is config for request in self._requests)
 
+    def stop(self, stop: Stop) -> int:
+        """End the active requests that ``stop`` matches. Return their number."""
+        ended = 0
+        for request in list(self._requests):
+            record = request.record
+            if record.facts is not None and record.project is not None and stop.matches(record.project, record.facts):
+                request.stop = stop
+                request.end("stopped")
+                ended += 1
+        return ended
+
     def end_all(self, reason: EndReason) -> None:
         """End every active request."""
         for request in list(self._requests):
@@ -199,14 +220,17 @@ class Registry:
             self._timer = None
 
     def _schedule(self, deadlines: Deadlines) -> None:
-        pause = min(1.0, max(0.02, min(deadlines) / 4))
+        longest = 1.0 if self.watch is None else WATCH_SECONDS
+        pause = min(longest, max(0.02, min(deadlines) / 4))
         self._timer = asyncio.get_running_loop().call_later(pause, self._sweep)
 
     def _sweep(self) -> None:
         self._timer = None
-        now = monotonic()
+        now, watch = monotonic(), self.watch
         shortest: Deadlines | None = None
         for request in list(self._requests):
+            if watch is not None:
+                watch(request.record, now)
             deadlines = request.config.deadlines
             if shortest is None or min(deadlines) < min(shortest):
                 shortest = deadlines

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from proxy.gateway import access, model_list, pages, routing
 from proxy.gateway.routing import EndpointKind
 from proxy.gateway.template import Template
-from proxy.protocol import dialects, headers
+from proxy.protocol import clients, dialects, headers
+from proxy.protocol.record import RequestFacts
 
 if TYPE_CHECKING:
     from proxy.gateway.active_request import ActiveRequest
@@ -23,8 +24,9 @@ def admit(active: ActiveRequest) -> Template:
     if isinstance(template, Template) and template.config is active.config:
         active.template = template
         active.record.path = template.shown_path
-        return template
-    template = memory.template = _judge(active)
+    else:
+        template = memory.template = _judge(active)
+    active.record.facts = template.facts
     return template
 
 
@@ -60,6 +62,13 @@ def _judge(active: ActiveRequest) -> Template:
         template.page = pages.about
     elif endpoint.kind is EndpointKind.CATALOG:
         template.page = model_list.answer
+    else:
+        template.facts = _facts(active, template)
     template.reads_body = endpoint.reads_body
     template.limited = endpoint.kind is not EndpointKind.INFO
     return template
+
+
+def _facts(active: ActiveRequest, template: Template) -> RequestFacts:
+    tool, session, agent = clients.facts_of(active.exchange.head.headers)
+    return RequestFacts(tool, session, agent, None, template.dialect.value, dialects.endpoint_name(template.path))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.gateway.active_request import Phase
 from proxy.protocol.errors import ProxyError
+from proxy.protocol.record import Attempt
+from proxy.protocol.tasks import in_task
 from proxy.upstream import UpstreamError
 
 if TYPE_CHECKING:
@@ -13,19 +16,37 @@ if TYPE_CHECKING:
     from proxy.gateway.destinations import Destination
     from proxy.gateway.request_body import RequestBody
     from proxy.gateway.template import Prepared
+    from proxy.protocol.record import Record
     from proxy.upstream import UpstreamResponse
 
 
-async def dispatch(active: ActiveRequest, prepared: Prepared, body: RequestBody) -> UpstreamResponse:
+class Intents(Protocol):
+    """Commits, before a request is sent, that its usage will be reported to Lava (``ledger/outbox.py``)."""
+
+    async def begin(self, record: Record) -> None:
+        """Raises ``OSError`` if that is impossible now."""
+
+
+async def dispatch(
+    active: ActiveRequest, prepared: Prepared, body: RequestBody, intents: Intents | None = None
+) -> UpstreamResponse:
     """Send the request and return the response at its head. Raises ``ProxyError`` if there is none."""
+    if prepared.report_usage:
+        await commit_intent(active.record, intents)
     if not body.streams:
         active.wait(Phase.HEAD)
+    route = prepared.route
+    attempt = Attempt(route.provider.name, route.replace or route.model, monotonic())
+    active.record.attempts.append(attempt)
     try:
-        response = await active.config.engine.open(prepared.outgoing, body.take(), body.length)
+        outgoing = prepared.outgoing.with_id(active.record.request_id.encode("ascii"))
+        response = await active.config.engine.open(outgoing, body.take(), body.length)
     except UpstreamError as error:
         active.record.upstream_error = error.detail
+        attempt.ended, attempt.sent, attempt.reason = monotonic(), error.sent, error.kind
         # Without its traceback: the engine keeps the error, and the frames in it would keep the whole request.
         raise unreachable(error, prepared.destination) from error.with_traceback(None)
+    attempt.status = response.status
     active.response = response
     return response
 
@@ -33,6 +54,21 @@ async def dispatch(active: ActiveRequest, prepared: Prepared, body: RequestBody)
 def may_retry(error: UpstreamError) -> bool:
     """Whether another target may be tried: only if no byte was sent, because every sent request may cost money."""
     return not error.sent
+
+
+async def commit_intent(record: Record, intents: Intents | None) -> None:
+    """Commit the intent to report this request's usage. Raises ``ProxyError`` if it cannot be: nothing is sent then."""
+    try:
+        if intents is None:
+            raise OSError("it is switched off")
+        await in_task(intents.begin(record))
+    except OSError as error:
+        raise ProxyError(
+            "ledger_unavailable",
+            f"The usage of this request could not be billed: the ledger cannot be written ({error}). Nothing was sent.",
+            "Ask the operator of this proxy to look at `lava-proxy ledger status`; requests are served again by themselves.",
+            headers=[(b"retry-after", b"2")],
+        ) from None
 
 
 def unreachable(error: UpstreamError, destination: Destination) -> ProxyError:

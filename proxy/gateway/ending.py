@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.gateway.active_request import RequestEnded
 from proxy.gateway.admission import shutting_down
+from proxy.gateway.stops import stopped
 from proxy.protocol import errors
 from proxy.protocol.dialects import Dialect, error_event
 from proxy.protocol.errors import ProxyError
@@ -93,6 +94,8 @@ async def conclude(active: ActiveRequest, error: RequestEnded | ClientDisconnect
         return
     if reason == "shutdown":
         outcome, fault = Outcome.SHUTDOWN, shutting_down()
+    elif reason == "stopped" and active.stop is not None:
+        outcome, fault = Outcome.SHUTDOWN, stopped(active.stop, active.record.project)
     else:
         outcome = Outcome.STALLED if active.answering and reason == "idle" else Outcome.TIMEOUT
         fault = _overdue(reason, active)

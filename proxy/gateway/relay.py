@@ -18,7 +18,7 @@ from proxy.protocol import errors, headers
 from proxy.protocol.dialects import Ending
 from proxy.protocol.errors import ProxyError
 from proxy.protocol.record import Outcome
-from proxy.protocol.usage import Scanner
+from proxy.protocol.usage import EncodedScanner, Scanner
 from proxy.upstream import UpstreamError
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ async def relay(active: ActiveRequest, prepared: Prepared, response: UpstreamRes
     prepared.destination.succeeded(prepared.route.project)
     if response.framing == "length":
         active.declared_length = response_headers.length
-    scanner = active.record.scanner = Scanner(
-        prepared.route.ending, response_headers.event_stream, response_headers.encoding is not None
-    )
+    scanner = active.record.scanner = _scanner(prepared.route.ending, response_headers)
     whole = response.whole() if active.exchange.ready else None
     if whole is None:
         active.start(response.status, response_headers.onward)
@@ -61,6 +59,12 @@ async def relay(active: ActiveRequest, prepared: Prepared, response: UpstreamRes
     _settle(active, prepared, response, response_headers, scanner)
     if whole is None:
         active.exchange.finish()
+
+
+def _scanner(ending: Ending, response_headers: ResponseHeaders) -> Scanner:
+    if response_headers.encoding is None:
+        return Scanner(ending, response_headers.event_stream)
+    return EncodedScanner(ending, response_headers.event_stream, response_headers.encoding)
 
 
 def _head(active: ActiveRequest, prepared: Prepared, response: UpstreamResponse) -> ResponseHeaders:
@@ -79,6 +83,7 @@ def _head(active: ActiveRequest, prepared: Prepared, response: UpstreamResponse)
         response_headers.onward = uploads.lead_here(response_headers.onward, prepared, active.template)
     if not response_headers.inert:
         response_headers.onward.append(headers.SANDBOX)
+    record.streamed = response_headers.event_stream
     response_headers.onward += prepared.response_headers
     response_headers.onward.append((b"x-lava-proxy-request-id", record.request_id.encode("ascii")))
     return response_headers

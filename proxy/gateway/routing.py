@@ -14,7 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_plus, unquote_to_bytes
 
-from proxy.config.settings import Project, Settings
+from proxy.config.settings import IMPLICIT_PROJECT, Project, Settings
 from proxy.protocol import providers
 from proxy.protocol.dialects import (
     BEFORE_ENDPOINTS,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
-IMPLICIT_PROJECT = "default"
 
 # The characters that encodeURIComponent does not encode, beside letters and digits (ECMA-262, 19.2.6.4).
 _URI_COMPONENT = "!~*'()-_."

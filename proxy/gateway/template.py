@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from proxy.gateway.routing import Target
     from proxy.lava.tokens import Credential
     from proxy.protocol.headers import Pairs, RequestHeaders
+    from proxy.protocol.record import RequestFacts
     from proxy.upstream import UpstreamRequest
 
 Page = Callable[["Gateway", "ActiveRequest", "Template"], Awaitable[bool]]
@@ -43,7 +44,7 @@ class Prepared(Unshown):
     tool's own key, which must not be stored.
     """
 
-    __slots__ = ("credential", "destination", "outgoing", "response_headers", "reusable", "route")
+    __slots__ = ("credential", "destination", "outgoing", "report_usage", "response_headers", "reusable", "route")
 
     def __init__(
         self,
@@ -58,6 +59,8 @@ class Prepared(Unshown):
         self.credential = credential
         self.outgoing = outgoing
         self.response_headers = response_headers
+        self.report_usage = False
+        """Whether Lava does not see this request, and its usage is reported afterwards (``dispatch.Intents``)."""
         self.reusable = not credential.payment.byok_from_client
 
     @property
@@ -75,6 +78,7 @@ class Template(Unshown):
         "config",
         "dialect",
         "endpoint",
+        "facts",
         "limited",
         "method",
         "origin",
@@ -106,6 +110,8 @@ class Template(Unshown):
         """Whether the body must be searched for ``model``."""
         self.limited = False
         """Whether the limits on active requests apply."""
+        self.facts: RequestFacts | None = None
+        """For the record, if the request is forwarded."""
         self.page: Page | None = None
         """The page that answers without an upstream, if any."""
         noted = received.noted

@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import re
+import signal
 import stat
 import sys
 import time
@@ -152,6 +153,10 @@ class Logs:
         """Mask these values from the next line on (after a reload), including lines that are still queued."""
         self._redactor = redactor
         self._known = {}
+
+    def mask(self, text: str) -> str:
+        """Return ``text`` without the values that the log masks."""
+        return self._redactor.text(text)
 
     def set_level(self, level: str) -> None:
         """Change the threshold, also of the captured libraries."""
@@ -309,6 +314,9 @@ class Logs:
     # ----------------------------------------------------------------------------------------
 
     def _write(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            # Signals are the main thread's, which blocks them at the end of the daemon.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             self._wake.wait()
             self._busy = True

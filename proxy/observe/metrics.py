@@ -9,7 +9,7 @@ from the configuration, but reloads may add new ones without end, so those after
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy import __version__
 
@@ -26,11 +26,38 @@ _DURATION = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0
 _NONE = "-"
 
 
+class LedgerStatus(Protocol):
+    """What is shown of the ledger (``ledger/writer.py``)."""
+
+    @property
+    def queued(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
+    @property
+    def written(self) -> int: ...
+
+
+class OutboxNumbers(Protocol):
+    """What is shown of the outbox (``ledger/outbox.py``)."""
+
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def dead(self) -> int: ...
+
+
 class Metrics:
     """The metrics of the process since its start."""
 
-    def __init__(self, in_flight: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        in_flight: Callable[[], int],
+        ledger: Callable[[], LedgerStatus] | None = None,
+        outbox: Callable[[], OutboxNumbers] | None = None,
+    ) -> None:
         self._in_flight = in_flight
+        self._ledger = ledger
+        self._outbox = outbox
         self._projects: dict[str | None, str] = {None: _NONE}
         self._providers: dict[str | None, str] = {None: _NONE}
         self._series: dict[tuple[str, str], _Series] = {}
@@ -118,6 +145,19 @@ class Metrics:
         yield CounterMetricFamily(
             "lava_proxy_config_reload_failures", "Reloads that were refused; the old stayed.", self._reload_failures
         )
+        if self._ledger is not None:
+            ledger = self._ledger()
+            yield GaugeMetricFamily("lava_proxy_ledger_queue", "Requests that wait to be recorded.", ledger.queued)
+            yield CounterMetricFamily("lava_proxy_ledger_written", "Requests recorded in the ledger.", ledger.written)
+            yield CounterMetricFamily(
+                "lava_proxy_ledger_dropped", "Requests that the ledger did not record.", ledger.dropped
+            )
+        if self._outbox is not None:
+            outbox = self._outbox()
+            yield GaugeMetricFamily("lava_proxy_outbox_waiting", "Usage records to be reported.", outbox.waiting)
+            yield GaugeMetricFamily(
+                "lava_proxy_outbox_dead_letters", "Usage records that are not reported by themselves.", outbox.dead
+            )
         build = GaugeMetricFamily("lava_proxy_build_info", "Always 1; says which version runs.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build

@@ -64,6 +64,45 @@ def ending_of(path: bytes) -> Ending:
     return _LAST_TWO_WORDS.get((word, last), Ending.UNKNOWN)
 
 
+_ENDPOINT_NAMES: Mapping[bytes, str] = {
+    b"completions": "completions",
+    b"responses": "responses",
+    b"messages": "messages",
+    b"embeddings": "embeddings",
+    b"moderations": "moderations",
+    b"rerank": "rerank",
+    b"count_tokens": "count_tokens",
+    b"transcriptions": "transcriptions",
+    b"translations": "translations",
+    b"speech": "speech",
+}
+_IMAGE_WORDS = frozenset({b"generations", b"edits", b"variations"})
+_GOOGLE_METHODS: Mapping[bytes, str] = {
+    b"generateContent": "generate",
+    b"streamGenerateContent": "generate",
+    b"embedContent": "embeddings",
+    b"batchEmbedContents": "embeddings",
+    b"countTokens": "count_tokens",
+    b"predict": "images",
+}
+ENDPOINT_NAMES = frozenset({*_ENDPOINT_NAMES.values(), *_GOOGLE_METHODS.values(), "chat", "images", "other"})
+
+
+def endpoint_name(path: bytes) -> str:
+    """Return the kind of endpoint at ``path`` (raw, without query), one of ``ENDPOINT_NAMES``."""
+    before, _, last = path.rstrip(b"/").rpartition(b"/")
+    if b":" in last:
+        return _GOOGLE_METHODS.get(last.rpartition(b":")[2], "other")
+    word = before.rpartition(b"/")[2]
+    if last == b"completions" and word == b"chat":
+        return "chat"
+    if word == b"images" and last in _IMAGE_WORDS:
+        return "images"
+    if word == b"responses":
+        return "responses"
+    return _ENDPOINT_NAMES.get(last, "other")
+
+
 GOOGLE_VERSIONS = frozenset({b"v1beta", b"v1alpha"})
 _BASE_VERSIONS = GOOGLE_VERSIONS | {b"v1"}
 

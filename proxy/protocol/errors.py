@@ -22,6 +22,7 @@ import random
 import re
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from time import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from proxy.protocol.dialects import Dialect, compact
@@ -78,6 +79,7 @@ TABLE: Mapping[str, ErrorKind] = {
     "provider_not_found": ErrorKind(404, "client", *_MISSING, False),
     "path_not_found": ErrorKind(404, "client", *_MISSING, False),
     "project_not_allowed": ErrorKind(403, "client", *_PERMISSION, False),
+    "project_stopped": ErrorKind(403, "proxy", *_PERMISSION, False),
     "crossing_unsupported": ErrorKind(400, "client", *_INVALID, False),
     "byok_key_missing": ErrorKind(400, "client", *_INVALID, False),
     "bad_target": ErrorKind(400, "client", *_INVALID, False),
@@ -93,6 +95,7 @@ TABLE: Mapping[str, ErrorKind] = {
     "http_version_unsupported": ErrorKind(505, "client", *_INVALID, False),
     "overloaded": ErrorKind(503, "proxy", *_OVERLOADED, True),
     "shutting_down": ErrorKind(503, "proxy", *_OVERLOADED, True),
+    "ledger_unavailable": ErrorKind(503, "proxy", *_OVERLOADED, True),
     "upstream_unreachable": ErrorKind(502, "proxy", *_API, True),
     "upstream_tls": ErrorKind(502, "proxy", *_API, False),
     "upstream_protocol": ErrorKind(502, "lava", *_API, False),
@@ -301,14 +304,14 @@ def new_request_id() -> str:
 
 
 class RequestIds:
-    """The same ids for every request, without a system call for each: an id is a name, not a secret."""
+    """Ids that sort by time: milliseconds since the epoch and 48 random bits. An id is a name, not a secret."""
 
     def __init__(self) -> None:
         self._bits = random.Random(os.urandom(32)).getrandbits  # noqa: S311  (names, see above)
 
     def next(self) -> str:
         """Return a new id."""
-        return f"req_{self._bits(96):024x}"
+        return f"req_{int(time() * 1000):012x}{self._bits(48):012x}"
 
 
 # --- what Lava and the providers answer ------------------------------------------------------------------------------

@@ -304,12 +304,21 @@ _FRAMING = frozenset({b"keep-alive", b"close", b"content-length", b"content-type
 
 _KEY = re.compile(r"[A-Za-z0-9_]{1,255}\Z")
 MAX_PAIRS = 100
+PROXY_ID = "lava_proxy_id"
+"""The key of the pair with our request id. Lava's record of the request then has it, too."""
+ID_PLACEHOLDER = "req_000000000000000000000000"
+AFTER_ID = b'"}'
+"""What follows the id in a value with our pair, which is the last one."""
 
 
-def merge_metadata(client: bytes | None, single: Pairs, project: Mapping[str, str]) -> bytes | None:
+def merge_metadata(
+    client: bytes | None, single: Pairs, project: Mapping[str, str], *, correlate: bool = False
+) -> bytes | None:
     """Return the value of ``x-lava-metadata`` to send, or ``None``: the client's pairs and the project's, which win.
 
     ``client`` is the value of that header, ``single`` are the pairs of ``x-lava-metadata-<key>``, which take precedence.
+    ``correlate`` adds ``PROXY_ID`` with ``ID_PLACEHOLDER`` as the last pair, if there is room for it and the project has no
+    pair of that name; a client's is removed.
     Lava's limits: at most 100 pairs, keys of ASCII letters, digits and underscore, keys and values of 1 to 255 characters.
     Raises ``ProxyError`` ``bad_request`` if a header of the client exceeds them. Non-ASCII characters are escaped, because
     headers are not UTF-8.
@@ -322,6 +331,10 @@ def merge_metadata(client: bytes | None, single: Pairs, project: Mapping[str, st
     pairs.update(project)
     if len(pairs) > MAX_PAIRS:
         raise _bad_metadata(f"together with the project's own it has more than {MAX_PAIRS} pairs")
+    if correlate and PROXY_ID not in project:
+        pairs.pop(PROXY_ID, None)
+        if len(pairs) < MAX_PAIRS:
+            pairs[PROXY_ID] = ID_PLACEHOLDER
     return json.dumps(pairs, separators=(",", ":")).encode("ascii") if pairs else None
 
 

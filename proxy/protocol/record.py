@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from proxy.protocol.usage import Scanner
@@ -27,6 +27,37 @@ class Outcome(StrEnum):
     SHUTDOWN = "shutdown"
 
 
+class RequestFacts(NamedTuple):
+    """What the head of a request says, the same for every request with this head.
+
+    ``tool`` is the program that sent it; ``session`` and ``agent`` are as sent, and are hashed before they are stored.
+    ``dialect`` is the client's; ``endpoint`` is one of ``dialects.ENDPOINT_NAMES``.
+    """
+
+    tool: str | None
+    session: str | None
+    agent: str | None
+    tags: str | None
+    dialect: str
+    endpoint: str
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One upstream call. Points in time in seconds by the monotonic clock."""
+
+    provider: str
+    model: str | None
+    started: float
+    ended: float | None = None
+    status: int | None = None
+    sent: bool = True
+    """Whether any byte of the request may have reached the upstream: then it may cost money."""
+    reason: str | None = None
+    """Why there was no response head; ``None`` if there was one."""
+    lava_request_id: str | None = None
+
+
 @dataclass(slots=True)
 class Record:
     """One request. Times in seconds (points in time by the monotonic clock), sizes in bytes.
@@ -41,6 +72,7 @@ class Record:
     project: str | None = None
     provider: str | None = None
     model: str | None = None
+    """The model that was asked for."""
     status: int | None = None
     outcome: Outcome | None = None
     """``None`` until the request is settled."""
@@ -52,5 +84,13 @@ class Record:
     error_code: str | None = None
     upstream_error: str | None = None
     hint: str | None = None
+    streamed: bool = False
+    facts: RequestFacts | None = None
+    """Set when a request that may be forwarded has passed the access checks. Only such requests are in the ledger."""
+    attempts: list[Attempt] = field(default_factory=list)
+    stored: int = 0
+    """For the ledger: 0 until this request was handed to it while in flight, then 1 and the number of attempts it had."""
+    intent: bool = False
+    """Whether its usage is to be reported to Lava, and an intent may stand in the outbox."""
     scanner: Scanner | None = None
     """Has the usage, which is read only after the request."""

@@ -16,6 +16,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from proxy.protocol.redaction import Unshown
+from proxy.upstream.heads import request_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,15 +70,37 @@ class UpstreamRequest(Unshown):
     ``authorization``, but never ``content-length``, ``transfer-encoding`` or ``connection``, which the engine adds.
     """
 
-    __slots__ = ("headers", "lines", "method", "origin", "target")
+    __slots__ = ("_lines", "after_id", "headers", "method", "origin", "target")
 
     def __init__(self, method: bytes, origin: Origin, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         self.method = method
         self.origin = origin
         self.target = target
         self.headers = headers
-        self.lines: bytes | None = None
-        """The serialized head, cached by the engine."""
+        self.after_id: bytes | None = None
+        """What follows the request's id at the end of the last header; ``None`` if no id is sent."""
+        self._lines: bytes | None = None
+
+    def lines(self) -> bytes:
+        """Return request line and headers as they are written; made once.
+
+        Raises ``ValueError`` for anything that would add a line to them.
+        """
+        if self._lines is None:
+            self._lines = request_lines(self.method, self.target, self.headers)
+        return self._lines
+
+    def with_id(self, request_id: bytes) -> UpstreamRequest:
+        """Return this request with ``request_id`` in place of the placeholder, which has the same length; raises as ``lines``."""
+        after = self.after_id
+        if after is None:
+            return self
+        lines, (name, value) = self.lines(), self.headers[-1]
+        end = len(after) + 2
+        sent = UpstreamRequest(self.method, self.origin, self.target, self.headers[:-1])
+        sent.headers.append((name, b"%b%b%b" % (value[: -len(request_id) - len(after)], request_id, after)))
+        sent._lines = b"%b%b%b" % (lines[: -len(request_id) - end], request_id, lines[-end:])
+        return sent
 
 
 class UpstreamResponse(Protocol):

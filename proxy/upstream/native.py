@@ -99,7 +99,6 @@ EYEBALLS_SECONDS: Final = 0.25
 TLS_TURNS: Final = 8
 """Turns of the loop that an idle TLS connection gets to read its pending bytes before it is closed."""
 
-TARGET_BYTES = bytes(range(0x21, 0x7F))
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 """The head that the parser gets before a chunked body."""
 
@@ -983,9 +982,7 @@ def _encode(
 
     Raises ``ValueError`` for anything that would add a line to the request.
     """
-    lines = out.lines
-    if lines is None:
-        lines = out.lines = _lines(out)
+    lines = out.lines()
     if body is None:
         return lines + (b"\r\n" if length is None else b"content-length: %d\r\n\r\n" % length), None, None
     if isinstance(body, bytes):
@@ -996,26 +993,6 @@ def _encode(
     if length is None:
         return lines + b"transfer-encoding: chunked\r\n\r\n", body, None
     return b"%bcontent-length: %d\r\n\r\n" % (lines, length), body, length
-
-
-def _lines(out: UpstreamRequest) -> bytes:
-    """Return request line and headers. Raises ``ValueError`` for anything that would add a line to them."""
-    lines = b"%b %b HTTP/1.1\r\n%b" % (
-        out.method,
-        out.target,
-        b"".join([b"%b: %b\r\n" % pair for pair in out.headers]),
-    )
-    count = len(out.headers) + 1
-    if (
-        lines.count(b"\n") != count
-        or lines.count(b"\r") != count
-        or b"\0" in lines
-        or not out.method.isalpha()
-        or not out.target
-        or out.target.translate(None, TARGET_BYTES)
-    ):
-        raise ValueError("the request cannot be written as HTTP")
-    return lines
 
 
 async def _slices(body: bytes) -> AsyncIterator[bytes]:

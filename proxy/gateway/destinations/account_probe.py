@@ -171,7 +171,16 @@ class ProbeSender:
     async def send(
         self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float
     ) -> ApiReply:
-        """Send one call. The caller enforces its own limit; ``limit`` is not used."""
+        """Send one call and read the whole answer within ``limit`` seconds. Raises ``Unreachable``."""
+        from proxy.lava.errors import TimedOut
+
+        try:
+            async with asyncio.timeout(limit):
+                return await self._send(method, target, headers, body)
+        except TimeoutError:
+            raise TimedOut(f"no whole answer within {limit:g} s", sent=True) from None
+
+    async def _send(self, method: str, target: str, headers: dict[str, str], body: bytes | None) -> ApiReply:
         from proxy.lava.errors import Interrupted, Unreachable
         from proxy.lava.replies import ApiReply
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ANTHROPIC_VERSION: Final = (b"anthropic-version", b"2023-06-01")
 """Added for Anthropic's API if the client sent none: Anthropic refuses requests without it."""
 
+_ID_AND_END: Final = headers.ID_PLACEHOLDER.encode("ascii") + headers.AFTER_ID
+
 
 class LavaDestination:
     """Lava's gateway, for one configuration."""
@@ -53,16 +55,21 @@ class LavaDestination:
             kept += (b"content-encoding",)
         pairs: Pairs = [(b"host", address.host), (b"authorization", credential.authorization)]
         pairs += headers.without(received.onward, *kept)
-        metadata = headers.merge_metadata(
-            received.noted.get(headers.METADATA), received.metadata, config.project(route.project).metadata
-        )
-        if metadata is not None:
-            pairs.append((headers.METADATA, metadata))
         if route.wants_anthropic_version and ANTHROPIC_VERSION[0] not in received.noted:
             pairs.append(ANTHROPIC_VERSION)
+        metadata = headers.merge_metadata(
+            received.noted.get(headers.METADATA),
+            received.metadata,
+            config.project(route.project).metadata,
+            correlate=config.correlate,
+        )
+        if metadata is not None:
+            pairs.append((headers.METADATA, metadata))  # last: the request's id is put at its end
         outgoing = UpstreamRequest(
             template.method.encode("ascii"), config.origin(credential), address.base_path + b"/" + route.target, pairs
         )
+        if metadata is not None and metadata.endswith(_ID_AND_END):
+            outgoing.after_id = headers.AFTER_ID
         response_headers = [
             (b"x-lava-proxy-project", route.project.encode("ascii")),
             (b"x-lava-proxy-provider", route.provider.name.encode("ascii")),

@@ -1,0 +1,8 @@
+"""The ledger: what ran and what it cost. One row per request, one per upstream call, and sums per hour.
+
+Theory. One thread, the *writer*, owns the database. The event loop hands it finished records through a bounded queue and never
+waits for it. The command line reads through its own read-only connection. SQLAlchemy is imported in the writer's thread, after
+the sockets listen, and by the commands that need it.
+
+No prompt, answer, header value, key or query is stored.
+"""

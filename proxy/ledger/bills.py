@@ -1,0 +1,180 @@
+"""What the biller says of upstream calls, put into their rows and into the sums per hour in one transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy import bindparam, select, update
+
+from proxy.ledger import rollups
+from proxy.ledger.costs import PRICED, AttemptCost, Source, cost_of
+from proxy.ledger.schema import TOKENS, State, attempts, requests
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from sqlalchemy import Connection
+
+    from proxy.ledger.schema import Bill
+
+_REQUESTS: Final = select(
+    *(
+        requests.c[name]
+        for name in ("seq", "id", "received_us", "project", "provider", "asked", "served", "tool", "outcome", "state")
+    ),
+    *(requests.c[name] for name in TOKENS),
+).where(requests.c.seq.in_(bindparam("seqs", expanding=True)))
+_ATTEMPTS: Final = (
+    select(attempts)
+    .where(attempts.c.request.in_(bindparam("seqs", expanding=True)))
+    .order_by(attempts.c.request, attempts.c.number)
+)
+_SET: Final = (
+    update(attempts)
+    .where(attempts.c.request == bindparam("seq"), attempts.c.number == bindparam("which"))
+    .values({name: bindparam(f"new_{name}") for name in ("sent", "lava_id", "response_id", "billed", "bill")})
+)
+
+
+class Call(NamedTuple):
+    """One upstream call as it is stored."""
+
+    number: int
+    provider: int | None
+    model: int | None
+    status: int | None
+    sent: bool
+    lava_id: str | None
+    response_id: str | None
+    estimated: int | None
+    billed: int | None
+    bill: int | None
+
+    @property
+    def cost(self) -> AttemptCost:
+        return AttemptCost(self.sent, self.bill, self.billed, self.estimated)
+
+
+class Billed(NamedTuple):
+    """A request with its calls. ``tokens`` are in the order of ``schema.TOKENS``."""
+
+    seq: int
+    id: bytes
+    received_us: int
+    key: rollups.Key
+    state: int
+    tokens: tuple[int | None, ...]
+    calls: list[Call]
+
+
+class Bookings:
+    """Changes of calls within one transaction. ``close`` writes them, and the difference that they make to the rollups."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._loaded: dict[int, Billed] = {}
+        self._before: dict[int, dict[str, int]] = {}
+        self._changed: dict[tuple[int, int], Call] = {}
+
+    def load(self, seqs: Iterable[int]) -> Mapping[int, Billed]:
+        """Return the requests with these numbers, as they are with the changes so far."""
+        missing = sorted(set(seqs) - self._loaded.keys())
+        if missing:
+            for row in self._connection.execute(_REQUESTS, {"seqs": missing}):
+                key = rollups.Key(
+                    row.received_us // rollups.HOUR_US,
+                    row.project,
+                    row.provider or 0,
+                    row.served or row.asked or 0,
+                    row.tool or 0,
+                    row.outcome or 0,
+                )
+                tokens = tuple(row._mapping[name] for name in TOKENS)
+                self._loaded[row.seq] = Billed(row.seq, bytes(row.id), row.received_us, key, row.state, tokens, [])
+            for row in self._connection.execute(_ATTEMPTS, {"seqs": missing}):
+                if row.request in self._loaded:
+                    self._loaded[row.request].calls.append(_call(row))
+        return self._loaded
+
+    def add_call(self, request: Billed, model: int | None, provider: int | None) -> Call:
+        """Add a call to a request whose row has none: its daemon ended before it was stored."""
+        number = 1 + max((each.number for each in request.calls), default=0)
+        call = Call(number, provider, model, None, True, None, None, None, None, None)
+        self._remember(request)
+        row = call._asdict() | {"request": request.seq, "started_us": request.received_us, "sent": 1}
+        self._connection.execute(attempts.insert(), row)
+        request.calls.append(call)
+        return call
+
+    def book(
+        self, request: Billed, call: Call, bill: Bill, nano: int | None, lava_id: str | None, response_id: str | None
+    ) -> bool:
+        """Set what the biller says of ``call``. Return whether that is new."""
+        changed = call._replace(
+            sent=True,
+            bill=int(bill),
+            billed=nano,
+            lava_id=lava_id or call.lava_id,
+            response_id=call.response_id or response_id,
+        )
+        if changed == call:
+            return False
+        self._remember(request)
+        request.calls[request.calls.index(call)] = changed
+        self._changed[request.seq, call.number] = changed
+        return (changed.bill, changed.billed) != (call.bill, call.billed)
+
+    def close(self) -> None:
+        """Write the changes."""
+        if self._changed:
+            rows = [
+                {
+                    "seq": seq,
+                    "which": number,
+                    "new_sent": int(call.sent),
+                    "new_lava_id": call.lava_id,
+                    "new_response_id": call.response_id,
+                    "new_billed": call.billed,
+                    "new_bill": call.bill,
+                }
+                for (seq, number), call in sorted(self._changed.items())
+            ]
+            self._connection.execute(_SET, rows)
+        changes: rollups.Changes = {}
+        for seq, before in self._before.items():
+            request = self._loaded[seq]
+            if request.state != State.OPEN:  # one in flight is not in the rollups
+                rollups.merge(changes, request.key, before, {}, -1)
+                rollups.merge(changes, request.key, cost_columns(request.calls), {})
+        rollups.apply(self._connection, changes)
+        self._before.clear()
+        self._changed.clear()
+
+    def _remember(self, request: Billed) -> None:
+        self._before.setdefault(request.seq, cost_columns(request.calls))
+
+
+def cost_columns(calls: Sequence[Call]) -> dict[str, int]:
+    """Return what a request with these calls adds to the columns of costs of its rollup."""
+    cost = cost_of(each.cost for each in calls)
+    counted = {} if cost.source is Source.NONE else {f"{cost.source.word}_requests": 1}
+    for source in PRICED:
+        amount = getattr(cost, source.word)
+        if amount is not None:
+            counted[source.word] = amount
+    return counted
+
+
+def _call(row: Any) -> Call:
+    return Call(
+        row.number,
+        row.provider,
+        row.model,
+        row.status,
+        bool(row.sent),
+        row.lava_id,
+        row.response_id,
+        row.estimated,
+        row.billed,
+        row.bill,
+    )

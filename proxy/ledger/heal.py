@@ -1,0 +1,144 @@
+"""Rebuilds rows from the biller's records after a loss. They are marked as healed: what ran and what it cost, without timings.
+
+Only records with our id belong here: other programs may use the same account. Doing it twice changes nothing, because a record
+whose request is there is joined with it.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sqlalchemy import func, select
+
+from proxy.ledger import matching, rollups
+from proxy.ledger.bills import Bookings
+from proxy.ledger.books import Amount
+from proxy.ledger.matching import Verdict
+from proxy.ledger.names import find_numbers
+from proxy.ledger.rows import ID_BYTES, id_bytes
+from proxy.ledger.schema import Bill, Kind, State, requests
+from proxy.protocol.record import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Connection
+
+    from proxy.ledger.biller import BillerRecord
+    from proxy.ledger.reconcile import Runner
+
+UNKNOWN_PROJECT: Final = "unknown"
+HEALED: Final = "healed"
+"""The outcome of a healed request that the biller did not meter."""
+_PER_STEP: Final = 100
+
+
+class Healed(NamedTuple):
+    """What was rebuilt, and how many records were left because they have no id of ours."""
+
+    amount: Amount
+    left: int
+
+
+class Healing:
+    """Rebuilds the rows of one account. ``projects`` are its own, with the customer that each one bills, if any.
+
+    ``everything``: also those of records without our id.
+    """
+
+    def __init__(
+        self, runner: Runner, scope: str, projects: Mapping[str, str | None], *, everything: bool = False
+    ) -> None:
+        self._runner = runner
+        self._scope = scope
+        self._projects = projects
+        self._everything = everything
+
+    async def heal(self) -> Healed:
+        """Rebuild the requests of the records that are kept as phantoms. Raises ``LedgerUnavailableError``."""
+        amount, left = Amount(), 0
+        after: str | None = ""
+        while after is not None:
+            start = after
+            after, step, skipped = await self._runner.run(lambda connection: self._step(connection, start))  # noqa: B023
+            amount, left = amount + step, left + skipped
+        return Healed(amount, left)
+
+    def _step(self, connection: Connection, after: str) -> tuple[str | None, Amount, int]:
+        kept = list(matching.extras(connection, self._scope, after, _PER_STEP))
+        phantoms = [each for each in kept if each.verdict is Verdict.PHANTOM and each.record.bill is not Bill.PENDING]
+        chosen = [each for each in phantoms if each.record.proxy_id is not None or self._everything]
+        first = {_id_of(each.record): each for each in reversed(chosen)}
+        there = {
+            bytes(stored)
+            for stored in connection.execute(select(requests.c.id).where(requests.c.id.in_(list(first)))).scalars()
+        }
+        amount = Amount()
+        for stored, extra in first.items():
+            if stored not in there:
+                self._rebuild(connection, stored, extra.record)
+                matching.forget(connection, self._scope, extra.record.id)
+                amount += Amount(1, extra.record.nano or 0)
+        # A second record of one request is a duplicate of the first, now that there is one.
+        rest = [
+            each.record for each in chosen if each is not first[_id_of(each.record)] or _id_of(each.record) in there
+        ]
+        if rest:
+            matching.take(connection, self._scope, rest)
+        return (kept[-1].record.id if kept else None), amount, len(phantoms) - len(chosen)
+
+    def _rebuild(self, connection: Connection, stored: bytes, record: BillerRecord) -> None:
+        outcome = Outcome.OK if record.bill is Bill.COMPLETED else HEALED
+        project, provider, model, outcome_number = find_numbers(
+            connection,
+            (Kind.PROJECT, self._project_of(record)),
+            (Kind.PROVIDER, record.provider),
+            (Kind.MODEL, record.model),
+            (Kind.OUTCOME, outcome),
+        )
+        received = _received_us(record)
+        row = {
+            "id": stored,
+            "received_us": received,
+            "project": project,
+            "provider": provider,
+            "asked": model,
+            "outcome": outcome_number,
+            "input": record.input_tokens,
+            "output": record.output_tokens,
+            "state": int(State.HEALED),
+        }
+        if connection.dialect.name == "sqlite":
+            row["seq"] = 1 + connection.execute(select(func.coalesce(func.max(requests.c.seq), 0))).scalar_one()
+        seq = connection.execute(requests.insert().returning(requests.c.seq), row).scalar_one()
+        key = rollups.Key(received // rollups.HOUR_US, project or 0, provider or 0, model or 0, 0, outcome_number or 0)
+        sums = {"requests": 1, "input": record.input_tokens or 0, "output": record.output_tokens or 0}
+        changes: rollups.Changes = {}
+        rollups.merge(changes, key, sums, {})
+        rollups.apply(connection, changes)
+        bookings = Bookings(connection)
+        request = bookings.load([seq])[seq]
+        call = bookings.add_call(request, model, provider)
+        bookings.book(request, call, record.bill, record.nano, record.id, None)
+        bookings.close()
+
+    def _project_of(self, record: BillerRecord) -> str:
+        """The project that a record names by its customer, or the only one; Lava's records have no other sign of it."""
+        billed = [
+            name for name, customer in self._projects.items() if customer is not None and customer == record.customer
+        ]
+        if len(billed) == 1:
+            return billed[0]
+        return next(iter(self._projects)) if len(self._projects) == 1 else UNKNOWN_PROJECT
+
+
+def _id_of(record: BillerRecord) -> bytes:
+    if record.proxy_id is not None:
+        return id_bytes(record.proxy_id)
+    return blake2b(record.id.encode(), digest_size=ID_BYTES, person=b"lava-proxy").digest()
+
+
+def _received_us(record: BillerRecord) -> int:
+    """When the request was received: its id says so in milliseconds."""
+    return int(record.proxy_id[4:16], 16) * 1000 if record.proxy_id is not None else record.created_us

@@ -1,0 +1,124 @@
+"""The daemon's reconciler: every ``ledger.reconcile_seconds``, for each account, through the ledger's writer.
+
+It is quiet while Lava is away: one line when that begins, one when it is over, and longer pauses in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from importlib import import_module
+from time import time
+from typing import TYPE_CHECKING, Final
+
+from proxy.config.settings import seconds_of
+from proxy.ledger.accounts import accounts_of
+from proxy.ledger.writer import LedgerUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.config.settings import Settings
+    from proxy.lava.client import ApiSender
+    from proxy.ledger.accounts import BillingAccount
+    from proxy.ledger.reconcile import Progress
+    from proxy.ledger.writer import Ledger
+
+FIRST_SECONDS: Final = 20.0
+"""The first time, at most this long after the start: the daemon serves meanwhile."""
+MAX_PAUSE_SECONDS: Final = 3600.0
+PROGRESS_RECORDS: Final = 10_000
+
+
+def pause(seconds: float, failures: int, luck: float) -> float:
+    """Return the seconds to the next time, after so many failures in a row. ``luck`` is in [0, 1)."""
+    longer = min(seconds * 2.0 ** min(failures, 16), max(seconds, MAX_PAUSE_SECONDS))
+    # Spread, so that many daemons do not ask at once.
+    return longer * (0.9 + 0.2 * luck)
+
+
+class Reconciling:
+    """Runs in the event loop. ``settings`` returns the current ones; ``sender`` carries the calls of an account."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        settings: Callable[[], Settings],
+        sender: Callable[[BillingAccount], ApiSender | None] = lambda account: None,
+    ) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._sender = sender
+        self._failures = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin. Do nothing if it runs."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def aclose(self) -> None:
+        """End at once: what a page was booked for stays, and the next start goes on."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self) -> None:
+        seconds = min(FIRST_SECONDS, self._settings().ledger.reconcile_seconds)
+        while True:
+            await asyncio.sleep(pause(seconds, self._failures, random.random()))  # noqa: S311 - spreads
+            settings = self._settings()
+            seconds = settings.ledger.reconcile_seconds
+            if settings.ledger.reconcile:
+                await self._cycle(settings)
+
+    async def _cycle(self, settings: Settings) -> None:
+        accounts = accounts_of(settings)
+        if not accounts:
+            return
+        from proxy.lava.errors import LavaError
+
+        await asyncio.to_thread(_load)
+        problem = None
+        for account in accounts:
+            try:
+                await self._reconcile(settings, account)
+            except (LavaError, LedgerUnavailableError) as error:
+                problem = f"{account.scope}: {error}"
+            except Exception as error:  # noqa: BLE001  (the border of the task: the next cycle tries again)
+                problem = f"{account.scope}: {type(error).__name__}"
+        if problem is not None:
+            self._failures += 1
+            if self._failures == 1:
+                self._ledger.say(f"Costs cannot be read from Lava now, and are asked for again later ({problem}).")
+        elif self._failures:
+            self._failures = 0
+            self._ledger.say("Costs are read from Lava again.")
+
+    async def _reconcile(self, settings: Settings, account: BillingAccount) -> None:
+        from proxy.ledger.reconcile import Reconciler
+
+        since = int((time() - seconds_of(settings.ledger.reconcile_since)) * 1e6)
+        client = account.client(settings, self._sender(account))
+        shown = 0
+
+        def show(progress: Progress) -> None:
+            nonlocal shown
+            if progress.records // PROGRESS_RECORDS > shown:
+                shown = progress.records // PROGRESS_RECORDS
+                self._ledger.say(f"{progress.records:,} records of {account.scope} are read so far.")
+
+        async with client as lava:
+            correlate = settings.ledger.correlate
+            await Reconciler(lava, account.scope, account.projects, self._ledger, correlate=correlate).cycle(
+                since, show
+            )
+
+
+def _load() -> None:
+    """Import what a reconciliation needs, in a thread: it takes a fifth of a second the first time."""
+    import_module("proxy.ledger.reconcile")
+    import_module("proxy.lava.client")

@@ -1,0 +1,304 @@
+"""Both books, with a real daemon, its ledger, and the emulator as biller."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+from datetime import UTC, datetime
+from decimal import Decimal
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from daemons import run_command
+from ledgers import CHAT, recorded, rows_of, wait_until_recorded
+from rawclient import post
+
+from proxy.emulator.biller import Prices
+from proxy.emulator.records import StoredRequest
+from proxy.ledger.schema import Bill, State
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from daemons import Daemon, StartDaemon
+
+    from proxy.emulator import Emulator
+
+
+class Books:
+    """A daemon in front of an emulator, and the commands that compare them."""
+
+    def __init__(self, start: StartDaemon, emulator: Emulator, folder: Path, more: str = "") -> None:
+        self.emulator = emulator
+        self.folder = folder
+        self.path = folder / "ledger.sqlite"
+        self._start = start
+        key = emulator.world.secret_key
+        self._config = (
+            f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{emulator.base_url}"\n[ledger]\npath = "{self.path}"\n{more}'
+        )
+        self._env = {"KEY": key}
+        self.daemon: Daemon = self.start()
+        emulator.world.account.wallet_balance = Decimal(1_000_000)
+
+    def start(self) -> Daemon:
+        self.daemon = self._start(self._config, env=self._env, secrets=self._env.values())
+        return self.daemon
+
+    def send(self, count: int, model: str = "gpt-4o-mini", **headers: str) -> list[str]:
+        """Send chats, and return the ids of the requests."""
+        body = json.loads(CHAT) | {"model": model}
+        ids = []
+        for _ in range(count):
+            response = post(self.daemon.port, "/v1/chat/completions", body, headers)
+            ids.append(response.header("x-lava-proxy-request-id") or "")
+        return ids
+
+    def recorded(self, ids: list[str]) -> None:
+        """Wait until these are in the ledger."""
+        wait_until_recorded(self.path, set(ids))
+
+    def command(self, *words: str, code: int = 0) -> Any:
+        """The JSON of a command, which must exit with ``code``."""
+        done = run_command([*words, "--json", "--config", str(self.daemon.config)], home=self.folder, env=self._env)
+        assert done.returncode == code, (done.stdout, done.stderr)
+        return json.loads(done.stdout)
+
+    def close_month(self, code: int = 0, after: str = "0s") -> Any:
+        """The books of the present month."""
+        return self.command("close", f"{datetime.now(UTC):%Y-%m}", "--settled-after", after, code=code)
+
+    def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        return rows_of(self.path, statement)
+
+
+@pytest.fixture
+def books(daemon: StartDaemon, emulator: Emulator, tmp_path: Path) -> Books:
+    return Books(daemon, emulator, tmp_path, "reconcile_seconds = 0.5\n")
+
+
+def causes(document: Any) -> dict[str, int]:
+    """Requests by cause, of one account."""
+    (account,) = document["accounts"]
+    return {each["cause"]: each["requests"] for each in account["differences"]}
+
+
+def test_the_daemon_books_what_lava_billed(books: Books) -> None:
+    """Without being asked, to the last billionth; and the sums per hour are still those of the rows."""
+    books.emulator.world.behaviour.biller.pending_seconds = 0.3
+    books.recorded(books.send(5))
+    billed = sum(each.cost for each in books.emulator.world.billing.records.values())
+    deadline = monotonic() + 20
+    while books.rows("SELECT count(*) FROM attempts WHERE bill = 2") != [(5,)]:
+        assert monotonic() < deadline, books.daemon.output()
+        sleep(0.05)
+    assert books.rows("SELECT sum(billed) FROM attempts") == [(int(billed * 10**9),)]
+    assert books.command("ledger", "check")["ok"]
+    books.close_month()
+
+
+QUIET = "reconcile_seconds = 600\n"
+
+
+@pytest.fixture
+def quiet(daemon: StartDaemon, emulator: Emulator, tmp_path: Path) -> Books:
+    """With a daemon that does not reconcile during the test: the commands do."""
+    return Books(daemon, emulator, tmp_path, QUIET)
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["beside a daemon", "without one"])
+def test_every_difference_has_a_cause(quiet: Books, stopped: bool) -> None:
+    """Lost, doubled, unmetered, refused and unanswered requests, and a change of price: all explained."""
+    biller = quiet.emulator.world.behaviour.biller
+    ids = quiet.send(3)
+    biller.set_prices(Prices(Decimal("0.000003"), output=Decimal("0.000015")))
+    ids += quiet.send(2)
+    for fault in ("record-lost", "record-doubled", "record-unmetered", "html-502", "no-answer", "status-500"):
+        ids += quiet.send(1, **{"x-emulator-fault": fault})
+    quiet.recorded(ids)
+    if stopped:
+        quiet.daemon.stop()
+    document = quiet.close_month()
+    assert document["closed"]
+    assert document["unexplained_usd"] == "0.000000000"
+    # A 500 of a provider and an answer that never came have a record; so has the one of the edge in front.
+    assert causes(document) == {"duplicate": 1, "lost": 1, "charged_unrecorded": 1}
+    (account,) = document["accounts"]
+    assert (account["here"]["requests"], account["here"]["billed"]) == (11, 7)
+    (duplicate,) = account["duplicates"]
+    assert duplicate["request"] in ids
+    stored = quiet.rows("SELECT count(*) FROM attempts WHERE bill = 2")
+    assert stored == [(7 if stopped else 0,)]
+    assert quiet.command("ledger", "check")["ok"]
+    days = quiet.command("reconcile", "--settled-after", "0s")["accounts"][0]["days"]
+    assert sum(day["matched"]["requests"] for day in days) == 10
+    assert sum(sum(day["only_here"].values()) for day in days) == 1
+
+
+def test_a_phantom_is_named(quiet: Books) -> None:
+    """A charge of no request of ours: the month does not close."""
+    quiet.recorded(quiet.send(2))
+    world = quiet.emulator.world
+    real = next(iter(world.billing.records.values()))
+    planted = StoredRequest("req_planted", "completed", "openai", real.endpoint, real.created_at)
+    planted.cost = planted.charge = Decimal("0.125")
+    world.billing.add(planted, 100)
+    document = quiet.close_month(code=1)
+    assert (document["unexplained_requests"], document["unexplained_usd"]) == (1, "0.125000000")
+    (phantom,) = document["accounts"][0]["phantoms"]
+    assert (phantom["record"], phantom["usd"], phantom["request"]) == ("req_planted", "0.125000000", None)
+
+
+def test_a_late_record_is_waited_for(quiet: Books) -> None:
+    """While Lava may still write it, the request is undecided, and the month not closed; later it is billed."""
+    quiet.emulator.world.behaviour.biller.delay_seconds = 2.0
+    quiet.recorded(quiet.send(1))
+    assert causes(quiet.close_month(code=1, after="1h"))["undecided"] == 1
+    sleep(2.0)
+    assert causes(quiet.close_month(after="1h")) == {}
+
+
+def test_a_missing_record_that_turns_up_is_booked(quiet: Books) -> None:
+    """Taken as missing first, and billed when it is listed after all."""
+    world = quiet.emulator.world
+    quiet.recorded(quiet.send(1, **{"x-emulator-fault": "record-lost"}))
+    quiet.daemon.stop()
+    quiet.close_month()
+    assert quiet.rows("SELECT bill FROM attempts") == [(Bill.MISSING,)]
+    (record,) = world.billing.records.values()
+    record.lost = False
+    assert causes(quiet.close_month()) == {}
+    assert quiet.rows("SELECT bill, billed FROM attempts") == [(Bill.COMPLETED, int(record.cost * 10**9))]
+    assert quiet.command("ledger", "check")["ok"]
+
+
+def test_a_charge_without_an_answer_is_found(quiet: Books) -> None:
+    """By our id in the metadata: no id of Lava's ever came."""
+    (request,) = quiet.send(1, **{"x-emulator-fault": "no-answer"})
+    quiet.recorded([request])
+    quiet.daemon.stop()
+    assert quiet.rows("SELECT lava_id FROM attempts") == [(None,)]
+    assert causes(quiet.close_month()) == {}
+    ((lava_id, bill),) = quiet.rows("SELECT lava_id, bill FROM attempts")
+    assert lava_id in quiet.emulator.world.billing.records
+    assert bill in (Bill.COMPLETED, Bill.UNMETERED)
+
+
+def test_another_amount_is_a_difference(quiet: Books) -> None:
+    """Lava corrects a record after it was booked."""
+    quiet.recorded(quiet.send(1))
+    quiet.daemon.stop()
+    quiet.close_month()
+    (record,) = quiet.emulator.world.billing.records.values()
+    record.cost = Decimal("0.5")
+    (account,) = quiet.command("reconcile")["accounts"]
+    assert [each["what"] for each in account["differing"]] == ["Lava has changed the amount, to $0.50"]
+    assert quiet.rows("SELECT billed FROM attempts") == [(500_000_000,)]
+    assert quiet.command("ledger", "check")["ok"]
+
+
+def test_lost_rows_are_rebuilt(quiet: Books) -> None:
+    """From the records with our id, once; a daemon that has the file is not disturbed."""
+    ids = quiet.send(3) + quiet.send(1, **{"x-emulator-fault": "record-doubled"})
+    quiet.recorded(ids)
+    quiet.daemon.stop()
+    for suffix in ("", "-wal", "-shm"):
+        quiet.path.with_name(quiet.path.name + suffix).unlink(missing_ok=True)
+    quiet.start()
+    more = quiet.send(1)
+    quiet.recorded(more)
+    assert causes(quiet.close_month(code=1))["phantom"] == 5
+    assert quiet.command("ledger", "heal", code=1) | {"billed_usd": ""} == {
+        "stored": False,
+        "healed": 4,
+        "billed_usd": "",
+        "without_our_id": 0,
+    }
+    quiet.daemon.stop()
+    assert quiet.command("ledger", "heal")["healed"] == 4
+    assert quiet.command("ledger", "heal")["healed"] == 0
+    found = quiet.rows(f"SELECT lower(hex(id)), duration_us FROM requests WHERE state = {State.HEALED}")
+    assert sorted(found) == sorted((each[4:], None) for each in ids)
+    assert causes(quiet.close_month()) == {"duplicate": 1}
+    assert quiet.command("ledger", "check")["ok"]
+
+
+def test_records_of_other_programs_are_not_taken_in(quiet: Books) -> None:
+    """Unless everything is asked for."""
+    quiet.recorded(quiet.send(1))
+    world = quiet.emulator.world
+    real = next(iter(world.billing.records.values()))
+    world.billing.add(StoredRequest("req_other", "completed", "openai", real.endpoint, real.created_at), 100)
+    quiet.daemon.stop()
+    assert quiet.command("ledger", "heal") == {
+        "stored": True,
+        "healed": 0,
+        "billed_usd": "0.000000000",
+        "without_our_id": 1,
+    }
+    assert quiet.command("ledger", "heal", "--all")["healed"] == 1
+    assert causes(quiet.close_month()) == {}
+
+
+def test_what_a_killed_daemon_was_doing_is_billed(quiet: Books) -> None:
+    """Its request is interrupted, and Lava's record is joined with it."""
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, AssertionError, ValueError, IndexError):
+            quiet.send(1, **{"x-emulator-fault": "slow-5"})
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    deadline = monotonic() + 20
+    while not recorded(quiet.path):
+        assert monotonic() < deadline
+        sleep(0.02)
+    quiet.daemon.process.send_signal(signal.SIGKILL)
+    quiet.daemon.process.wait()
+    thread.join()
+    quiet.start()
+    quiet.recorded(quiet.send(1))
+    quiet.daemon.stop()
+    assert causes(quiet.close_month()) == {}
+    assert quiet.rows("SELECT state, bill FROM requests JOIN attempts ON request = seq ORDER BY seq LIMIT 1") == [
+        (State.INTERRUPTED, Bill.COMPLETED)
+    ]
+    assert quiet.command("ledger", "check")["ok"]
+
+
+def test_without_a_key_there_is_nothing_to_compare(daemon: StartDaemon, emulator: Emulator, tmp_path: Path) -> None:
+    spend = emulator.world.keys.spend_keys["openai"]
+    started = daemon(
+        f'[lava]\nbase_url = "{emulator.base_url}"\n[projects.a]\nspend_key = "env:SPEND"\n'
+        f'[ledger]\npath = "{tmp_path}/ledger.sqlite"\n',
+        env={"SPEND": spend},
+    )
+    post(started.port, "/v1/chat/completions", json.loads(CHAT))
+    deadline = monotonic() + 20
+    while not recorded(tmp_path / "ledger.sqlite"):
+        assert monotonic() < deadline
+        sleep(0.02)
+    wait = run_command(["reconcile", "--config", str(started.config)], home=tmp_path, env={"SPEND": spend})
+    assert wait.returncode == 1
+    assert b"no project has a Lava secret key" in wait.stderr
+
+
+def test_books_for_people(quiet: Books) -> None:
+    """Tables, with the day, the causes and what is unexplained."""
+    ids = quiet.send(2) + quiet.send(1, **{"x-emulator-fault": "record-doubled"})
+    quiet.recorded(ids)
+    config = ["--config", str(quiet.daemon.config), "--settled-after", "0s"]
+    env = {"KEY": quiet.emulator.world.secret_key}
+    month = f"{datetime.now(UTC):%Y-%m}"
+    closed = run_command(["close", month, *config], home=quiet.folder, env=env)
+    assert closed.returncode == 0, closed.stderr
+    assert b"duplicate record at Lava" in closed.stdout
+    assert b"Unexplained: 0 requests, $0.00." in closed.stdout
+    compared = run_command(["reconcile", *config], home=quiet.folder, env=env)
+    assert b"Duplicates at Lava" in compared.stdout
+    assert b"this was done on a copy" in compared.stdout
+    wrong = run_command(["close", "2026-13", "--config", str(quiet.daemon.config)], home=quiet.folder, env=env)
+    assert wrong.returncode == 2
