@@ -372,10 +372,10 @@ def main(words: list[str]) -> int:
             make(path, options.rows, tell)
             tell(f"made in {time.perf_counter() - start:.0f} s")
         found = list(figures(path, options.rows, folder, options.times))
-    print("\n".join(report.goals(found, markdown=False)))
-    if options.write:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             (hours,) = connection.execute("SELECT COUNT(*) FROM rollups").fetchone()
+    print("\n".join(report.goals(found, markdown=False)))
+    if options.write:
         about = (
             f"Written by `python benchmarks/ledger.py --rows {options.rows}`, {time.strftime('%Y-%m-%d')}, at a load average of "
             f"{os.getloadavg()[0]:.1f}. The rows are of {DAYS} days, with {hours:,} sums per hour."
