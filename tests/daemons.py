@@ -91,6 +91,7 @@ class Daemon:
         env: Mapping[str, str] | None = None,
         args: Sequence[str] = (),
         port: int | None = None,
+        umask: int = -1,
         fork: bool = True,
     ) -> None:
         self.port = free_port() if port is None else port
@@ -103,11 +104,13 @@ class Daemon:
         #: Set by a test that provokes one on purpose.
         self.trouble_expected = False
         self._log = directory / "daemon.log"
+        #: Its ledger, unless the configuration names another: in its own home.
+        self.ledger = directory / ".local" / "share" / "lava-proxy" / "ledger.sqlite"
         words = ["serve", "--config", str(self.config), "--port", str(self.port), *args]
         environment = clean_environment(directory, env)
         self.process: subprocess.Popen[bytes] | forked.Forked
         with self._log.open("wb") as log, open(os.devnull, "rb") as nothing:
-            if fork and forked.possible(env or {}):
+            if fork and umask < 0 and forked.possible(env or {}):
                 files = [nothing.fileno(), log.fileno(), log.fileno()]
                 self.process = forked.start(words, env=environment, folder=directory, files=files)
             else:
@@ -119,6 +122,7 @@ class Daemon:
                     cwd=directory,
                     env=environment,
                     start_new_session=True,  # no terminal, wherever the tests run
+                    umask=umask,
                 )
 
     def output(self) -> str:
@@ -185,6 +189,7 @@ class StartDaemon(Protocol):
         env: Mapping[str, str] | None = None,
         args: Sequence[str] = (),
         port: int | None = None,
+        umask: int = -1,
         fork: bool = True,
         ready: str | None = "/healthz",
     ) -> Daemon:

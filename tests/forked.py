@@ -41,6 +41,8 @@ _PRELOADED = (
     "proxy.cli.serve",
     "proxy.config.settings",
     "proxy.daemon",
+    "proxy.ledger.pricing",
+    "proxy.ledger.store",
     "proxy.observe.logs",
     "proxy.upstream.native",
     "shellingham",

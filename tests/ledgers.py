@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from time import monotonic
+import contextlib
+import http.client
+import sqlite3
+from threading import Event, Thread
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
 from proxy.config.settings import Settings
 from proxy.ledger import opening
+from proxy.ledger.rows import request_id_of
+from proxy.ledger.schema import State
 from proxy.ledger.store import Store
 from proxy.protocol.dialects import Ending
 from proxy.protocol.errors import RequestIds
@@ -20,9 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from daemons import Daemon
     from sqlalchemy import Engine
 
 FACTS = RequestFacts("openai-python", None, None, None, "openai", "chat")
+CHAT = b'{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}'
+ANSWER = (
+    b'{"id": "chatcmpl-1", "object": "chat.completion", "model": "gpt-4o-mini-2026", "choices": [], '
+    b'"usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}}'
+)
 _IDS = RequestIds()
 
 
@@ -51,7 +63,7 @@ def record(
     }
     if sent:
         values["attempts"] = [Attempt("openai", model, started + 0.001, status=200)]
-        scanner = values["scanner"] = Scanner(Ending.CHAT, False, False)
+        scanner = values["scanner"] = Scanner(Ending.CHAT, False)
         scanner.feed(f'{{"id":"x","object":"chat.completion","model":"{model}-2026","usage":{usage}}}'.encode())
         scanner.finish()
     for name, value in (values | fields).items():
@@ -104,3 +116,83 @@ class Place:
         """Close the stores."""
         for each in self._stores:
             each.close()
+
+
+def rows_of(path: Path, statement: str) -> list[tuple[Any, ...]]:
+    """The rows that a statement finds in a SQLite file, which a daemon may have open."""
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def recorded(path: Path) -> dict[str, int]:
+    """The state of each request in a SQLite file, by its id; nothing of a file that is no ledger yet."""
+    try:
+        return {request_id_of(stored): state for stored, state in rows_of(path, "SELECT id, state FROM requests")}
+    except sqlite3.DatabaseError:
+        return {}
+
+
+def wait_until_recorded(path: Path, wanted: set[str], seconds: float = 20.0) -> dict[str, int]:
+    """What is recorded once all of ``wanted`` are settled."""
+    deadline = monotonic() + seconds
+    while True:
+        found = recorded(path)
+        if wanted <= {each for each, state in found.items() if state == State.SETTLED}:
+            return found
+        assert monotonic() < deadline, f"{len(wanted - set(found))} of {len(wanted)} are not recorded"
+        sleep(0.02)
+
+
+def wait_for_output(daemon: Daemon, text: str, seconds: float = 20.0) -> None:
+    """Return once the daemon has printed ``text``."""
+    deadline = monotonic() + seconds
+    while text not in daemon.output():
+        assert monotonic() < deadline, f"{text!r} is not in:\n{daemon.output()[-2000:]}"
+        sleep(0.02)
+
+
+class Load:
+    """Requests to a daemon from some threads, until ``stop``: each by one connection, one after the other.
+
+    ``done`` has the ids of those that were answered, and when. A connection that breaks ends its thread.
+    """
+
+    def __init__(self, daemon: Daemon, threads: int = 4, pause: float = 0.0) -> None:
+        self.done: list[tuple[str, float]] = []
+        self.statuses: set[int] = set()
+        self._daemon = daemon
+        self._pause = pause
+        self._over = Event()
+        self._threads = [Thread(target=self._ask) for _ in range(threads)]
+        for each in self._threads:
+            each.start()
+
+    def _ask(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._daemon.port, timeout=20)
+        with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
+            while not self._over.is_set():
+                connection.request("POST", "/v1/chat/completions", CHAT, {"content-type": "application/json"})
+                response = connection.getresponse()
+                response.read()
+                self.done.append((response.headers["x-lava-proxy-request-id"], monotonic()))
+                self.statuses.add(response.status)
+                sleep(self._pause)
+
+    @property
+    def ids(self) -> set[str]:
+        """The ids of the requests that were answered so far."""
+        return {each for each, _ in list(self.done)}
+
+    def wait_for(self, more: int) -> None:
+        """Return once so many more requests were answered."""
+        goal, deadline = len(self.done) + more, monotonic() + 30
+        while len(self.done) < goal:
+            assert monotonic() < deadline, "the daemon does not answer"
+            sleep(0.002)
+
+    def stop(self) -> set[str]:
+        """End it. Return the ids of the requests that were answered."""
+        self._over.set()
+        for each in self._threads:
+            each.join()
+        return self.ids

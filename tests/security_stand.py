@@ -273,6 +273,7 @@ class Stand:
         projects: bool = False,
         env: dict[str, str] | None = None,
         ready: bool = True,
+        **options: Any,
     ) -> Daemon:
         """A daemon of its own, stopped with the stand (or by the case)."""
         folder = self.folder / f"daemon-{next(self._numbers)}"
@@ -280,7 +281,7 @@ class Stand:
         lava = f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{base_url or (upstream or self.upstream).url}"\n'
         top, tables = (_TWO_PROJECTS, "") if projects else ("", "")
         given = {"KEY": LAVA_KEY, "LOCAL_KEY": LOCAL_KEY, "KEY_A": KEY_A, "KEY_B": KEY_B, **(env or {})}
-        running = Daemon(folder, f"{top}{lava}{tables}{_DEBUG}{config}", env=given, secrets=SECRETS)
+        running = Daemon(folder, f"{top}{lava}{tables}{_DEBUG}{config}", env=given, secrets=SECRETS, **options)
         self._exit.callback(running.close)
         if ready:
             running.wait_until_up()

@@ -104,6 +104,7 @@ class Ledger:
         self._schema: int | None = None
         self._warned = -WARN_SECONDS
         self._store: Store | None = None
+        self._ended = False
         self._on_end: Callable[[], object] = lambda: None
 
     def start(self) -> None:
@@ -143,8 +144,7 @@ class Ledger:
 
         Raises ``LedgerUnavailableError``, and what ``work`` raises.
         """
-        thread = self._thread
-        if thread is None or not thread.is_alive() or self._stopping:
+        if self._thread is None or self._ended or self._stopping:
             raise LedgerUnavailableError("the ledger is not running")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
@@ -160,12 +160,14 @@ class Ledger:
 
     async def aclose(self) -> None:
         """Write what is queued, within five seconds, and end the thread."""
+        if self._stopping:
+            return
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         self._on_end = lambda: loop.call_soon_threadsafe(ended.set)
         self._stopping = True
         self._wake.set()
-        if self._thread is not None and self._thread.is_alive():
+        if self._thread is not None and not self._ended:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), CLOSE_SECONDS)
         left = len(self._queue) + self._held
@@ -184,14 +186,17 @@ class Ledger:
             while not self._stopping:
                 self._wait(self._upkeep())
                 self._gather()
-                self._write_all()
+                self._write_batch()
                 self._do_jobs()
-            self._write_all()
+            while self._queue and self._write_batch():
+                pass
+            self._dropped += len(self._queue)
             self._store.close()
         except Exception as error:  # noqa: BLE001  (the border of the thread)
             self._problem = f"the writer ended: {type(error).__name__}: {error}"
             self._warn(f"The ledger is not written any more: {_words(error)}.")
         finally:
+            self._ended = True
             self._refuse_jobs()
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._on_end()
@@ -241,24 +246,27 @@ class Ledger:
         self._recover()
         return pause
 
-    def _write_all(self) -> None:
-        """Write all that is queued. At the end of the daemon, what fails twice is given up."""
-        attempts = 0
-        while self._queue and not (self._stopping and attempts > 1):
-            batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-            self._held = len(batch)
-            self._oldest = monotonic()
-            again = False
-            while batch and not self._write(batch, again):
-                again = True
-                attempts += 1
-                self._refuse_jobs()
-                if self._stopping and attempts > 1:
-                    self._dropped += len(batch)
-                    break
-                self._pause_after_fault()
-            self._held = 0
-            self._oldest = None
+    def _write_batch(self) -> bool:
+        """Write the next batch, however long that takes. At the end of the daemon, give up after the second failure.
+
+        Return whether it was written.
+        """
+        batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+        if not batch:
+            return True
+        self._held = len(batch)
+        self._oldest = monotonic()
+        again = False
+        while not (written := self._write(batch, again)):
+            if self._stopping and again:
+                self._queue.extendleft(reversed(batch))
+                break
+            again = True
+            self._refuse_jobs()
+            self._pause_after_fault()
+        self._held = 0
+        self._oldest = None
+        return written
 
     def _write(self, batch: list[Record | Opened], again: bool) -> bool:
         """Write a batch. Return whether it is done with."""
