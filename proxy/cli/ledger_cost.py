@@ -21,7 +21,7 @@ GIT_SECONDS = 10.0
 _SHOWN = 40
 
 
-class Window(NamedTuple):
+class CostWindow(NamedTuple):
     """A time, in microseconds UTC, and how it was found."""
 
     since_us: int | None
@@ -50,20 +50,20 @@ def run(
     return ledger_asking.ask(config, show, as_json=as_json)
 
 
-def _window(git: str | None, session: str | None, since: str | None) -> Window:
+def _window(git: str | None, session: str | None, since: str | None) -> CostWindow:
     """The window that the options mean. Raises ``UsageError``."""
     if git is not None:
         if since is not None:
             raise arguments.UsageError("--git and --since exclude each other: both say from when on")
         return _commits(git)
     if since is None and session is not None:
-        return Window(None, None, "all requests of the session, and of its sub-agents")
+        return CostWindow(None, None, "all requests of the session, and of its sub-agents")
     begin = ledger_asking.begin_us(since or "30d")
     how = f"requests received since {time_of(begin or 0):%Y-%m-%d %H:%M}"
-    return Window(begin, None, how if session is None else f"{how}, of the session and of its sub-agents")
+    return CostWindow(begin, None, how if session is None else f"{how}, of the session and of its sub-agents")
 
 
-def _commits(written: str) -> Window:
+def _commits(written: str) -> CostWindow:
     """The time from one commit of the current directory's repository to another. Raises ``UsageError``."""
     first, dots, last = written.partition("..")
     if not dots or not first or last.startswith("."):
@@ -76,7 +76,7 @@ def _commits(written: str) -> Window:
         f"requests received between the times of the commits {older[0]} ({start:%Y-%m-%d %H:%M:%S}) and "
         f"{newer[0]} ({end:%Y-%m-%d %H:%M:%S}), whatever they were for"
     )
-    return Window(older[1] * 1_000_000, newer[1] * 1_000_000, how)
+    return CostWindow(older[1] * 1_000_000, newer[1] * 1_000_000, how)
 
 
 def _commit(name: str) -> tuple[str, int]:
@@ -110,7 +110,7 @@ def _git(*words: str, needed: bool = False) -> str:
     return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""
 
 
-def _for_scripts(window: Window, total: Totals, agents: dict[str | None, Totals]) -> dict[str, Any]:
+def _for_scripts(window: CostWindow, total: Totals, agents: dict[str | None, Totals]) -> dict[str, Any]:
     return {
         "how": window.how,
         "since": None if window.since_us is None else ledger_asking.iso(window.since_us),
@@ -125,7 +125,7 @@ def _for_scripts(window: Window, total: Totals, agents: dict[str | None, Totals]
 
 def _draw(
     screen: Screen,
-    window: Window,
+    window: CostWindow,
     project: str | None,
     session: str | None,
     total: Totals,
