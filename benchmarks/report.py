@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from hotpath import Profile
 
 KEEP = "<!-- what stands below this line is written by hand, and kept -->"
+NOTES = "## Notes: profile of the hot path and the next thing to cut"
+LEDGER = "ledger"
+"""The section that ``ledger.py`` writes; kept when the rest is written anew."""
 OURS = "lava-proxy"
 
 
@@ -207,6 +210,23 @@ def hot_path(found: Profile, *, markdown: bool) -> list[str]:
     return [*own, "", *all_, "", *files]
 
 
+def section(text: str, name: str) -> str:
+    """The section of this name that another command wrote, with its marks; empty if there is none."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if begin not in text or end not in text:
+        return ""
+    return begin + text.partition(begin)[2].partition(end)[0] + end
+
+
+def with_section(text: str, name: str, body: str) -> str:
+    """``text`` with the section of this name in place of its former one, else before the notes."""
+    new = f"<!-- {name} -->\n\n{body}\n\n<!-- end of {name} -->"
+    if former := section(text, name):
+        return text.replace(former, new)
+    before, notes, after = text.partition(NOTES)
+    return f"{before.rstrip()}\n\n{new}\n\n{notes}{after}".strip() + "\n"
+
+
 def document(
     book: Book,
     reference: str,
@@ -229,7 +249,9 @@ def document(
     if missing:
         lines += ["", "## Missing or wrong", ""]
         lines += [f"- {name}: {one_line(why)}" for name, why in missing.items()]
-    lines += ["", "## Notes: profile of the hot path and the next thing to cut", ""]
+    if ledger := section(former, LEDGER):
+        lines += ["", ledger]
+    lines += ["", NOTES, ""]
     for what, found in profiles.items():
         lines += [f"### {what[0].upper()}{what[1:]}", ""]
         lines += [f"py-spy, {found.samples} samples of the loop's thread, 16 connections, everything on.", ""]

@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Protocol
 
+import forked
 from ports import free_port
 
 import proxy
@@ -46,6 +48,37 @@ def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dic
     }
 
 
+def run_command(
+    words: Sequence[str], *, home: Path, env: Mapping[str, str] | None = None, timeout: float = 50.0, **options: Any
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command of ``lava-proxy`` to its end, in a clean environment whose home and current directory is ``home``.
+    ``options`` are those of ``subprocess.run``."""
+    environment = clean_environment(home, env)
+    arguments = [sys.executable, "-m", "proxy", *words]
+    if options or not forked.possible(env or {}):
+        return subprocess.run(
+            arguments,
+            env=environment,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            **options,
+        )
+    with TemporaryFile() as out, TemporaryFile() as err, open(os.devnull, "rb") as nothing:
+        files = [nothing.fileno(), out.fileno(), err.fileno()]
+        process = forked.start(words, env=environment, folder=home, files=files)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
+
+
 class Daemon:
     """One running ``lava-proxy serve``. ``url`` is ``http://127.0.0.1:<port>``."""
 
@@ -58,6 +91,7 @@ class Daemon:
         env: Mapping[str, str] | None = None,
         args: Sequence[str] = (),
         port: int | None = None,
+        fork: bool = True,
     ) -> None:
         self.port = free_port() if port is None else port
         self.url = f"http://127.0.0.1:{self.port}"
@@ -69,17 +103,23 @@ class Daemon:
         #: Set by a test that provokes one on purpose.
         self.trouble_expected = False
         self._log = directory / "daemon.log"
-        command = [sys.executable, "-m", "proxy", "serve", "--config", str(self.config)]
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*command, "--port", str(self.port), *args],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=directory,
-                env=clean_environment(directory, env),
-                start_new_session=True,  # no terminal, wherever the tests run
-            )
+        words = ["serve", "--config", str(self.config), "--port", str(self.port), *args]
+        environment = clean_environment(directory, env)
+        self.process: subprocess.Popen[bytes] | forked.Forked
+        with self._log.open("wb") as log, open(os.devnull, "rb") as nothing:
+            if fork and forked.possible(env or {}):
+                files = [nothing.fileno(), log.fileno(), log.fileno()]
+                self.process = forked.start(words, env=environment, folder=directory, files=files)
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "proxy", *words],
+                    stdin=nothing,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=directory,
+                    env=environment,
+                    start_new_session=True,  # no terminal, wherever the tests run
+                )
 
     def output(self) -> str:
         """Everything it printed so far, standard output and standard error together."""
@@ -145,7 +185,11 @@ class StartDaemon(Protocol):
         env: Mapping[str, str] | None = None,
         args: Sequence[str] = (),
         port: int | None = None,
+        fork: bool = True,
         ready: str | None = "/healthz",
     ) -> Daemon:
-        """Start one with this TOML text; ``ready`` is what must answer 200 first (``None``: do not wait)."""
+        """Start one with this TOML text; ``ready`` is what must answer 200 first (``None``: do not wait).
+
+        ``fork=False``: as a child of this process, whose limits it inherits (see ``forked``).
+        """
         ...

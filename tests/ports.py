@@ -13,12 +13,13 @@ import os
 import random
 import socket
 
-_PORTS_PER_PROCESS = 10_000
+_FIRST = 11_000
+_PORTS_PER_PROCESS = 21_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 def _range() -> list[int]:
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    first = 11_000 + (int(worker) % 2) * _PORTS_PER_PROCESS
+    first = _FIRST + int(worker) * _PORTS_PER_PROCESS
     # Another run beside this one begins somewhere else.
     start = random.SystemRandom().randrange(_PORTS_PER_PROCESS)
     return [first + (start + step) % _PORTS_PER_PROCESS for step in range(_PORTS_PER_PROCESS)]

@@ -18,8 +18,8 @@ import pytest
 from daemons import clean_environment
 from test_cli import Ran, at_terminal, called, command, lava_proxy
 
-from proxy.cli import showing, usage, words
-from proxy.cli.words import Misused
+from proxy.cli import arguments, rendering, usage
+from proxy.cli.arguments import UsageError
 from proxy.lava import records
 from proxy.lava.money import dollars
 from proxy.lava.resources import ACTIONS, Param, ParameterKind, names, parameters, resources
@@ -90,12 +90,12 @@ def test_each_action_has_a_help(key: str, capsys: pytest.CaptureFixture[str]) ->
     assert run(None, [resource, action, "--help"]) == 0
     said = capsys.readouterr().out
     for param in parameters(key):
-        assert f"{words.option(param.name)} " in said
+        assert f"{arguments.option_name(param.name)} " in said
         assert param.doc in said
-        assert words.option(param.name) not in words.OPTIONS
+        assert arguments.option_name(param.name) not in arguments.OPTIONS
     (row, *_) = (row for row in ACTIONS if row.key == key)
     assert all(name.upper() in said for name in row.ids)
-    assert ("this once" in said) == row.once
+    assert ("only once" in said) == row.once
     assert ("--yes" in said) == row.destructive
     assert ("--all  " in said) == row.paged
 
@@ -173,21 +173,23 @@ def test_wrong_words(words: list[str], said: str, capsys: pytest.CaptureFixture[
 )  # fmt: skip
 def test_values(kind: ParameterKind, typed: list[str], value: object) -> None:
     """Each kind of field, as it is typed and as it is meant."""
-    assert words.value_of(Param("field", "", kind, nullable=True), typed, NOW, ahead=True) == value
+    assert arguments.parse_value(Param("field", "", kind, nullable=True), typed, NOW, ahead=True) == value
 
 
 def test_a_span_of_time_lies_behind_or_ahead() -> None:
     """``30d`` is ago for a question, from now on for a key's end; what is beyond the calendar is refused."""
-    assert words.moment("30d", NOW, "--start", ahead=False) == NOW - timedelta(days=30)
-    assert words.moment("4w", NOW, "--expires-at", ahead=True) == NOW + timedelta(weeks=4)
+    assert arguments.parse_time("30d", NOW, "--start", ahead=False) == NOW - timedelta(days=30)
+    assert arguments.parse_time("4w", NOW, "--expires-at", ahead=True) == NOW + timedelta(weeks=4)
     for text in ("999999w", "30", "d", "", "2026-13-01"):
-        with pytest.raises(Misused):
-            words.moment(text, NOW, "--start", ahead=False)
+        with pytest.raises(UsageError):
+            arguments.parse_time(text, NOW, "--start", ahead=False)
 
 
 def test_metadata_stays_text() -> None:
     """Keys and values of the user's own are never taken for numbers."""
-    assert words.value_of(Param("metadata", "", ParameterKind.TABLE), ["room=12"], NOW, ahead=True) == {"room": "12"}
+    assert arguments.parse_value(Param("metadata", "", ParameterKind.TABLE), ["room=12"], NOW, ahead=True) == {
+        "room": "12"
+    }
 
 
 # --- against the emulator --------------------------------------------------------------------------------------------
@@ -554,10 +556,10 @@ def test_only_meant_secrets_are_shown() -> None:
     """A secret of a record is masked unless the action was made to show it; so is what is only called like one."""
     value = "secret-" + "v4lue" * 4
     record = records.Connection.model_validate({"connection_id": "c", "connection_secret": value, "new_api_key": value})
-    assert not leaks(json.dumps(showing.plain(record)), [value])
-    assert not leaks(str(showing.flat(record)), [value])
-    assert showing.plain(record, lambda name: True)["connection_secret"] == value
-    assert showing.plain(Secret(value)) == "…" + value[-4:]
+    assert not leaks(json.dumps(rendering.plain(record)), [value])
+    assert not leaks(str(rendering.flat(record)), [value])
+    assert rendering.plain(record, lambda name: True)["connection_secret"] == value
+    assert rendering.plain(Secret(value)) == "…" + value[-4:]
 
 
 def test_what_lava_says_cannot_move_the_cursor(account: Account) -> None:

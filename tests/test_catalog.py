@@ -232,6 +232,14 @@ def cut(peer: Any) -> None:
     peer.request()
 
 
+HALF = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"
+
+
+def cut_inside(peer: Any) -> None:
+    peer.request()
+    peer.send(HALF)
+
+
 def says(raw: bytes) -> Callable[[Any], None]:
     def script(peer: Any) -> None:
         while peer.request() is not None:
@@ -247,7 +255,7 @@ AWAY: dict[str, Callable[[Any], None]] = {
     "500": says(answer(500, b"oops")),
     "503": says(answer(503, b'{"error":{"message":"down","code":"down","status":503}}')),
     "redirect": says(answer(302, b"", [(b"location", b"https://example.com/")])),
-    "half": says(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"),
+    "half": cut_inside,
     "no HTTP": says(b"SSH-2.0-OpenSSH\r\n"),
 }
 
@@ -308,11 +316,13 @@ def test_the_last_good_list_outlives_a_reload(start: Callable[[Upstream], Daemon
         assert names == ["fast", "clever", "gpt-5"]
 
 
-def test_a_lava_that_does_not_answer_is_not_waited_for_as_a_completion_is(daemon: StartDaemon) -> None:
+@pytest.mark.parametrize("begun", [b"", HALF], ids=["nothing", "half an answer"])
+def test_a_lava_that_does_not_answer_is_not_waited_for_as_a_completion_is(daemon: StartDaemon, begun: bytes) -> None:
     """The limit for a first byte, and never more than a quarter of a minute."""
 
     def script(peer: Any) -> None:
         peer.request()
+        peer.send(begun)
         peer.gone()
 
     with Upstream(script) as upstream:

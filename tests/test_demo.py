@@ -22,7 +22,7 @@ from ports import free_port
 from test_cli import at_terminal, command, lava_proxy
 
 from proxy.cli import demo
-from proxy.cli.calls import CommandAnswer, CommandCall
+from proxy.cli.demo_client import DemoRequest, DemoResponse
 from proxy.emulator import World
 from proxy.protocol.redaction import leaks
 
@@ -239,7 +239,7 @@ def test_nobody_there_is_a_fault_not_a_crash() -> None:
 )
 def test_odd_events_are_no_text(line: bytes) -> None:
     """Whatever stands in a stream, the reader counts only pieces of text."""
-    answer = CommandAnswer(200, {})
+    answer = DemoResponse(200, {})
     answer.take(line, 0.1, None)
     assert (answer.text, answer.pieces, answer.ended) == ("", 0, False)
 
@@ -353,7 +353,7 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
 
 def test_the_command_says_what_is_sent() -> None:
     """The curl line and the request are made from one value: quotes and apostrophes survive a shell."""
-    call = CommandCall("http://127.0.0.1:1/v1/x", {"authorization": "Bearer it's"}, {"text": 'it\'s "so" $HOME `id`'})
+    call = DemoRequest("http://127.0.0.1:1/v1/x", {"authorization": "Bearer it's"}, {"text": 'it\'s "so" $HOME `id`'})
     words = subprocess.run(
         ["/bin/sh", "-c", call.curl().replace("curl ", f"{sys.executable} -c 'import sys; print(sys.argv)' ", 1)],
         capture_output=True,

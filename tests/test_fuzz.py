@@ -447,7 +447,7 @@ def test_a_stream_tells_what_was_put_into_it(
     kinds = [kind for kind, _, _ in told]
     assert scanner.ended == ("done" in kinds)
     assert scanner.error == ("overloaded_error" if "error" in kinds else None)
-    assert (scanner.usage is not None) == ("usage" in kinds)
+    assert (scanner.raw_usage is not None) == ("usage" in kinds)
     assert scanner.model == ("gpt-x" if "spread" in kinds else None)
 
 

@@ -21,7 +21,7 @@ from test_lava import CALLS, alive, arguments
 from test_login import code_of
 
 from proxy.cli.api import run
-from proxy.cli.showing import plain
+from proxy.cli.rendering import plain
 from proxy.emulator import Emulator, World
 from proxy.lava import Lava, LavaError, LavaSync
 

@@ -14,7 +14,7 @@ from proxy.ledger import histogram, prune, schema
 from proxy.ledger.in_flight import Opened
 from proxy.ledger.names import Names
 from proxy.ledger.rows import hashed, id_bytes, request_id_of
-from proxy.ledger.schema import Kind, State
+from proxy.ledger.schema import Bill, Kind, State
 from proxy.protocol.record import Attempt, Outcome
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def test_a_settled_request_is_one_row(place: Place) -> None:
 
 
 def test_an_upstream_call_is_one_row(place: Place) -> None:
-    """One that was not sent has no cost to ask for."""
+    """The cost of one that was sent is pending; one that was not sent has none."""
     made = record()
     refused = Attempt("groq", "llama", made.started, ended=made.started + 0.125, sent=False, reason="connect")
     made.attempts.insert(0, refused)
@@ -86,7 +86,8 @@ def test_an_upstream_call_is_one_row(place: Place) -> None:
     assert (first["duration_us"], first["lava_id"]) == (125_000, None)
     assert (second["provider_name"], second["sent"], second["ended_name"], second["status"]) == ("openai", 1, None, 200)
     assert second["lava_id"] == made.lava_request_id
-    assert (second["billed"], second["bill"], second["estimated"]) == (None, None, None)
+    assert (second["billed"], second["bill"], second["estimated"]) == (None, Bill.PENDING, None)
+    assert first["bill"] is None
 
 
 def test_a_refused_request_is_recorded_without_a_cost(place: Place) -> None:
@@ -352,11 +353,15 @@ def test_the_file_shrinks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=[pytest.mark.full, pytest.mark.timeout(300)])])
 def test_a_row_takes_at_most_250_bytes(tmp_path: Path, count: int) -> None:
-    """With its attempt and all indexes."""
+    """A row of ``requests`` with its indexes; with its attempt, what the biller is asked by, and all else, below 270."""
     place = Place(tmp_path / "ledger.sqlite")
     store = place.store()
     for _ in range(count // 500):
         store.write([record() for _ in range(500)], again=False)
     store.close()
     assert place.path is not None
-    assert place.path.stat().st_size / count < 250
+    assert place.path.stat().st_size / count < 270
+    [own] = place.rows(
+        "SELECT SUM(pgsize) AS bytes FROM dbstat WHERE aggregate = TRUE AND (name = 'requests' OR name LIKE 'requests_%')"
+    )
+    assert own["bytes"] / count <= 250

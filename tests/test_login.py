@@ -25,7 +25,7 @@ from test_cli import Ran, command, lava_proxy
 
 from proxy.cli import login
 from proxy.cli.browser import opened
-from proxy.cli.callback import Callback, LoginFailed, user_of
+from proxy.cli.callback import Callback, LoginError, user_of
 from proxy.config import credentials
 from proxy.config.credentials import Login
 from proxy.config.references import UnreadableReference
@@ -395,7 +395,7 @@ def test_a_code_too_late(tmp_path: Path, emulator: Emulator, app: str) -> None:
     assert "expired" in failing(tmp_path, "--app", app, "--code", code)
 
 
-def test_nobody_at_the_exchange(tmp_path: Path, free_port: int) -> None:
+def test_no_answer_at_the_exchange(tmp_path: Path, free_port: int) -> None:
     """A closed port at Lava's side is a sentence."""
     assert "Connection refused" in failing(tmp_path, "--app", f"http://127.0.0.1:{free_port}", "--code", "abc")
 
@@ -446,12 +446,12 @@ def test_an_app_that_cannot_be_one(tmp_path: Path, app: str) -> None:
 
 def test_no_code_in_what_was_pasted(tmp_path: Path, app: str) -> None:
     """An address without a code, with two, or nothing at all."""
-    assert "holds no code" in failing(tmp_path, "--app", app, "--code", "http://127.0.0.1:1/callback?state=a")
+    assert "contains no code" in failing(tmp_path, "--app", app, "--code", "http://127.0.0.1:1/callback?state=a")
     assert "two codes" in failing(tmp_path, "--app", app, "--code", "http://127.0.0.1:1/callback?code=a&code=b")
     assert "no code was given" in failing(tmp_path, "--app", app, "--code", "-")
 
 
-def test_nobody_comes_back(
+def test_a_browser_that_does_not_return(
     tmp_path: Path, app: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After the limit the login ends by itself, its port closed."""
@@ -459,7 +459,7 @@ def test_nobody_comes_back(
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     assert login.run(None, app=app, browser=False, limit=0.2) == 1
     said = capsys.readouterr()
-    assert "nobody came back from the browser within 0.2 seconds" in said.err
+    assert "the browser did not return within 0.2 seconds" in said.err
     port = re.search(r"port=(\d+)", said.out)
     assert port is not None
     with pytest.raises(ConnectionRefusedError):
@@ -491,7 +491,7 @@ def test_a_wrong_answer_ends_the_login(query: str, reason: str) -> None:
         base = f"http://127.0.0.1:{callback.port}/callback"
         assert get(f"{base}?{query}")[0] == 400
         assert get(f"{base}?code=abc&state=right")[0] == 400
-        with pytest.raises(LoginFailed, match=reason):
+        with pytest.raises(LoginError, match=reason):
             callback.wait(5)
 
 
@@ -555,7 +555,7 @@ def test_another_user_does_not_learn_the_state(monkeypatch: pytest.MonkeyPatch) 
         assert user_of(mine.getsockname(), mine.getpeername()) == os.geteuid()
         assert user_of(("127.0.0.1", 1), mine.getpeername()) is None
         assert get(callback.start)[0] == 302
-        monkeypatch.setattr("proxy.cli.callback._ours", lambda: {os.geteuid() + 1})
+        monkeypatch.setattr("proxy.cli.callback._trusted_users", lambda: {os.geteuid() + 1})
         status, headers, page = get(callback.start)
         assert (status, "location" in headers, "another user" in page) == (403, False, True)
 
@@ -663,7 +663,7 @@ def test_logout(tmp_path: Path, emulator: Emulator, app: str) -> None:
     assert lava_proxy(tmp_path, "logout", "--revoke").code == 1
 
 
-def test_whoami_for_nobody(tmp_path: Path) -> None:
+def test_whoami_without_a_login(tmp_path: Path) -> None:
     """Exit code 1 and what to do."""
     ran = lava_proxy(tmp_path, "whoami")
     assert (ran.code, ran.out) == (1, "")

@@ -163,7 +163,12 @@ def test_the_locks_have_what_is_declared_and_what_that_needs() -> None:
         lock = pinned(name)
         declared = {canonicalize_name(Requirement(text).name) for text in texts}
         assert declared <= set(lock), name
-        assert set(lock) <= closure(texts, lock), name
+        # What follows from a package that is for older Pythons alone is only known where that package is installed.
+        older = set(
+            re.findall(r"^([a-z0-9.-]+)==\S+ ; python_full_version < '3\.12'", (ROOT / name).read_text(), re.MULTILINE)
+        )
+        unknown = older if sys.version_info >= (3, 12) else set()
+        assert set(lock) - unknown <= closure(texts, lock), name
 
 
 def test_the_metadata_says_what_a_user_must_know(wheel: zipfile.ZipFile) -> None:
@@ -266,6 +271,7 @@ def _python(version: str) -> Path | None:
     return None
 
 
+@pytest.mark.full
 def test_every_python_here_compiles_the_package(tmp_path: Path) -> None:
     """Each supported Python that this machine has accepts every source file, without a warning."""
     pythons = {version: found for version in PYTHONS if (found := _python(version))}

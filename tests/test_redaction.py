@@ -173,7 +173,7 @@ def test_a_stream_is_masked_across_chunks(cuts: list[int], kind: str) -> None:
 
 
 def test_log_events_are_masked_at_any_depth() -> None:
-    """The structlog processor masks keys, values, nested containers, bytes, exceptions, any object."""
+    """A log event is masked: keys, values, nested containers, bytes, exceptions, any object."""
 
     class Rude:
         def __str__(self) -> str:
@@ -184,8 +184,6 @@ def test_log_events_are_masked_at_any_depth() -> None:
     for _ in range(40):
         deep = [deep]
     event = redactor.event(
-        None,
-        "info",
         {
             "event": f"sent {CANARY}",
             CANARY: 1,

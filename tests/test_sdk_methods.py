@@ -224,7 +224,12 @@ def without_v1(target: str) -> str:
     return f"Nothing is served at /{word}. Use /v1 as the base URL,"
 
 
-TABLE = [pytest.param(sdk, base, id=f"{sdk} P{base}") for sdk, bases in BASES.items() for base in bases]
+TABLE = [
+    # The usual base URL of each SDK, with every method, is in the default tier.
+    pytest.param(sdk, base, id=f"{sdk} P{base}", marks=[pytest.mark.full] if place else [])
+    for sdk, bases in BASES.items()
+    for place, base in enumerate(bases)
+]
 
 
 @pytest.mark.parametrize(("sdk", "base"), TABLE)

@@ -28,7 +28,7 @@ from urllib.parse import quote
 
 import psutil
 import pytest
-from daemons import clean_environment
+from daemons import run_command
 from upstream import Upstream, answer
 
 from proxy import app
@@ -377,15 +377,8 @@ def at(port: int) -> dict[str, str]:
 
 def command(folder: Path, words: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """One run of ``lava-proxy``."""
-    return subprocess.run(
-        [sys.executable, "-m", "proxy", *words],
-        cwd=folder,
-        env=clean_environment(folder, env),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = run_command(words, home=folder, env=env)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def test_only_reveal_reveals(tmp_path: Path) -> None:
@@ -810,7 +803,7 @@ def test_a_daemon_that_dies_leaves_no_core(daemon: StartDaemon, tmp_path: Path) 
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
     try:
-        running = daemon('[lava]\nsecret_key = "env:KEY"\n', env=ENVIRON, secrets=[KEY])
+        running = daemon('[lava]\nsecret_key = "env:KEY"\n', env=ENVIRON, secrets=[KEY], fork=False)
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
     pid = running.process.pid

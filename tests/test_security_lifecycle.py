@@ -8,13 +8,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemons import clean_environment
+from daemons import run_command
 from ports import free_port
 from security_stand import (
     CHAT,
@@ -276,14 +275,9 @@ def _serve(
         path = folder / "config.toml"
         path.touch(mode=0o600)
         path.write_text(config)
-    return subprocess.run(
-        [sys.executable, "-m", "proxy", "serve", "--config", str(path), "--port", str(port or free_port())],
-        env=clean_environment(folder, {"KEY": LAVA_KEY}),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    words = ["serve", "--config", str(path), "--port", str(port or free_port())]
+    done = run_command(words, home=folder, env={"KEY": LAVA_KEY}, timeout=30)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 @case("LIF-24")

@@ -26,7 +26,7 @@ import brotli  # type: ignore[import-untyped]
 import psutil
 import pytest
 import zstandard
-from daemons import clean_environment
+from daemons import run_command
 from security_stand import (
     CHAT,
     LAVA_KEY,
@@ -325,13 +325,7 @@ def test_outputs_of_commands(stand: Stand) -> None:
         ["nonsense"],
     ):
         config = ["--config", str(path)] if words[0] in ("check", "token", "health") else []
-        done = subprocess.run(
-            [sys.executable, "-m", "proxy", *words, *config],
-            env=clean_environment(folder, {"LAVA_SECRET_KEY": LAVA_KEY}),
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
+        done = run_command([*words, *config], home=folder, env={"LAVA_SECRET_KEY": LAVA_KEY})
         assert done.returncode in (0, 1, 2, 78), (words, done.returncode)
         said = done.stdout + done.stderr
         assert said
@@ -339,13 +333,7 @@ def test_outputs_of_commands(stand: Stand) -> None:
         clean(said, hidden)
         if words[0] in ("check", "token") and words[-1] != "nobody":
             assert done.returncode == 0, said
-    done = subprocess.run(
-        [sys.executable, "-m", "proxy", "token", "main", "--reveal", "--config", str(path)],
-        env=clean_environment(folder),
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
+    done = run_command(["token", "main", "--reveal", "--config", str(path)], home=folder)
     assert leaks(done.stdout, hidden), "--reveal is for showing it"
     # The daemon's own pages.
     for at, headers in (("plain", {}), ("keyed", {"x-api-key": LOCAL_KEY})):

@@ -3,14 +3,15 @@
 - ``commands.py``   the commands and their options, for people; loads nothing that one of them alone needs
 - ``terminal.py``   how things are shown: a terminal, a pipe, JSON
 - ``loading.py``    the configuration, or its faults and exit code 78
-- ``addresses.py``  where the configured daemon is reached; ``payers.py`` who pays for what
-- one module for each command: ``serve``, ``demo`` (with ``calls.py``), ``init``, ``check``, ``token``, ``health``,
+- ``addresses.py``  the addresses of the configured daemon; ``payers.py`` who pays for what
+- one module for each command: ``serve``, ``demo`` (with ``demo_client.py``), ``init``, ``check``, ``token``, ``health``,
   ``emulator``; ``login`` (also ``logout`` and ``whoami``; with ``callback.py`` and ``browser.py``)
-- ``account.py``    asks Lava's account API for a command; ``showing.py`` shows its records. ``api`` (with ``words.py``) is all
-  of it by one table; ``wallet``, ``connections``, ``usage``, ``models``, ``keys``, ``checkout`` are its friendly doors
+- ``account.py``    calls Lava's account API for a command; ``rendering.py`` shows its records. ``api`` (with
+  ``arguments.py``) has every action of the table; ``wallet``, ``connections``, ``usage``, ``models``, ``keys`` and
+  ``checkout`` are commands for frequent ones
 
-``main`` is the border to the operating system: whatever happens inside, it ends in an exit code and never in a traceback,
-because the message of a foreign exception may quote what must not be shown.
+``main`` always ends in an exit code and never in a traceback, because the message of an exception of a library may quote
+a secret.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ def _run(words: list[str]) -> int:
         if error.errno in _CANNOT_WRITE:
             _say(f"lava-proxy: the output cannot be written: {os.strerror(error.errno or 0)}")
         else:
-            _tell(error)
+            _print_failure(error)
         return FAILED
     except Exception as error:  # noqa: BLE001 - the border: see above
-        _tell(error)
+        _print_failure(error)
         return FAILED
     return 0
 
 
-def _tell(error: Exception) -> None:
-    """What failed and where in our code, without the exception's message."""
+def _print_failure(error: Exception) -> None:
+    """Print the type of the exception and its places in the code, without its message."""
     import traceback
 
     why = type(error).__name__
@@ -70,15 +71,15 @@ def _say(text: str) -> None:
     try:
         print(text, file=sys.stderr)
     except OSError:
-        return  # nobody to tell
+        return  # there is no reader
 
 
 def _open_standard_streams() -> None:
-    """A closed descriptor 0 to 2 would be given to the next file or socket, and prints would go there."""
+    """Open descriptors 0 to 2 if they are closed: otherwise the next file or socket gets them, and what is printed."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
-    # Python has decided at its start that these do not exist.
+    # Python sets these to None at its start if they were closed.
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - open as long as the process
@@ -88,14 +89,14 @@ def _open_standard_streams() -> None:
 
 
 def _flushed() -> bool:
-    """Write out what is buffered; False when the reader has gone (``| head -1``) or the disk is full."""
+    """Write what is buffered. Return False if the reader is gone (``| head -1``) or the disk is full."""
     whole = True
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
             whole = False
-            # Python flushes again at its end, and would complain.
+            # Python flushes again when it exits, and would print an error.
             try:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""``lava-proxy api RESOURCE ACTION``: every call of the account API, by the same table as the client."""
+"""``lava-proxy api RESOURCE ACTION``: every call of the account API, from the same table as the client."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxy.cli import account, words
-from proxy.cli.terminal import Exit, Screen, printable, put_json, say, spelled
+from proxy.cli import account, arguments
+from proxy.cli.terminal import Exit, Screen, misused, printable, put_json, say, spelled
 from proxy.lava.resources import names, parameters, resources, rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.cli.words import Said
+    from proxy.cli.arguments import Arguments
     from proxy.lava import LavaSync
     from proxy.lava.resources import Action
 
@@ -26,35 +26,35 @@ _OPTIONS = (
     ("--config FILE", "The configuration file, instead of the usual places."),
     ("-h, --help", "Show the help: of all, of a resource, or of an action."),
 )
-ONCE = "This is shown only now: Lava never shows it again. Keep it where nobody else reads it"
+ONCE = "This is shown only now: Lava never shows it again. Keep it in a safe place"
 
 
-def run(config: Path | None, given: Sequence[str]) -> int:
-    """Do what the words say; returns the exit code (2 and the nearest name where they say nothing)."""
+def run(config: Path | None, words: Sequence[str]) -> int:
+    """Run the action that `words` name. Return the exit code: 2, with the nearest name, if there is no such action."""
     try:
-        said = words.sort(given)
-        if said.help or said.action is None:
-            return _help(said)
+        given = arguments.parse(words)
+        if given.help or given.action is None:
+            return _help(given)
         # The local zone, so that a span counts from here and days are the user's.
-        row, ids, fields = words.chosen(said, datetime.now(UTC).astimezone())
-    except words.Misused as error:
-        return account.misused(str(error))
-    if said.everything and not row.paged:
-        return account.misused(f"{row.resource} {row.name} is no list: leave --all out")
-    if row.destructive and not said.yes and not agreed(f"{row.doc}: {' '.join(ids)}?"):
-        if said.as_json:
+        row, ids, fields = arguments.resolve_call(given, datetime.now(UTC).astimezone())
+    except arguments.UsageError as error:
+        return misused(str(error))
+    if given.everything and not row.paged:
+        return misused(f"{row.resource} {row.name} is no list: leave --all out")
+    if row.destructive and not given.yes and not agreed(f"{row.doc}: {' '.join(ids)}?"):
+        if given.as_json:
             put_json({"ok": False, "code": "not_confirmed", "error": "nothing was done: it was not confirmed"})
         return Exit.FAILED
-    file = Path(said.config) if said.config else config
+    file = Path(given.config) if given.config else config
     return account.ask(
-        file, lambda lava: _call(lava, row, ids, fields, said), as_json=said.as_json, keyless=row.keyless
+        file, lambda lava: _call(lava, row, ids, fields, given), as_json=given.as_json, keyless=row.keyless
     )
 
 
 def agreed(question: str) -> bool:
-    """Ask a person; False, with a sentence, where there is none or the answer is no."""
+    """Ask for confirmation. Return False, with a sentence, if the answer is no or there is no terminal."""
     if sys.stdin is None or not sys.stdin.isatty():
-        say(f"lava-proxy: {question} Nobody can be asked here: add --yes to do it.")
+        say(f"lava-proxy: {question} There is no terminal to confirm it: add --yes to do it.")
         return False
     sys.stderr.write(spelled(printable(f"{question} [y/N] "), sys.stderr))
     sys.stderr.flush()
@@ -64,53 +64,53 @@ def agreed(question: str) -> bool:
     return False
 
 
-def _call(lava: LavaSync, row: Action, ids: tuple[str, ...], fields: dict[str, Any], said: Said) -> int:
-    from proxy.cli import showing
+def _call(lava: LavaSync, row: Action, ids: tuple[str, ...], fields: dict[str, Any], given: Arguments) -> int:
+    from proxy.cli import rendering
 
     if row.paged:
-        return _list(lava, row, fields, said)
-    shows = showing.revealed(row)
+        return _list(lava, row, fields, given)
+    shows = rendering.revealed(row)
     record = lava.call(row, *ids, fields=fields)
-    if said.as_json:
-        put_json(showing.plain(record, shows))
+    if given.as_json:
+        put_json(rendering.plain(record, shows))
     else:
-        showing.show_one(Screen(), record, shows)
+        rendering.show_one(Screen(), record, shows)
     if row.once:
         say(f"{ONCE}.")
     return Exit.OK
 
 
-def _list(lava: LavaSync, row: Action, fields: dict[str, Any], said: Said) -> int:
-    from proxy.cli import showing
+def _list(lava: LavaSync, row: Action, fields: dict[str, Any], given: Arguments) -> int:
+    from proxy.cli import rendering
 
     pages = lava.pages(row, fields)
-    if said.everything:
+    if given.everything:
         records, cursor = tuple(pages), None
     else:
         page = pages.first()
         records, cursor = page.data, page.next_cursor if page.has_more is not False else None
-    if said.as_json:
-        document: dict[str, Any] = {"data": [showing.plain(record) for record in records]}
-        put_json(document if said.everything else {**document, "has_more": bool(cursor), "next_cursor": cursor})
+    if given.as_json:
+        document: dict[str, Any] = {"data": [rendering.plain(record) for record in records]}
+        put_json(document if given.everything else {**document, "has_more": bool(cursor), "next_cursor": cursor})
         return Exit.OK
-    showing.show_many(Screen(), records)
+    rendering.show_many(Screen(), records)
     if cursor:
         say(f"There are more: add --all, or --cursor {cursor}.")
     return Exit.OK
 
 
-def _help(said: Said) -> int:
-    """The help for as much as was said. Not asked for, it is exit code 2: something is missing."""
+def _help(given: Arguments) -> int:
+    """Print the help for the given resource and action. Return 2 if it was not asked for: an argument is missing."""
     screen = Screen()
-    if said.resource is None:
+    if given.resource is None:
         _help_all(screen)
-    elif said.action is None:
-        words.check(said.resource)
-        _help_resource(screen, said.resource)
+    elif given.action is None:
+        arguments.check(given.resource)
+        _help_resource(screen, given.resource)
     else:
-        words.check(said.resource, said.action)
-        _help_action(screen, rows(f"{said.resource}.{said.action}"))
-    return Exit.OK if said.help else Exit.MISUSED
+        arguments.check(given.resource, given.action)
+        _help_action(screen, rows(f"{given.resource}.{given.action}"))
+    return Exit.OK if given.help else Exit.MISUSED
 
 
 def _help_all(screen: Screen) -> None:
@@ -134,20 +134,20 @@ def _help_resource(screen: Screen, resource: str) -> None:
 
 def _help_action(screen: Screen, found: tuple[Action, ...]) -> None:
     row = found[0]
-    screen.line(f"Usage: {words.synopsis(row)}" + (" [--field value …]" if row.params else ""))
+    screen.line(f"Usage: {arguments.synopsis(row)}" + (" [--field value …]" if row.params else ""))
     screen.line()
     screen.prose(f"{row.doc}.", indent=2)
     if row.destructive:
-        screen.prose("Asks first, unless --yes is given.", indent=2)
+        screen.prose("Asks for confirmation, unless --yes is given.", indent=2)
     if row.once:
-        screen.prose(f"Its answer holds {' and '.join(row.reveals)}, which Lava shows this once.", indent=2)
+        screen.prose(f"Its answer contains {' and '.join(row.reveals)}, which Lava shows only once.", indent=2)
     known = parameters(row.key)
     if known:
         screen.title("Fields:")
         screen.pairs(
             [
                 (
-                    f"{words.option(param.name)} {words.meta(param)}",
+                    f"{arguments.option_name(param.name)} {arguments.placeholder(param)}",
                     param.doc
                     + (" (required)" if param.required else "")
                     + (" (may be null)" if param.nullable else ""),
@@ -155,7 +155,7 @@ def _help_action(screen: Screen, found: tuple[Action, ...]) -> None:
                 for param in known
             ]
         )
-        notes = words.kinds(known)
+        notes = arguments.value_notes(known)
         if notes:
             screen.line()
         for note in notes:

@@ -1,4 +1,4 @@
-"""Opening an address in the user's browser, where there is one."""
+"""Open an address in the user's browser."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SECONDS = 2.0
-"""An opener that fails does so at once; one that still runs then has found something to open."""
+"""A command that fails does so at once; one that still runs after this time has opened something."""
 
 
 def opened(url: str) -> bool:
-    """Whether something was found that opens ``url``. The address itself should be shown as well: who knows what it opens."""
+    """Open `url`. Return False if no command opens it. Show the address as well: it is not known what the command opens."""
     return any(_ran(command) for command in _commands(url))
 
 
@@ -36,15 +36,15 @@ def _ran(command: list[str]) -> bool:
     try:
         code = process.wait(_SECONDS)
     except subprocess.TimeoutExpired:
-        # Some openers stay as long as the browser does; whoever waits for it leaves no zombie.
+        # Some commands run as long as the browser does. The thread collects the exit status.
         threading.Thread(target=process.wait, daemon=True).start()
         return True
-    # Windows' own returns 1 also when all is well.
+    # The explorer of Windows returns 1 on success, too.
     return code == 0 or os.name == "nt"
 
 
 def _commands(url: str) -> Iterator[list[str]]:
-    """The user's choice in ``$BROWSER`` (commands, each with ``%s`` for the address or without), then the platform's way."""
+    """Yield the commands of ``$BROWSER`` (each with or without ``%s`` for the address), then that of the platform."""
     for choice in filter(None, os.environ.get("BROWSER", "").split(os.pathsep)):
         try:
             words = [choice] if shutil.which(choice) else shlex.split(choice)

@@ -1,12 +1,12 @@
-"""Where the browser begins a login and comes back to: two addresses on this machine.
+"""The HTTP server of a login, on this machine: where the browser starts, and where it returns with the code.
 
-``GET /`` leads on to Lava's page. The browser is started with this address, because everybody on the machine can read a
-command line, and Lava's address holds the state of the login. ``GET /callback`` takes the code, once: a wrong state is 400 and
-changes nothing, for any page can ask for this address; a missing code is 400 and the end of the login. Another method is
-405, another path 404.
+``GET /`` redirects to Lava's page. The browser is started with this address, because all users of the machine can read a
+command line, and Lava's address contains the state of the login. ``GET /callback`` takes the code, once: a wrong state is
+400 and changes nothing, because any page can request this address; a missing code is 400 and ends the login. Another
+method is 405, another path 404.
 
-Whoever knows the state could end the login with a code of another account. So the first address is answered for this user's
-own programs alone, as far as the system tells whose a connection is (Linux does), and for no web page.
+With the state, another program could end the login with a code of another account. So the first address answers only this
+user's own programs, if the system shows the owner of a connection (Linux does), and no web page.
 """
 
 from __future__ import annotations
@@ -50,18 +50,19 @@ _HEADERS = {
     "Connection": "close",
 }
 _PATIENCE_S = 10.0
-"""For a browser that connects and says nothing (they do, to be quick later)."""
+"""Time limit for a connection without a request: browsers open some in advance."""
 _MAX_BODY = 64 * 1024
 
 
-class LoginFailed(Exception):
-    """Why there is no code, as a sentence."""
+class LoginError(Exception):
+    """There is no code. The message says why."""
 
 
 class Callback:
-    """Listens while it is open (``with``). ``port`` was chosen by the system. Raises ``OSError`` where it cannot.
+    """Listens while it is open (``with``), on a port that the system chose. Raises ``OSError`` if it cannot.
 
-    ``page`` makes Lava's address from the port; ``start`` is the address on this machine that leads there, if it ``leads``.
+    ``page`` makes Lava's address from the port; ``start`` is the address on this machine that redirects to it, if
+    ``leads`` is set.
     """
 
     def __init__(self, state: str, page: Callable[[int], str], *, leads: bool = True) -> None:
@@ -84,12 +85,12 @@ class Callback:
         self._thread.join()
 
     def wait(self, seconds: float) -> str:
-        """The code that the browser brings. Raises ``LoginFailed``."""
+        """Return the code with which the browser returns. Raises ``LoginError``."""
         try:
             outcome = self._server.outcomes.get(timeout=seconds)
         except queue.Empty:
-            raise LoginFailed(f"nobody came back from the browser within {counted(seconds, 'second')}") from None
-        if isinstance(outcome, LoginFailed):
+            raise LoginError(f"the browser did not return within {counted(seconds, 'second')}") from None
+        if isinstance(outcome, LoginError):
             raise outcome
         return outcome
 
@@ -97,13 +98,13 @@ class Callback:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # a silent connection must not hold the command up
-    # Nobody else may listen where the code arrives.
+    # No other program may listen on the port of the code.
     allow_reuse_address = False
     allow_reuse_port = False
 
     def __init__(self, state: str) -> None:
         super().__init__(("127.0.0.1", 0), _CallbackHandler)
-        self.outcomes: queue.SimpleQueue[str | LoginFailed] = queue.SimpleQueue()
+        self.outcomes: queue.SimpleQueue[str | LoginError] = queue.SimpleQueue()
         self.page = ""
         self._state = state
         self._lock = threading.Lock()
@@ -114,8 +115,8 @@ class _Server(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = "127.0.0.1", int(self.server_address[1])
 
-    def judge(self, query: str) -> tuple[int, str, str, str | LoginFailed | None]:
-        """Status, title and text of the page, and what this visit means for the login: nothing once it is over."""
+    def judge(self, query: str) -> tuple[int, str, str, str | LoginError | None]:
+        """Return status, title and text of the page, and the outcome of the login, or None if this does not end it."""
         given = parse_qs(query, keep_blank_values=True)
         states, codes = given.get("state", []), given.get("code", [])
         with self._lock:
@@ -125,26 +126,26 @@ class _Server(ThreadingHTTPServer):
                 return (
                     400,
                     "Not this login",
-                    "This answer belongs to another login. The one in the terminal waits on.",
+                    "This answer belongs to another login. The one in the terminal is still waiting.",
                     None,
                 )
             self._over = True
         failed = "The login failed"
         if not codes and given.get("error") == ["access_denied"]:  # OAuth's word for it (RFC 6749, 4.1.2.1)
-            why = LoginFailed("access was refused in the browser")
+            why = LoginError("access was refused in the browser")
             return 400, failed, "Access was refused. Go back to the terminal.", why
         if len(codes) != 1 or not codes[0]:
             what = "two codes" if len(codes) > 1 else "no code"
             return (
                 400,
                 failed,
-                f"The answer holds {what}. Go back to the terminal.",
-                LoginFailed(f"what came back from the browser holds {what}"),
+                f"The answer contains {what}. Go back to the terminal.",
+                LoginError(f"the browser returned with {what}"),
             )
         return 200, "You can close this tab", "lava-proxy has its answer. Go back to the terminal.", codes[0]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A visitor that left early is nothing to tell about."""
+        """Print nothing if the browser closes a connection early."""
 
 
 class _CallbackHandler(BaseHTTPRequestHandler):
@@ -155,7 +156,7 @@ class _CallbackHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/" and self.server.page:
-            self._lead_on()
+            self._redirect()
             return
         address = urlsplit(self.path)
         if address.path != "/callback":
@@ -165,23 +166,25 @@ class _CallbackHandler(BaseHTTPRequestHandler):
         try:
             self._answer(status, title, text)
         finally:
-            # Afterwards: the command may end as soon as it knows.
+            # After the answer: the command may exit as soon as it has the outcome.
             if outcome is not None:
                 self.server.outcomes.put(outcome)
 
-    def _lead_on(self) -> None:
+    def _redirect(self) -> None:
         port = self.server.server_port
         if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):
-            self._answer(421, "Not here", "This address is not called by that name.")
+            self._answer(421, "Not here", "This server does not have that name.")
         elif self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             self._answer(403, "Not allowed", "A web page may not begin a login.")
-        elif (user := user_of(self.client_address, self.connection.getsockname())) is not None and user not in _ours():
+        elif (
+            user := user_of(self.client_address, self.connection.getsockname())
+        ) is not None and user not in _trusted_users():
             self._answer(403, "Not allowed", "This login is another user's.")
         else:
-            self._answer(302, "Log in at Lava", "The browser is led on.", {"Location": self.server.page})
+            self._answer(302, "Log in at Lava", "The browser is redirected.", {"Location": self.server.page})
 
     def __getattr__(self, name: str) -> Callable[[], None]:
-        # The library looks up a method for each word of HTTP; all but GET are the same to us.
+        # The library looks up ``do_METHOD``; all methods but GET get the same answer.
         if name.startswith("do_"):
             return self._refuse
         raise AttributeError(name)
@@ -203,11 +206,11 @@ class _CallbackHandler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the address holds the code."""
+        """Log nothing: the address contains the code."""
 
 
 def user_of(client: tuple[str, int], server: tuple[str, int]) -> int | None:
-    """Whose program has the other end of a connection of this machine; ``None`` where the system does not tell."""
+    """Return the user of the other end of a local connection, or None if the system does not show it."""
     local, remote = (f"{_as_listed(host)}:{port:04X}" for host, port in (client, server))
     for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
         try:
@@ -222,12 +225,12 @@ def user_of(client: tuple[str, int], server: tuple[str, int]) -> int | None:
 
 
 def _as_listed(host: str) -> str:
-    """An IPv4 address as Linux lists it: the number that its bytes are in memory. An IPv6 socket's ends alike."""
+    """Return an IPv4 address as Linux lists it, also at the end of an IPv6 one: its bytes as a native number."""
     return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}"
 
 
-def _ours() -> set[int]:
-    """Ourselves, root, and whoever became root to start this."""
+def _trusted_users() -> set[int]:
+    """Return this user, root, and the user who started this with sudo."""
     user = os.geteuid() if hasattr(os, "geteuid") else 0
     sudo = os.environ.get("SUDO_UID", "")
     return {0, user, *([int(sudo)] if user == 0 and sudo.isdecimal() else [])}

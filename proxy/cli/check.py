@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 
     from proxy.cli.payers import PayingAccount
     from proxy.config.settings import Settings
-    from proxy.gateway.diagnosis import Report
+    from proxy.gateway.destinations.diagnosis import Report
 
 _TOOLS = {"openai": "OpenAI tools", "anthropic": "Anthropic tools", "google": "Google tools"}
 
 
 def run(config: Path | None, *, as_json: bool, online: bool = False) -> int:
-    """Tell about the configuration; returns the exit code (exits with 78 where it cannot be used).
+    """Report on the configuration and return the exit code. Exits with 78 if the configuration cannot be used.
 
-    1 where no request could be paid, where a key seems to be in the wrong place, and with ``online``, which asks Lava's
-    account about each project, where something is wrong there or could not be found out.
+    The code is 1 if no request could be paid or a key seems to be in the wrong place, and with ``online``, which asks
+    Lava's account about each project, if something is wrong there or could not be checked.
     """
     settings = loading.settings(config, as_json=as_json)
     report = describe(settings)
-    said: Mapping[str, Report] = {}
+    answers: Mapping[str, Report] = {}
     if online:
         from proxy.cli import online as asking
 
-        said = asking.reports(settings)
-        report["ok"] = report["ok"] and not any(each.wrong or each.open for each in said.values())
+        answers = asking.reports(settings)
+        report["ok"] = report["ok"] and not any(each.wrong or each.open for each in answers.values())
         for row in report["projects"]:
-            row["online"] = asking.document(said[row["name"]])
+            row["online"] = asking.document(answers[row["name"]])
     code = Exit.OK if report["ok"] else Exit.FAILED
     if as_json:
         put_json(report)
@@ -56,7 +56,7 @@ def run(config: Path | None, *, as_json: bool, online: bool = False) -> int:
     for account in payers.accounts(settings):
         _show(screen, settings, account)
         if online:
-            asking.show(screen, said[account.name])
+            asking.show(screen, answers[account.name])
     aliases = [row for row in report["models"] if row["later"]]
     if aliases:
         screen.title("Models with several choices: for now only the first is used (fallbacks come later)")
@@ -66,18 +66,18 @@ def run(config: Path | None, *, as_json: bool, online: bool = False) -> int:
         for warning in report["warnings"]:
             screen.line(f"- {warning}", indent=2)
     if online:
-        asking.conclude(screen, said)
+        asking.conclude(screen, answers)
     return code
 
 
 def _show(screen: Screen, settings: Settings, account: PayingAccount) -> None:
     screen.title(f'Project "{account.name}"' + (" (the default)" if account.is_default else ""))
-    ways = payers.ways(account, addresses.base(settings.server))
+    urls = payers.base_urls(account, addresses.base(settings.server))
     screen.pairs(
         [
             ("pays", "\n".join(account.sentences())),
             ("Lava", f"{account.lava} ({account.credential})"),
-            *((_TOOLS[tool], url) for tool, url in ways.items()),
+            *((_TOOLS[tool], url) for tool, url in urls.items()),
             ("API key", account.local_key),
             ("metadata", ", ".join(f"{name}={value}" for name, value in account.metadata.items())),
         ]
@@ -85,7 +85,7 @@ def _show(screen: Screen, settings: Settings, account: PayingAccount) -> None:
 
 
 def describe(settings: Settings) -> dict[str, Any]:
-    """The whole report, as ``--json`` prints it. No secret is in it."""
+    """Return the whole report, as ``--json`` prints it. It contains no secret."""
     base = addresses.base(settings.server)
     found = list(payers.accounts(settings))
     warnings = list(settings.warnings)
@@ -127,7 +127,7 @@ def _project(account: PayingAccount, base: str) -> dict[str, Any]:
         ],
         "lava": account.lava,
         "credential": account.credential,
-        "base_urls": payers.ways(account, base),
+        "base_urls": payers.base_urls(account, base),
         "api_key": account.local_key,
         "metadata": account.metadata,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from proxy.cli import account
-from proxy.cli.terminal import Exit, Screen, put_json, say
+from proxy.cli.terminal import Exit, Screen, misused, put_json, say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,11 +24,11 @@ def run(
     opens: bool,
     as_json: bool,
 ) -> int:
-    """Create the session, and print or open what Lava gives; returns the exit code."""
+    """Create the session, print it or open its address, and return the exit code."""
     if (plan is None) == (bundle is None):
-        return account.misused("give either --plan ID or --bundle ID")
+        return misused("give either --plan ID or --bundle ID")
     if bundle is not None and customer is None:
-        return account.misused(
+        return misused(
             "--bundle needs a customer: name the connection, as in `lava-proxy checkout CONNECTION --bundle ID`"
         )
     fields: dict[str, Any] = {
@@ -40,27 +40,27 @@ def run(
     }
 
     def make(lava: LavaSync) -> int:
-        from proxy.cli import showing
+        from proxy.cli import rendering
         from proxy.lava.resources import resolve
 
         given = {name: value for name, value in fields.items() if value is not None}
         row = resolve("checkout_sessions.create", list(given))
         session = lava.call(row, fields=given)
-        shows = showing.revealed(row)
-        # No SDK knows such a field; should Lava send one, it is what a person wants.
+        shows = rendering.revealed(row)
+        # No SDK has such a field; if Lava sends one, it is the address to open.
         address = next(
-            (url for name, url in showing.flat(session).items() if name != "origin_url" and _is_page(url)), None
+            (url for name, url in rendering.flat(session).items() if name != "origin_url" and _is_page(url)), None
         )
         if as_json:
-            put_json(showing.plain(session, shows))
+            put_json(rendering.plain(session, shows))
         else:
             screen = Screen()
-            showing.show_one(screen, session, shows)
+            rendering.show_one(screen, session, shows)
             if address is None:
                 screen.line()
                 screen.prose(
-                    "Give checkout_session_token to Lava's checkout in your own page at that origin. Whoever has it can go "
-                    "through this checkout.",
+                    "Give checkout_session_token to Lava's checkout in your own page at that origin. Anyone who has it can "
+                    "use this checkout.",
                     "note",
                 )
         if opens:

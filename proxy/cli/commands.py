@@ -21,9 +21,14 @@ Unread = Annotated[
     typer.Option("--config", metavar="FILE", help="Taken for uniformity: this command reads no configuration."),
 ]
 
+Since = Annotated[
+    str | None, typer.Option("--since", metavar="TIME", help="A span such as 30d or 12h, a date, or a time.")
+]
+OfProject = Annotated[str | None, typer.Option("--project", metavar="NAME", help="Only of this project.")]
+
 
 def application() -> typer.Typer:
-    """The command line, made anew. Plain help texts: loading rich would cost more than all the rest."""
+    """Return a new command line. The help texts are plain: loading rich would cost more than everything else."""
     app = typer.Typer(
         name="lava-proxy",
         no_args_is_help=True,
@@ -38,7 +43,10 @@ def application() -> typer.Typer:
     for asking in (wallet, connections, usage, models, checkout):
         app.command()(asking)
     app.add_typer(_keys(), name="keys")
-    # Its words are read by the table of the account API, --help included.
+    for reading in (logs, stats, cost, export):
+        app.command()(reading)
+    app.add_typer(_ledger(), name="ledger")
+    # Its arguments are parsed by the table of the account API, --help included.
     app.command(
         add_help_option=False,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
@@ -69,7 +77,7 @@ def _root(
 
 
 def _config(context: typer.Context, given: Path | None) -> Path | None:
-    """The file named behind the command, else the one named before it."""
+    """Return the file named after the command, or else the one named before it."""
     before = context.obj
     return given or (before if isinstance(before, Path) else None)
 
@@ -86,7 +94,7 @@ def serve(
     import signal
     import sys
 
-    # Until the server has its own way down: a stop while it is still being loaded is a clean one, also for PID 1.
+    # Until the server handles signals itself: a stop while it is being loaded is a clean one, also for PID 1.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from proxy.cli.serve import run
 
@@ -136,7 +144,7 @@ def init(
 def check(
     context: typer.Context,
     online: Annotated[
-        bool, typer.Option("--online", help="Ask Lava, too: do key, connection and meter exist, is there money.")
+        bool, typer.Option("--online", help="Ask Lava, too: do key, connection and meter exist, and is there money?")
     ] = False,
     as_json: AsJson = False,
     config: Config = None,
@@ -200,9 +208,9 @@ def emulator(
 ) -> None:
     """Run the offline Lava alone, to try things against.
 
-    It answers "You said: …"; where a request has a JSON schema, with a value that fits; and calls a tool that is forced, or
-    that the message names: "call NAME", with its arguments as JSON behind it. A model called fault-NAME
-    goes wrong, such as fault-lava-402, fault-cut-after-3 or fault-slow-5; fault-list names them all.
+    It answers "You said: …"; if a request has a JSON schema, with a value that fits; and calls a tool that is forced, or
+    that the message names: "call NAME", followed by its arguments as JSON. A model called fault-NAME
+    fails, such as fault-lava-402, fault-cut-after-3 or fault-slow-5; fault-list lists them all.
     """
     from proxy.cli.emulator import run
 
@@ -220,7 +228,9 @@ def login(
     code: Annotated[
         str | None,
         typer.Option(
-            "--code", metavar="CODE", help="The code, or address, that a browser elsewhere ended at; - reads it."
+            "--code",
+            metavar="CODE",
+            help="The code, or the address that contains it, from a browser elsewhere; - reads it.",
         ),
     ] = None,
     browser: Annotated[
@@ -232,9 +242,9 @@ def login(
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Log in to Lava, by way of your browser.
+    """Log in to Lava with your browser.
 
-    Brings a secret key and keeps it, in the system's keyring or in a file that only you can read. The daemon and all other
+    Gets a secret key and keeps it, in the system's keyring or in a file that only you can read. The daemon and all other
     commands then use it, unless the configuration or LAVA_SECRET_KEY names another.
     """
     from proxy.cli.login import run
@@ -265,9 +275,9 @@ def logout(
 
 
 def whoami(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
-    """Show who is logged in.
+    """Show the login.
 
-    Exits with 1 when nobody is.
+    Exits with 1 if there is no login.
     """
     from proxy.cli.login import whoami
 
@@ -344,7 +354,7 @@ def _keys() -> typer.Typer:
 
 
 def _take_config(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
-    # Behind "keys" and behind the word after it, they are the same.
+    # The options have the same meaning after "keys" and after its subcommand.
     context.obj = (_config(context, config), as_json)
 
 
@@ -383,7 +393,7 @@ def keys_create(
 ) -> None:
     """Create a spend key: for one tool, with limits.
 
-    Its value is shown this once.
+    Its value is shown only once.
     """
     from proxy.cli.keys import create
 
@@ -422,7 +432,7 @@ def checkout(
     plan: Annotated[str | None, typer.Option("--plan", metavar="ID", help="Subscribe to this plan.")] = None,
     bundle: Annotated[str | None, typer.Option("--bundle", metavar="ID", help="Buy this credit bundle.")] = None,
     old_names: Annotated[
-        bool, typer.Option("--old-names", help="Speak of connections and configs, as SDK 8 did.")
+        bool, typer.Option("--old-names", help="Use the names of SDK 8: connections and configs.")
     ] = False,
     opens: Annotated[bool, typer.Option("--open", help="Open the address in a browser, if Lava gives one.")] = False,
     as_json: AsJson = False,
@@ -443,3 +453,189 @@ def checkout(
             as_json=as_json,
         )
     )
+
+
+def logs(
+    context: typer.Context,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Show those that come, until Ctrl-C.")] = False,
+    project: OfProject = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="Asked for, or served.")] = None,
+    tool: Annotated[str | None, typer.Option("--tool", metavar="NAME", help="Such as claude-code or codex.")] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", metavar="ID", help="As the tool sends it, or as shown here.")
+    ] = None,
+    outcome: Annotated[str | None, typer.Option("--outcome", metavar="WORD", help="Such as ok or timeout.")] = None,
+    since: Since = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=100_000, help="How many at most.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per line, for scripts.")] = False,
+    config: Config = None,
+) -> None:
+    """Show the requests of the ledger, the newest last.
+
+    Each with its tokens and what it cost: billed, pending, estimated, unmetered or unknown; ~ marks an estimate.
+    """
+    from proxy.cli.ledger_logs import run
+
+    raise typer.Exit(
+        run(
+            _config(context, config),
+            project=project,
+            model=model,
+            tool=tool,
+            session=session,
+            outcome=outcome,
+            since=since,
+            limit=limit,
+            follow=follow,
+            as_json=as_json,
+        )
+    )
+
+
+def stats(
+    context: typer.Context,
+    by: Annotated[
+        Literal["project", "provider", "model", "tool", "session", "day", "hour"],
+        typer.Option("--by", help="What each line is."),
+    ] = "project",
+    since: Annotated[
+        str, typer.Option("--since", metavar="TIME", help="A span such as 30d or 12h, a date, or a time.")
+    ] = "30d",
+    project: OfProject = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Show usage and cost by project, model, tool, day …
+
+    Dollars by their source. Errors are all outcomes but ok and client_gone; p50 and p95 are times to the first byte.
+    """
+    from proxy.cli.ledger_stats import run
+
+    raise typer.Exit(run(_config(context, config), by=by, since=since, project=project, as_json=as_json))
+
+
+def cost(
+    context: typer.Context,
+    git: Annotated[
+        str | None,
+        typer.Option("--git", metavar="A..B", help="Between two commits of the repository in the current directory."),
+    ] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", metavar="ID", help="Of a session and its sub-agents.")
+    ] = None,
+    project: OfProject = None,
+    since: Since = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Show what a range of commits or a session cost.
+
+    Without an option: all of the last 30 days. The output says which requests it counts.
+    """
+    from proxy.cli.ledger_cost import run
+
+    raise typer.Exit(
+        run(_config(context, config), git=git, session=session, project=project, since=since, as_json=as_json)
+    )
+
+
+def export(
+    context: typer.Context,
+    form: Annotated[
+        Literal["csv", "jsonl", "parquet"],
+        typer.Option("--format", help="Parquet needs the extra: lava-proxy[parquet]."),
+    ] = "csv",
+    since: Since = None,
+    project: OfProject = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Where to; default: standard output.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
+    config: Config = None,
+) -> None:
+    """Write the requests as CSV, JSON lines or Parquet."""
+    from proxy.cli.ledger_export import run
+
+    raise typer.Exit(
+        run(_config(context, config), form=form, since=since, project=project, output=output, as_json=as_json)
+    )
+
+
+def _ledger() -> typer.Typer:
+    group = typer.Typer(
+        help="Look after the ledger.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+    group.callback()(_take_config)
+    group.command("status")(ledger_status)
+    group.command("check")(ledger_check)
+    group.command("prune")(ledger_prune)
+    group.command("migrate")(ledger_migrate)
+    group.command("dead-letters")(ledger_dead_letters)
+    return group
+
+
+def ledger_status(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
+    """Show where it is, its size, and what it holds."""
+    from proxy.cli.ledger_status import status
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(status(file, as_json=as_json))
+
+
+def ledger_check(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
+    """Check that it is sound, and its sums right.
+
+    Exits with 1 when something is wrong. Reads every row: minutes for millions of them.
+    """
+    from proxy.cli.ledger_status import check
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(check(file, as_json=as_json))
+
+
+def ledger_prune(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Remove requests older than ledger.keep.
+
+    A running daemon does so by itself.
+    """
+    from proxy.cli.ledger_upkeep import run_prune
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(run_prune(file, dry_run=dry_run, as_json=as_json))
+
+
+def ledger_migrate(context: typer.Context, as_json: AsJson = False, config: Config = None) -> None:
+    """Bring its schema up to date.
+
+    The daemon does so when it starts.
+    """
+    from proxy.cli.ledger_upkeep import run_migrate
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(run_migrate(file, as_json=as_json))
+
+
+def ledger_dead_letters(
+    context: typer.Context,
+    action: Annotated[
+        Literal["list", "replay", "delete"], typer.Argument(metavar="[list|replay|delete]", help="Default: list.")
+    ] = "list",
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which ones.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a question.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Usage records that could not be delivered.
+
+    The daemon keeps what Lava refused until it is replayed or deleted by hand.
+    """
+    from proxy.cli.ledger_letters import run
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(run(file, action, ids or (), all_=everything, yes=yes, as_json=as_json))

@@ -1,4 +1,4 @@
-"""``lava-proxy connections``: the customers whose wallets and plans pay, with what the API tells of their credit."""
+"""``lava-proxy connections``: the customers whose wallets and plans pay, with their credit as far as the API has it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def run(config: Path | None, *, limit: int, as_json: bool) -> int:
-    """Show up to ``limit`` of them; returns the exit code."""
+    """Show up to `limit` customers and return the exit code."""
     return account.ask(config, lambda lava: _show(lava, limit, as_json), as_json=as_json)
 
 
 def _show(lava: LavaSync, limit: int, as_json: bool) -> int:
-    from proxy.cli.showing import plain
+    from proxy.cli.rendering import plain
 
     # One more than is shown, to know whether there are more.
     found = _customers(lava, limit + 1)
     more, found = len(found) > limit, found[:limit]
-    plans, told = _plans(lava) if found else ({}, True)
+    plans, complete = _plans(lava) if found else ({}, True)
     if as_json:
         rows = [{**plain(each), "plan": plain(plans.get(_id(each)))} for each in found]
         put_json({"data": rows, "has_more": more})
@@ -37,19 +37,16 @@ def _show(lava: LavaSync, limit: int, as_json: bool) -> int:
     if not found:
         screen.line("There are none.")
         return Exit.OK
-    cells = [_cells(each, plans.get(_id(each))) for each in found]
-    heads = [head for head in cells[0] if any(row[head] for row in cells)]
-    numbers = {at for at, head in enumerate(heads) if head in ("balance", "credit left")}
-    screen.table(heads, [[" ".join(row[head].split("\n")) for head in heads] for row in cells], numbers=numbers)
+    screen.records([_cells(each, plans.get(_id(each))) for each in found], numbers=("balance", "credit left"))
     if more:
         say(f"There are more: --limit N shows more than {limit}.")
-    if not told:
-        say("Note: Lava did not tell the plans and their credit.")
+    if not complete:
+        say("Note: the plans and their credit are missing: Lava did not answer that request.")
     return Exit.OK
 
 
 def _customers(lava: LavaSync, count: int) -> list[Customer | Connection]:
-    """By the name of today, or of SDK 8 where Lava knows no other."""
+    """Return the customers, under the name of SDK 8 if Lava does not have the current one."""
     try:
         return list(islice(lava.customers.list(), count))
     except NotFound:
@@ -61,15 +58,15 @@ def _id(record: Customer | Connection | Subscription) -> str:
 
 
 def _plans(lava: LavaSync) -> tuple[Mapping[str, Subscription], bool]:
-    """Active subscriptions by customer, in as few calls as there are pages; and whether Lava told them all."""
+    """Return the active subscriptions by customer, and whether they are complete. One call for each page."""
     try:
         return {_id(each): each for each in lava.subscriptions.list(status="active")}, True
     except LavaError:
-        return {}, False  # the list without them is still worth showing
+        return {}, False  # the list is useful without them
 
 
 def _cells(record: Customer | Connection, plan: Subscription | None) -> dict[str, str]:
-    from proxy.cli.showing import flat, text
+    from proxy.cli.rendering import flat, text
     from proxy.lava.money import balance_of, dollars
 
     values: dict[str, Any] = flat(record)

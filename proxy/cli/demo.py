@@ -1,8 +1,8 @@
 """``lava-proxy demo``: the offline Lava and the real daemon in this process, real requests through both.
 
-Nothing here is acted: the daemon is the one that ``serve`` runs (sockets, gate, tokens, upstream connections), only in a
-thread; the requests are sent by an HTTP client of their own; the token shown is the one that arrived at the emulator, and
-the balances are the emulator's. Every step says what it expects, and one that gets something else makes the exit code 1.
+Nothing is simulated except Lava: the daemon is the one that ``serve`` runs (sockets, access, tokens, upstream connections),
+in a thread; the requests are sent by a separate HTTP client; the token shown is the one that arrived at the emulator, and
+the balances are the emulator's. Each step has an expected result; any other result makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from proxy.cli import addresses, payers
-from proxy.cli.calls import CommandAnswer, CommandCall
+from proxy.cli.demo_client import DemoRequest, DemoResponse
 from proxy.cli.terminal import Exit, Screen, put_json, say
 from proxy.protocol.wording import counted
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PORT = 5282
 PACE_S = 0.06
-"""Between two pieces of a streamed answer: slow enough to watch."""
+"""Time between two parts of a streamed answer: slow enough to watch."""
 
 # The same at every start, so that a command copied from one run works in the next. They open a daemon that holds play
 # money only.
@@ -69,23 +69,23 @@ keys = ["{wrong}"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One request of the demo. ``wrong`` says what is not as it should be, or gives an empty string."""
+    """One request of the demo. ``wrong`` returns what differs from the expected answer, or an empty string."""
 
     name: str
     title: str
     why: str
-    call: CommandCall
+    call: DemoRequest
     status: int
-    wrong: Callable[[CommandAnswer], str]
+    wrong: Callable[[DemoResponse], str]
     shows_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOutcome:
-    """How a step went."""
+    """The result of a step."""
 
     step: Step
-    answer: CommandAnswer | None
+    answer: DemoResponse | None
     fault: str
     token: dict[str, object] | None
     payer: str | None
@@ -97,7 +97,7 @@ class DemoOutcome:
 
 
 def run(*, keep: bool, port: int | None, as_json: bool, world: World | None = None) -> int:
-    """Show it; returns the exit code: 0 only where every step went as expected. Ctrl-C ends ``keep``."""
+    """Run the demo. Return the exit code: 0 only if every step got the expected result. Ctrl-C ends ``keep``."""
     from proxy.emulator import Emulator, World
 
     world = world or World.demo()
@@ -127,18 +127,18 @@ def run(*, keep: bool, port: int | None, as_json: bool, world: World | None = No
         else:
             _conclude(screen, outcomes, before, after, base, keep=keep)
         if keep:
-            log.set_level("info")  # from here on, one line for each request that somebody else sends
+            log.set_level("info")  # from here on, one line for each request of the user's own tools
             while not interrupt.asked:
                 time.sleep(0.1)
     return code
 
 
-# --- the stage -------------------------------------------------------------------------------------------------------
+# --- daemon, log and signals -----------------------------------------------------------------------------------------
 
 
 class _Interrupt:
-    """Ctrl-C and SIGTERM, noted first and heeded where it is safe: an exception out of nowhere could leave a lock of the
-    log or of a thread taken, and the end would wait for it. The second time it is that exception."""
+    """Ctrl-C and SIGTERM: recorded first, and raised in ``check``. An exception at any point could leave a lock of the log
+    or of a thread taken, and the exit would wait for it. The second signal is raised at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -149,7 +149,7 @@ class _Interrupt:
         self.asked = True
 
     def check(self) -> None:
-        """Raises ``KeyboardInterrupt`` when the end was asked for."""
+        """Raise ``KeyboardInterrupt`` if a signal arrived."""
         if self.asked:
             raise KeyboardInterrupt
 
@@ -171,7 +171,7 @@ def _interrupt() -> Iterator[_Interrupt]:
 
 @contextmanager
 def _log(keys: Iterable[str]) -> Iterator[Logs]:
-    """Warnings only, while the demo speaks itself."""
+    """Start a log of warnings only, while the demo prints its own output."""
     from proxy.config.settings import LogSettings
     from proxy.observe.logs import configure
     from proxy.protocol.redaction import Redactor
@@ -184,7 +184,7 @@ def _log(keys: Iterable[str]) -> Iterator[Logs]:
 
 
 def _started(stack: ExitStack, emulator: Emulator, unknown_key: str, port: int | None, log: Logs) -> Daemon | int:
-    """The running daemon on ``port`` (without one: 5282, else any that is free), or an exit code."""
+    """Start the daemon on `port` (default: 5282, or any free port). Return it, or an exit code."""
     from proxy.app import create_app
     from proxy.daemon import CannotListen, background
 
@@ -201,7 +201,7 @@ def _started(stack: ExitStack, emulator: Emulator, unknown_key: str, port: int |
 
 
 def configured(emulator: Emulator, unknown_key: str, port: int) -> Settings:
-    """The demo's own configuration. It is no file, and nothing of the user's environment is in it."""
+    """Return the demo's own configuration. It is no file, and contains nothing of the user's environment."""
     from proxy.config.settings import Settings
 
     text = CONFIGURATION.format(
@@ -216,17 +216,17 @@ def configured(emulator: Emulator, unknown_key: str, port: int) -> Settings:
     return Settings.model_validate(tomllib.loads(text))
 
 
-# --- the story -------------------------------------------------------------------------------------------------------
+# --- the steps -------------------------------------------------------------------------------------------------------
 
 
 def steps(base: str) -> list[Step]:
-    """The requests, in the order in which they are shown; ``base`` is the daemon's address."""
+    """Return the requests, in the order in which they are shown. `base` is the daemon's address."""
 
-    def chat(key: str, text: str, **more: Any) -> CommandCall:
+    def chat(key: str, text: str, **more: Any) -> DemoRequest:
         body = {"model": "gpt-5", **more, "messages": [{"role": "user", "content": text}]}
-        return CommandCall(f"{base}/v1/chat/completions", {"authorization": f"Bearer {key}"}, body)
+        return DemoRequest(f"{base}/v1/chat/completions", {"authorization": f"Bearer {key}"}, body)
 
-    claude = CommandCall(
+    claude = DemoRequest(
         base + "/v1/messages",
         {"x-api-key": WEBSITE_KEY, "anthropic-version": "2023-06-01"},
         {
@@ -280,11 +280,11 @@ def steps(base: str) -> list[Step]:
     ]
 
 
-def _without_text(answer: CommandAnswer) -> str:
-    return "" if answer.words else "the answer has no text"
+def _without_text(answer: DemoResponse) -> str:
+    return "" if answer.answer_text else "the answer has no text"
 
 
-def _not_streamed(answer: CommandAnswer) -> str:
+def _not_streamed(answer: DemoResponse) -> str:
     if not answer.ended:
         return "the stream did not end with [DONE]"
     if answer.pieces < 2 or answer.seconds - answer.first_s < PACE_S:
@@ -292,10 +292,10 @@ def _not_streamed(answer: CommandAnswer) -> str:
     return ""
 
 
-def _without_code(code: str) -> Callable[[CommandAnswer], str]:
-    def wrong(answer: CommandAnswer) -> str:
-        said = answer.headers.get("x-lava-proxy-error")
-        return "" if said == code and answer.error.get("message") else f"the error is not {code} but {said}"
+def _without_code(code: str) -> Callable[[DemoResponse], str]:
+    def wrong(answer: DemoResponse) -> str:
+        found = answer.headers.get("x-lava-proxy-error")
+        return "" if found == code and answer.error.get("message") else f"the error is not {code} but {found}"
 
     return wrong
 
@@ -313,7 +313,7 @@ def _perform(step: Step, number: int, screen: Screen | None, world: World, inter
         if step.call.streams:
             screen.write("   → ", "good")
     before = len(world.received)
-    answer: CommandAnswer | None = None
+    answer: DemoResponse | None = None
     try:
         answer = step.call.send(on_text)
     except (OSError, http.client.HTTPException) as error:
@@ -326,7 +326,7 @@ def _perform(step: Step, number: int, screen: Screen | None, world: World, inter
         fault = f"Lava received {counted(len(arrived), 'request')} instead of 1"
     last = arrived[-1] if arrived else None
     if not fault and step.status == 200 and last is not None and last.charged <= 0:
-        fault = "nobody was charged"
+        fault = "no wallet was charged"
     token = payers.masked_fields(last.token) if last is not None and last.token is not None else None
     charged = sum((each.charged for each in arrived), start=_nothing())
     outcome = DemoOutcome(step, answer, fault, token, last.payer if last is not None else None, charged)
@@ -341,7 +341,7 @@ def _nothing() -> Decimal:
     return Decimal(0)
 
 
-# --- how it is shown -------------------------------------------------------------------------------------------------
+# --- output ----------------------------------------------------------------------------------------------------------
 
 
 def _introduce(screen: Screen, base: str, lava: str) -> None:
@@ -358,9 +358,9 @@ def _show(screen: Screen, outcome: DemoOutcome) -> None:
     if step.call.streams:
         screen.line()
     if answer is not None:
-        if answer.words and not step.call.streams:
+        if answer.answer_text and not step.call.streams:
             screen.write("   → ", "good")
-            screen.line(answer.words)
+            screen.line(answer.answer_text)
         if answer.error:
             message = str(answer.error.get("message"))
             screen.prose(message, "good" if outcome.ok else "bad", lead=f"→ {answer.status}  ", indent=3)
@@ -441,7 +441,7 @@ def _step_document(outcome: DemoOutcome) -> dict[str, Any]:
         "command": step.call.curl(),
         "expected_status": step.status,
         "status": answer.status if answer is not None else None,
-        "text": (answer.words or None) if answer is not None else None,
+        "text": (answer.answer_text or None) if answer is not None else None,
         "pieces": answer.pieces if answer is not None and step.call.streams else None,
         "error": (answer.error or None) if answer is not None else None,
         "token": outcome.token,

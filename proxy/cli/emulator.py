@@ -19,15 +19,15 @@ _MAX_BYTES = 1 << 30
 
 
 class _State:
-    """The file that an emulator keeps its state in."""
+    """The file with the state of an emulator."""
 
     def __init__(self, path: Path) -> None:
         # The file behind a link is replaced, not the link.
         self.path = path.resolve()
-        self._told = False
+        self._reported = False
 
     def read(self) -> World:
-        """The world that it holds, or a new one where there is no file yet; raises ``UnreadableReference``."""
+        """Return the world in the file, or a new one if there is no file. Raises ``UnreadableReference``."""
         from proxy.config.references import UnreadableReference, read_file
         from proxy.emulator import World, keeping
 
@@ -41,18 +41,18 @@ class _State:
             raise UnreadableReference(f"holds no state of an emulator, or a damaged one ({fault})") from None
 
     def write(self, data: bytes) -> None:
-        """Replace the file; raises ``OSError``."""
+        """Replace the file. Raises ``OSError``."""
         from proxy.config.credentials import replace_file
 
         replace_file(self.path, data)
 
     def write_on(self, data: bytes) -> None:
-        """The same while the emulator runs, which goes on where that fails; the first failure is told."""
+        """Replace the file while the emulator runs. The first failure is reported, and the emulator continues."""
         try:
             self.write(data)
         except OSError as fault:
-            if not self._told:
-                self._told = True
+            if not self._reported:
+                self._reported = True
                 say(f"lava-proxy: {self.path} cannot be written ({_why(fault)}); what changes now may not be kept.")
 
 
@@ -61,7 +61,7 @@ def _why(fault: OSError) -> str:
 
 
 def run(port: int, environment: Literal["live", "test"] | None, path: Path | None, *, as_json: bool) -> int:
-    """Run it until SIGINT or SIGTERM; returns the exit code. With a ``path`` its state is read from there and kept there."""
+    """Run the emulator until SIGINT or SIGTERM and return the exit code. `path` is the file of its state."""
     from proxy.config.references import UnreadableReference
     from proxy.emulator import World, keeping, serve_forever
 
@@ -69,7 +69,7 @@ def run(port: int, environment: Literal["live", "test"] | None, path: Path | Non
     try:
         world = World.demo() if state is None else state.read()
         if state is not None:
-            # Before anything is shown: a key that somebody copies is one that stays.
+            # Before anything is shown, so that a copied key remains valid.
             state.write(keeping.encode(world))
     except UnreadableReference as fault:
         say(f"lava-proxy: {path} {fault}. Name another file, or remove this one to start anew.")
@@ -137,5 +137,5 @@ def _introduce(world: World, state: Path | None, url: str, *, as_json: bool) -> 
     screen.line(f"export LAVA_PROXY_LAVA__BASE_URL={base}", "code", indent=2)
     screen.line(f"export LAVA_SECRET_KEY={world.secret_key}", "code", indent=2)
     screen.line("lava-proxy serve", "code", indent=2)
-    screen.title("Or log in to it by its own page, as to Lava:")
+    screen.title("Or log in to it on its own page, as to Lava:")
     screen.line(f"lava-proxy login --app {base.removesuffix('/v1')}", "code", indent=2)

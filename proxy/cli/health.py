@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from proxy.config.settings import Server
 
 SECONDS = 3.0
-"""For one address; a container's health check gives up after 30 seconds as a rule."""
+"""Time limit for one address. The health check of a container usually ends after 30 seconds."""
 _MOST = 64 * 1024
-_NOBODY = "nobody answers"
+_NO_ANSWER = "no answer"
 
 
 def run(config: Path | None, host: str | None, port: int | None, *, as_json: bool) -> int:
-    """0 when the daemon of this configuration says that it is ready, else 1 and the reason."""
+    """Return 0 if the daemon of this configuration is ready, else 1 after printing the reason."""
     settings = loading.settings(config, {"server.host": host, "server.port": port}, as_json=as_json)
-    at, reason = "", "port = 0 lets the system choose, so nobody can know where it is: use --port or unix_socket"
+    at, reason = "", "port = 0 lets the system choose, so the port is not known: use --port or unix_socket"
     asked: dict[str, str] = {}
     for at, connection in _ways(settings.server):
         reason = asked[at] = _ask(connection)
-        if not reason.startswith(_NOBODY):
+        if not reason.startswith(_NO_ANSWER):
             break
     else:
         if asked:
@@ -38,7 +38,7 @@ def run(config: Path | None, host: str | None, port: int | None, *, as_json: boo
             at = ", ".join(asked)
     if as_json:
         put_json({"ready": not reason, "at": at or None, "reason": reason or None})
-    elif reason.startswith(_NOBODY):
+    elif reason.startswith(_NO_ANSWER):
         say(f"lava-proxy is not ready: {reason}. `lava-proxy serve` starts it")
     elif reason:
         say(f"lava-proxy is not ready: {reason}" + (f" ({at})" if at else ""))
@@ -48,7 +48,7 @@ def run(config: Path | None, host: str | None, port: int | None, *, as_json: boo
 
 
 class _Unix(http.client.HTTPConnection):
-    """A connection by a socket file."""
+    """A connection to a Unix socket."""
 
     def __init__(self, path: str) -> None:
         super().__init__("localhost", timeout=SECONDS)
@@ -61,7 +61,7 @@ class _Unix(http.client.HTTPConnection):
 
 
 def _ways(server: Server) -> Iterator[tuple[str, http.client.HTTPConnection]]:
-    """Where it may be asked, in order; every one of them leads to the same daemon."""
+    """Yield the connections to try, in order. All of them reach the same daemon."""
     if server.port:
         for host in addresses.hosts(server):
             yield addresses.url(host, server.port), http.client.HTTPConnection(host, server.port, timeout=SECONDS)
@@ -70,8 +70,8 @@ def _ways(server: Server) -> Iterator[tuple[str, http.client.HTTPConnection]]:
 
 
 def _ask(connection: http.client.HTTPConnection) -> str:
-    """Why it is not ready; empty when it is."""
-    # This name is always ours, whatever address was dialled.
+    """Return why the daemon is not ready, or an empty string."""
+    # The daemon accepts this name on every address.
     name = "localhost" if isinstance(connection, _Unix) or connection.port == 80 else f"localhost:{connection.port}"
     try:
         connection.request("GET", "/readyz", headers={"Host": name, "Connection": "close"})
@@ -80,22 +80,22 @@ def _ask(connection: http.client.HTTPConnection) -> str:
     except TimeoutError:
         return f"no answer within {SECONDS:g} seconds"
     except ConnectionResetError:  # also what http.client calls RemoteDisconnected
-        return "what answers there ends the connection"
+        return "the program there closes the connection"
     except socket.gaierror:
-        return f"{_NOBODY} (unknown host)"
+        return f"{_NO_ANSWER} (unknown host)"
     except OSError as error:
-        return f"{_NOBODY} ({os.strerror(error.errno or 0)})"
+        return f"{_NO_ANSWER} ({os.strerror(error.errno or 0)})"
     except http.client.HTTPException:
-        return "what answers there does not speak HTTP"
+        return "the program there does not speak HTTP"
     finally:
         connection.close()
     try:
-        said = json.loads(body)
+        found = json.loads(body)
     except ValueError:
-        said = None
-    state = said.get("status") if isinstance(said, dict) else None
+        found = None
+    state = found.get("status") if isinstance(found, dict) else None
     if status == 200 and state == "ok":
         return ""
-    if state == "not ready" and isinstance(said, dict):
-        return str(said.get("reason") or "it does not say why")
-    return f"what answers there is not lava-proxy (status {status} on /readyz)"
+    if state == "not ready" and isinstance(found, dict):
+        return str(found.get("reason") or "it gives no reason")
+    return f"the program there is not lava-proxy (status {status} on /readyz)"

@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 from proxy.cli import addresses
-from proxy.cli.terminal import Exit, Screen, put_json, say
+from proxy.cli.terminal import Exit, Screen, failed, put_json
 
 REFERENCE = "config.example.toml"
 
@@ -25,8 +25,8 @@ default_project = "main"
 
 [server]
 #port = 5282
-# Your tools send this as their API key; without it nobody on this machine gets in. It opens this daemon and nothing
-# else. Each project may have keys of its own, too.
+# Your tools send this as their API key; without it no program on this machine has access. It is valid for this daemon
+# only. Each project may have keys of its own, too.
 keys = ["{key}"]
 
 [lava]
@@ -56,10 +56,10 @@ keys = ["{key}"]
 
 
 def run(path: Path | None, config: Path | None, *, as_json: bool) -> int:
-    """Write the first configuration, never over an existing file; returns the exit code."""
+    """Write the first configuration, never over an existing file. Return the exit code."""
     wanted = path or config or _usual()
     if wanted is None:
-        return _failed(
+        return failed(
             "there is no home directory to keep a configuration in: say where, with --path FILE", as_json=as_json
         )
     target = Path(os.path.abspath(wanted))
@@ -73,10 +73,10 @@ def run(path: Path | None, config: Path | None, *, as_json: bool) -> int:
             if target.is_dir()
             else "exists and stays as it is: name another file with --path, or remove this one first"
         )
-        return _failed(f"{target} {what}", as_json=as_json)
+        return failed(f"{target} {what}", as_json=as_json)
     except OSError as error:
         why = f"{target} cannot be written ({os.strerror(error.errno or 0)}): name another file with --path"
-        return _failed(why, as_json=as_json)
+        return failed(why, as_json=as_json)
     base = addresses.url("127.0.0.1", 5282)
     found_by_itself = target == _usual()
     if as_json:
@@ -105,7 +105,7 @@ def run(path: Path | None, config: Path | None, *, as_json: bool) -> int:
 
 
 def show_reference(*, as_json: bool) -> int:
-    """Print config.example.toml, which has every setting; returns the exit code."""
+    """Print config.example.toml, which has every setting. Return the exit code."""
     text = reference().read_text(encoding="utf-8")
     if as_json:
         put_json({"reference": text})
@@ -115,14 +115,14 @@ def show_reference(*, as_json: bool) -> int:
 
 
 def reference() -> Path:
-    """The file: in the package where it was installed from a wheel, else beside the package in a checkout."""
+    """Return the file: in the package if that was installed from a wheel, else beside the package in a checkout."""
     package = Path(__file__).parent.parent
     installed = package / REFERENCE
     return installed if installed.exists() else package.parent / REFERENCE
 
 
 def _known_key() -> str:
-    """Where a key comes from already; empty without one."""
+    """Return where a key already comes from, or an empty string."""
     if os.environ.get("LAVA_SECRET_KEY"):
         return "LAVA_SECRET_KEY is set"
     from proxy.config.credentials import find
@@ -135,7 +135,7 @@ def _known_key() -> str:
 
 
 def _usual() -> Path | None:
-    """Where the daemon looks by itself; ``None`` where there is no home."""
+    """Return the file that the daemon finds without --config, or None if there is no home directory."""
     named = os.environ.get("LAVA_PROXY_CONFIG")
     if named:
         return Path(os.path.abspath(named))
@@ -143,13 +143,13 @@ def _usual() -> Path | None:
 
     try:
         found = user_config(os.environ)
-    except RuntimeError:  # how platformdirs says that the system knows no home for this user
+    except RuntimeError:  # from platformdirs, if the system has no home for this user
         return None
     return found if found is not None and found.is_absolute() else None
 
 
 def _write(target: Path, text: str) -> None:
-    """Make the file with mode 0600, whatever the umask. Raises ``FileExistsError`` for anything of that name."""
+    """Create the file with mode 0600, whatever the umask. Raises ``FileExistsError`` for anything of that name."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # O_EXCL also refuses a link, wherever it leads.
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
@@ -170,10 +170,3 @@ def _quoted(path: Path) -> str:
     import shlex
 
     return shlex.quote(str(path))
-
-
-def _failed(sentence: str, *, as_json: bool) -> int:
-    if as_json:
-        put_json({"ok": False, "error": sentence})
-    say(f"lava-proxy: {sentence}.")
-    return Exit.FAILED

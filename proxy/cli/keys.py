@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from proxy.cli import account, words
-from proxy.cli.terminal import Exit, Screen, put_json, say
+from proxy.cli import account, arguments
+from proxy.cli.terminal import Exit, Screen, misused, put_json, say
 from proxy.protocol.providers import ALIASES, BUILTIN
 
 if TYPE_CHECKING:
@@ -43,51 +43,53 @@ def create(
     shape: str | None,
     as_json: bool,
 ) -> int:
-    """Create a spend key and show it, this once; returns the exit code."""
+    """Create a spend key, show it, and return the exit code."""
     now = datetime.now(UTC).astimezone()
     try:
         allowed = [_provider(each) for each in _several(providers)]
         fields: dict[str, Any] = {
             "name": name or f"{' '.join(allowed) or 'lava-proxy'} {now:%Y-%m-%d %H:%M}",
-            # A key takes one shape of request only, and tools of Anthropic's own speak no other.
+            # A key accepts one shape of request, and Anthropic's own tools send no other.
             "request_shape": shape or ("anthropic" if allowed == ["anthropic"] else "openai"),
             "allowed_providers": allowed,
             "allowed_models": _several(models),
         }
         if limit is not None:
             amount, cycle = _per(limit, "--limit", "50/monthly")
-            dollars = words.money(amount, "--limit")
+            dollars = arguments.parse_money(amount, "--limit")
             if dollars <= 0:
-                raise words.Misused("--limit must be more than 0: with no limit at all, leave it out")
+                raise arguments.UsageError("--limit must be more than 0: with no limit at all, leave it out")
             fields["spend_limit"] = {"amount": dollars, "cycle": cycle}
         if requests is not None:
             count, cycle = _per(requests, "--requests", "1000/daily")
             if not re.fullmatch("0*[1-9][0-9]{0,11}", count):
-                raise words.Misused(f"--requests is a whole number and a cycle such as 1000/daily, not {requests!r}")
+                raise arguments.UsageError(
+                    f"--requests is a whole number and a cycle such as 1000/daily, not {requests!r}"
+                )
             fields["request_limit"] = {"count": int(count), "cycle": cycle}
         if burst is not None and rpm is None:
-            raise words.Misused("--burst goes with --rpm")
+            raise arguments.UsageError("--burst goes with --rpm")
         if rpm is not None:
             fields["rate_limit"] = {"rpm": rpm, **({"burst": burst} if burst is not None else {})}
         if expires is not None:
-            fields["expires_at"] = words.moment(expires, now, "--expires", ahead=True)
+            fields["expires_at"] = arguments.parse_time(expires, now, "--expires", ahead=True)
             if fields["expires_at"] <= now:
-                raise words.Misused(f"--expires is in the past: {expires}")
-    except words.Misused as error:
-        return account.misused(str(error))
+                raise arguments.UsageError(f"--expires is in the past: {expires}")
+    except arguments.UsageError as error:
+        return misused(str(error))
 
     def make(lava: LavaSync) -> int:
-        from proxy.cli import api, showing
+        from proxy.cli import api, rendering
         from proxy.lava.resources import rows
 
         (row,) = rows("spend_keys.create")
-        shows = showing.revealed(row)
+        shows = rendering.revealed(row)
         key = lava.call(row, fields={field: value for field, value in fields.items() if value not in (None, [])})
         if as_json:
-            put_json(showing.plain(key, shows))
+            put_json(rendering.plain(key, shows))
         else:
             screen = Screen()
-            showing.show_one(screen, key, shows)
+            rendering.show_one(screen, key, shows)
             screen.title("To use it with a project of lava-proxy:")
             screen.line("[projects.NAME]", "code", indent=2)
             screen.line('spend_key = "env:LAVA_SPEND_KEY"', "code", indent=2)
@@ -99,31 +101,25 @@ def create(
 
 
 def show(config: Path | None, *, as_json: bool) -> int:
-    """List the spend keys with what they have spent; returns the exit code."""
+    """List the spend keys with what they have spent, and return the exit code."""
 
-    def tell(lava: LavaSync) -> int:
-        from proxy.cli import showing
+    def list_keys(lava: LavaSync) -> int:
+        from proxy.cli import rendering
 
         keys = list(lava.spend_keys.list())
         if as_json:
-            put_json({"data": [showing.plain(key) for key in keys]})
+            put_json({"data": [rendering.plain(key) for key in keys]})
         elif not keys:
             Screen().line("There are none.")
         else:
-            rows = [_row(key) for key in keys]
-            heads = [head for head in rows[0] if any(row[head] for row in rows)]
-            Screen().table(
-                heads,
-                [[row[head] for head in heads] for row in rows],
-                numbers={at for at, head in enumerate(heads) if head == "spent"},
-            )
+            Screen().records([_row(key) for key in keys], numbers=("spent",))
         return Exit.OK
 
-    return account.ask(config, tell, as_json=as_json)
+    return account.ask(config, list_keys, as_json=as_json)
 
 
 def _row(key: SpendKey) -> dict[str, str]:
-    from proxy.cli.showing import text
+    from proxy.cli.rendering import text
     from proxy.lava.money import dollars
 
     spend, requests, rate = key.spend_limit, key.request_limit, key.rate_limit
@@ -152,22 +148,22 @@ def _several(given: Sequence[str]) -> list[str]:
 
 
 def _provider(name: str) -> str:
-    """Lava may know more of them than we do: only what looks like a slip is refused."""
+    """Return the provider's name. Only what looks like a typing error is refused: Lava may have other providers."""
     known = {each.lower(): each for each in BUILTIN} | {each.lower(): other for each, other in ALIASES.items()}
     if name.lower() in known:
         return known[name.lower()]
     close = get_close_matches(name.lower(), known, n=1, cutoff=0.7)
     if close:
-        raise words.Misused(f"there is no provider {name!r}; did you mean {known[close[0]]}?")
+        raise arguments.UsageError(f"there is no provider {name!r}; did you mean {known[close[0]]}?")
     return name
 
 
 def _per(text: str, name: str, example: str) -> tuple[str, str]:
-    """``50/monthly`` as its two parts; without a cycle it is ``total``."""
+    """Return the two parts of ``50/monthly``. The default cycle is ``total``."""
     amount, slash, cycle = text.partition("/")
     cycle = cycle.strip().lower() if slash else "total"
     if cycle not in _CYCLES:
         close = get_close_matches(cycle, _CYCLES, n=1, cutoff=0.5)
         hint = f"did you mean {_CYCLES[close[0]]}?" if close else "there are: daily, weekly, monthly, total"
-        raise words.Misused(f"{name} is written {example}; there is no cycle {cycle!r}, {hint}")
+        raise arguments.UsageError(f"{name} is written {example}; there is no cycle {cycle!r}, {hint}")
     return amount.strip(), _CYCLES[cycle]

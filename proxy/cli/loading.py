@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def settings(config: Path | None, flags: Mapping[str, object] | None = None, *, as_json: bool = False) -> Settings:
-    """The settings of ``config`` (else of the known places). Exits with 78 where they cannot be used."""
+    """Return the settings of `config`, or of the default places. Exits with 78 if they cannot be used."""
     from proxy.config.settings import ConfigError, load
 
     try:
         return load(config, flags=flags)
     except ConfigError as error:
-        # Reported out here: nothing that hangs on the exception is needed any more.
+        # Reported outside of the handler, which frees the exception and what it refers to.
         faults = error
     report(faults, as_json=as_json)
     raise SystemExit(Exit.CONFIGURATION)
 
 
 def report(faults: ConfigError, *, as_json: bool = False) -> None:
-    """Tell what is wrong; for scripts on standard output as well."""
+    """Print the faults, for scripts on standard output as well."""
     say(f"lava-proxy: the configuration cannot be used ({counted(len(faults.faults), 'fault')}):")
     for fault in faults.faults:
         say(f"  {fault}")

@@ -1,7 +1,7 @@
-"""``lava-proxy login``, ``logout`` and ``whoami``: keys by way of the browser, kept for every later command.
+"""``lava-proxy login``, ``logout`` and ``whoami``: get keys through the browser, and keep them for later commands.
 
-The flow is that of Lava's own SDK: the browser asks the user at ``{app}/auth/connect`` and comes back to a port of ours with
-a code, and the code is exchanged, once and within 60 seconds, for keys.
+The flow is that of Lava's own SDK: the user logs in at ``{app}/auth/connect``, the browser returns to a port of this
+command with a code, and the code is exchanged, once and within 60 seconds, for keys.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from proxy.cli import account, loading, payers
-from proxy.cli.callback import Callback, LoginFailed
-from proxy.cli.terminal import Exit, Screen, put_json, say
+from proxy.cli.callback import Callback, LoginError
+from proxy.cli.terminal import Exit, Screen, failed, misused, put_json, say
 from proxy.config import credentials
 from proxy.config.credentials import Login
 from proxy.config.references import UnreadableReference
@@ -44,7 +44,7 @@ def run(
     as_json: bool = False,
     limit: float = LIMIT_S,
 ) -> int:
-    """Log in; returns the exit code. ``code`` is what the browser brought, ``-`` for standard input: then none is opened.
+    """Log in and return the exit code. With `code` (``-``: from standard input) no browser is opened.
 
     ``page`` is ``connect`` (SDK 11.2) or ``cli`` (9.0 to 11.1); ``limit`` is in seconds.
     """
@@ -52,22 +52,22 @@ def run(
     try:
         base, api = places(app)
     except ValueError as error:
-        return account.misused(f"--app {error}")
+        return misused(f"--app {error}")
     if credentials.place(os.environ) is None:
-        return account.failed("there is no home directory to keep a login in: set HOME", as_json=as_json)
+        return failed("there is no home directory to keep a login in: set HOME", as_json=as_json)
     try:
         got = _by_browser(base, page, browser, limit, as_json) if code is None else _pasted(code)
         kept = credentials.keep(_exchanged(settings, got, api), os.environ, keyring=keyring)
-    except (LoginFailed, UnreadableReference) as error:
-        return account.failed(f"not logged in: {error}", as_json=as_json)
+    except (LoginError, UnreadableReference) as error:
+        return failed(f"not logged in: {error}", as_json=as_json)
     except OSError as error:
         what = os.strerror(error.errno or 0)
-        return account.failed(f"not logged in: {error.filename or 'the login'}: {what}", as_json=as_json)
-    return _tell(config, kept, as_json, new=True)
+        return failed(f"not logged in: {error.filename or 'the login'}: {what}", as_json=as_json)
+    return _show_login(config, kept, as_json, new=True)
 
 
 def places(app: str) -> tuple[str, str]:
-    """The app's address without a slash at its end, and the API that belongs to it. Raises ``ValueError``."""
+    """Return the app's address without a trailing slash, and the API that belongs to it. Raises ``ValueError``."""
     address = parse_address(app)
     local = is_loopback(address.host)
     if address.scheme != "https" and not local:
@@ -80,7 +80,7 @@ def places(app: str) -> tuple[str, str]:
 
 
 def _by_browser(base: str, page: str, browser: bool, limit: float, as_json: bool) -> str:
-    """Ask by way of the browser; the code. Raises ``LoginFailed``."""
+    """Return the code of a login in the browser. Raises ``LoginError``."""
     from proxy.cli.browser import opened
 
     state = secrets.token_hex(16)
@@ -90,7 +90,7 @@ def _by_browser(base: str, page: str, browser: bool, limit: float, as_json: bool
         )
     except OSError as error:
         why = os.strerror(error.errno or 0)
-        raise LoginFailed(f"no port of 127.0.0.1 can be listened on for the browser ({why}); use --code") from None
+        raise LoginError(f"no port of 127.0.0.1 can be listened on for the browser ({why}); use --code") from None
     with callback:
         url = callback.page
         found = browser and opened(callback.start)
@@ -110,12 +110,12 @@ def _by_browser(base: str, page: str, browser: bool, limit: float, as_json: bool
 
 
 def _pasted(code: str) -> str:
-    """A code as it was given: alone, or in the address that the browser ended at. Raises ``LoginFailed``."""
+    """Return the code from `code`: a code, or the address that contains it. Raises ``LoginError``."""
     if code == "-":
         import sys
 
         if sys.stdin is None:
-            raise LoginFailed("there is no standard input to read a code from")
+            raise LoginError("there is no standard input to read a code from")
         if sys.stdin.isatty():
             say("Paste the code, or the address that the browser ended at:")
         code = sys.stdin.readline(10_000)
@@ -123,28 +123,28 @@ def _pasted(code: str) -> str:
     if "://" in code or code.startswith("/callback?"):
         given = parse_qs(urlsplit(code).query).get("code", [])
         if len(given) != 1:
-            raise LoginFailed("that address holds no code" if not given else "that address holds two codes")
+            raise LoginError("that address contains no code" if not given else "that address contains two codes")
         code = given[0]
     if not code:
-        raise LoginFailed("no code was given")
+        raise LoginError("no code was given")
     return code
 
 
 def _exchanged(settings: Settings, code: str, api: str) -> Login:
-    """The keys for a code. Raises ``LoginFailed``."""
-    # Without the header that lets a POST be made again: a code is good once, and a second try would hide the first's fate.
+    """Return the keys for a code. Raises ``LoginError``."""
+    # Not idempotent, so not retried: a code is valid once, and a second try would hide the result of the first.
     with account.client(settings, "none", api, idempotency=False) as lava:
         try:
             given = lava.auth.exchange_code(code=code)
         except Refused as error:
             if error.status in (400, 401, 403, 404, 410, 422):
-                raise LoginFailed(f"Lava does not take the code: {error.message.rstrip('.')}. {_AGAIN}") from None
-            raise LoginFailed(account.sentence(error, api)) from None
+                raise LoginError(f"Lava does not take the code: {error.message.rstrip('.')}. {_AGAIN}") from None
+            raise LoginError(account.sentence(error, api)) from None
         except LavaError as error:
-            raise LoginFailed(account.sentence(error, api)) from None
+            raise LoginError(account.sentence(error, api)) from None
     key = given.secret_key.reveal()
     if not key.isascii() or not key.isprintable() or not key:
-        raise LoginFailed("Lava's answer holds no key that could be used")
+        raise LoginError("Lava's answer contains no usable key")
     return Login(
         given.secret_key,
         "auto" if base_url_for(key) == api else api,
@@ -159,34 +159,34 @@ def _exchanged(settings: Settings, code: str, api: str) -> Login:
 
 
 def logout(config: Path | None, *, revoke: bool = False, as_json: bool = False) -> int:
-    """Forget the login, and with ``revoke`` delete its key at Lava first; returns the exit code."""
+    """Forget the login, and with `revoke` delete its key at Lava first. Return the exit code."""
     try:
         kept = credentials.find(os.environ)
     except UnreadableReference:
-        kept = None  # what cannot be read can be forgotten all the same
+        kept = None  # an unreadable login can be removed
     key_id = kept.login.secret_key_id if kept is not None else None
     if revoke:
         if kept is None or key_id is None:
-            return account.failed("there is no login whose key could be revoked", as_json=as_json)
+            return failed("there is no login whose key could be revoked", as_json=as_json)
         settings = loading.settings(config, as_json=as_json)
         with account.client(settings, kept.login.secret_key, kept.login.base_url) as lava:
             try:
                 lava.secret_keys.delete(key_id)
             except LavaError as error:
                 text = f"still logged in, the key could not be revoked: {account.sentence(error, lava.base_url)}"
-                return account.failed(text, as_json=as_json, code=error.code, error=error)
+                return account.refused(error, text, as_json=as_json)
     try:
         was = credentials.forget(os.environ)
     except UnreadableReference as error:
-        return account.failed(str(error), as_json=as_json)
+        return failed(str(error), as_json=as_json)
     except OSError as error:
-        return account.failed(f"still logged in: {error.filename}: {os.strerror(error.errno or 0)}", as_json=as_json)
+        return failed(f"still logged in: {error.filename}: {os.strerror(error.errno or 0)}", as_json=as_json)
     if as_json:
         put_json({"ok": True, "was_logged_in": was, "revoked": revoke, "secret_key_id": key_id})
         return Exit.OK
     screen = Screen()
     if not was:
-        screen.line("Nobody was logged in.")
+        screen.line("There was no login.")
         return Exit.OK
     screen.line("Logged out: the key is revoked and forgotten." if revoke else "Logged out: the key is forgotten here.")
     if not revoke:
@@ -199,21 +199,21 @@ def logout(config: Path | None, *, revoke: bool = False, as_json: bool = False) 
 
 
 def whoami(config: Path | None, *, as_json: bool = False) -> int:
-    """Tell who is logged in; returns the exit code, 1 when nobody is."""
+    """Show the login. Return the exit code: 1 if there is none."""
     try:
         kept = credentials.find(os.environ)
     except UnreadableReference as error:
-        return account.failed(f"the login cannot be used: {error}", as_json=as_json, code="unreadable")
+        return failed(f"the login cannot be used: {error}", as_json=as_json, code="unreadable")
     if kept is None:
         other = (
             "LAVA_SECRET_KEY is set, and used" if os.environ.get("LAVA_SECRET_KEY") else "`lava-proxy login` does it"
         )
-        return account.failed(f"nobody is logged in ({other})", as_json=as_json, code="not_logged_in")
-    return _tell(config, kept, as_json)
+        return failed(f"not logged in ({other})", as_json=as_json, code="not_logged_in")
+    return _show_login(config, kept, as_json)
 
 
-def _tell(config: Path | None, kept: Kept, as_json: bool, *, new: bool = False) -> int:
-    """Who is logged in, and whether the configuration leads there."""
+def _show_login(config: Path | None, kept: Kept, as_json: bool, *, new: bool = False) -> int:
+    """Show the login, and whether the configuration uses it."""
     report = _report(kept)
     in_use, why_not = _in_use(config, kept)
     if as_json:
@@ -234,7 +234,7 @@ def _tell(config: Path | None, kept: Kept, as_json: bool, *, new: bool = False) 
 
 
 def _report(kept: Kept) -> dict[str, Any]:
-    """Who is logged in, for scripts: nothing of it is a secret."""
+    """Return the login for scripts, without secrets."""
     login = kept.login
     return {
         "secret_key": payers.masked(login.secret_key.reveal()),
@@ -260,7 +260,7 @@ def _show(screen: Screen, report: dict[str, Any]) -> None:
 
 
 def _in_use(config: Path | None, kept: Kept) -> tuple[bool | None, str]:
-    """Whether the configuration leads to this key (None: nobody can say), and why not."""
+    """Return whether the configuration uses this key (None: not known), and why not."""
     from proxy.config.settings import ConfigError, load
 
     try:
@@ -270,5 +270,5 @@ def _in_use(config: Path | None, kept: Kept) -> tuple[bool | None, str]:
     if used == kept.login.secret_key:
         return True, ""
     if os.environ.get("LAVA_SECRET_KEY") and used is not None and used.reveal() == os.environ["LAVA_SECRET_KEY"]:
-        return False, "LAVA_SECRET_KEY is set and goes before this login: unset it to use the login"
-    return False, "the configuration names another key under [lava], which goes before this login"
+        return False, "LAVA_SECRET_KEY is set and takes precedence over this login: unset it to use the login"
+    return False, "the configuration names another key under [lava], which takes precedence over this login"

@@ -1,11 +1,11 @@
-"""``lava-proxy models``: what the gateway knows."""
+"""``lava-proxy models``: the models of the gateway."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from proxy.cli import account
-from proxy.cli.terminal import Exit, Screen, put_json
+from proxy.cli.terminal import Exit, Screen, misused, put_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def run(config: Path | None, provider: str | None, *, as_json: bool) -> int:
-    """List the models, of one provider or of all; returns the exit code (2 for a provider that has none)."""
+    """List the models, of one provider or of all. Return the exit code: 2 for a provider that has none."""
 
     def show(lava: LavaSync) -> int:
-        from proxy.cli.showing import plain, show_many
+        from proxy.cli.rendering import plain, show_many
         from proxy.gateway.routing import maker, nearest
 
         models = list(lava.models.list())
@@ -28,7 +28,7 @@ def run(config: Path | None, provider: str | None, *, as_json: bool) -> int:
                 known = sorted({model.owned_by for model in models if model.owned_by})
                 close = maker(provider) or nearest(provider, known)
                 hint = f"did you mean {close}?" if close else f"there are: {', '.join(known) or 'none named'}"
-                return account.misused(f"Lava lists no model of {provider!r}; {hint}")
+                return misused(f"Lava lists no model of {provider!r}; {hint}")
             models = chosen
         if as_json:
             put_json({"data": [plain(model) for model in models]})

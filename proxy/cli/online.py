@@ -1,6 +1,6 @@
-"""``lava-proxy check --online``: what Lava's account says of each project, before anything fails.
+"""``lava-proxy check --online``: check each project at Lava's account, before a request fails.
 
-The same questions and sentences as in the daemon's 401 and 402, on the way out that ``[upstream]`` describes.
+The same requests and sentences as for the daemon's 401 and 402, through the outbound proxy of ``[upstream]``.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from proxy.gateway.account_probe import ProbeSender, ask
 from proxy.gateway.active_config import ActiveConfig
-from proxy.gateway.diagnosis import AccountReport, report
+from proxy.gateway.destinations.account_probe import ProbeSender, ask
+from proxy.gateway.destinations.diagnosis import AccountReport, report
 from proxy.upstream import create_engine
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from proxy.cli.terminal import Screen
     from proxy.config.settings import Settings
-    from proxy.gateway.account_probe import ProbeAddress
-    from proxy.gateway.diagnosis import Report
+    from proxy.gateway.destinations.account_probe import ProbeAddress
+    from proxy.gateway.destinations.diagnosis import Report
     from proxy.lava.replies import ApiReply
     from proxy.upstream import Engine
 
@@ -29,7 +29,7 @@ _AT_ONCE = 8
 
 
 def reports(settings: Settings) -> Mapping[str, Report]:
-    """A report for each project, in the order of the file. Never raises for what a network or Lava does."""
+    """Return a report for each project, in the order of the file. Never raises for faults of the network or of Lava."""
     return asyncio.run(_reports(settings))
 
 
@@ -37,7 +37,7 @@ async def _reports(settings: Settings) -> Mapping[str, Report]:
     engine = create_engine(settings.upstream)
     config = ActiveConfig(settings, engine)
     senders: dict[tuple[str, str], _Once] = {}
-    room = asyncio.Semaphore(_AT_ONCE)
+    limit = asyncio.Semaphore(_AT_ONCE)
 
     async def about(name: str) -> Report:
         subject = config.subject(name)
@@ -46,7 +46,7 @@ async def _reports(settings: Settings) -> Mapping[str, Report]:
             return report(subject, AccountReport(), mask)
         who = (subject.key.reveal(), subject.base_url)
         sender = senders.get(who) or senders.setdefault(who, _Once(engine, config.lava(name)))
-        async with room:
+        async with limit:
             return report(subject, await ask(subject, sender, _LIMIT_S, _MAX_QUESTIONS), mask)
 
     try:
@@ -57,7 +57,7 @@ async def _reports(settings: Settings) -> Mapping[str, Report]:
 
 
 class _Once(ProbeSender):
-    """Asks each thing once for a key: many projects share wallet and meters, and Lava counts the calls of a key."""
+    """Sends each request once for a key: many projects share wallet and meters, and Lava counts the calls of a key."""
 
     def __init__(self, engine: Engine, place: ProbeAddress) -> None:
         super().__init__(engine, place)
@@ -66,7 +66,7 @@ class _Once(ProbeSender):
     async def send(
         self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float
     ) -> ApiReply:
-        """As ``ProbeSender``; the same answer again for what was asked before."""
+        """Send the request, or return the answer of an earlier one with the same target."""
         asked = self._asked.get(target)
         if asked is None:
             asked = asyncio.ensure_future(super().send(method, target, headers, body, limit))
@@ -75,7 +75,7 @@ class _Once(ProbeSender):
 
 
 def document(found: Report) -> dict[str, Any]:
-    """For scripts."""
+    """Return the report of one project for scripts."""
     return {
         "ok": not (found.wrong or found.open),
         "wrong": [each.document() for each in found.wrong],
@@ -85,7 +85,7 @@ def document(found: Report) -> dict[str, Any]:
 
 
 def show(screen: Screen, found: Report) -> None:
-    """One project's report, for people."""
+    """Print the report of one project."""
     for each in found.good:
         screen.prose(f"{each}.", lead="✓ ", indent=2)
     for finding in found.wrong:
@@ -95,10 +95,10 @@ def show(screen: Screen, found: Report) -> None:
         screen.prose(f"{each}.", "bad", lead="? ", indent=2)
 
 
-def conclude(screen: Screen, said: Mapping[str, Report]) -> None:
-    """The sum of it."""
-    wrong = [name for name, each in said.items() if each.wrong]
-    open_ = [name for name, each in said.items() if each.open and not each.wrong]
+def conclude(screen: Screen, answers: Mapping[str, Report]) -> None:
+    """Print the summary of all reports."""
+    wrong = [name for name, each in answers.items() if each.wrong]
+    open_ = [name for name, each in answers.items() if each.open and not each.wrong]
     screen.line()
     if wrong:
         screen.line(f"Something is wrong in: {', '.join(wrong)}.", "bad")

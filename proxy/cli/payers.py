@@ -1,4 +1,4 @@
-"""Who pays for what, in words: the same minting and routing tables as the daemon's, without a connection to anywhere."""
+"""Who pays for what, from the same tables of tokens and routes as the daemon's, without any connection."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from proxy.upstream import Body, UpstreamRequest, UpstreamResponse
 
 TOOLS_KEY = "the-key-of-the-tool"
-"""Stands in for a provider key that only the tool's own request will bring (``byok = "client"``)."""
+"""In place of a provider key that only the tool's own request contains (``byok = "client"``)."""
 
 _PREFIXES = ("aks_live_", "aks_test_", "lava_sk_", "lava_wk_", "sk-")
 
 
-class _NoWay:
-    """The engine of a configuration that is only looked at."""
+class _NoEngine:
+    """The engine of a configuration that is only read."""
 
     async def open(
         self, out: UpstreamRequest, body: Body = None, content_length: int | None = None
@@ -33,45 +33,45 @@ class _NoWay:
         raise RuntimeError("this command sends nothing")
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 def prepared(settings: Settings) -> ActiveConfig:
-    """The configuration as the daemon would use it."""
-    return ActiveConfig(settings, _NoWay())
+    """Return the configuration as the daemon would use it."""
+    return ActiveConfig(settings, _NoEngine())
 
 
 def masked(secret: str) -> str:
-    """The kind of key, as its prefix tells it, and its last four characters."""
+    """Return the known prefix of the key and its last four characters."""
     prefix = next((prefix for prefix in _PREFIXES if secret.startswith(prefix)), "")
     return prefix + Secret(secret[len(prefix) :]).hint
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What is paid by one account. ``providers`` is empty where it is every provider (that no other share names)."""
+    """What one account pays for. An empty ``providers`` means every provider that no other share names."""
 
     providers: tuple[str, ...]
     payment: Payment | None
     problem: str | None = None
-    """Why requests will be refused, instead of a payment."""
+    """Why requests will be refused, if there is no payment."""
     key: str = ""
-    """The provider key, masked, where the configuration holds one."""
+    """The provider key, masked, if the configuration contains one."""
 
     @property
     def words(self) -> str:
-        """Who pays, as the end of the sentence «… pays»."""
+        """Return who pays, as a noun."""
         if self.payment is None:
-            return self.problem or "nobody"
+            return self.problem or "no account"
         return in_words(self.payment) + (f", key {self.key}" if self.key else "")
 
 
 @dataclass(frozen=True, slots=True)
 class PayingAccount:
-    """One project: who pays, at which Lava, and what a tool is given."""
+    """One project: who pays, at which Lava, and what to configure in a tool."""
 
     name: str
     is_default: bool
@@ -79,20 +79,20 @@ class PayingAccount:
     lava: str
     credential: str
     path: str
-    """What stands between the daemon's address and ``/v1`` (``/p/website``, or nothing)."""
+    """The path between the daemon's address and ``/v1``: ``/p/website``, or nothing."""
     local_key: str
     reachable: bool
     metadata: dict[str, str] = field(default_factory=dict)
 
     def sentences(self) -> list[str]:
-        """Who pays, one line for each share."""
+        """Return who pays, one line for each share."""
         if len(self.shares) == 1:
             return [self.shares[0].words]
         return [f"{', '.join(share.providers) or 'other providers'}: {share.words}" for share in self.shares]
 
 
 def accounts(settings: Settings) -> Iterator[PayingAccount]:
-    """Every project, in the order of the file; the implicit one where there is none."""
+    """Yield every project, in the order of the file, or the implicit one if there is none."""
     config = prepared(settings)
     table = config.table
     any_keys = bool(config.keys)
@@ -132,14 +132,14 @@ def _share(config: ActiveConfig, name: str, project: Project, provider: str, pro
         made = config.credential(name, provider, TOOLS_KEY if needs_client_key(project, provider) else None)
     except ProxyError as fault:
         if fault.code == "byok_key_missing":
-            return Share(providers, None, "nobody (refused: the project has only the provider keys above)")
-        return Share(providers, None, f"nobody ({fault.message.rstrip('.')})")
+            return Share(providers, None, "no account (refused: the project has only the provider keys above)")
+        return Share(providers, None, f"no account ({fault.message.rstrip('.')})")
     own = project.byok.get(provider)
     return Share(providers, made.payment, key=masked(own.reveal()) if isinstance(own, Secret) else "")
 
 
 def in_words(payment: Payment) -> str:
-    """Who pays, as a noun."""
+    """Return who pays, as a noun."""
     customer = f"connection {payment.connection_id}" if payment.connection_id else ""
     customer = customer or (f"customer {payment.customer_id}" if payment.customer_id else "")
     metered = f", metered as {payment.meter}" if payment.meter else ""
@@ -153,7 +153,7 @@ def in_words(payment: Payment) -> str:
         return f"the wallet behind {customer}{metered}"
     if payment.payer == "merchant":
         return f"the merchant wallet{metered}" + (f" to {customer}, who is not charged" if customer else "")
-    return f"whoever the ready forward token names{metered}"
+    return f"the account that the ready forward token names{metered}"
 
 
 def _credential(project: Project, settings: Settings) -> str:
@@ -164,13 +164,13 @@ def _credential(project: Project, settings: Settings) -> str:
         ("secret key", settings.lava.secret_key),
     ):
         if secret is not None:
-            # A token is base64 to its end: the last four say nothing about the key in it, and name the token.
+            # The last four characters of a token identify it, and show nothing of the key in it.
             return f"{kind} {masked(secret.reveal())}"
     return "no key"
 
 
 def _local_key(project: Project, settings: Settings, any_keys: bool) -> tuple[str, bool]:
-    """Which local key a tool needs, and whether there is one."""
+    """Return which local key a tool needs, and whether there is one."""
     if project.keys:
         return f"this project's local key {masked(project.keys[0].reveal())}", True
     if settings.server.keys:
@@ -180,8 +180,8 @@ def _local_key(project: Project, settings: Settings, any_keys: bool) -> tuple[st
     return "any value (no local key is configured)", True
 
 
-def ways(account: PayingAccount, base: str) -> dict[str, str]:
-    """Base URLs for each kind of tool; ``base`` is the daemon's address."""
+def base_urls(account: PayingAccount, base: str) -> dict[str, str]:
+    """Return the base URL for each kind of tool. `base` is the daemon's address."""
     root = base + account.path
     return {"openai": f"{root}/v1", "anthropic": root, "google": root}
 
@@ -190,7 +190,7 @@ _PUBLIC = frozenset({"connection_id", "customer_id", "meter_slug", "disable_bill
 
 
 def masked_fields(token: dict[str, object]) -> dict[str, object]:
-    """A decoded token, its order kept, with every value masked that is not known to be public."""
+    """Return a decoded token, in its order, with every value masked that is not known to be public."""
     shown: dict[str, object] = {}
     for name, value in token.items():
         if value is None or isinstance(value, bool) or name in _PUBLIC:

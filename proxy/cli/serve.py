@@ -1,4 +1,4 @@
-"""``lava-proxy serve``: the daemon, with its log around it and a way to load its configuration again."""
+"""``lava-proxy serve``: run the daemon, with its log and the reload of its configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_PROJECTS_SHOWN = 20
 
 
 def run(config: Path | None, hosts: Sequence[str], port: int | None) -> int:
-    """Run the daemon until it is told to stop; returns the exit code."""
+    """Run the daemon until a signal stops it, and return the exit code."""
     flags = {"server.host": list(hosts) or None, "server.port": port}
     settings = loading.settings(config, flags)
 
@@ -97,7 +97,7 @@ def _ledger(settings: Settings, log: Logs, stack: ExitStack) -> Ledger | None:
 
 
 def _introduce(log: Logs, settings: Settings) -> None:
-    """Which projects there are and who pays, and every warning."""
+    """Log the projects with their payers, and every warning."""
     accounts = list(payers.accounts(settings))
     for account in accounts[:_MAX_PROJECTS_SHOWN]:
         log.info(

@@ -1,7 +1,7 @@
-"""How things are shown: styled at a terminal, plain in a pipe, or as JSON.
+"""Output: styled in a terminal, plain in a pipe, or as JSON.
 
-Nothing printed here can move the cursor or turn text round: what is not printable is shown as its escape. Letters that
-the output's encoding does not have are spelled in ASCII.
+Nothing printed here can move the cursor or change the direction of text: unprintable characters are shown as escapes.
+Typographic characters that the output's encoding does not have are replaced by ASCII.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from rich.console import Console
 
@@ -25,11 +25,12 @@ Style = Literal["plain", "title", "good", "bad", "note", "code"]
 _RICH = {"plain": "", "title": "bold", "good": "bold green", "bad": "bold red", "note": "dim", "code": "cyan"}
 _IN_ASCII = str.maketrans(
     {"…": "...", "→": "->", "«": '"', "»": '"', "–": "-", "—": "-", "✓": "ok", "✗": "FAILED", "█": "#", "▌": "-"}
+    | dict(zip("▁▂▃▄▅▆▇", "_.-=+*%", strict=True))
 )
 
 
 class Exit(IntEnum):
-    """The exit codes of every command; 2, for wrong usage, is the command line library's."""
+    """The exit codes of every command. 2, for wrong usage, is that of the command line library."""
 
     OK = 0
     FAILED = 1
@@ -39,7 +40,7 @@ class Exit(IntEnum):
 
 
 class Screen:
-    """Standard output, for people. ``indent`` counts characters."""
+    """Standard output for people. ``indent`` counts characters."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -50,14 +51,14 @@ class Screen:
             self._console = Console(file=self._stream, highlight=False, markup=False, emoji=False)
 
     def line(self, text: str = "", style: Style = "plain", *, indent: int = 0) -> None:
-        """One or more whole lines. They are never broken, so that a command can be copied."""
+        """Print one or more lines. They are not wrapped, so that a command can be copied."""
         for each in text.split("\n"):
             self.write(" " * indent + each, style)
             self.write("\n")
         self._stream.flush()
 
     def write(self, text: str, style: Style = "plain") -> None:
-        """A piece of a line, seen at once."""
+        """Print a part of a line, at once."""
         shown = self._shown(text)
         if self._console is not None and style != "plain":
             self._console.print(shown, style=_RICH[style], end="", soft_wrap=True)
@@ -66,21 +67,21 @@ class Screen:
         self._stream.flush()
 
     def prose(self, text: str, style: Style = "plain", *, lead: str = "", indent: int = 0) -> None:
-        """Sentences, broken at the width of the terminal; ``lead`` stands before the first line."""
+        """Print sentences, wrapped at the width of the terminal. `lead` is put before the first line."""
         width = min(shutil.get_terminal_size((100, 0)).columns, 100)
-        room = max(width - indent - len(lead), 20)
-        lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+        left = max(width - indent - len(lead), 20)
+        lines = textwrap.wrap(text, left, break_long_words=False, break_on_hyphens=False) or [""]
         for number, each in enumerate(lines):
             self.write(" " * indent + (" " * len(lead) if number else lead), style)
             self.line(each, style if style == "note" else "plain")
 
     def title(self, text: str) -> None:
-        """The beginning of a part."""
+        """Print the title of a section."""
         self.line()
         self.line(text, "title")
 
     def pairs(self, rows: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
-        """Names and values, the values in one column."""
+        """Print names and values, the values in one column."""
         known = [(name, value) for name, value in rows if value]
         width = max((len(name) for name, _ in known), default=0)
         for name, value in known:
@@ -99,9 +100,9 @@ class Screen:
         numbers: Collection[int] | None = None,
         indent: int = 2,
     ) -> None:
-        """Rows under headings. ``numbers`` are the columns that hold some: all but the first, unless it is said.
+        """Print rows under headings. `numbers` are the columns of numbers: by default all but the first.
 
-        Where a terminal is too narrow for it, each row is shown as pairs: broken cells could be neither read nor copied.
+        If the terminal is too narrow, each row is printed as pairs: wrapped cells could be neither read nor copied.
         """
         right = range(1, len(columns)) if numbers is None else numbers
         rows = [[self._shown(cell) for cell in row] for row in rows]
@@ -127,43 +128,63 @@ class Screen:
         for row in (columns, *rows):
             cells = []
             for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
-                room = " " * (width - _cells(cell))
-                cells.append(room + cell if number in right else cell + room)
+                space = " " * (width - _cells(cell))
+                cells.append(space + cell if number in right else cell + space)
             self.line("  ".join(cells).rstrip(), indent=indent)
+
+    def records(self, rows: Sequence[Mapping[str, str]], numbers: Collection[str]) -> None:
+        """Print rows by their headings, without columns that are empty in all rows. `numbers` are the columns of numbers."""
+        heads = [head for head in rows[0] if any(row[head] for row in rows)]
+        cells = [[" ".join(row[head].split("\n")) for head in heads] for row in rows]
+        self.table(heads, cells, numbers={at for at, head in enumerate(heads) if head in numbers})
 
     def _shown(self, text: str) -> str:
         return spelled(printable(text), self._stream)
 
 
 def table_width(widths: Sequence[int], indent: int = 2) -> int:
-    """How wide ``Screen.table`` draws columns of these widths at a terminal: with their rules and edges."""
+    """Return the width of a table with columns of these widths in a terminal, with its lines and edges."""
     return indent + sum(widths) + 3 * len(widths) - 1
 
 
 def _cells(text: str) -> int:
-    """How many columns of a terminal it takes: two for a wide letter, none for a mark over another."""
+    """Return the columns that `text` takes in a terminal: two for a wide letter, none for a combining mark."""
     return sum(
         0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text
     )
 
 
 def say(text: str) -> None:
-    """A sentence for a person, beside the output: on standard error."""
+    """Print a sentence for a person on standard error."""
     try:
         sys.stderr.write(spelled(printable(text), sys.stderr) + "\n")
         sys.stderr.flush()
     except OSError:
-        return  # nobody to tell
+        return  # there is no reader
+
+
+def failed(text: str, *, as_json: bool, code: str | None = None, **facts: object) -> int:
+    """Print why the command failed, for scripts with `facts` on standard output as well. Return exit code 1."""
+    if as_json:
+        put_json({"ok": False, "code": code, "error": text, **facts})
+    say(f"lava-proxy: {text}" + ("" if text.endswith((".", "!", "?")) else "."))
+    return Exit.FAILED
+
+
+def misused(text: str) -> int:
+    """Print what is wrong with the arguments. Return exit code 2, as the command line library does."""
+    say(f"Error: {text}")
+    return Exit.MISUSED
 
 
 def put_json(document: Any) -> None:
-    """A document for scripts, on standard output: ASCII only, so that no locale can spoil it."""
+    """Print a JSON document on standard output, in ASCII, so that it does not depend on the locale."""
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
     sys.stdout.flush()
 
 
 def printable(text: str) -> str:
-    """``text`` with everything that is not simply shown (control characters, direction marks) as an escape."""
+    """Return `text` with unprintable characters (control characters, direction marks) as escapes."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() or letter == "\n" else _escaped(letter) for letter in text)
@@ -174,7 +195,7 @@ def _escaped(letter: str) -> str:
 
 
 def spelled(text: str, stream: TextIO) -> str:
-    """``text`` with our typography in ASCII where the encoding of ``stream`` lacks it."""
+    """Return `text` with typographic characters in ASCII if the encoding of `stream` lacks them."""
     try:
         text.encode(stream.encoding or "utf-8")
     except (UnicodeEncodeError, LookupError):

@@ -1,4 +1,4 @@
-"""``lava-proxy token``: the credential that a project's requests carry to Lava."""
+"""``lava-proxy token``: the credential in a project's requests to Lava."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from proxy.cli import loading, payers
-from proxy.cli.terminal import Exit, Screen, put_json, say
+from proxy.cli.terminal import Exit, Screen, failed, put_json
 from proxy.gateway.routing import nearest
 from proxy.lava.tokens import needs_client_key, read_token
 from proxy.protocol.errors import ProxyError
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def run(config: Path | None, project: str, provider: str | None, *, reveal: bool, as_json: bool) -> int:
-    """Show the credential of ``project`` for ``provider`` (else one that it pays for); returns the exit code."""
+    """Show the credential of `project` for `provider` (default: one that it pays for). Return the exit code."""
     settings = loading.settings(config, as_json=as_json)
     active_config = payers.prepared(settings)
     table = active_config.table
     if project not in table.projects:
         close = nearest(project, table.projects)
         hint = f'did you mean "{close}"?' if close else f"there are: {', '.join(table.projects)}."
-        return _refused(f'there is no project "{project}"; {hint}', "project_not_found", as_json=as_json)
+        return failed(f'there is no project "{project}"; {hint}', as_json=as_json, code="project_not_found")
     chosen = table.projects[project]
     name = ALIASES.get(provider, provider) if provider else _usual(chosen)
     if table.provider(name) is None:
@@ -34,15 +34,15 @@ def run(config: Path | None, project: str, provider: str | None, *, reveal: bool
         hint = (
             f'; did you mean "{close}"?' if close else "; lava-proxy knows Lava's providers and those of [providers]."
         )
-        return _refused(f'there is no provider "{name}"{hint}', "provider_not_found", as_json=as_json)
+        return failed(f'there is no provider "{name}"{hint}', as_json=as_json, code="provider_not_found")
     from_tool = needs_client_key(chosen, name)
     try:
         made = active_config.credential(project, name, payers.TOOLS_KEY if from_tool else None)
     except ProxyError as fault:
-        return _refused(f"{fault.message} {fault.hint}", fault.code, as_json=as_json)
+        return failed(f"{fault.message} {fault.hint}", as_json=as_json, code=fault.code)
     if reveal and from_tool:
         why = f'project "{project}" takes the key for {name} from the tool, so each request has a token of its own.'
-        return _refused(why, "byok_key_missing", as_json=as_json)
+        return failed(why, as_json=as_json, code="byok_key_missing")
 
     value = made.authorization.decode("utf-8").removeprefix("Bearer ")
     kind = "spend key" if chosen.spend_key is not None else "forward token"
@@ -60,7 +60,7 @@ def run(config: Path | None, project: str, provider: str | None, *, reveal: bool
         return Exit.OK
     screen = Screen()
     if reveal:
-        # Alone, so that it can be piped. Not by the screen, which would spell an odd letter differently.
+        # Alone, so that it can be piped. Not through the screen, which would escape some characters.
         print(value)
         return Exit.OK
     screen.line(f'What project "{project}" sends to Lava for {name}: a {kind}', "title")
@@ -76,15 +76,8 @@ def run(config: Path | None, project: str, provider: str | None, *, reveal: bool
 
 
 def _usual(project: Project) -> str:
-    """The provider to show where none was asked for: one that this project certainly pays for."""
+    """Return the default provider to show: one that this project certainly pays for."""
     if project.default_provider is not None:
         return project.default_provider
     own = [provider for provider in project.byok if provider != "*"]
     return own[0] if own and "openai" not in own and project.meter is None else "openai"
-
-
-def _refused(sentence: str, code: str, *, as_json: bool) -> int:
-    if as_json:
-        put_json({"ok": False, "code": code, "error": sentence})
-    say(f"lava-proxy: {sentence}")
-    return Exit.FAILED

@@ -7,8 +7,8 @@ import shutil
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from proxy.cli import account, words
-from proxy.cli.terminal import Exit, Screen, put_json, table_width
+from proxy.cli import account, arguments
+from proxy.cli.terminal import Exit, Screen, misused, put_json, table_width
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -25,18 +25,18 @@ _LEAST_BAR, _MAX_BAR = 8, 40
 def run(
     config: Path | None, *, since: str, until: str | None, customer: str | None, meter: str | None, as_json: bool
 ) -> int:
-    """Show usage from ``since`` on; returns the exit code."""
+    """Show usage from `since` on, and return the exit code."""
     now = datetime.now(UTC).astimezone()
     try:
         start = begin(since, now)
-        end = words.moment(until, now, "--until", ahead=False) if until else None
-    except words.Misused as error:
-        return account.misused(str(error))
+        end = arguments.parse_time(until, now, "--until", ahead=False) if until else None
+    except arguments.UsageError as error:
+        return misused(str(error))
     if end is not None and end <= start:
-        return account.misused("--until must be after --since")
+        return misused("--until must be after --since")
 
     def show(lava: LavaSync) -> int:
-        from proxy.cli.showing import plain
+        from proxy.cli.rendering import plain
 
         usage = lava.usage.retrieve(start=start, end=end, customer_id=customer, meter_id=meter)
         if as_json:
@@ -53,21 +53,21 @@ def run(
 
 
 def begin(since: str, now: datetime) -> datetime:
-    """The first moment: a span of days or weeks begins at midnight, so that the first day is a whole one."""
-    start = words.moment(since, now, "--since", ahead=False)
+    """Return the start. A span of days or weeks begins at midnight, so that the first day is complete."""
+    start = arguments.parse_time(since, now, "--since", ahead=False)
     if re.fullmatch(r"[0-9]+\s*[dw]", since.strip().lower()):
-        # As a local time again: the zone's offset may have been another one then.
+        # As a local time again: the offset of the zone may differ at that time.
         return datetime(start.year, start.month, start.day).astimezone()
     return start
 
 
 def cost(totals: UsageTotals) -> Decimal | None:
-    """What it cost, under the name of today or of SDK 8."""
+    """Return the cost, under its current name or that of SDK 8."""
     return totals.total_cost if totals.total_cost is not None else totals.total_request_cost
 
 
 def bar(value: Decimal | int, most: Decimal | int, width: int) -> str:
-    """A bar of up to ``width`` characters; what is not nothing is seen."""
+    """Return a bar of up to `width` characters: at least one for a value above 0."""
     if not most or value <= 0:
         return ""
     halves = max(1, round(2 * width * value / most))
@@ -77,7 +77,7 @@ def bar(value: Decimal | int, most: Decimal | int, width: int) -> str:
 def _draw(screen: Screen, days: Sequence[UsageDay], totals: UsageTotals | None) -> None:
     from proxy.lava.money import dollars
 
-    # What a bar means: money where any was spent, else requests.
+    # Bars show money if any was spent, else requests.
     by_cost = any(cost(day) for day in days)
     sizes = [(cost(day) if by_cost else day.total_requests) or 0 for day in days]
     rows = [[_name(day), *_cells(day)] for day in days]
@@ -86,9 +86,9 @@ def _draw(screen: Screen, days: Sequence[UsageDay], totals: UsageTotals | None) 
     heads = ["day", "requests", "tokens", "cost", "charged"]
     widths = [max(len(head), *(len(row[at]) for row in rows)) for at, head in enumerate(heads)]
     left = shutil.get_terminal_size((100, 0)).columns - table_width([*widths, 0])
-    room = max(_LEAST_BAR, min(_MAX_BAR, left))
+    width = max(_LEAST_BAR, min(_MAX_BAR, left))
     most = max(sizes)
-    bars = [bar(size, most, room) for size in sizes] + [""] * (totals is not None)
+    bars = [bar(size, most, width) for size in sizes] + [""] * (totals is not None)
     screen.table(
         [*heads, "cost by day" if by_cost else "requests by day"],
         [[*row, drawn] for row, drawn in zip(rows, bars, strict=True)],

@@ -1,4 +1,4 @@
-"""``lava-proxy wallet``: what is left in the wallet behind the key."""
+"""``lava-proxy wallet``: the balance of the wallet behind the key."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def run(config: Path | None, *, as_json: bool) -> int:
-    """Show it; returns the exit code."""
+    """Show the balance and return the exit code."""
 
     def show(lava: LavaSync) -> int:
-        from proxy.cli.showing import plain
+        from proxy.cli.rendering import plain
         from proxy.lava.money import dollars
 
         wallet = lava.wallet.retrieve()

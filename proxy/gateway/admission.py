@@ -31,7 +31,7 @@ class Admission:
             await self._stops.load()
         if active.record.facts is not None:
             self._stops.check(project, active.record.facts)
-        limit = config.settings.server.max_concurrent
+        limit = config.max_concurrent_in_all
         if registry.total_permitted >= limit:
             raise _overloaded("This daemon has", limit, "[server]")
         limit = config.max_concurrent[project]

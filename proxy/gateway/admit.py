@@ -64,6 +64,7 @@ def _judge(active: ActiveRequest) -> Template:
         template.page = model_list.answer
     else:
         template.facts = _facts(active, template)
+    template.reads_body = endpoint.reads_body
     template.limited = endpoint.kind is not EndpointKind.INFO
     return template
 

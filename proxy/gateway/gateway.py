@@ -193,7 +193,7 @@ class _ExchangeTask(RequestTask):
     __slots__ = ("_exchange", "_gateway")
 
     def __init__(self, gateway: Gateway, exchange: Exchange) -> None:
-        super().__init__(asyncio.get_running_loop())
+        super().__init__()
         self._gateway = gateway
         self._exchange = exchange
 

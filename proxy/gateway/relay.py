@@ -18,7 +18,7 @@ from proxy.protocol import errors, headers
 from proxy.protocol.dialects import Ending
 from proxy.protocol.errors import ProxyError
 from proxy.protocol.record import Outcome
-from proxy.protocol.usage import Scanner
+from proxy.protocol.usage import EncodedScanner, Scanner
 from proxy.upstream import UpstreamError
 
 if TYPE_CHECKING:
@@ -47,13 +47,11 @@ async def relay(active: ActiveRequest, prepared: Prepared, response: UpstreamRes
     prepared.destination.succeeded(prepared.route.project)
     if response.framing == "length":
         active.declared_length = response_headers.length
-    scanner = active.record.scanner = Scanner(
-        prepared.route.ending, response_headers.event_stream, response_headers.encoding is not None
-    )
+    scanner = active.record.scanner = _scanner(prepared.route.ending, response_headers)
     whole = response.whole() if active.exchange.ready else None
     if whole is None:
         active.start(response.status, response_headers.onward)
-        await _relay_body(active, response, scanner)
+        await _relay_body(active, prepared.destination.name, response, scanner)
     else:
         # The usual small response: it has arrived completely, and is sent in one write.
         active.respond(response.status, response_headers.onward, whole)
@@ -61,6 +59,12 @@ async def relay(active: ActiveRequest, prepared: Prepared, response: UpstreamRes
     _settle(active, prepared, response, response_headers, scanner)
     if whole is None:
         active.exchange.finish()
+
+
+def _scanner(ending: Ending, response_headers: ResponseHeaders) -> Scanner:
+    if response_headers.encoding is None:
+        return Scanner(ending, response_headers.event_stream)
+    return EncodedScanner(ending, response_headers.event_stream, response_headers.encoding)
 
 
 def _head(active: ActiveRequest, prepared: Prepared, response: UpstreamResponse) -> ResponseHeaders:
@@ -85,8 +89,8 @@ def _head(active: ActiveRequest, prepared: Prepared, response: UpstreamResponse)
     return response_headers
 
 
-async def _relay_body(active: ActiveRequest, response: UpstreamResponse, scanner: Scanner) -> None:
-    """Write every chunk as it arrives. One chunk is held at a time."""
+async def _relay_body(active: ActiveRequest, name: str, response: UpstreamResponse, scanner: Scanner) -> None:
+    """Write every chunk as it arrives. One chunk is held at a time. ``name`` is the destination's."""
     record, write, feed = active.record, active.exchange.write, scanner.feed
 
     def take(chunk: bytes) -> bool:
@@ -105,7 +109,7 @@ async def _relay_body(active: ActiveRequest, response: UpstreamResponse, scanner
     except UpstreamError as error:
         record.upstream_error = error.detail
         raise StreamAborted(
-            Outcome.TRUNCATED, _cut_off("Lava's connection broke in the middle of the answer.")
+            Outcome.TRUNCATED, _cut_off(f"{name}'s connection broke in the middle of the answer.")
         ) from error.with_traceback(None)
 
 
@@ -118,22 +122,18 @@ def _settle(
 ) -> None:
     """Settle a response whose framing is complete. Raises ``StreamAborted`` if its stream is incomplete."""
     scanner.finish()
-    if response_headers.event_stream and scanner.error is not None:
-        # An error event inside a stream is the provider's, and decides the outcome.
-        active.record.upstream_error = scanner.error
-        active.settle(Outcome.PROVIDER_ERROR)
-    elif _is_incomplete(prepared, response_headers, scanner):
-        if response.framing == "close":
-            raise StreamAborted(Outcome.TRUNCATED, _cut_off("The answer ended before its own end marker."))
-        active.settle(Outcome.INCOMPLETE)
-    else:
-        active.settle(Outcome.OK)
-
-
-def _is_incomplete(prepared: Prepared, response_headers: ResponseHeaders, scanner: Scanner) -> bool:
-    """Whether a stream ended without the end marker of its dialect."""
-    readable = response_headers.event_stream and response_headers.encoding is None
-    return readable and prepared.route.ending is not Ending.UNKNOWN and not scanner.ended
+    outcome = Outcome.OK
+    if response_headers.event_stream:
+        has_marker = response_headers.encoding is None and prepared.route.ending is not Ending.UNKNOWN
+        if scanner.error is not None:
+            # An error event inside a stream is the provider's, and decides the outcome.
+            active.record.upstream_error = scanner.error
+            outcome = Outcome.PROVIDER_ERROR
+        elif has_marker and not scanner.ended:
+            if response.framing == "close":
+                raise StreamAborted(Outcome.TRUNCATED, _cut_off("The answer ended before its own end marker."))
+            outcome = Outcome.INCOMPLETE
+    active.settle(outcome)
 
 
 # --- responses that are errors ---------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ async def _mask_large(active: ActiveRequest, mask: Callable[[bytes], bytes], dat
     """
     if len(data) <= _MASKED_AT_ONCE:
         return mask(data)
-    async with active.bodies.masking:
+    async with active.config.masking:
         return await asyncio.to_thread(mask, data)
 
 

@@ -24,7 +24,7 @@ async def prepare(active: ActiveRequest, template: Template, body: RequestBody) 
         return _note(active, _for_model(active, template, None))
     whole = b""
     if template.plain_json and body.size <= SMALL_BODY_BYTES:
-        whole = b"".join(body)
+        whole = body.whole if body.whole is not None else b"".join(body)
         raw = bodies.raw_model(whole)
         known = template.prepared.get(raw) if raw else None
         if known is not None:
@@ -35,7 +35,7 @@ async def prepare(active: ActiveRequest, template: Template, body: RequestBody) 
             return _note(active, known)
         found = bodies.model_of(whole, raw)
     else:
-        limit = active.config.settings.server.max_body_bytes
+        limit = active.config.max_body_bytes
         found = await body.search(template.received, limit)
     prepared = _for_model(active, template, found.name)
     replace = prepared.route.replace
@@ -64,7 +64,7 @@ def _rename(
     start, end = found.span or bodies.place_of(whole, found)
     pieces = body.taken()
     if found.decoded:
-        limit = active.config.settings.server.max_body_bytes
+        limit = active.config.max_body_bytes
         pieces = bodies.decoded(pieces, template.received.noted[b"content-encoding"], limit)
     new = bodies.written(found, name)
     body.send_pieces(active, bodies.replaced(pieces, (start, end), new), found.size + len(new) - (end - start))

@@ -86,6 +86,7 @@ class Template(Unshown):
         "prepared",
         "project",
         "query",
+        "reads_body",
         "received",
         "shown_path",
     )
@@ -103,6 +104,8 @@ class Template(Unshown):
         self.endpoint = NOWHERE
         self.dialect = Dialect.OPENAI
         self.project = ""
+        self.reads_body = False
+        """Whether the body must be searched for ``model``."""
         self.limited = False
         """Whether the limits on active requests apply."""
         self.facts: RequestFacts | None = None

@@ -2,7 +2,7 @@
 
 ``read_head`` turns one head into a ``Head`` or a ``RefusalError``; two regular expressions match every byte. ``LengthBody`` and
 ``ChunkedBody`` are sans-I/O: bytes in, body bytes out; they drop extensions and trailers. ``connection.py`` is the connection
-around them, and ``tests/test_guard.py`` compares them with httptools as an oracle.
+around them, and ``tests/test_connection.py`` compares them with httptools as an oracle.
 """
 
 from __future__ import annotations

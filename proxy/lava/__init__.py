@@ -1,10 +1,10 @@
 """Lava's account API and gateway from Python: ``from proxy.lava import Lava``; see ``docs/lava.md``.
 
-One table (``resources``) says what there is; ``wire`` writes a call, ``transport`` sends it, ``replies`` reads the answer
-as one of the ``records`` or raises one of the ``errors``. ``client`` puts them together, ``blocking`` is the same for
+``resources`` is the table of all actions; ``wire`` writes a call, ``transport`` sends it, ``replies`` reads the answer as
+one of the ``records`` or raises one of the ``errors``. ``client`` combines them, ``blocking`` is the same client for
 scripts, ``signatures`` checks the events of webhooks.
 
-Names are found when they are asked for: who needs the table alone (the command line's help) does not load the client.
+Names are imported on first use, so that the table alone (for the command line's help) does not load the client.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _PLACES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would take every name for one of ours
+if not TYPE_CHECKING:  # a type checker would accept every name
 
     def __getattr__(name: str) -> object:
         if name not in __all__:

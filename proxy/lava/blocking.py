@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 class LavaSync(BlockingResources):
-    """One account at Lava, for scripts: takes what ``Lava`` takes, and each call waits for its answer.
+    """One account at Lava, for scripts. It takes the arguments of ``Lava``, and each call waits for its answer.
 
-    It works inside a running event loop too (in a notebook, say), which then stands still for that time. Use it in ``with``,
-    or ``close()`` it. May be used by several threads.
+    It works inside a running event loop, too (in a notebook, for example), and blocks it for that time. Use it in
+    ``with``, or ``close()`` it. Several threads may use it.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.lava = Lava(*args, **options)
         self.waiter = Waiter()
-        super().__init__(self)
+        super().__init__(self.lava, self.waiter)
         self.base_url = self.lava.base_url
         self.providers = self.lava.providers
         self.forward_token = self.lava.forward_token
@@ -79,7 +79,7 @@ class LavaSync(BlockingResources):
 
 
 class BlockingStream:
-    """See ``gateway.Stream``: the same with ``for`` and ``with``."""
+    """A ``GatewayStream`` for ``for`` and ``with``."""
 
     def __init__(self, waiter: Waiter, stream: gateway.GatewayStream) -> None:
         self.status = stream.status
@@ -92,15 +92,15 @@ class BlockingStream:
         return self._waiter.each(aiter(self._stream))
 
     def lines(self) -> Iterator[str]:
-        """The lines of text or SSE."""
+        """Yield the lines of text or SSE."""
         return self._waiter.each(self._stream.lines())
 
     def read(self) -> bytes:
-        """The rest as a whole."""
+        """Return the rest of the body."""
         return self._waiter.wait(self._stream.read())
 
     def close(self) -> None:
-        """Leave."""
+        """Close the stream."""
         self._waiter.wait(self._stream.aclose())
 
     def __enter__(self) -> BlockingStream:

@@ -5,768 +5,146 @@ Written by ``tests/lava_methods.py`` from the table in ``resources``: change the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from proxy.lava import records
-from proxy.lava.waiting import BlockingResource
-from proxy.lava.wire import UNSET
+from proxy.lava import methods
+from proxy.lava.waiting import BlockingResource, lists, waits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import datetime
-    from decimal import Decimal
-
-    from proxy.lava.waiting import BlockingPages
-    from proxy.lava.wire import Unset
-
-
-class BlockingCheckoutSessions(BlockingResource):
-    """Checkouts: how a customer buys a plan or credit."""
-
-    def create(
-        self,
-        *,
-        checkout_mode: Literal["subscription", "credit_bundle", "onboarding", "topup"],
-        origin_url: str,
-        customer_id: str | None = None,
-        plan_id: str | None = None,
-        credit_bundle_id: str | None = None,
-        connection_id: str | None = None,
-        subscription_config_id: str | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> records.CheckoutSession:
-        """Create a checkout, where a customer subscribes or buys credit (``POST checkout_sessions``)."""
-        return self._one(
-            records.CheckoutSession,
-            "checkout_sessions.create",
-            fields={
-                "checkout_mode": checkout_mode,
-                "origin_url": origin_url,
-                "customer_id": customer_id,
-                "plan_id": plan_id,
-                "credit_bundle_id": credit_bundle_id,
-                "connection_id": connection_id,
-                "subscription_config_id": subscription_config_id,
-            },
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
-
-
-class BlockingConnections(BlockingResource):
-    """Customers, under the name of SDK 8."""
-
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.Connection]:
-        """List connections (``GET connections``)."""
-        return self._pages(records.Connection, "connections.list", {"cursor": cursor, "limit": limit})
-
-    def retrieve(self, connection_id: str) -> records.Connection:
-        """One connection (``GET connections/{connection_id}``)."""
-        return self._one(records.Connection, "connections.retrieve", connection_id)
-
-    def get_subscription(self, connection_id: str) -> records.CurrentSubscription:
-        """The connection's subscription, with plan and remaining credits (``GET connections/{connection_id}/subscription``)."""
-        return self._one(records.CurrentSubscription, "connections.get_subscription", connection_id)
-
-    def delete(self, connection_id: str) -> records.Done:
-        """Delete a connection (``DELETE connections/{connection_id}``)."""
-        return self._one(records.Done, "connections.delete", connection_id)
-
-
-class BlockingCustomers(BlockingResource):
-    """Customers (SDK 9 and later)."""
-
-    def create(
-        self,
-        *,
-        reference_id: str | None = None,
-        email: str | None = None,
-        phone: str | None = None,
-        name: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> records.Customer:
-        """Create a customer (``POST customers``)."""
-        return self._one(
-            records.Customer,
-            "customers.create",
-            fields={"reference_id": reference_id, "email": email, "phone": phone, "name": name, "metadata": metadata},
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
-
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.Customer]:
-        """List customers (``GET customers``)."""
-        return self._pages(records.Customer, "customers.list", {"cursor": cursor, "limit": limit})
-
-    def retrieve(self, customer_id: str) -> records.Customer:
-        """One customer (``GET customers/{customer_id}``)."""
-        return self._one(records.Customer, "customers.retrieve", customer_id)
-
-    def update(
-        self,
-        customer_id: str,
-        *,
-        reference_id: str | Unset | None = UNSET,
-        email: str | Unset | None = UNSET,
-        phone: str | Unset | None = UNSET,
-        name: str | Unset | None = UNSET,
-        metadata: Mapping[str, Any] | Unset | None = UNSET,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> records.Customer:
-        """Change a customer (``PATCH customers/{customer_id}``)."""
-        return self._one(
-            records.Customer,
-            "customers.update",
-            customer_id,
-            fields={"reference_id": reference_id, "email": email, "phone": phone, "name": name, "metadata": metadata},
-            extra=extra_body,
-        )
-
-    def get_subscription(self, customer_id: str) -> records.CurrentSubscription:
-        """The customer's subscription, with plan and remaining credits (``GET customers/{customer_id}/subscription``)."""
-        return self._one(records.CurrentSubscription, "customers.get_subscription", customer_id)
-
-    def delete(self, customer_id: str) -> records.Done:
-        """Delete a customer (``DELETE customers/{customer_id}``)."""
-        return self._one(records.Done, "customers.delete", customer_id)
-
-
-class BlockingRequests(BlockingResource):
-    """What went through the gateway, and what you report."""
-
-    def list(
-        self,
-        *,
-        cursor: str | None = None,
-        limit: int | None = None,
-        customer_id: str | None = None,
-        meter_id: str | None = None,
-        metadata_filters: Mapping[str, str] | None = None,
-        connection_id: str | None = None,
-    ) -> BlockingPages[records.Request]:
-        """List requests (``GET requests``)."""
-        return self._pages(
-            records.Request,
-            "requests.list",
-            {
-                "cursor": cursor,
-                "limit": limit,
-                "customer_id": customer_id,
-                "meter_id": meter_id,
-                "metadata_filters": metadata_filters,
-                "connection_id": connection_id,
-            },
-        )
-
-    def create(
-        self,
-        *,
-        request_id: str,
-        meter_slug: str,
-        customer_id: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        input_tokens: int | None = None,
-        output_tokens: int | None = None,
-        input_characters: int | None = None,
-        output_characters: int | None = None,
-        input_seconds: int | None = None,
-        output_seconds: int | None = None,
-        connection_id: str | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> records.Request:
-        """Report usage that did not go through the gateway (``POST requests``)."""
-        return self._one(
-            records.Request,
-            "requests.create",
-            fields={
-                "request_id": request_id,
-                "customer_id": customer_id,
-                "meter_slug": meter_slug,
-                "metadata": metadata,
-                "input_tokens": input_tokens,
-                "output_tokens": output_tokens,
-                "input_characters": input_characters,
-                "output_characters": output_characters,
-                "input_seconds": input_seconds,
-                "output_seconds": output_seconds,
-                "connection_id": connection_id,
-            },
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
-
-    def retrieve(self, request_id: str) -> records.Request:
-        """One request (``GET requests/{request_id}``)."""
-        return self._one(records.Request, "requests.retrieve", request_id)
-
-
-class BlockingUsage(BlockingResource):
-    """Usage and costs by day."""
-
-    def retrieve(
-        self,
-        *,
-        start: datetime | str,
-        end: datetime | str | None = None,
-        customer_id: str | None = None,
-        meter_id: str | None = None,
-        metadata_filters: Mapping[str, str] | None = None,
-        connection_id: str | None = None,
-    ) -> records.UsageReport:
-        """Usage and costs by day, with totals (``GET usage``)."""
-        return self._one(
-            records.UsageReport,
-            "usage.retrieve",
-            fields={
-                "start": start,
-                "end": end,
-                "customer_id": customer_id,
-                "meter_id": meter_id,
-                "metadata_filters": metadata_filters,
-                "connection_id": connection_id,
-            },
-        )
-
-
-class BlockingSubscriptions(BlockingResource):
-    """Who has which plan."""
-
-    def list(
-        self,
-        *,
-        cursor: str | None = None,
-        limit: int | None = None,
-        status: Literal["active", "cancelled", "all"] | None = None,
-        customer_id: str | None = None,
-        connection_id: str | None = None,
-    ) -> BlockingPages[records.Subscription]:
-        """List subscriptions (``GET subscriptions``)."""
-        return self._pages(
-            records.Subscription,
-            "subscriptions.list",
-            {
-                "cursor": cursor,
-                "limit": limit,
-                "status": status,
-                "customer_id": customer_id,
-                "connection_id": connection_id,
-            },
-        )
-
-    def create(
-        self,
-        *,
-        customer_id: str,
-        plan_id: str,
-        extra_body: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> records.CurrentSubscription:
-        """Give a customer a plan (Lava: free plans only, the others need a checkout) (``POST subscriptions``)."""
-        return self._one(
-            records.CurrentSubscription,
-            "subscriptions.create",
-            fields={"customer_id": customer_id, "plan_id": plan_id},
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
-
-    def update(
-        self,
-        subscription_id: str,
-        *,
-        auto_top_up_bundle_id: str | Unset | None = UNSET,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> records.Done:
-        """Change a subscription (``PATCH subscriptions/{subscription_id}``)."""
-        return self._one(
-            records.Done,
-            "subscriptions.update",
-            subscription_id,
-            fields={"auto_top_up_bundle_id": auto_top_up_bundle_id},
-            extra=extra_body,
-        )
-
-    def cancel(self, subscription_id: str) -> records.Done:
-        """Cancel a subscription (``DELETE subscriptions/{subscription_id}``)."""
-        return self._one(records.Done, "subscriptions.cancel", subscription_id)
-
-
-class BlockingSubscriptionConfigs(BlockingResource):
-    """Plans, under the name of SDK 8."""
-
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.SubscriptionConfig]:
-        """List plans (``GET subscription_configs``)."""
-        return self._pages(records.SubscriptionConfig, "subscription_configs.list", {"cursor": cursor, "limit": limit})
-
-    def retrieve(self, subscription_config_id: str) -> records.SubscriptionConfig:
-        """One plan (``GET subscription_configs/{subscription_config_id}``)."""
-        return self._one(records.SubscriptionConfig, "subscription_configs.retrieve", subscription_config_id)
-
-    def create(
-        self,
-        *,
-        name: str,
-        period_amount: Decimal | str,
-        billing_interval: Literal["day", "week", "month", "year"],
-        rollover_type: Literal["full", "none"] | None = None,
-        bundle_rollover_type: Literal["full", "none"] | None = None,
-        included_credit: Decimal | str | None = None,
-        default_auto_top_up_bundle_index: int | Unset | None = UNSET,
-        meter_ids: Sequence[str] | None = None,
-        credit_bundles: Sequence[Mapping[str, Any]] | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> records.SubscriptionConfig:
-        """Create a plan (``POST subscription_configs``)."""
-        return self._one(
-            records.SubscriptionConfig,
-            "subscription_configs.create",
-            fields={
-                "name": name,
-                "period_amount": period_amount,
-                "billing_interval": billing_interval,
-                "rollover_type": rollover_type,
-                "bundle_rollover_type": bundle_rollover_type,
-                "included_credit": included_credit,
-                "default_auto_top_up_bundle_index": default_auto_top_up_bundle_index,
-                "meter_ids": meter_ids,
-                "credit_bundles": credit_bundles,
-            },
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
-
-    def update(
-        self,
-        subscription_config_id: str,
-        *,
-        name: str | None = None,
-        rollover_type: Literal["full", "none"] | None = None,
-        bundle_rollover_type: Literal["full", "none"] | None = None,
-        included_credit: Decimal | str | None = None,
-        default_auto_top_up_bundle_id: str | Unset | None = UNSET,
-        meter_ids: Sequence[str] | None = None,
-        credit_bundles: Sequence[Mapping[str, Any]] | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> records.SubscriptionConfig:
-        """Change a plan (``PATCH subscription_configs/{subscription_config_id}``)."""
-        return self._one(
-            records.SubscriptionConfig,
-            "subscription_configs.update",
-            subscription_config_id,
-            fields={
-                "name": name,
-                "rollover_type": rollover_type,
-                "bundle_rollover_type": bundle_rollover_type,
-                "included_credit": included_credit,
-                "default_auto_top_up_bundle_id": default_auto_top_up_bundle_id,
-                "meter_ids": meter_ids,
-                "credit_bundles": credit_bundles,
-            },
-            extra=extra_body,
-        )
-
-    def delete(self, subscription_config_id: str) -> records.Deleted:
-        """Delete a plan (``DELETE subscription_configs/{subscription_config_id}``)."""
-        return self._one(records.Deleted, "subscription_configs.delete", subscription_config_id)
-
-
-class BlockingPlans(BlockingResource):
-    """Plans (SDK 9 and later)."""
-
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.Plan]:
-        """List plans (``GET plans``)."""
-        return self._pages(records.Plan, "plans.list", {"cursor": cursor, "limit": limit})
-
-    def retrieve(self, plan_id: str) -> records.Plan:
-        """One plan (``GET plans/{plan_id}``)."""
-        return self._one(records.Plan, "plans.retrieve", plan_id)
-
-    def create(
-        self,
-        *,
-        name: str,
-        period_amount: Decimal | str,
-        billing_interval: Literal["day", "week", "month", "year"],
-        rollover_type: Literal["full", "none"] | None = None,
-        bundle_rollover_type: Literal["full", "none"] | None = None,
-        included_credit: Decimal | str | None = None,
-        default_auto_top_up_bundle_index: int | Unset | None = UNSET,
-        meter_ids: Sequence[str] | None = None,
-        credit_bundles: Sequence[Mapping[str, Any]] | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> records.Plan:
-        """Create a plan (``POST plans``)."""
-        return self._one(
-            records.Plan,
-            "plans.create",
-            fields={
-                "name": name,
-                "period_amount": period_amount,
-                "billing_interval": billing_interval,
-                "rollover_type": rollover_type,
-                "bundle_rollover_type": bundle_rollover_type,
-                "included_credit": included_credit,
-                "default_auto_top_up_bundle_index": default_auto_top_up_bundle_index,
-                "meter_ids": meter_ids,
-                "credit_bundles": credit_bundles,
-            },
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
-
-    def update(
-        self,
-        plan_id: str,
-        *,
-        name: str | None = None,
-        rollover_type: Literal["full", "none"] | None = None,
-        bundle_rollover_type: Literal["full", "none"] | None = None,
-        included_credit: Decimal | str | None = None,
-        default_auto_top_up_bundle_id: str | Unset | None = UNSET,
-        meter_ids: Sequence[str] | None = None,
-        credit_bundles: Sequence[Mapping[str, Any]] | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> records.Plan:
-        """Change a plan (``PATCH plans/{plan_id}``)."""
-        return self._one(
-            records.Plan,
-            "plans.update",
-            plan_id,
-            fields={
-                "name": name,
-                "rollover_type": rollover_type,
-                "bundle_rollover_type": bundle_rollover_type,
-                "included_credit": included_credit,
-                "default_auto_top_up_bundle_id": default_auto_top_up_bundle_id,
-                "meter_ids": meter_ids,
-                "credit_bundles": credit_bundles,
-            },
-            extra=extra_body,
-        )
-
-    def delete(self, plan_id: str) -> records.Deleted:
-        """Delete a plan (``DELETE plans/{plan_id}``)."""
-        return self._one(records.Deleted, "plans.delete", plan_id)
-
-
-class BlockingMeters(BlockingResource):
-    """What usage is charged by."""
-
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.Meter]:
-        """List meters (``GET meters``)."""
-        return self._pages(records.Meter, "meters.list", {"cursor": cursor, "limit": limit})
-
-    def retrieve(self, meter_id: str) -> records.Meter:
-        """One meter (``GET meters/{meter_id}``)."""
-        return self._one(records.Meter, "meters.retrieve", meter_id)
-
-    def create(
-        self,
-        *,
-        name: str,
-        rate_type: Literal["fixed", "percentage"],
-        tier_type: Literal["tokens_1m", "characters_1m", "minutes", "requests"],
-        tiers: Sequence[Mapping[str, Any]],
-        meter_slug: str | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> records.Meter:
-        """Create a meter (``POST meters``)."""
-        return self._one(
-            records.Meter,
-            "meters.create",
-            fields={
-                "name": name,
-                "meter_slug": meter_slug,
-                "rate_type": rate_type,
-                "tier_type": tier_type,
-                "tiers": tiers,
-            },
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
-
-    def update(
-        self,
-        meter_id: str,
-        *,
-        name: str | None = None,
-        tiers: Sequence[Mapping[str, Any]] | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> records.Meter:
-        """Change a meter (``PATCH meters/{meter_id}``)."""
-        return self._one(
-            records.Meter, "meters.update", meter_id, fields={"name": name, "tiers": tiers}, extra=extra_body
-        )
-
-    def delete(self, meter_id: str) -> records.Deleted:
-        """Delete a meter (``DELETE meters/{meter_id}``)."""
-        return self._one(records.Deleted, "meters.delete", meter_id)
-
-
-class BlockingCreditBundles(BlockingResource):
-    """Credit that is sold beside a plan."""
-
-    def list(
-        self,
-        *,
-        cursor: str | None = None,
-        limit: int | None = None,
-        plan_id: str | None = None,
-        subscription_config_id: str | None = None,
-    ) -> BlockingPages[records.CreditBundle]:
-        """List credit bundles (``GET credit_bundles``)."""
-        return self._pages(
-            records.CreditBundle,
-            "credit_bundles.list",
-            {"cursor": cursor, "limit": limit, "plan_id": plan_id, "subscription_config_id": subscription_config_id},
-        )
-
-    def retrieve(self, credit_bundle_id: str) -> records.CreditBundle:
-        """One credit bundle (``GET credit_bundles/{credit_bundle_id}``)."""
-        return self._one(records.CreditBundle, "credit_bundles.retrieve", credit_bundle_id)
-
-
-class BlockingWebhooks(BlockingResource):
-    """Addresses that Lava tells of events."""
-
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.Webhook]:
-        """List webhooks (``GET webhooks``)."""
-        return self._pages(records.Webhook, "webhooks.list", {"cursor": cursor, "limit": limit})
-
-    def retrieve(self, webhook_id: str) -> records.Webhook:
-        """One webhook (``GET webhooks/{webhook_id}``)."""
-        return self._one(records.Webhook, "webhooks.retrieve", webhook_id)
-
-    def create(
-        self, *, name: str, url: str, extra_body: Mapping[str, Any] | None = None, idempotency_key: str | None = None
-    ) -> records.WebhookCreated:
-        """Create a webhook (``POST webhooks``)."""
-        return self._one(
-            records.WebhookCreated,
-            "webhooks.create",
-            fields={"name": name, "url": url},
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
-
-    def update(
-        self,
-        webhook_id: str,
-        *,
-        name: str | None = None,
-        url: str | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> records.Webhook:
-        """Change a webhook (``PATCH webhooks/{webhook_id}``)."""
-        return self._one(
-            records.Webhook, "webhooks.update", webhook_id, fields={"name": name, "url": url}, extra=extra_body
-        )
-
-    def delete(self, webhook_id: str) -> records.Deleted:
-        """Delete a webhook (``DELETE webhooks/{webhook_id}``)."""
-        return self._one(records.Deleted, "webhooks.delete", webhook_id)
-
-
-class BlockingSecretKeys(BlockingResource):
-    """The merchant's keys."""
-
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.SecretKey]:
-        """List secret keys, with hints instead of the keys (``GET secret_keys``)."""
-        return self._pages(records.SecretKey, "secret_keys.list", {"cursor": cursor, "limit": limit})
-
-    def create(
-        self, *, name: str, extra_body: Mapping[str, Any] | None = None, idempotency_key: str | None = None
-    ) -> records.SecretKeyCreated:
-        """Create a secret key (``POST secret_keys``)."""
-        return self._one(
-            records.SecretKeyCreated,
-            "secret_keys.create",
-            fields={"name": name},
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
-
-    def delete(self, secret_key_id: str) -> records.Deleted:
-        """Revoke a secret key (``DELETE secret_keys/{secret_key_id}``)."""
-        return self._one(records.Deleted, "secret_keys.delete", secret_key_id)
-
-
-class BlockingSpendKeys(BlockingResource):
-    """Keys for one tool each, with limits."""
-
-    def create(
-        self,
-        *,
-        name: str,
-        status: Literal["active", "paused"] | None = None,
-        request_shape: Literal["openai", "anthropic"] | None = None,
-        allowed_models: Sequence[str] | Unset | None = UNSET,
-        allowed_providers: Sequence[str] | Unset | None = UNSET,
-        spend_limit: Mapping[str, Any] | Unset | None = UNSET,
-        request_limit: Mapping[str, Any] | Unset | None = UNSET,
-        rate_limit: Mapping[str, Any] | Unset | None = UNSET,
-        expires_at: datetime | str | Unset | None = UNSET,
-        extra_body: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> records.SpendKeyCreated:
-        """Create a spend key: for one tool, with limits (``POST spend_keys``)."""
-        return self._one(
-            records.SpendKeyCreated,
-            "spend_keys.create",
-            fields={
-                "name": name,
-                "status": status,
-                "request_shape": request_shape,
-                "allowed_models": allowed_models,
-                "allowed_providers": allowed_providers,
-                "spend_limit": spend_limit,
-                "request_limit": request_limit,
-                "rate_limit": rate_limit,
-                "expires_at": expires_at,
-            },
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
-
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.SpendKey]:
-        """List spend keys, with what they have spent (``GET spend_keys``)."""
-        return self._pages(records.SpendKey, "spend_keys.list", {"cursor": cursor, "limit": limit})
-
-    def retrieve(self, spend_key_id: str) -> records.SpendKey:
-        """One spend key (``GET spend_keys/{spend_key_id}``)."""
-        return self._one(records.SpendKey, "spend_keys.retrieve", spend_key_id)
-
-    def update(
-        self,
-        spend_key_id: str,
-        *,
-        name: str | None = None,
-        status: Literal["active", "paused"] | None = None,
-        request_shape: Literal["openai", "anthropic"] | None = None,
-        allowed_models: Sequence[str] | Unset | None = UNSET,
-        allowed_providers: Sequence[str] | Unset | None = UNSET,
-        spend_limit: Mapping[str, Any] | Unset | None = UNSET,
-        request_limit: Mapping[str, Any] | Unset | None = UNSET,
-        rate_limit: Mapping[str, Any] | Unset | None = UNSET,
-        expires_at: datetime | str | Unset | None = UNSET,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> records.SpendKey:
-        """Change a spend key (``PUT spend_keys/{spend_key_id}``)."""
-        return self._one(
-            records.SpendKey,
-            "spend_keys.update",
-            spend_key_id,
-            fields={
-                "name": name,
-                "status": status,
-                "request_shape": request_shape,
-                "allowed_models": allowed_models,
-                "allowed_providers": allowed_providers,
-                "spend_limit": spend_limit,
-                "request_limit": request_limit,
-                "rate_limit": rate_limit,
-                "expires_at": expires_at,
-            },
-            extra=extra_body,
-        )
-
-    def revoke(self, spend_key_id: str) -> records.Done:
-        """Revoke a spend key (``DELETE spend_keys/{spend_key_id}``)."""
-        return self._one(records.Done, "spend_keys.revoke", spend_key_id)
-
-    def rotate(self, spend_key_id: str, *, idempotency_key: str | None = None) -> records.SpendKeyCreated:
-        """Give a spend key a new secret; the old one stops working (``POST spend_keys/{spend_key_id}/rotate``)."""
-        return self._one(records.SpendKeyCreated, "spend_keys.rotate", spend_key_id, idempotency_key=idempotency_key)
-
-
-class BlockingWalletKeys(BlockingResource):
-    """Keys that manage a wallet's spend keys (gone in SDK 11)."""
-
-    def list(self, *, cursor: str | None = None, limit: int | None = None) -> BlockingPages[records.WalletKey]:
-        """List wallet keys (``GET wallet_keys``)."""
-        return self._pages(records.WalletKey, "wallet_keys.list", {"cursor": cursor, "limit": limit})
-
-    def revoke(self, wallet_key_id: str) -> records.Done:
-        """Revoke a wallet key (``DELETE wallet_keys/{wallet_key_id}``)."""
-        return self._one(records.Done, "wallet_keys.revoke", wallet_key_id)
-
-    def rotate(self, wallet_key_id: str, *, idempotency_key: str | None = None) -> records.WalletKeyCreated:
-        """Give a wallet key a new secret; the old one stops working (``POST wallet_keys/{wallet_key_id}/rotate``)."""
-        return self._one(records.WalletKeyCreated, "wallet_keys.rotate", wallet_key_id, idempotency_key=idempotency_key)
-
-
-class BlockingModels(BlockingResource):
-    """What the gateway knows."""
-
-    def list(self) -> BlockingPages[records.ApiModel]:
-        """List models (``GET models``)."""
-        return self._pages(records.ApiModel, "models.list", {})
-
-
-class BlockingWallet(BlockingResource):
-    """The wallet behind the key."""
-
-    def retrieve(self) -> records.WalletBalance:
-        """The wallet behind this key, with its balance (``GET wallet``)."""
-        return self._one(records.WalletBalance, "wallet.retrieve")
-
-
-class BlockingFallback(BlockingResource):
-    """The account's chain of fallbacks."""
-
-    def retrieve(self) -> records.FallbackChain:
-        """The account's chain of fallbacks (``GET account/fallback``)."""
-        return self._one(records.FallbackChain, "fallback.retrieve")
-
-    def update(
-        self, *, chain: Sequence[Mapping[str, Any]] | Unset | None = UNSET, extra_body: Mapping[str, Any] | None = None
-    ) -> records.FallbackChain:
-        """Set the account's chain of fallbacks (``PATCH account/fallback``)."""
-        return self._one(records.FallbackChain, "fallback.update", fields={"chain": chain}, extra=extra_body)
-
-
-class BlockingAuth(BlockingResource):
-    """The end of the login flow."""
-
-    def exchange_code(
-        self, *, code: str, extra_body: Mapping[str, Any] | None = None, idempotency_key: str | None = None
-    ) -> records.AuthCredentials:
-        """Exchange the one-time code of a login for credentials (``POST auth/callback``)."""
-        return self._one(
-            records.AuthCredentials,
-            "auth.exchange_code",
-            fields={"code": code},
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
+    from proxy.lava.waiting import Waiter
+
+
+class _CheckoutSessions(BlockingResource):
+    create = waits(methods.CheckoutSessions.create)
+
+
+class _Connections(BlockingResource):
+    list = lists(methods.Connections.list)
+    retrieve = waits(methods.Connections.retrieve)
+    get_subscription = waits(methods.Connections.get_subscription)
+    delete = waits(methods.Connections.delete)
+
+
+class _Customers(BlockingResource):
+    create = waits(methods.Customers.create)
+    list = lists(methods.Customers.list)
+    retrieve = waits(methods.Customers.retrieve)
+    update = waits(methods.Customers.update)
+    get_subscription = waits(methods.Customers.get_subscription)
+    delete = waits(methods.Customers.delete)
+
+
+class _Requests(BlockingResource):
+    list = lists(methods.Requests.list)
+    create = waits(methods.Requests.create)
+    retrieve = waits(methods.Requests.retrieve)
+
+
+class _Usage(BlockingResource):
+    retrieve = waits(methods.Usage.retrieve)
+
+
+class _Subscriptions(BlockingResource):
+    list = lists(methods.Subscriptions.list)
+    create = waits(methods.Subscriptions.create)
+    update = waits(methods.Subscriptions.update)
+    cancel = waits(methods.Subscriptions.cancel)
+
+
+class _SubscriptionConfigs(BlockingResource):
+    list = lists(methods.SubscriptionConfigs.list)
+    retrieve = waits(methods.SubscriptionConfigs.retrieve)
+    create = waits(methods.SubscriptionConfigs.create)
+    update = waits(methods.SubscriptionConfigs.update)
+    delete = waits(methods.SubscriptionConfigs.delete)
+
+
+class _Plans(BlockingResource):
+    list = lists(methods.Plans.list)
+    retrieve = waits(methods.Plans.retrieve)
+    create = waits(methods.Plans.create)
+    update = waits(methods.Plans.update)
+    delete = waits(methods.Plans.delete)
+
+
+class _Meters(BlockingResource):
+    list = lists(methods.Meters.list)
+    retrieve = waits(methods.Meters.retrieve)
+    create = waits(methods.Meters.create)
+    update = waits(methods.Meters.update)
+    delete = waits(methods.Meters.delete)
+
+
+class _CreditBundles(BlockingResource):
+    list = lists(methods.CreditBundles.list)
+    retrieve = waits(methods.CreditBundles.retrieve)
+
+
+class _Webhooks(BlockingResource):
+    list = lists(methods.Webhooks.list)
+    retrieve = waits(methods.Webhooks.retrieve)
+    create = waits(methods.Webhooks.create)
+    update = waits(methods.Webhooks.update)
+    delete = waits(methods.Webhooks.delete)
+
+
+class _SecretKeys(BlockingResource):
+    list = lists(methods.SecretKeys.list)
+    create = waits(methods.SecretKeys.create)
+    delete = waits(methods.SecretKeys.delete)
+
+
+class _SpendKeys(BlockingResource):
+    create = waits(methods.SpendKeys.create)
+    list = lists(methods.SpendKeys.list)
+    retrieve = waits(methods.SpendKeys.retrieve)
+    update = waits(methods.SpendKeys.update)
+    revoke = waits(methods.SpendKeys.revoke)
+    rotate = waits(methods.SpendKeys.rotate)
+
+
+class _WalletKeys(BlockingResource):
+    list = lists(methods.WalletKeys.list)
+    revoke = waits(methods.WalletKeys.revoke)
+    rotate = waits(methods.WalletKeys.rotate)
+
+
+class _Models(BlockingResource):
+    list = lists(methods.Models.list)
+
+
+class _Wallet(BlockingResource):
+    retrieve = waits(methods.Wallet.retrieve)
+
+
+class _Fallback(BlockingResource):
+    retrieve = waits(methods.Fallback.retrieve)
+    update = waits(methods.Fallback.update)
+
+
+class _Auth(BlockingResource):
+    exchange_code = waits(methods.Auth.exchange_code)
 
 
 class BlockingResources:
     """Every resource, as attributes of the client."""
 
-    def __init__(self, lava: Any) -> None:
-        self.checkout_sessions = BlockingCheckoutSessions(lava)
-        self.connections = BlockingConnections(lava)
-        self.customers = BlockingCustomers(lava)
-        self.requests = BlockingRequests(lava)
-        self.usage = BlockingUsage(lava)
-        self.subscriptions = BlockingSubscriptions(lava)
-        self.subscription_configs = BlockingSubscriptionConfigs(lava)
-        self.plans = BlockingPlans(lava)
-        self.meters = BlockingMeters(lava)
-        self.credit_bundles = BlockingCreditBundles(lava)
-        self.webhooks = BlockingWebhooks(lava)
-        self.secret_keys = BlockingSecretKeys(lava)
-        self.spend_keys = BlockingSpendKeys(lava)
-        self.wallet_keys = BlockingWalletKeys(lava)
-        self.models = BlockingModels(lava)
-        self.wallet = BlockingWallet(lava)
-        self.fallback = BlockingFallback(lava)
-        self.auth = BlockingAuth(lava)
+    def __init__(self, lava: methods.Resources, waiter: Waiter) -> None:
+        self.checkout_sessions = _CheckoutSessions(lava.checkout_sessions, waiter)
+        self.connections = _Connections(lava.connections, waiter)
+        self.customers = _Customers(lava.customers, waiter)
+        self.requests = _Requests(lava.requests, waiter)
+        self.usage = _Usage(lava.usage, waiter)
+        self.subscriptions = _Subscriptions(lava.subscriptions, waiter)
+        self.subscription_configs = _SubscriptionConfigs(lava.subscription_configs, waiter)
+        self.plans = _Plans(lava.plans, waiter)
+        self.meters = _Meters(lava.meters, waiter)
+        self.credit_bundles = _CreditBundles(lava.credit_bundles, waiter)
+        self.webhooks = _Webhooks(lava.webhooks, waiter)
+        self.secret_keys = _SecretKeys(lava.secret_keys, waiter)
+        self.spend_keys = _SpendKeys(lava.spend_keys, waiter)
+        self.wallet_keys = _WalletKeys(lava.wallet_keys, waiter)
+        self.models = _Models(lava.models, waiter)
+        self.wallet = _Wallet(lava.wallet, waiter)
+        self.fallback = _Fallback(lava.fallback, waiter)
+        self.auth = _Auth(lava.auth, waiter)

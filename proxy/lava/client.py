@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from proxy.lava.wire import Unset
 
     class ApiSender(Protocol):
-        """Carries one account call (``Transport.send``)."""
+        """Sends one account call (as ``Transport.send``)."""
 
         async def send(
             self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float
@@ -52,19 +52,18 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 class Lava(Resources):
     """One account at Lava.
 
-    ``secret_key`` is the merchant's key, by default that of the environment's ``LAVA_SECRET_KEY``; a spend key works where
-    Lava lets it. ``base_url`` is ``auto`` (the sandbox for ``aks_test_`` keys, as the SDK does) or an address, to which
-    ``/v1`` is added where it has no path. ``timeout`` is seconds for one try of an account call.
+    ``secret_key`` is the merchant's key, by default that of the environment's ``LAVA_SECRET_KEY``; a spend key works for
+    what Lava permits it. ``base_url`` is ``auto`` (the sandbox for ``aks_test_`` keys, as the SDK does) or an address, to
+    which ``/v1`` is added if it has no path. ``timeout`` is in seconds, for one try of an account call.
 
-    GETs, and POSTs by their ``Idempotency-Key``, are made again ``retries`` times after a broken connection, 429 or 5xx.
+    GETs, and POSTs by their ``Idempotency-Key``, are retried ``retries`` times after a broken connection, 429 or 5xx.
     Lava's reference says that every POST supports that header; ``idempotency=False`` neither sends nor trusts it.
 
     ``ca_file`` names further trusted certificates, ``proxy`` is an outbound proxy's URL; no proxy variable is read.
-    ``sender`` carries account calls in place of connections of its own.
+    ``sender`` sends the account calls instead of the client's own connections.
 
-    Use it in ``async with``, or ``aclose()`` it. Raises ``MissingKey``, and ``ValueError`` for an address or key that
-    cannot be one. The resources (``lava.customers``, ``lava.meters`` …) are in ``methods``; what they raise is in
-    ``errors``.
+    Use it in ``async with``, or ``aclose()`` it. Raises ``MissingKey``, and ``ValueError`` for an invalid address or key.
+    The resources (``lava.customers``, ``lava.meters`` …) are in ``methods``; what they raise is in ``errors``.
     """
 
     def __init__(
@@ -119,9 +118,9 @@ class Lava(Resources):
         provider_key: Option = UNSET,
         disable_billing: bool | Unset | None = UNSET,
     ) -> str:
-        """The forward token of these options, byte for byte as the SDK's ``generateForwardToken``.
+        """Return the forward token for these options, byte for byte as the SDK's ``generateForwardToken``.
 
-        It holds the secret key (base64 is no encryption): treat it like one.
+        It contains the secret key (base64 is no encryption): treat it like one.
         """
         return mint_token(
             self._key.reveal(),
@@ -134,8 +133,8 @@ class Lava(Resources):
 
     @classmethod
     async def exchange_code(cls, code: str, *, base_url: str = PRODUCTION) -> records.AuthCredentials:
-        """The credentials for the one-time code that a login brought back. Needs no key."""
-        # The action is keyless: what stands here is sent nowhere.
+        """Return the credentials for the one-time code of a login. Needs no key."""
+        # The action is keyless: this value is not sent.
         async with cls("none", base_url=base_url) as lava:
             return await lava.auth.exchange_code(code=code)
 
@@ -149,10 +148,10 @@ class Lava(Resources):
         extra_body: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
-        """Any action of the table by name (``meters.create``, also the SDK's ``subscriptions.createPlan``) or row.
+        """Call any action of the table by name (``meters.create``, also the SDK's ``subscriptions.createPlan``) or row.
 
-        ``fields`` are its parameters, ``extra_body`` what it does not know. A list gives its first page. Raises
-        ``UnknownName`` with the nearest name, ``ValueError``, ``TypeError``, and ``LavaError``.
+        ``fields`` are its parameters, ``extra_body`` are further members of the body. A list returns its first page.
+        Raises ``UnknownName`` with the nearest name, ``ValueError``, ``TypeError``, and ``LavaError``.
         """
         row = rows(action)[0] if isinstance(action, str) else action
         kind: type[records.ApiRecord] = getattr(records, row.record)
@@ -161,16 +160,16 @@ class Lava(Resources):
         return await self.record(kind, action, ids, fields or {}, extra_body, idempotency_key)
 
     def pages(self, action: str | Action, fields: Mapping[str, Any] | None = None) -> Pages[Any]:
-        """Any list of the table by name or row: see ``Pages``."""
+        """Return any list of the table by name or row: see ``Pages``."""
         row = rows(action)[0] if isinstance(action, str) else action
         if not row.paged:
             raise ValueError(f"{row.key} is no list")
         return self.pages_of(getattr(records, row.record), action, fields or {})
 
     def pages_of(self, kind: type[R], action: str | Action, fields: Mapping[str, Any]) -> Pages[R]:
-        """A list whose records are of this class."""
+        """Return a list whose records are of this class."""
         given = {name: value for name, value in fields.items() if value is not None}
-        # Now, not at the first page: a misspelt name shall be told where it stands.
+        # Now, not at the first page, so that a misspelt name raises in the call that contains it.
         row = resolve(action, given) if isinstance(action, str) else action
         write(row, (), given, None)
         return Pages(self, kind, action, fields, lambda: any(param.name == "limit" for param in row.query))
@@ -184,10 +183,10 @@ class Lava(Resources):
         extra: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> R:
-        """The answer of an action, read as this class."""
+        """Call an action and return its answer as this class."""
         row = rows(action)[0] if isinstance(action, str) else action
         call = write(action, ids, fields, extra)
-        # Content-Type also where there is no body: so the SDK does it, and so it was recorded.
+        # Content-Type also without a body, as the SDK does.
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "identity",
@@ -243,16 +242,16 @@ class Lava(Resources):
         stream: bool = False,
         silence: float = 600.0,
     ) -> Any:
-        """Call a provider through Lava: ``url`` is the provider's whole address.
+        """Call a provider through Lava. ``url`` is the provider's whole address.
 
         ``body`` is a dict or list (sent as JSON), text or bytes. Without ids the merchant pays; ``meter_slug`` attributes,
-        ``customer_id`` (or ``connection_id``) with it charges the customer, ``disable_billing`` then does not;
-        ``provider_key`` is your own key at the provider. ``format`` is what you speak where the provider speaks something
-        else. ``silence`` is how many seconds may pass without a byte.
+        ``customer_id`` (or ``connection_id``) with it charges the customer, unless ``disable_billing`` is set;
+        ``provider_key`` is your own key at the provider. ``format`` is the API of the body, if it is not the provider's.
+        ``silence`` is how many seconds may pass without a byte.
 
-        Gives the answer's JSON, its numbers as Python's ``json`` reads them; with ``stream`` a ``GatewayStream``. Made again only
-        where no connection came about: everything else may cost money twice. Raises ``LavaError``, ``ValueError``,
-        ``TypeError``.
+        Returns the answer's JSON, its numbers as Python's ``json`` reads them; with ``stream`` a ``GatewayStream``.
+        Retried only if there was no connection: anything else may cost money twice. Raises ``LavaError``,
+        ``ValueError``, ``TypeError``.
         """
         target = target_of(url, format)
         token = token_of(
@@ -294,7 +293,7 @@ class Lava(Resources):
 
 
 def _json(reply: ApiReply) -> Any:
-    """The JSON of a provider's answer."""
+    """Return the JSON of a provider's answer."""
     import json
 
     about: dict[str, Any] = {"status": reply.status, "request_id": reply.request_id}
@@ -304,13 +303,13 @@ def _json(reply: ApiReply) -> Any:
         document(reply.body)  # strict
         return json.loads(reply.body)
     except ValueError:
-        raise NotJson("the provider's answer is not JSON: ask with stream=True for what it is", **about) from None
+        raise NotJson("the provider's answer is not JSON: use stream=True to read it", **about) from None
 
 
 class Providers(Mapping[str, str]):
-    """Provider name → the address that forwards to it, as the SDK's ``lava.providers``; names as attributes or keys.
+    """The address that forwards to each provider, as the SDK's ``lava.providers``; names are attributes or keys.
 
-    The provider's path is appended: ``lava.providers.openai + "/chat/completions"``.
+    Append the provider's path: ``lava.providers.openai + "/chat/completions"``.
     """
 
     def __init__(self, base_url: str) -> None:
@@ -341,7 +340,7 @@ class Providers(Mapping[str, str]):
 
 
 def _normal(base_url: str) -> str:
-    """The address without a slash at its end, by the rules of the setting ``lava.base_url``."""
+    """Return the address without a trailing slash, by the rules of the setting ``lava.base_url``."""
     try:
         return lava_address(base_url)
     except ValueError as exc:

@@ -1,14 +1,14 @@
-"""What can go wrong between us and Lava's account API.
+"""The errors of the client for Lava's account API.
 
 ::
 
     LavaError
     ├── MissingKey            no secret key was given
     ├── UnusableKey           … or one that cannot be sent (a ValueError, too)
-    ├── Unreachable           no answer: `sent` tells whether Lava may have seen the request
+    ├── Unreachable           no answer: `sent` is whether Lava may have received the request
     │   ├── TimedOut
-    │   └── Interrupted       the answer broke off
-    ├── UnexpectedAnswer      2xx, but not what it should be
+    │   └── Interrupted       the answer is incomplete
+    ├── UnexpectedAnswer      2xx, but not of the expected form
     │   └── NotJson           … not even JSON
     └── Refused               an answer that is not 2xx
         ├── BadRequest        400, 422
@@ -21,15 +21,15 @@
         ├── RateLimited       429
         └── ServerError       5xx
 
-Every one has ``status``, ``code``, ``message``, ``request_id`` (Lava's, ``x-lava-request-id``) and ``retry_after``
-(seconds), each ``None`` where it is not known. None holds a secret: what Lava echoes is masked before it gets here.
+Each has ``status``, ``code``, ``message``, ``request_id`` (Lava's, ``x-lava-request-id``) and ``retry_after`` (seconds),
+each ``None`` if it is not known. None contains a secret: what Lava echoes is masked before.
 """
 
 from __future__ import annotations
 
 
 class LavaError(Exception):
-    """Any of them. ``str()`` is one line for people."""
+    """The base of all errors. ``str()`` is one line for people."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class LavaError(Exception):
         return f"{answer}{self.message}{f' ({notes})' if notes else ''}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exception's own forgets what was given by keyword.
+        # The method of Exception loses keyword arguments.
         return (_rebuild, (type(self), self.message, dict(self.__dict__)))
 
 
@@ -68,11 +68,11 @@ class MissingKey(LavaError):
 
 
 class UnusableKey(LavaError, ValueError):
-    """The secret key holds what no key has: it was sent nowhere."""
+    """The secret key contains a character that no key has. Nothing was sent."""
 
 
 class Unreachable(LavaError):
-    """No whole answer came. ``sent``: some of the request may have reached Lava."""
+    """There is no complete answer. ``sent``: parts of the request may have reached Lava."""
 
     def __init__(
         self, message: str, *, sent: bool = False, request_id: str | None = None, status: int | None = None
@@ -82,23 +82,23 @@ class Unreachable(LavaError):
 
 
 class TimedOut(Unreachable):
-    """Not in time."""
+    """The time limit was exceeded."""
 
 
 class Interrupted(Unreachable):
-    """The answer broke off in the middle."""
+    """The connection broke during the answer."""
 
 
 class UnexpectedAnswer(LavaError):
-    """Lava agreed, but its answer is not what this call answers. What was asked for may have been done."""
+    """The status is 2xx, but the answer has another form. The action may have been performed."""
 
 
 class NotJson(UnexpectedAnswer):
-    """Lava agreed, but the answer is not JSON."""
+    """The status is 2xx, but the answer is not JSON."""
 
 
 class Refused(LavaError):
-    """Lava (or who stands before it, or the provider behind it) said no. Redirects too: none is followed."""
+    """Lava, a network in front of it or the provider refused the request. Redirects too: none is followed."""
 
 
 class BadRequest(Refused):
@@ -110,7 +110,7 @@ class Unsupported(BadRequest):
 
 
 class Unauthorized(Refused):
-    """The key or token is not good."""
+    """The key or token is not valid."""
 
 
 class InsufficientBalance(Refused):
@@ -122,11 +122,11 @@ class Forbidden(Refused):
 
 
 class NotFound(Refused):
-    """There is no such thing."""
+    """The thing does not exist."""
 
 
 class Conflict(Refused):
-    """It exists already, or changed meanwhile."""
+    """The thing exists already, or has changed meanwhile."""
 
 
 class RateLimited(Refused):
@@ -138,7 +138,7 @@ class ServerError(Refused):
 
 
 def kind_of(status: int, code: str | None, message: str) -> type[Refused]:
-    """The class for an answer of this status.
+    """Return the class for an answer of this status.
 
     The codes and words of *not supported* are those seen in public clients of the gateway.
     """

@@ -1,5 +1,5 @@
-"""A call through Lava's gateway: where it goes and with which token, as ``gateway()`` of SDK 11.2 does it, and the stream
-that the SDK does not have."""
+"""A call through Lava's gateway: its target and token, as in ``gateway()`` of SDK 11.2, and streams, which the SDK does
+not have."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from proxy.lava.transport import ApiAnswer
 
 Format = Literal["openai", "anthropic", "google", "bedrock"]
-"""What the client speaks, where it is not what the provider speaks: Lava translates."""
+"""The API of the request, if it is not the provider's: Lava translates."""
 
 
 class Options(TypedDict, total=False):
-    """What ``gateway()`` takes beside the address; what it means is said there."""
+    """The arguments of ``Lava.gateway()`` other than the address."""
 
     method: str
     headers: Mapping[str, str] | None
@@ -44,10 +44,10 @@ _FORMATS = ("openai", "anthropic", "google", "bedrock")
 
 
 def target_of(url: str, format: str | None) -> str:
-    """Where a call to the provider's ``url`` goes, under the base address.
+    """Return the target of a call to the provider's `url`, relative to the base address.
 
-    Plain: ``forward?u=`` and the whole address percent-encoded. With a ``format``: ``rewrite/FORMAT/`` and the address as it
-    is, only what may not stand in a request line encoded. Raises ``ValueError``.
+    Plain: ``forward?u=`` and the whole address percent-encoded. With a `format`: ``rewrite/FORMAT/`` and the address, in
+    which only the characters are encoded that a request line may not contain. Raises ``ValueError``.
     """
     if not re.match(r"https?://[^/?#\s]", url):
         raise ValueError("the provider's address must begin with https://")
@@ -70,9 +70,9 @@ def token_of(
     provider_key: str | None,
     disable_billing: bool | None,
 ) -> str:
-    """The forward token of a call, with the fields and nulls of the SDK's ``gateway()``.
+    """Return the forward token of a call, with the fields and nulls of the SDK's ``gateway()``.
 
-    Raises ``ValueError`` for a customer or connection without a meter, and for both of them.
+    Raises ``ValueError`` for a customer or connection without a meter, and for a customer with a connection.
     """
     key = UNSET if provider_key is None else provider_key
     if customer_id is not None and connection_id is not None:
@@ -92,8 +92,8 @@ def token_of(
 
 
 def outgoing(headers: Mapping[str, str] | None, body: Any, token: str) -> tuple[dict[str, str], bytes | None]:
-    """Headers and body to send. A caller's ``Authorization`` is dropped; ``Content-Type: application/json`` is added for a
-    dict or a list, which become JSON; a text or bytes go as they are."""
+    """Return the headers and the body to send. A caller's ``Authorization`` is dropped; a dict or a list becomes JSON, with
+    ``Content-Type: application/json``; text and bytes are sent as they are."""
     sent = {name: value for name, value in (headers or {}).items() if name.lower() != "authorization"}
     named = {name.lower() for name in sent}
     sent["Authorization"] = f"Bearer {token}"
@@ -111,10 +111,10 @@ def outgoing(headers: Mapping[str, str] | None, body: Any, token: str) -> tuple[
 
 
 class GatewayStream:
-    """An answer of the gateway while it arrives.
+    """An answer of the gateway, as a stream.
 
-    ``async for chunk in stream`` gives the bytes as they come, ``stream.lines()`` the lines of text or SSE; one of the two,
-    once. Use it in ``async with``, or close it: until then the provider may go on generating.
+    ``async for chunk in stream`` yields the bytes as they arrive, ``stream.lines()`` the lines of text or SSE; only one of
+    the two can be used, once. Use it in ``async with``, or close it: until then the provider may continue to generate.
     ``request_id`` is Lava's; ``headers`` have lower-case names. A broken answer raises ``Interrupted``: the end of the
     iteration is always the end of the answer.
     """
@@ -133,12 +133,12 @@ class GatewayStream:
         return self._answer.raw()
 
     async def lines(self) -> AsyncIterator[str]:
-        """The lines, without their ends (LF, CRLF or CR, as in SSE); a ``Content-Encoding`` is undone. Empty lines come
-        too: in SSE they end an event."""
+        """Yield the lines, decoded, without their ends (LF, CRLF or CR, as in SSE). Empty lines are included: in SSE they
+        end an event."""
         line: list[bytes] = []
         after_return = False
         async for chunk in self._answer.plain():
-            # The line ended with its CR, perhaps in the chunk before; an LF after it is part of that end.
+            # The CR may be the end of the chunk before; an LF after it belongs to the same line end.
             data = chunk[1:] if after_return and chunk.startswith(b"\n") else chunk
             after_return = data.endswith(b"\r")
             first, *others = _LINE_END.split(data)
@@ -150,11 +150,11 @@ class GatewayStream:
             yield last.decode("utf-8", "replace")
 
     async def read(self) -> bytes:
-        """The rest as a whole, a ``Content-Encoding`` undone: speech, a picture. At most 64 MiB; more comes in chunks."""
+        """Return the rest of the body, decoded. At most 64 MiB; read more in chunks."""
         return await self._answer.read()
 
     async def aclose(self) -> None:
-        """Leave: the connection is closed unless everything was read."""
+        """Close the stream, and its connection unless everything was read."""
         held, self._held = self._held, None
         if held is not None:
             await held.__aexit__(None, None, None)

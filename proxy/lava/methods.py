@@ -37,21 +37,7 @@ class CheckoutSessions(PagedResource):
         idempotency_key: str | None = None,
     ) -> records.CheckoutSession:
         """Create a checkout, where a customer subscribes or buys credit (``POST checkout_sessions``)."""
-        return await self._one(
-            records.CheckoutSession,
-            "checkout_sessions.create",
-            fields={
-                "checkout_mode": checkout_mode,
-                "origin_url": origin_url,
-                "customer_id": customer_id,
-                "plan_id": plan_id,
-                "credit_bundle_id": credit_bundle_id,
-                "connection_id": connection_id,
-                "subscription_config_id": subscription_config_id,
-            },
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
+        return await self._one(records.CheckoutSession, "checkout_sessions.create", locals())
 
 
 class Connections(PagedResource):
@@ -59,19 +45,19 @@ class Connections(PagedResource):
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Connection]:
         """List connections (``GET connections``)."""
-        return self._pages(records.Connection, "connections.list", {"cursor": cursor, "limit": limit})
+        return self._pages(records.Connection, "connections.list", locals())
 
     async def retrieve(self, connection_id: str) -> records.Connection:
-        """One connection (``GET connections/{connection_id}``)."""
-        return await self._one(records.Connection, "connections.retrieve", connection_id)
+        """Retrieve one connection (``GET connections/{connection_id}``)."""
+        return await self._one(records.Connection, "connections.retrieve", locals())
 
     async def get_subscription(self, connection_id: str) -> records.CurrentSubscription:
-        """The connection's subscription, with plan and remaining credits (``GET connections/{connection_id}/subscription``)."""
-        return await self._one(records.CurrentSubscription, "connections.get_subscription", connection_id)
+        """Retrieve the connection's subscription, with plan and remaining credits (``GET connections/{connection_id}/subscription``)."""
+        return await self._one(records.CurrentSubscription, "connections.get_subscription", locals())
 
     async def delete(self, connection_id: str) -> records.Done:
         """Delete a connection (``DELETE connections/{connection_id}``)."""
-        return await self._one(records.Done, "connections.delete", connection_id)
+        return await self._one(records.Done, "connections.delete", locals())
 
 
 class Customers(PagedResource):
@@ -89,21 +75,15 @@ class Customers(PagedResource):
         idempotency_key: str | None = None,
     ) -> records.Customer:
         """Create a customer (``POST customers``)."""
-        return await self._one(
-            records.Customer,
-            "customers.create",
-            fields={"reference_id": reference_id, "email": email, "phone": phone, "name": name, "metadata": metadata},
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
+        return await self._one(records.Customer, "customers.create", locals())
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Customer]:
         """List customers (``GET customers``)."""
-        return self._pages(records.Customer, "customers.list", {"cursor": cursor, "limit": limit})
+        return self._pages(records.Customer, "customers.list", locals())
 
     async def retrieve(self, customer_id: str) -> records.Customer:
-        """One customer (``GET customers/{customer_id}``)."""
-        return await self._one(records.Customer, "customers.retrieve", customer_id)
+        """Retrieve one customer (``GET customers/{customer_id}``)."""
+        return await self._one(records.Customer, "customers.retrieve", locals())
 
     async def update(
         self,
@@ -117,25 +97,19 @@ class Customers(PagedResource):
         extra_body: Mapping[str, Any] | None = None,
     ) -> records.Customer:
         """Change a customer (``PATCH customers/{customer_id}``)."""
-        return await self._one(
-            records.Customer,
-            "customers.update",
-            customer_id,
-            fields={"reference_id": reference_id, "email": email, "phone": phone, "name": name, "metadata": metadata},
-            extra=extra_body,
-        )
+        return await self._one(records.Customer, "customers.update", locals())
 
     async def get_subscription(self, customer_id: str) -> records.CurrentSubscription:
-        """The customer's subscription, with plan and remaining credits (``GET customers/{customer_id}/subscription``)."""
-        return await self._one(records.CurrentSubscription, "customers.get_subscription", customer_id)
+        """Retrieve the customer's subscription, with plan and remaining credits (``GET customers/{customer_id}/subscription``)."""
+        return await self._one(records.CurrentSubscription, "customers.get_subscription", locals())
 
     async def delete(self, customer_id: str) -> records.Done:
         """Delete a customer (``DELETE customers/{customer_id}``)."""
-        return await self._one(records.Done, "customers.delete", customer_id)
+        return await self._one(records.Done, "customers.delete", locals())
 
 
 class Requests(PagedResource):
-    """What went through the gateway, and what you report."""
+    """Requests through the gateway, and reported ones."""
 
     def list(
         self,
@@ -148,18 +122,7 @@ class Requests(PagedResource):
         connection_id: str | None = None,
     ) -> Pages[records.Request]:
         """List requests (``GET requests``)."""
-        return self._pages(
-            records.Request,
-            "requests.list",
-            {
-                "cursor": cursor,
-                "limit": limit,
-                "customer_id": customer_id,
-                "meter_id": meter_id,
-                "metadata_filters": metadata_filters,
-                "connection_id": connection_id,
-            },
-        )
+        return self._pages(records.Request, "requests.list", locals())
 
     async def create(
         self,
@@ -179,29 +142,11 @@ class Requests(PagedResource):
         idempotency_key: str | None = None,
     ) -> records.Request:
         """Report usage that did not go through the gateway (``POST requests``)."""
-        return await self._one(
-            records.Request,
-            "requests.create",
-            fields={
-                "request_id": request_id,
-                "customer_id": customer_id,
-                "meter_slug": meter_slug,
-                "metadata": metadata,
-                "input_tokens": input_tokens,
-                "output_tokens": output_tokens,
-                "input_characters": input_characters,
-                "output_characters": output_characters,
-                "input_seconds": input_seconds,
-                "output_seconds": output_seconds,
-                "connection_id": connection_id,
-            },
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
+        return await self._one(records.Request, "requests.create", locals())
 
     async def retrieve(self, request_id: str) -> records.Request:
-        """One request (``GET requests/{request_id}``)."""
-        return await self._one(records.Request, "requests.retrieve", request_id)
+        """Retrieve one request (``GET requests/{request_id}``)."""
+        return await self._one(records.Request, "requests.retrieve", locals())
 
 
 class Usage(PagedResource):
@@ -217,23 +162,12 @@ class Usage(PagedResource):
         metadata_filters: Mapping[str, str] | None = None,
         connection_id: str | None = None,
     ) -> records.UsageReport:
-        """Usage and costs by day, with totals (``GET usage``)."""
-        return await self._one(
-            records.UsageReport,
-            "usage.retrieve",
-            fields={
-                "start": start,
-                "end": end,
-                "customer_id": customer_id,
-                "meter_id": meter_id,
-                "metadata_filters": metadata_filters,
-                "connection_id": connection_id,
-            },
-        )
+        """Retrieve usage and costs by day, with totals (``GET usage``)."""
+        return await self._one(records.UsageReport, "usage.retrieve", locals())
 
 
 class Subscriptions(PagedResource):
-    """Who has which plan."""
+    """The plans of customers."""
 
     def list(
         self,
@@ -245,17 +179,7 @@ class Subscriptions(PagedResource):
         connection_id: str | None = None,
     ) -> Pages[records.Subscription]:
         """List subscriptions (``GET subscriptions``)."""
-        return self._pages(
-            records.Subscription,
-            "subscriptions.list",
-            {
-                "cursor": cursor,
-                "limit": limit,
-                "status": status,
-                "customer_id": customer_id,
-                "connection_id": connection_id,
-            },
-        )
+        return self._pages(records.Subscription, "subscriptions.list", locals())
 
     async def create(
         self,
@@ -266,13 +190,7 @@ class Subscriptions(PagedResource):
         idempotency_key: str | None = None,
     ) -> records.CurrentSubscription:
         """Give a customer a plan (Lava: free plans only, the others need a checkout) (``POST subscriptions``)."""
-        return await self._one(
-            records.CurrentSubscription,
-            "subscriptions.create",
-            fields={"customer_id": customer_id, "plan_id": plan_id},
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
+        return await self._one(records.CurrentSubscription, "subscriptions.create", locals())
 
     async def update(
         self,
@@ -282,17 +200,11 @@ class Subscriptions(PagedResource):
         extra_body: Mapping[str, Any] | None = None,
     ) -> records.Done:
         """Change a subscription (``PATCH subscriptions/{subscription_id}``)."""
-        return await self._one(
-            records.Done,
-            "subscriptions.update",
-            subscription_id,
-            fields={"auto_top_up_bundle_id": auto_top_up_bundle_id},
-            extra=extra_body,
-        )
+        return await self._one(records.Done, "subscriptions.update", locals())
 
     async def cancel(self, subscription_id: str) -> records.Done:
         """Cancel a subscription (``DELETE subscriptions/{subscription_id}``)."""
-        return await self._one(records.Done, "subscriptions.cancel", subscription_id)
+        return await self._one(records.Done, "subscriptions.cancel", locals())
 
 
 class SubscriptionConfigs(PagedResource):
@@ -300,11 +212,11 @@ class SubscriptionConfigs(PagedResource):
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.SubscriptionConfig]:
         """List plans (``GET subscription_configs``)."""
-        return self._pages(records.SubscriptionConfig, "subscription_configs.list", {"cursor": cursor, "limit": limit})
+        return self._pages(records.SubscriptionConfig, "subscription_configs.list", locals())
 
     async def retrieve(self, subscription_config_id: str) -> records.SubscriptionConfig:
-        """One plan (``GET subscription_configs/{subscription_config_id}``)."""
-        return await self._one(records.SubscriptionConfig, "subscription_configs.retrieve", subscription_config_id)
+        """Retrieve one plan (``GET subscription_configs/{subscription_config_id}``)."""
+        return await self._one(records.SubscriptionConfig, "subscription_configs.retrieve", locals())
 
     async def create(
         self,
@@ -322,23 +234,7 @@ class SubscriptionConfigs(PagedResource):
         idempotency_key: str | None = None,
     ) -> records.SubscriptionConfig:
         """Create a plan (``POST subscription_configs``)."""
-        return await self._one(
-            records.SubscriptionConfig,
-            "subscription_configs.create",
-            fields={
-                "name": name,
-                "period_amount": period_amount,
-                "billing_interval": billing_interval,
-                "rollover_type": rollover_type,
-                "bundle_rollover_type": bundle_rollover_type,
-                "included_credit": included_credit,
-                "default_auto_top_up_bundle_index": default_auto_top_up_bundle_index,
-                "meter_ids": meter_ids,
-                "credit_bundles": credit_bundles,
-            },
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
+        return await self._one(records.SubscriptionConfig, "subscription_configs.create", locals())
 
     async def update(
         self,
@@ -354,25 +250,11 @@ class SubscriptionConfigs(PagedResource):
         extra_body: Mapping[str, Any] | None = None,
     ) -> records.SubscriptionConfig:
         """Change a plan (``PATCH subscription_configs/{subscription_config_id}``)."""
-        return await self._one(
-            records.SubscriptionConfig,
-            "subscription_configs.update",
-            subscription_config_id,
-            fields={
-                "name": name,
-                "rollover_type": rollover_type,
-                "bundle_rollover_type": bundle_rollover_type,
-                "included_credit": included_credit,
-                "default_auto_top_up_bundle_id": default_auto_top_up_bundle_id,
-                "meter_ids": meter_ids,
-                "credit_bundles": credit_bundles,
-            },
-            extra=extra_body,
-        )
+        return await self._one(records.SubscriptionConfig, "subscription_configs.update", locals())
 
     async def delete(self, subscription_config_id: str) -> records.Deleted:
         """Delete a plan (``DELETE subscription_configs/{subscription_config_id}``)."""
-        return await self._one(records.Deleted, "subscription_configs.delete", subscription_config_id)
+        return await self._one(records.Deleted, "subscription_configs.delete", locals())
 
 
 class Plans(PagedResource):
@@ -380,11 +262,11 @@ class Plans(PagedResource):
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Plan]:
         """List plans (``GET plans``)."""
-        return self._pages(records.Plan, "plans.list", {"cursor": cursor, "limit": limit})
+        return self._pages(records.Plan, "plans.list", locals())
 
     async def retrieve(self, plan_id: str) -> records.Plan:
-        """One plan (``GET plans/{plan_id}``)."""
-        return await self._one(records.Plan, "plans.retrieve", plan_id)
+        """Retrieve one plan (``GET plans/{plan_id}``)."""
+        return await self._one(records.Plan, "plans.retrieve", locals())
 
     async def create(
         self,
@@ -402,23 +284,7 @@ class Plans(PagedResource):
         idempotency_key: str | None = None,
     ) -> records.Plan:
         """Create a plan (``POST plans``)."""
-        return await self._one(
-            records.Plan,
-            "plans.create",
-            fields={
-                "name": name,
-                "period_amount": period_amount,
-                "billing_interval": billing_interval,
-                "rollover_type": rollover_type,
-                "bundle_rollover_type": bundle_rollover_type,
-                "included_credit": included_credit,
-                "default_auto_top_up_bundle_index": default_auto_top_up_bundle_index,
-                "meter_ids": meter_ids,
-                "credit_bundles": credit_bundles,
-            },
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
+        return await self._one(records.Plan, "plans.create", locals())
 
     async def update(
         self,
@@ -434,37 +300,23 @@ class Plans(PagedResource):
         extra_body: Mapping[str, Any] | None = None,
     ) -> records.Plan:
         """Change a plan (``PATCH plans/{plan_id}``)."""
-        return await self._one(
-            records.Plan,
-            "plans.update",
-            plan_id,
-            fields={
-                "name": name,
-                "rollover_type": rollover_type,
-                "bundle_rollover_type": bundle_rollover_type,
-                "included_credit": included_credit,
-                "default_auto_top_up_bundle_id": default_auto_top_up_bundle_id,
-                "meter_ids": meter_ids,
-                "credit_bundles": credit_bundles,
-            },
-            extra=extra_body,
-        )
+        return await self._one(records.Plan, "plans.update", locals())
 
     async def delete(self, plan_id: str) -> records.Deleted:
         """Delete a plan (``DELETE plans/{plan_id}``)."""
-        return await self._one(records.Deleted, "plans.delete", plan_id)
+        return await self._one(records.Deleted, "plans.delete", locals())
 
 
 class Meters(PagedResource):
-    """What usage is charged by."""
+    """The rates by which usage is charged."""
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Meter]:
         """List meters (``GET meters``)."""
-        return self._pages(records.Meter, "meters.list", {"cursor": cursor, "limit": limit})
+        return self._pages(records.Meter, "meters.list", locals())
 
     async def retrieve(self, meter_id: str) -> records.Meter:
-        """One meter (``GET meters/{meter_id}``)."""
-        return await self._one(records.Meter, "meters.retrieve", meter_id)
+        """Retrieve one meter (``GET meters/{meter_id}``)."""
+        return await self._one(records.Meter, "meters.retrieve", locals())
 
     async def create(
         self,
@@ -478,19 +330,7 @@ class Meters(PagedResource):
         idempotency_key: str | None = None,
     ) -> records.Meter:
         """Create a meter (``POST meters``)."""
-        return await self._one(
-            records.Meter,
-            "meters.create",
-            fields={
-                "name": name,
-                "meter_slug": meter_slug,
-                "rate_type": rate_type,
-                "tier_type": tier_type,
-                "tiers": tiers,
-            },
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
+        return await self._one(records.Meter, "meters.create", locals())
 
     async def update(
         self,
@@ -501,17 +341,15 @@ class Meters(PagedResource):
         extra_body: Mapping[str, Any] | None = None,
     ) -> records.Meter:
         """Change a meter (``PATCH meters/{meter_id}``)."""
-        return await self._one(
-            records.Meter, "meters.update", meter_id, fields={"name": name, "tiers": tiers}, extra=extra_body
-        )
+        return await self._one(records.Meter, "meters.update", locals())
 
     async def delete(self, meter_id: str) -> records.Deleted:
         """Delete a meter (``DELETE meters/{meter_id}``)."""
-        return await self._one(records.Deleted, "meters.delete", meter_id)
+        return await self._one(records.Deleted, "meters.delete", locals())
 
 
 class CreditBundles(PagedResource):
-    """Credit that is sold beside a plan."""
+    """Credit that is sold in addition to a plan."""
 
     def list(
         self,
@@ -522,39 +360,29 @@ class CreditBundles(PagedResource):
         subscription_config_id: str | None = None,
     ) -> Pages[records.CreditBundle]:
         """List credit bundles (``GET credit_bundles``)."""
-        return self._pages(
-            records.CreditBundle,
-            "credit_bundles.list",
-            {"cursor": cursor, "limit": limit, "plan_id": plan_id, "subscription_config_id": subscription_config_id},
-        )
+        return self._pages(records.CreditBundle, "credit_bundles.list", locals())
 
     async def retrieve(self, credit_bundle_id: str) -> records.CreditBundle:
-        """One credit bundle (``GET credit_bundles/{credit_bundle_id}``)."""
-        return await self._one(records.CreditBundle, "credit_bundles.retrieve", credit_bundle_id)
+        """Retrieve one credit bundle (``GET credit_bundles/{credit_bundle_id}``)."""
+        return await self._one(records.CreditBundle, "credit_bundles.retrieve", locals())
 
 
 class Webhooks(PagedResource):
-    """Addresses that Lava tells of events."""
+    """Addresses to which Lava sends events."""
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.Webhook]:
         """List webhooks (``GET webhooks``)."""
-        return self._pages(records.Webhook, "webhooks.list", {"cursor": cursor, "limit": limit})
+        return self._pages(records.Webhook, "webhooks.list", locals())
 
     async def retrieve(self, webhook_id: str) -> records.Webhook:
-        """One webhook (``GET webhooks/{webhook_id}``)."""
-        return await self._one(records.Webhook, "webhooks.retrieve", webhook_id)
+        """Retrieve one webhook (``GET webhooks/{webhook_id}``)."""
+        return await self._one(records.Webhook, "webhooks.retrieve", locals())
 
     async def create(
         self, *, name: str, url: str, extra_body: Mapping[str, Any] | None = None, idempotency_key: str | None = None
     ) -> records.WebhookCreated:
         """Create a webhook (``POST webhooks``)."""
-        return await self._one(
-            records.WebhookCreated,
-            "webhooks.create",
-            fields={"name": name, "url": url},
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
+        return await self._one(records.WebhookCreated, "webhooks.create", locals())
 
     async def update(
         self,
@@ -565,13 +393,11 @@ class Webhooks(PagedResource):
         extra_body: Mapping[str, Any] | None = None,
     ) -> records.Webhook:
         """Change a webhook (``PATCH webhooks/{webhook_id}``)."""
-        return await self._one(
-            records.Webhook, "webhooks.update", webhook_id, fields={"name": name, "url": url}, extra=extra_body
-        )
+        return await self._one(records.Webhook, "webhooks.update", locals())
 
     async def delete(self, webhook_id: str) -> records.Deleted:
         """Delete a webhook (``DELETE webhooks/{webhook_id}``)."""
-        return await self._one(records.Deleted, "webhooks.delete", webhook_id)
+        return await self._one(records.Deleted, "webhooks.delete", locals())
 
 
 class SecretKeys(PagedResource):
@@ -579,23 +405,17 @@ class SecretKeys(PagedResource):
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.SecretKey]:
         """List secret keys, with hints instead of the keys (``GET secret_keys``)."""
-        return self._pages(records.SecretKey, "secret_keys.list", {"cursor": cursor, "limit": limit})
+        return self._pages(records.SecretKey, "secret_keys.list", locals())
 
     async def create(
         self, *, name: str, extra_body: Mapping[str, Any] | None = None, idempotency_key: str | None = None
     ) -> records.SecretKeyCreated:
         """Create a secret key (``POST secret_keys``)."""
-        return await self._one(
-            records.SecretKeyCreated,
-            "secret_keys.create",
-            fields={"name": name},
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
+        return await self._one(records.SecretKeyCreated, "secret_keys.create", locals())
 
     async def delete(self, secret_key_id: str) -> records.Deleted:
         """Revoke a secret key (``DELETE secret_keys/{secret_key_id}``)."""
-        return await self._one(records.Deleted, "secret_keys.delete", secret_key_id)
+        return await self._one(records.Deleted, "secret_keys.delete", locals())
 
 
 class SpendKeys(PagedResource):
@@ -617,31 +437,15 @@ class SpendKeys(PagedResource):
         idempotency_key: str | None = None,
     ) -> records.SpendKeyCreated:
         """Create a spend key: for one tool, with limits (``POST spend_keys``)."""
-        return await self._one(
-            records.SpendKeyCreated,
-            "spend_keys.create",
-            fields={
-                "name": name,
-                "status": status,
-                "request_shape": request_shape,
-                "allowed_models": allowed_models,
-                "allowed_providers": allowed_providers,
-                "spend_limit": spend_limit,
-                "request_limit": request_limit,
-                "rate_limit": rate_limit,
-                "expires_at": expires_at,
-            },
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
+        return await self._one(records.SpendKeyCreated, "spend_keys.create", locals())
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.SpendKey]:
         """List spend keys, with what they have spent (``GET spend_keys``)."""
-        return self._pages(records.SpendKey, "spend_keys.list", {"cursor": cursor, "limit": limit})
+        return self._pages(records.SpendKey, "spend_keys.list", locals())
 
     async def retrieve(self, spend_key_id: str) -> records.SpendKey:
-        """One spend key (``GET spend_keys/{spend_key_id}``)."""
-        return await self._one(records.SpendKey, "spend_keys.retrieve", spend_key_id)
+        """Retrieve one spend key (``GET spend_keys/{spend_key_id}``)."""
+        return await self._one(records.SpendKey, "spend_keys.retrieve", locals())
 
     async def update(
         self,
@@ -659,33 +463,15 @@ class SpendKeys(PagedResource):
         extra_body: Mapping[str, Any] | None = None,
     ) -> records.SpendKey:
         """Change a spend key (``PUT spend_keys/{spend_key_id}``)."""
-        return await self._one(
-            records.SpendKey,
-            "spend_keys.update",
-            spend_key_id,
-            fields={
-                "name": name,
-                "status": status,
-                "request_shape": request_shape,
-                "allowed_models": allowed_models,
-                "allowed_providers": allowed_providers,
-                "spend_limit": spend_limit,
-                "request_limit": request_limit,
-                "rate_limit": rate_limit,
-                "expires_at": expires_at,
-            },
-            extra=extra_body,
-        )
+        return await self._one(records.SpendKey, "spend_keys.update", locals())
 
     async def revoke(self, spend_key_id: str) -> records.Done:
         """Revoke a spend key (``DELETE spend_keys/{spend_key_id}``)."""
-        return await self._one(records.Done, "spend_keys.revoke", spend_key_id)
+        return await self._one(records.Done, "spend_keys.revoke", locals())
 
     async def rotate(self, spend_key_id: str, *, idempotency_key: str | None = None) -> records.SpendKeyCreated:
         """Give a spend key a new secret; the old one stops working (``POST spend_keys/{spend_key_id}/rotate``)."""
-        return await self._one(
-            records.SpendKeyCreated, "spend_keys.rotate", spend_key_id, idempotency_key=idempotency_key
-        )
+        return await self._one(records.SpendKeyCreated, "spend_keys.rotate", locals())
 
 
 class WalletKeys(PagedResource):
@@ -693,47 +479,45 @@ class WalletKeys(PagedResource):
 
     def list(self, *, cursor: str | None = None, limit: int | None = None) -> Pages[records.WalletKey]:
         """List wallet keys (``GET wallet_keys``)."""
-        return self._pages(records.WalletKey, "wallet_keys.list", {"cursor": cursor, "limit": limit})
+        return self._pages(records.WalletKey, "wallet_keys.list", locals())
 
     async def revoke(self, wallet_key_id: str) -> records.Done:
         """Revoke a wallet key (``DELETE wallet_keys/{wallet_key_id}``)."""
-        return await self._one(records.Done, "wallet_keys.revoke", wallet_key_id)
+        return await self._one(records.Done, "wallet_keys.revoke", locals())
 
     async def rotate(self, wallet_key_id: str, *, idempotency_key: str | None = None) -> records.WalletKeyCreated:
         """Give a wallet key a new secret; the old one stops working (``POST wallet_keys/{wallet_key_id}/rotate``)."""
-        return await self._one(
-            records.WalletKeyCreated, "wallet_keys.rotate", wallet_key_id, idempotency_key=idempotency_key
-        )
+        return await self._one(records.WalletKeyCreated, "wallet_keys.rotate", locals())
 
 
 class Models(PagedResource):
-    """What the gateway knows."""
+    """The models of the gateway."""
 
     def list(self) -> Pages[records.ApiModel]:
         """List models (``GET models``)."""
-        return self._pages(records.ApiModel, "models.list", {})
+        return self._pages(records.ApiModel, "models.list", locals())
 
 
 class Wallet(PagedResource):
     """The wallet behind the key."""
 
     async def retrieve(self) -> records.WalletBalance:
-        """The wallet behind this key, with its balance (``GET wallet``)."""
-        return await self._one(records.WalletBalance, "wallet.retrieve")
+        """Retrieve the wallet behind this key, with its balance (``GET wallet``)."""
+        return await self._one(records.WalletBalance, "wallet.retrieve", locals())
 
 
 class Fallback(PagedResource):
     """The account's chain of fallbacks."""
 
     async def retrieve(self) -> records.FallbackChain:
-        """The account's chain of fallbacks (``GET account/fallback``)."""
-        return await self._one(records.FallbackChain, "fallback.retrieve")
+        """Retrieve the account's chain of fallbacks (``GET account/fallback``)."""
+        return await self._one(records.FallbackChain, "fallback.retrieve", locals())
 
     async def update(
         self, *, chain: Sequence[Mapping[str, Any]] | Unset | None = UNSET, extra_body: Mapping[str, Any] | None = None
     ) -> records.FallbackChain:
         """Set the account's chain of fallbacks (``PATCH account/fallback``)."""
-        return await self._one(records.FallbackChain, "fallback.update", fields={"chain": chain}, extra=extra_body)
+        return await self._one(records.FallbackChain, "fallback.update", locals())
 
 
 class Auth(PagedResource):
@@ -743,13 +527,7 @@ class Auth(PagedResource):
         self, *, code: str, extra_body: Mapping[str, Any] | None = None, idempotency_key: str | None = None
     ) -> records.AuthCredentials:
         """Exchange the one-time code of a login for credentials (``POST auth/callback``)."""
-        return await self._one(
-            records.AuthCredentials,
-            "auth.exchange_code",
-            fields={"code": code},
-            extra=extra_body,
-            idempotency_key=idempotency_key,
-        )
+        return await self._one(records.AuthCredentials, "auth.exchange_code", locals())
 
 
 class Resources:

@@ -1,4 +1,4 @@
-"""Money in words, and where it stands. Needs nothing of the client."""
+"""Amounts as text, and the balance of a customer. Independent of the client."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from proxy.lava.records import Connection, Customer
 
 _BALANCES = ("balance", "wallet.balance", "wallet_balance", "credit_balance")
-"""Names under which some versions of Lava told a customer's; the SDKs of today know none."""
+"""Names of a customer's balance in some versions of Lava; the current SDKs have none."""
 
 
 def dollars(amount: Decimal | None) -> str:
-    """Money for people: cents, and below a dollar as many digits as say something; empty where it is not known."""
+    """Return an amount for people: cents, and below a dollar all significant digits; empty if it is not known."""
     if amount is None:
         return ""
     if not amount.is_finite() or amount.adjusted() > 18:
@@ -25,11 +25,11 @@ def dollars(amount: Decimal | None) -> str:
 
 
 def balance_of(record: Customer | Connection) -> Decimal | None:
-    """What is in a customer's wallet, in dollars; ``None`` where Lava does not say."""
-    told = record.model_extra or {}
+    """Return the balance of a customer's wallet, in dollars, or None if Lava does not send it."""
+    extra = record.model_extra or {}
     for name in _BALANCES:
         above, _, below = name.rpartition(".")
-        table = told.get(above) if above else told
+        table = extra.get(above) if above else extra
         value = table.get(below) if isinstance(table, dict) else None
         if value is not None:
             try:

@@ -1,4 +1,4 @@
-"""Lists, page by page, and what the typed resources stand on."""
+"""Lists, page by page, and the base of the typed resources."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from proxy.lava.errors import UnexpectedAnswer
 from proxy.lava.records import ApiRecord, Page
+from proxy.lava.resources import parameters, rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Mapping
     from typing import Protocol
 
     class PageCaller(Protocol):
-        """What a resource needs of the client."""
+        """The part of the client that a list uses."""
 
         async def record(
             self,
@@ -29,14 +30,14 @@ R = TypeVar("R", bound=ApiRecord)
 T = TypeVar("T", bound=ApiRecord)
 
 PAGE_SIZE = 100
-"""Lava's largest page. Its default differs between its own documents, so one is always asked for."""
+"""Lava's largest page. Lava's documents disagree about the default, so the size is always sent."""
 
 
 class Pages(Generic[R]):
-    """A list, not asked for yet.
+    """A list that is requested when it is used.
 
-    ``async for record in pages`` gives every record of all pages; ``await pages`` the first page alone, with its
-    ``next_cursor``; ``pages.by_page()`` page after page. Each of them asks anew.
+    ``async for record in pages`` yields the records of all pages; ``await pages`` returns the first page, with its
+    ``next_cursor``; ``pages.by_page()`` yields the pages. Each of them sends new requests.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class Pages(Generic[R]):
                 yield record
 
     async def by_page(self) -> AsyncIterator[Page[R]]:
-        """Page after page. Raises ``UnexpectedAnswer`` where Lava's cursors lead nowhere or in a circle: records would be
-        missing, or come for ever."""
+        """Yield the pages. Raises ``UnexpectedAnswer`` if a cursor is missing or repeated: records would be missing, or the
+        list would not end."""
         cursor: str | None = None
         seen = {self._fields.get("cursor")}
         while True:
@@ -68,9 +69,9 @@ class Pages(Generic[R]):
                 return
             cursor = page.next_cursor or None
             if cursor is None:
-                raise UnexpectedAnswer("Lava says that there are more records, but not where they begin")
+                raise UnexpectedAnswer("Lava says that there are more records, but sent no cursor for them")
             if cursor in seen:
-                raise UnexpectedAnswer("Lava's cursors go in a circle; the list would never end")
+                raise UnexpectedAnswer("Lava sent the same cursor again; the list would never end")
             seen.add(cursor)
 
     async def _page(self, cursor: str | None) -> Page[R]:
@@ -79,27 +80,29 @@ class Pages(Generic[R]):
             fields["limit"] = PAGE_SIZE
         if cursor is not None:
             fields["cursor"] = cursor
-        return await self._lava.record(Page[self._kind], self._action, (), fields)  # type: ignore[name-defined]  # a class made while running
+        return await self._lava.record(Page[self._kind], self._action, (), fields)  # type: ignore[name-defined]  # the class is made at run time
 
 
 class PagedResource:
-    """What the typed resources of ``methods`` have in common: they name an action of the table and its fields."""
+    """What the typed resources of ``methods`` have in common.
+
+    Each method passes its action of the table, and its arguments as ``locals()``.
+    """
 
     def __init__(self, lava: Any) -> None:
         self._lava = lava
 
-    def _pages(self, kind: type[R], action: str, fields: Mapping[str, Any]) -> Pages[R]:
-        pages: Pages[R] = self._lava.pages_of(kind, action, fields)
+    def _pages(self, kind: type[R], action: str, given: Mapping[str, Any]) -> Pages[R]:
+        pages: Pages[R] = self._lava.pages_of(kind, action, _fields(action, given))
         return pages
 
-    async def _one(
-        self,
-        kind: type[T],
-        action: str,
-        *ids: str,
-        fields: Mapping[str, Any] | None = None,
-        extra: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> T:
-        found: T = await self._lava.record(kind, action, ids, fields or {}, extra, idempotency_key)
+    async def _one(self, kind: type[T], action: str, given: Mapping[str, Any]) -> T:
+        ids = tuple(given[name] for name in rows(action)[0].ids)
+        extra, idempotency_key = given.get("extra_body"), given.get("idempotency_key")
+        found: T = await self._lava.record(kind, action, ids, _fields(action, given), extra, idempotency_key)
         return found
+
+
+def _fields(action: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of the action, in the order of the table: a body has this order."""
+    return {param.name: given[param.name] for param in parameters(action)}

@@ -1,7 +1,7 @@
-"""What the first characters of a key tell: whose it is, and whether it is in the right place. Pure.
+"""The prefixes of keys: to whom a key belongs, and whether it is in the right place. Pure.
 
-A prefix is a hint. A key with an unknown one is never judged, and a wrong one stops nothing: ``check`` and the first 401
-name it. No sentence holds more of a key than its prefix.
+A prefix is a hint. A key with an unknown prefix is not checked, and a wrong one prevents nothing: ``check`` and the first
+401 name it. No sentence contains more of a key than its prefix.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Role = Literal["secret_key", "spend_key", "forward_token", "byok", "local"]
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Keys that begin alike. ``role`` is where they belong; ``providers`` is whose they are where that is ``byok`` (none: a
-    company that is not built in). ``sure``: nobody else's keys begin so."""
+    """Keys with the same prefix. ``role`` is where they belong; ``providers`` are the owners of ``byok`` keys (none: a
+    company that is not built in). ``sure``: no other keys have this prefix."""
 
     prefix: str
     owner: str
@@ -35,7 +35,7 @@ class _Kind:
 
 
 _GOOGLE = ("google", "googleOpenaiCompatible")
-# A longer prefix stands before the shorter one that it begins with.
+# A longer prefix precedes the shorter one that it begins with.
 _KINDS = (
     _Kind("aks_", "Lava's secret keys", "secret_key"),
     _Kind("lava_sk_", "Lava's spend keys", "spend_key"),
@@ -80,14 +80,14 @@ _MOVE: dict[Role | None, str] = {
 
 
 class Misplaced(NamedTuple):
-    """A key that seems to be in the wrong place: ``problem`` follows the name of the place, ``suggestion`` is a sentence."""
+    """A key that seems to be in the wrong place. ``problem`` follows the name of the place, ``suggestion`` is a sentence."""
 
     problem: str
     suggestion: str
 
 
 def misplaced(role: Role, key: str, provider: str = "") -> Misplaced | None:
-    """Whether ``key`` belongs somewhere else than where ``role`` says (``byok``: as the key of ``provider``)."""
+    """Return why `key` does not belong to `role` (``byok``: as the key of `provider`), or None."""
     kind = _kind(key)
     if role == "forward_token" and (kind is None or kind.role == role):
         return _inside(key)
@@ -109,7 +109,7 @@ def misplaced(role: Role, key: str, provider: str = "") -> Misplaced | None:
 
 
 def of_settings(settings: Settings) -> Iterator[str]:
-    """A sentence, and what to do, for every key of a configuration that seems to be in the wrong place."""
+    """Yield a sentence, with a suggestion, for every key of a configuration that seems to be in the wrong place."""
     for place, role, key in _keys(settings):
         found = misplaced(role, key.reveal(), place.rpartition(".")[2] if role == "byok" else "")
         if found is not None:
@@ -117,13 +117,13 @@ def of_settings(settings: Settings) -> Iterator[str]:
 
 
 def explain(fault: ProxyError, name: str, project: Project, account_key: Secret | None, provider: str) -> bool:
-    """Put into a 401 or 403 which key of project ``name`` seems to be in the wrong place; False where none does."""
+    """Add to a 401 or 403 which key of project `name` seems to be in the wrong place. Return False if none does."""
     if fault.status not in (401, 403) or fault.owner not in ("lava", "provider", "unknown"):
         return False
     found = list(_of_request(name, project, account_key, provider))
     if found:
-        told = " ".join(f"{place} {each.problem}." for place, each in found)
-        fault.what = f'Project "{name}": {told} {fault.what}'
+        problems = " ".join(f"{place} {each.problem}." for place, each in found)
+        fault.what = f'Project "{name}": {problems} {fault.what}'
         fault.hint = found[0][1].suggestion
     return bool(found)
 
@@ -131,7 +131,7 @@ def explain(fault: ProxyError, name: str, project: Project, account_key: Secret 
 def _of_request(
     name: str, project: Project, account_key: Secret | None, provider: str
 ) -> Iterator[tuple[str, Misplaced]]:
-    """What is misplaced of the keys that a request to ``provider`` is sent with."""
+    """Yield the misplaced keys of those in a request to `provider`, with their places."""
     table = f"[projects.{name}]"
     if project.spend_key is not None:
         found = misplaced("spend_key", project.spend_key.reveal())
@@ -152,7 +152,7 @@ def _of_request(
 
 
 def _keys(settings: Settings) -> Iterator[tuple[str, Role, Secret]]:
-    """Every key of a configuration, with its place. What a login brought is where Lava put it."""
+    """Yield every key of a configuration, with its place, except that of a login."""
     if settings.lava.secret_key is not None and settings.account_key_from:
         yield settings.account_key_from, "secret_key", settings.lava.secret_key
     for number, key in enumerate(settings.server.keys):
@@ -175,7 +175,7 @@ def _keys(settings: Settings) -> Iterator[tuple[str, Role, Secret]]:
 
 
 def _inside(token: str) -> Misplaced | None:
-    """Of the keys in a forward token, the secret key can be judged: whose provider's the other is, the token does not say."""
+    """Check the secret key in a forward token. A provider key in it cannot be checked: its provider is not known."""
     key = read_token(token).get("secret_key")
     found = misplaced("secret_key", key) if isinstance(key, str) else None
     if found is None:
@@ -190,7 +190,7 @@ def _kind(key: str) -> _Kind | None:
 
 
 def _may_be_of(kind: _Kind, provider: str) -> bool:
-    """Whether a key of this kind may be this provider's."""
+    """Return whether a key of this kind may be this provider's."""
     if kind.role != "byok":
         return False
     if provider in kind.providers or provider not in BUILTIN:
@@ -199,7 +199,7 @@ def _may_be_of(kind: _Kind, provider: str) -> bool:
 
 
 def _shape_of(provider: str) -> str:
-    """How this provider's keys begin, where that is known."""
+    """Return how this provider's keys begin, or an empty string."""
     kinds = [kind for kind in _KINDS if provider in kind.providers]
     shortest = [
         kind.prefix for kind in kinds if not any(kind.prefix.startswith(o.prefix) for o in kinds if o is not kind)

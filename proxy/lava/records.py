@@ -1,9 +1,9 @@
-"""What Lava answers, as pydantic models that are liberal in what they take and keep what they do not know.
+"""Lava's answers, as pydantic models that accept missing fields and keep unknown ones.
 
-Only the id of a thing is required: Lava's pages and SDKs disagree about the rest, and a field that is not there is
-``None``, never 0. Money is ``Decimal``, read from decimal strings (or from JSON numbers without a float between); times are
-aware datetimes. Secrets are ``Secret``: they show themselves in no ``repr``, dump or log, only by ``reveal()``. Unknown
-fields stay as they came, reachable as attributes and in ``model_extra``.
+Only the id of a thing is required: Lava's pages and SDKs disagree about the rest, and a missing field is ``None``, never
+0. Money is ``Decimal``, read from decimal strings (or from JSON numbers, without a float between); times are aware
+datetimes. Secrets are ``Secret``: no ``repr``, dump or log shows them, only ``reveal()`` does. Unknown fields are kept, as
+attributes and in ``model_extra``.
 
 Source: the type declarations of ``@lavapayments/nodejs`` 8.1.0, 9.0.0, 10.1.0 and 11.2.0.
 """
@@ -22,7 +22,7 @@ from proxy.protocol.redaction import Secret
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# A field that a later version of Lava adds may hold a key; its name is all there is to tell by.
+# A field that a later version of Lava adds may contain a key, which only its name shows.
 _SECRET_NAME = re.compile(r"(?:^|_)(?:secret|token|password|key)$")
 
 
@@ -33,7 +33,7 @@ def _exact(value: object) -> object:
 
 
 def _whole(value: object) -> object:
-    # The reader makes a Decimal of 3.0 and of 3e2, which are whole numbers for JavaScript. Of 1e999999 none shall be made.
+    # JSON's 3.0 and 3e2 are read as Decimal, and are whole numbers for JavaScript. 1e999999 would be too large.
     if isinstance(value, bool) or (isinstance(value, Decimal) and not (value.is_finite() and value.adjusted() < 19)):
         raise ValueError("not a whole number")
     return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value
@@ -53,12 +53,12 @@ Time = Annotated[datetime, AfterValidator(_aware)]
 
 
 class ApiRecord(BaseModel):
-    """A thing of Lava's, as it was answered. Frozen; unknown fields are kept."""
+    """The base of all records. Frozen; unknown fields are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True, defer_build=True)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        """Masks what is not a ``Secret`` by type but is called like one."""
+        """Mask unknown fields that are named like a secret."""
         known = type(self).model_fields
         for name, value in super().__repr_args__():
             hidden = name is not None and name not in known and isinstance(value, str) and _SECRET_NAME.search(name)
@@ -77,18 +77,18 @@ class Page(ApiRecord, Generic[R]):
 
     @property
     def last(self) -> bool:
-        """Whether no page comes after this one. A list that says nothing of pages has one; null, absent and empty are one."""
+        """Whether this is the last page. A list without ``has_more`` and cursor has one page; null and empty are absent."""
         return self.has_more is False or not (self.has_more or self.next_cursor)
 
 
 class Done(ApiRecord):
-    """What a call answers that has nothing else to say."""
+    """The answer of a call without a record."""
 
     success: bool | None = None
 
 
 class Deleted(ApiRecord):
-    """What is gone."""
+    """The answer of a deletion."""
 
     id: str | None = None
     deleted: bool | None = None
@@ -136,13 +136,13 @@ class Connection(ApiRecord):
     has_lava_credit_balance: bool | None = None
     customer: Contact | None = None
     subscription: SubscriptionSummary | None = None
-    # Tokens of 2025 were made of it.
+    # Tokens of 2025 contain it.
     connection_secret: Secret | None = None
     created_at: Time | None = None
 
 
 class Customer(ApiRecord):
-    """Somebody whose wallet or plan pays for usage."""
+    """A customer, whose wallet or plan pays for usage."""
 
     customer_id: str
     reference_id: str | None = None
@@ -164,7 +164,7 @@ class SubscribedPlan(ApiRecord):
 
 
 class Credits(ApiRecord):
-    """What is left of a plan's credit."""
+    """The remaining credit of a plan."""
 
     total_remaining: Money | None = None
     cycle_remaining: Money | None = None
@@ -218,7 +218,7 @@ class Tier(ApiRecord):
 
 
 class ModelUsage(ApiRecord):
-    """What a request used, and what the model's provider takes for it."""
+    """The usage of a request, and its cost at the model's provider."""
 
     input_tokens: Count | None = None
     output_tokens: Count | None = None
@@ -236,7 +236,7 @@ class ModelUsage(ApiRecord):
 
 
 class ChargePart(ApiRecord):
-    """What one tier adds to a charge."""
+    """The part of a charge by one tier."""
 
     tier: Tier | None = None
     tokens: Count | None = None
@@ -246,7 +246,7 @@ class ChargePart(ApiRecord):
 
 
 class Charge(ApiRecord):
-    """What the customer is charged (SDK 8: the fee)."""
+    """The charge of the customer (SDK 8: the fee)."""
 
     amount: Money | None = None
     rate_type: str | None = None
@@ -256,7 +256,7 @@ class Charge(ApiRecord):
 
 
 class Request(ApiRecord):
-    """One request that went through the gateway or was reported.
+    """One request through the gateway, or a reported one.
 
     ``cost`` and ``charge`` are names of SDK 9 and later; ``fee``, ``service_charge`` and ``total_…_cost`` of SDK 8.
     """
@@ -362,7 +362,7 @@ class Plan(_PlanTerms):
 
 
 class Meter(ApiRecord):
-    """What usage is charged by."""
+    """The rates by which usage is charged."""
 
     meter_id: str
     meter_slug: str | None = None
@@ -376,7 +376,7 @@ class Meter(ApiRecord):
 
 
 class Webhook(ApiRecord):
-    """An address that Lava tells of events."""
+    """An address to which Lava sends events."""
 
     webhook_id: str
     name: str | None = None
@@ -385,7 +385,7 @@ class Webhook(ApiRecord):
 
 
 class WebhookCreated(Webhook):
-    """A new webhook, with the secret that its events are signed with: shown this once."""
+    """A new webhook, with the secret for the signatures of its events: shown only once."""
 
     webhook_secret: Secret
 
@@ -400,27 +400,27 @@ class SecretKey(ApiRecord):
 
 
 class SecretKeyCreated(SecretKey):
-    """A new secret key: shown this once."""
+    """A new secret key: shown only once."""
 
     secret_key: Secret
 
 
 class SpendLimit(ApiRecord):
-    """So much money in a cycle."""
+    """A limit of money in a cycle."""
 
     amount: Money | None = None
     cycle: str | None = None
 
 
 class RequestLimit(ApiRecord):
-    """So many requests in a cycle."""
+    """A limit of requests in a cycle."""
 
     count: Count | None = None
     cycle: str | None = None
 
 
 class RateLimit(ApiRecord):
-    """So many requests in a minute."""
+    """A limit of requests in a minute."""
 
     rpm: Count | None = None
     burst: Count | None = None
@@ -450,7 +450,7 @@ class SpendKey(ApiRecord):
 
 
 class SpendKeyCreated(SpendKey):
-    """A new or rotated spend key: shown this once."""
+    """A new or rotated spend key: shown only once."""
 
     key: Secret
 
@@ -467,7 +467,7 @@ class WalletKey(ApiRecord):
 
 
 class WalletKeyCreated(WalletKey):
-    """A rotated wallet key: shown this once."""
+    """A rotated wallet key: shown only once."""
 
     key: Secret
 
@@ -489,13 +489,13 @@ class WalletBalance(ApiRecord):
 
 
 class FallbackChain(ApiRecord):
-    """The account's chain of fallbacks. Its shape is documented nowhere that we could read: see ``model_extra``."""
+    """The account's chain of fallbacks. Its form is not documented: see ``model_extra``."""
 
     chain: tuple[dict[str, Any], ...] | None = None
 
 
 class AuthCredentials(ApiRecord):
-    """What a login gives. The wallet key is of SDK 9 and 10."""
+    """The result of a login. Only SDK 9 and 10 have the wallet key."""
 
     secret_key: Secret
     secret_key_id: str | None = None

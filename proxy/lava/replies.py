@@ -1,4 +1,4 @@
-"""How an answer is read: a record, or a typed error. Pure; takes whatever a network may put before Lava."""
+"""Read an answer as a record or as a typed error. Pure. Any answer of a network in front of Lava is handled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     R = TypeVar("R", bound=ApiRecord)
 
 SILENT = ", without a reason"
-"""How the message of a refusal ends that gave none: any network on the way may have made it."""
+"""The end of the message for a refusal without one, which any network in front of Lava may have sent."""
 
 _MAX_MESSAGE = 500
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -31,7 +31,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 @dataclass(frozen=True, slots=True)
 class ApiReply:
-    """A whole answer. ``headers`` have lower-case names, the last value of each."""
+    """A complete answer. ``headers`` have lower-case names, the last value of each."""
 
     status: int
     headers: Mapping[str, str]
@@ -53,31 +53,31 @@ def _constant(name: str) -> NoReturn:
 
 
 def document(body: bytes) -> Any:
-    """The value of a JSON document; numbers with a fraction are ``Decimal``. Raises ``ValueError``."""
+    """Return the value of a JSON document; numbers with a fraction are ``Decimal``. Raises ``ValueError``."""
     try:
         return json.loads(body, parse_float=Decimal, parse_constant=_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except ArithmeticError:
-        raise ValueError("a number beyond reason") from None
+        raise ValueError("a number is too large") from None
 
 
 def read(kind: type[R], reply: ApiReply, redactor: Redactor, now: float) -> R:
-    """The answer as a record. Raises a ``LavaError``."""
+    """Return the answer as a record. Raises a ``LavaError``."""
     if not reply.ok:
         raise refusal(reply, redactor, now)
     about: dict[str, Any] = {"status": reply.status, "request_id": reply.request_id}
     if not reply.body.strip():
-        value: Any = {}  # 204, or a 200 that says nothing more
+        value: Any = {}  # 204, or a 200 without a body
     else:
         try:
             value = document(reply.body)
         except ValueError:
-            raise NotJson(f"{_looks(reply)} instead of JSON", **about) from None
+            raise NotJson(f"{_description(reply)} instead of JSON", **about) from None
     fields = kind.model_fields
     if isinstance(value, list) and "data" in fields:
         value = {"data": value}
-    # The reference of 2025 wraps every answer so; no answer that was seen is.
+    # The reference of 2025 wraps every answer in this way; observed answers are not wrapped.
     elif (
         isinstance(value, dict)
         and value.keys() == {"data"}
@@ -94,15 +94,15 @@ def read(kind: type[R], reply: ApiReply, redactor: Redactor, now: float) -> R:
 
 
 def refusal(reply: ApiReply, redactor: Redactor, now: float) -> LavaError:
-    """The error that an answer other than 2xx stands for. ``now`` is the time, in seconds since 1970."""
-    code, message = _told(reply)
+    """Return the error for an answer other than 2xx. `now` is the time, in seconds since 1970."""
+    code, message = _code_and_message(reply)
     message = _clean(redactor.text(message)) if message else ""
     code = _clean(redactor.text(code)) if code else None
     kind = kind_of(reply.status, code, message)
     if 300 <= reply.status < 400:
         message = "a redirect, which is not followed: is base_url right?"
     return kind(
-        message or _looks(reply) + SILENT,
+        message or _description(reply) + SILENT,
         status=reply.status,
         code=code or None,
         request_id=reply.request_id,
@@ -111,14 +111,14 @@ def refusal(reply: ApiReply, redactor: Redactor, now: float) -> LavaError:
 
 
 def retry_after(reply: ApiReply, now: float) -> float | None:
-    """Seconds to wait, as the answer says: by ``Retry-After`` (seconds or a date), for 429 also by
-    ``X-RateLimit-Reset`` (seconds since 1970, as Lava's reference has it)."""
-    told = reply.headers.get("retry-after", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", told):
-        return float(told)
-    if told:
+    """Return the seconds to wait by ``Retry-After`` (seconds or a date), for 429 also by ``X-RateLimit-Reset`` (seconds
+    since 1970, by Lava's reference)."""
+    value = reply.headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+        return float(value)
+    if value:
         try:
-            return max(0.0, parsedate_to_datetime(told).timestamp() - now)
+            return max(0.0, parsedate_to_datetime(value).timestamp() - now)
         except (ValueError, TypeError, OverflowError):
             return None
     reset = reply.headers.get("x-ratelimit-reset", "").strip()
@@ -127,8 +127,8 @@ def retry_after(reply: ApiReply, now: float) -> float | None:
     return None
 
 
-def _told(reply: ApiReply) -> tuple[str | None, str | None]:
-    """Code and message of an error body: ``error`` as an object or a text, or both at the top."""
+def _code_and_message(reply: ApiReply) -> tuple[str | None, str | None]:
+    """Return code and message of an error body: ``error`` is an object or a text, or both are at the top level."""
     try:
         value = document(reply.body)
     except ValueError:
@@ -154,7 +154,7 @@ def _is_page(reply: ApiReply) -> bool:
     return "html" in reply.headers.get("content-type", "").lower() or reply.body.lstrip()[:1] == b"<"
 
 
-def _looks(reply: ApiReply) -> str:
+def _description(reply: ApiReply) -> str:
     if not reply.body.strip():
         return "an empty answer"
     return "a web page (some network in front of Lava, perhaps)" if _is_page(reply) else "an answer"

@@ -1,14 +1,14 @@
-"""The one table of Lava's account API: every resource and action, in both generations of names.
+"""The table of Lava's account API: every resource and action, in both generations of names.
 
-It drives the client (``client``), its typed methods (``methods`` and ``blocking_methods`` are written from it), and
-whoever else speaks this API. Facts only: no network, no pydantic.
+It is used by the client (``client``), its typed methods (``methods`` and ``blocking_methods`` are generated from it) and
+the command ``api``. Only facts: no network, no pydantic.
 
-Sources: method, path and query order are those that ``@lavapayments/nodejs`` 8.1.0, 9.0.0, 10.1.0 and 11.2.0 really
-send (recorded in ``tests/vectors/rest_calls.json``); ``wallet`` and ``account/fallback`` stand in Lava's reference only;
-the writing actions of ``subscription_configs`` are inferred from the SDK's guide of a version between 8.1 and 9.0.
+Sources: method, path and query order are those that ``@lavapayments/nodejs`` 8.1.0, 9.0.0, 10.1.0 and 11.2.0 send
+(recorded in ``tests/vectors/rest_calls.json``); ``wallet`` and ``account/fallback`` are only in Lava's reference; the
+writing actions of ``subscription_configs`` are inferred from the SDK's guide of a version between 8.1 and 9.0.
 
-An action may stand here twice, once per generation (``customer_id`` of SDK 9 was ``connection_id`` before); which row is
-meant follows from the names that are given, see ``resolve``.
+An action may have two rows, one for each generation (``customer_id`` of SDK 9 was ``connection_id`` before). The given
+names decide between them, see ``resolve``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 Version = tuple[int, int]
 
 GUIDE: Version = (8, 9)
-"""The version that the SDK's guide describes: its number is not known, only that it lies between 8.1 and 9.0."""
+"""The version that the SDK's guide describes. Its number is not known, only that it is between 8.1 and 9.0."""
 
 
 class ParameterKind(StrEnum):
-    """What a parameter holds."""
+    """The type of a parameter's value."""
 
     TEXT = "text"
     WHOLE = "whole number"
@@ -43,7 +43,7 @@ class ParameterKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One query item or body field. ``nullable``: an explicit ``null`` is sent for ``None`` and clears the value."""
+    """Retrieve one query item or body field. ``nullable``: an explicit ``null`` is sent for ``None`` and clears the value."""
 
     name: str
     doc: str
@@ -55,9 +55,9 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One call. ``path`` is a template under the base address; ``record`` names the class in ``records`` of the answer
-    (of each item where ``paged``); ``reveals`` are its fields that hold a secret, shown this once where ``once``;
-    ``sdk`` is the SDK's own name for it, ``since`` and ``until`` the first and last version of the SDK that has it."""
+    """Retrieve one call. ``path`` is a template relative to the base address; ``record`` names the class of the answer in
+    ``records`` (of each item if ``paged``); ``reveals`` are its fields with a secret, shown only once if ``once``;
+    ``sdk`` is the SDK's own name for it, ``since`` and ``until`` are the first and the last version of the SDK with it."""
 
     resource: str
     name: str
@@ -78,7 +78,7 @@ class Action:
 
     @property
     def key(self) -> str:
-        """``resource.action``, as the client and the command line call it."""
+        """``resource.action``, the name in the client and on the command line."""
         return f"{self.resource}.{self.name}"
 
     @property
@@ -88,18 +88,18 @@ class Action:
 
     @property
     def params(self) -> tuple[Param, ...]:
-        """Everything but the ids."""
+        """All parameters except the ids."""
         return (*self.query, *(self.body or ()))
 
     def alive(self, version: Version) -> bool:
-        """Whether this version of the SDK has it; what stands in no SDK is in none."""
+        """Return whether this version of the SDK has it. An action without an SDK name is in no version."""
         if self.sdk is None:
             return False
         return (self.since is None or self.since <= version) and (self.until is None or version <= self.until)
 
 
 class UnknownName(LookupError):
-    """No such resource, action or field. ``nearest`` is the known name that was probably meant, or ``None``."""
+    """There is no such resource, action or field. ``nearest`` is the nearest known name, or ``None``."""
 
     def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
         from difflib import get_close_matches
@@ -115,15 +115,15 @@ class UnknownName(LookupError):
         return str(self.args[0])
 
 
-# Parameters that stand in several places.
-_CURSOR = Param("cursor", "where the page begins: next_cursor of the page before")
+# Parameters of several actions.
+_CURSOR = Param("cursor", "the start of the page: next_cursor of the page before")
 _LIMIT = Param("limit", "records on a page, 1 to 100", ParameterKind.WHOLE)
 _PAGE = (_CURSOR, _LIMIT)
 _CUSTOMER = Param("customer_id", "the customer (SDK 9 and later)")
 _CONNECTION = Param("connection_id", "the connection (SDK 8; later a customer)")
 _METER = Param("meter_id", "only of this meter")
-_FILTERS = Param("metadata_filters", "only where the metadata has these values", ParameterKind.PAIRS)
-_STATUS = Param("status", "which ones; Lava's default is its own", choices=("active", "cancelled", "all"))
+_FILTERS = Param("metadata_filters", "only with these values in the metadata", ParameterKind.PAIRS)
+_STATUS = Param("status", "the status; the default is Lava's", choices=("active", "cancelled", "all"))
 _NAME = Param("name", "a name for people", required=True)
 _URL = Param("url", "the https address that Lava calls", required=True)
 _INTERVALS = ("day", "week", "month", "year")
@@ -149,12 +149,12 @@ _CONTACT = (
 )
 
 _PLAN_WRITES = (
-    Param("rollover_type", "what becomes of unused credit at a cycle's end", choices=_ROLLOVERS),
-    Param("bundle_rollover_type", "what becomes of unused bundle credit", choices=_ROLLOVERS),
-    Param("included_credit", "credit that each cycle brings", ParameterKind.MONEY),
+    Param("rollover_type", "use of the remaining credit at the end of a cycle", choices=_ROLLOVERS),
+    Param("bundle_rollover_type", "use of the remaining credit of bundles", choices=_ROLLOVERS),
+    Param("included_credit", "the credit of each cycle", ParameterKind.MONEY),
 )
 _PLAN_PARTS = (
-    Param("meter_ids", "meters whose usage the credit pays", ParameterKind.NAMES),
+    Param("meter_ids", "meters whose usage the credit pays for", ParameterKind.NAMES),
     Param("credit_bundles", "bundles to sell: name, cost, credit_amount", ParameterKind.TABLES),
 )
 _PLAN_CREATE = (
@@ -163,41 +163,44 @@ _PLAN_CREATE = (
     Param("billing_interval", "the length of a cycle", required=True, choices=_INTERVALS),
     *_PLAN_WRITES,
     Param(
-        "default_auto_top_up_bundle_index", "which of the bundles tops up by itself", ParameterKind.WHOLE, nullable=True
+        "default_auto_top_up_bundle_index",
+        "the index of the bundle for automatic top-ups",
+        ParameterKind.WHOLE,
+        nullable=True,
     ),
     *_PLAN_PARTS,
 )
 _PLAN_UPDATE = (
     replace(_NAME, required=False),
     *_PLAN_WRITES,
-    Param("default_auto_top_up_bundle_id", "the bundle that tops up by itself", nullable=True),
+    Param("default_auto_top_up_bundle_id", "the bundle for automatic top-ups", nullable=True),
     *_PLAN_PARTS,
 )
 
-_RATE = Param("rate_type", "what the rates are", required=True, choices=("fixed", "percentage"))
+_RATE = Param("rate_type", "the type of the rates", required=True, choices=("fixed", "percentage"))
 _TIER_TYPE = Param(
-    "tier_type", "what is counted", required=True, choices=("tokens_1m", "characters_1m", "minutes", "requests")
+    "tier_type", "the unit of the tiers", required=True, choices=("tokens_1m", "characters_1m", "minutes", "requests")
 )
 _TIERS = Param("tiers", "the tiers, each with start and rate", ParameterKind.TABLES, required=True)
 
 _SPEND_KEY = (
-    Param("status", "paused refuses every request", choices=("active", "paused")),
-    Param("request_shape", "the one shape of request it is good for", choices=("openai", "anthropic")),
+    Param("status", "a paused key refuses every request", choices=("active", "paused")),
+    Param("request_shape", "the only shape of request that it accepts", choices=("openai", "anthropic")),
     Param("allowed_models", "only these models", ParameterKind.NAMES, nullable=True),
     Param("allowed_providers", "only these providers", ParameterKind.NAMES, nullable=True),
     Param(
         "spend_limit", "amount (money) and cycle (daily, weekly, monthly, total)", ParameterKind.TABLE, nullable=True
     ),
     Param("request_limit", "count and cycle (daily, weekly, monthly, total)", ParameterKind.TABLE, nullable=True),
-    Param("rate_limit", "rpm, and burst where wanted", ParameterKind.TABLE, nullable=True),
-    Param("expires_at", "when it ends by itself", ParameterKind.TIME, nullable=True),
+    Param("rate_limit", "rpm, and optionally burst", ParameterKind.TABLE, nullable=True),
+    Param("expires_at", "the end of its validity", ParameterKind.TIME, nullable=True),
 )
 
-_ORIGIN = Param("origin_url", "the page that the checkout opens in", required=True)
+_ORIGIN = Param("origin_url", "the page in which the checkout opens", required=True)
 _BUNDLE = Param("credit_bundle_id", "the bundle to buy")
 
 
-# Which versions of the SDK have an action: the first and the last one.
+# The first and the last version of the SDK with an action.
 _Span = tuple[Version | None, Version | None]
 _ALWAYS: _Span = (None, None)
 _OLD: _Span = (None, GUIDE)
@@ -221,8 +224,8 @@ def _action(
     sdk: str | None = None,
     **rest: Any,
 ) -> Action:
-    """A row by the rules that most of them keep: ``RESOURCE`` or ``RESOURCE/{ID}``, then ``below``; the SDK's names are
-    ours in camel case."""
+    """Return a row by the rules of most actions: ``RESOURCE`` or ``RESOURCE/{ID}``, then ``below``; the SDK's names are the
+    same in camel case."""
     path = f"{resource}/{{{resource.removesuffix('s')}_id}}" if single else resource
     named = re.sub(r"_(.)", lambda match: match[1].upper(), f"{resource}.{name}")
     since, until = span
@@ -293,7 +296,7 @@ def _rotation(resource: str, span: _Span, doc: str, record: str) -> Action:
 
 def _subscription_of(resource: str, span: _Span) -> Action:
     one = resource.removesuffix("s")
-    doc = f"The {one}'s subscription, with plan and remaining credits"
+    doc = f"Retrieve the {one}'s subscription, with plan and remaining credits"
     return _action(resource, "get_subscription", "GET", span, doc, "CurrentSubscription", below="/subscription")
 
 
@@ -306,16 +309,16 @@ def _needed(param: Param) -> Param:
 
 
 _WEBHOOK = (_NAME, _URL)
-_SHAPE = (_NAME, Param("meter_slug", "its slug; without it Lava makes one"), _RATE, _TIER_TYPE, _TIERS)
+_SHAPE = (_NAME, Param("meter_slug", "its slug; by default Lava makes one"), _RATE, _TIER_TYPE, _TIERS)
 _PLAN = Param("plan_id", "the plan (SDK 9 and later)")
 _CONFIG = Param("subscription_config_id", "the plan (SDK 8)")
-_MODE = Param("checkout_mode", "what is sold", required=True, choices=("subscription", "credit_bundle"))
+_MODE = Param("checkout_mode", "the thing to sell", required=True, choices=("subscription", "credit_bundle"))
 _OLD_MODE = replace(_MODE, choices=("onboarding", "topup", "subscription", "credit_bundle"))
-_START = Param("start", "first moment; its offset is the time zone of the days", ParameterKind.TIME, required=True)
-_END_TIME = Param("end", "last moment; without it, now", ParameterKind.TIME)
-_TOP_UP = Param("auto_top_up_bundle_id", "the bundle that tops up by itself", nullable=True)
+_START = Param("start", "the start; its offset is the time zone of the days", ParameterKind.TIME, required=True)
+_END_TIME = Param("end", "the end; by default now", ParameterKind.TIME)
+_TOP_UP = Param("auto_top_up_bundle_id", "the bundle for automatic top-ups", nullable=True)
 _CHAIN = Param("chain", "up to five, each with url and model; null clears it", ParameterKind.TABLES, nullable=True)
-_CODE = Param("code", "the code; it lives for 60 seconds", required=True)
+_CODE = Param("code", "the code; it is valid for 60 seconds", required=True)
 
 ACTIONS: tuple[Action, ...] = (
     _creation(
@@ -335,14 +338,14 @@ ACTIONS: tuple[Action, ...] = (
         reveals=("checkout_session_token",),
     ),
     _listing("connections", _OLD, "List connections", "Connection"),
-    _single("connections", _OLD, "One connection", "Connection"),
+    _single("connections", _OLD, "Retrieve one connection", "Connection"),
     _subscription_of("connections", _OLD),
     _end("connections", _OLD, "Delete a connection", "Done"),
     _creation(
         "customers", _LATEST, "Create a customer", "Customer", tuple(replace(p, nullable=False) for p in _CONTACT)
     ),
     _listing("customers", _NEW, "List customers", "Customer"),
-    _single("customers", _NEW, "One customer", "Customer"),
+    _single("customers", _NEW, "Retrieve one customer", "Customer"),
     _change("customers", _LATEST, "Change a customer", "Customer", _CONTACT),
     _subscription_of("customers", _NEW),
     _end("customers", _NEW, "Delete a customer", "Done"),
@@ -362,14 +365,14 @@ ACTIONS: tuple[Action, ...] = (
         "Request",
         (_REQUEST_ID, _needed(_CONNECTION), *_REPORTED),
     ),
-    _single("requests", _ALWAYS, "One request", "Request"),
+    _single("requests", _ALWAYS, "Retrieve one request", "Request"),
     *(
         _action(
             "usage",
             "retrieve",
             "GET",
             span,
-            "Usage and costs by day, with totals",
+            "Retrieve usage and costs by day, with totals",
             "UsageReport",
             single=False,
             query=(_START, _END_TIME, who, _METER, _FILTERS),
@@ -395,22 +398,22 @@ ACTIONS: tuple[Action, ...] = (
         )
         for row in (
             _listing(resource, span, "List plans", record, sdk=f"subscriptions.list{word}s"),
-            _single(resource, span, "One plan", record, sdk=f"subscriptions.retrieve{word}"),
+            _single(resource, span, "Retrieve one plan", record, sdk=f"subscriptions.retrieve{word}"),
             _creation(resource, writing, "Create a plan", record, _PLAN_CREATE, sdk=f"subscriptions.create{word}"),
             _change(resource, writing, "Change a plan", record, _PLAN_UPDATE, sdk=f"subscriptions.update{word}"),
             _end(resource, writing, "Delete a plan", sdk=f"subscriptions.delete{word}"),
         )
     ),
     _listing("meters", _ALWAYS, "List meters", "Meter"),
-    _single("meters", _ALWAYS, "One meter", "Meter"),
+    _single("meters", _ALWAYS, "Retrieve one meter", "Meter"),
     _creation("meters", _LATE, "Create a meter", "Meter", _SHAPE),
     _change("meters", _LATE, "Change a meter", "Meter", _optional((_NAME, _TIERS))),
     _end("meters", _LATE, "Delete a meter"),
     _listing("credit_bundles", _NEW, "List credit bundles", "CreditBundle", (*_PAGE, _PLAN)),
     _listing("credit_bundles", _OLD, "List credit bundles", "CreditBundle", (_CONFIG, *_PAGE)),
-    _single("credit_bundles", _ALWAYS, "One credit bundle", "CreditBundle"),
+    _single("credit_bundles", _ALWAYS, "Retrieve one credit bundle", "CreditBundle"),
     _listing("webhooks", _LATE, "List webhooks", "Webhook"),
-    _single("webhooks", _LATE, "One webhook", "Webhook"),
+    _single("webhooks", _LATE, "Retrieve one webhook", "Webhook"),
     _creation("webhooks", _LATE, "Create a webhook", "WebhookCreated", _WEBHOOK, once="webhook_secret"),
     _change("webhooks", _LATE, "Change a webhook", "Webhook", _optional(_WEBHOOK)),
     _end("webhooks", _LATE, "Delete a webhook"),
@@ -426,7 +429,7 @@ ACTIONS: tuple[Action, ...] = (
         once="key",
     ),
     _listing("spend_keys", _LATE, "List spend keys, with what they have spent", "SpendKey"),
-    _single("spend_keys", _LATE, "One spend key", "SpendKey"),
+    _single("spend_keys", _LATE, "Retrieve one spend key", "SpendKey"),
     _change("spend_keys", _LATE, "Change a spend key", "SpendKey", _optional((_NAME, *_SPEND_KEY)), method="PUT"),
     _end("spend_keys", _LATE, "Revoke a spend key", "Done", name="revoke"),
     _rotation("spend_keys", _LATE, "Give a spend key a new secret; the old one stops working", "SpendKeyCreated"),
@@ -437,8 +440,12 @@ ACTIONS: tuple[Action, ...] = (
     ),
     _listing("models", _LATE, "List models", "ApiModel", ()),
     # In Lava's reference, in no SDK.
-    Action("wallet", "retrieve", "GET", "wallet", "The wallet behind this key, with its balance", "WalletBalance"),
-    Action("fallback", "retrieve", "GET", "account/fallback", "The account's chain of fallbacks", "FallbackChain"),
+    Action(
+        "wallet", "retrieve", "GET", "wallet", "Retrieve the wallet behind this key, with its balance", "WalletBalance"
+    ),
+    Action(
+        "fallback", "retrieve", "GET", "account/fallback", "Retrieve the account's chain of fallbacks", "FallbackChain"
+    ),
     Action(
         "fallback",
         "update",
@@ -448,7 +455,7 @@ ACTIONS: tuple[Action, ...] = (
         "FallbackChain",
         body=(_CHAIN,),
     ),
-    # The end of the login flow: the code stands for the credential.
+    # The end of the login flow: the code is the credential.
     Action(
         "auth",
         "exchange_code",
@@ -467,12 +474,12 @@ ACTIONS: tuple[Action, ...] = (
 
 
 def resources() -> tuple[str, ...]:
-    """Every resource's name, in the table's order."""
+    """Return the names of all resources, in the table's order."""
     return tuple(dict.fromkeys(action.resource for action in ACTIONS))
 
 
 def names(resource: str) -> tuple[str, ...]:
-    """The names of a resource's actions. Raises ``UnknownName``."""
+    """Return the names of a resource's actions. Raises ``UnknownName``."""
     found = tuple(dict.fromkeys(action.name for action in ACTIONS if action.resource == resource))
     if not found:
         raise UnknownName("resource", resource, resources())
@@ -480,7 +487,7 @@ def names(resource: str) -> tuple[str, ...]:
 
 
 def rows(key: str) -> tuple[Action, ...]:
-    """The rows of ``resource.action``, or of the SDK's own name for it, the newest generation first.
+    """Return the rows of ``resource.action``, or of the SDK's own name for it, the newest generation first.
 
     Raises ``UnknownName`` for the part that is not known.
     """
@@ -492,7 +499,7 @@ def rows(key: str) -> tuple[Action, ...]:
 
 
 def resolve(key: str, given: Collection[str] = ()) -> Action:
-    """The row of this action that has all the ``given`` parameters: the newest one where several do.
+    """Return the newest row of this action that has all the `given` parameters.
 
     Raises ``UnknownName`` for an action or a parameter that does not exist, ``ValueError`` for parameters of different
     generations.
@@ -512,7 +519,7 @@ def resolve(key: str, given: Collection[str] = ()) -> Action:
 
 
 def parameters(key: str) -> tuple[Param, ...]:
-    """The parameters of an action over all its generations; required is what is so in each of them."""
+    """Return the parameters of an action in all its generations. Required is what each of them requires."""
     found = rows(key)
     merged: dict[str, Param] = {}
     for row in found:

@@ -1,8 +1,8 @@
-"""Whether a failed call is made again, and when. Pure.
+"""Whether a failed call is retried, and when. Pure.
 
-Again goes what cannot have had an effect (nothing was sent, or 429: refused unread), and what may have one twice: GETs, and
-POSTs with an ``Idempotency-Key``, which Lava's reference says every POST supports. Nothing else: a DELETE that worked and is
-repeated would be told 404.
+A call is retried if it cannot have had an effect (nothing was sent, or 429), or if it may be repeated: GETs, and POSTs with
+an ``Idempotency-Key``, which Lava's reference says every POST supports. No other call is: the repetition of a successful
+DELETE would get a 404.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from proxy.lava.errors import Interrupted, LavaError, Refused, Unreachable
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """``retries`` after the first try; the wait before each is random, up to ``backoff`` seconds, doubled each time, at most
-    ``longest``. A ``Retry-After`` above ``longest`` is not waited for."""
+    """At most ``retries`` after the first try. The wait before each is random, up to ``backoff`` seconds, doubled each time,
+    at most ``longest``. With a ``Retry-After`` above ``longest`` the call is not retried."""
 
     retries: int = 2
     backoff: float = 0.5
     longest: float = 20.0
 
     def wait(self, error: LavaError, tries: int, repeatable: bool, luck: float) -> float | None:
-        """Seconds until the next try, ``None`` for no further one. ``tries`` were made, ``luck`` is in [0, 1)."""
+        """Return the seconds until the next try, or None for no further one, after `tries`. `luck` is in [0, 1)."""
         if tries > self.retries or not _may(error, repeatable):
             return None
         own: float = min(self.longest, self.backoff * 2.0 ** (tries - 1)) * luck
         asked = error.retry_after
         if asked is None:
             return own
-        # A little later than asked, so that all who were told the same do not come at once.
+        # Slightly later, so that clients with the same Retry-After do not all retry at once.
         return None if asked > self.longest else asked + min(own, 1.0)
 
 

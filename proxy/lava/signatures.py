@@ -1,4 +1,4 @@
-"""Whether an event that came to a webhook is Lava's: its three documented signatures.
+"""Verify that the event of a webhook is Lava's, by the three documented signatures.
 
 | when | header | value |
 |---|---|---|
@@ -6,7 +6,7 @@
 | 2025 | ``x-lava-signature`` | the same |
 | the SDK's "flex" build | ``x-lava-signature`` | ``t=SECONDS,v1=HEX``: HMAC of ``SECONDS.BODY`` |
 
-Only the last one has a time in it and so refuses an old event sent again; with the others, keep the ids of what was done.
+Only the last one contains a time, so that an old event sent again is refused; with the others, keep the ids of handled events.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 TOLERANCE = 300.0
-"""Seconds that a signature's time may lie from now, before or after."""
+"""The greatest difference between a signature's time and now, in seconds."""
 
 _HEADERS = ("x-webhook-signature", "x-lava-signature")
 _HEX = re.compile(r"[0-9a-fA-F]{64}")
@@ -47,7 +47,7 @@ def verify_webhook(
     tolerance: float = TOLERANCE,
     now: float | None = None,
 ) -> WebhookEvent:
-    """The event in ``body`` (the raw bytes as they came), after its signature was checked in constant time.
+    """Check the signature, in constant time, and return the event in `body` (the raw bytes as they were received).
 
     ``headers`` are the request's, in any spelling of their names; ``secret`` is the webhook's ``webhook_secret``; ``now`` is
     for tests. Raises ``BadSignature``; ``ValueError`` for a signed body that is no event, and for an empty secret.
@@ -61,7 +61,7 @@ def verify_webhook(
         raise BadSignature("the event carries no signature (X-Webhook-Signature or x-lava-signature)")
     if len(given) > len(_HEADERS):
         raise BadSignature("the event carries too many signatures")
-    # Each signature stands for itself: whoever can make one of them knows the secret.
+    # One valid signature is enough: making it requires the secret.
     faults = [fault for name, value in given if (fault := _fault(name, value, body, key, tolerance, now)) is not None]
     if len(faults) == len(given):
         raise BadSignature(faults[0])
@@ -72,7 +72,7 @@ def verify_webhook(
 
 
 def _fault(name: str, value: str, body: bytes, key: bytes, tolerance: float, now: float | None) -> str | None:
-    """What is wrong with one signature, ``None`` where it is good."""
+    """Return what is wrong with one signature, or None if it is valid."""
     if name == "x-lava-signature" and "=" in value:
         parts = [part.strip().partition("=") for part in value.split(",", 16)]
         times = [each for label, _, each in parts if label == "t"]
@@ -81,7 +81,7 @@ def _fault(name: str, value: str, body: bytes, key: bytes, tolerance: float, now
             return "the signature is malformed"
         if not _matches(signatures, times[0].encode("ascii") + b"." + body, key):
             return "the signature does not match"
-        # After the comparison: an old time tells nothing to one who cannot sign.
+        # After the comparison, so that the time is checked only for a valid signature.
         if abs((time.time() if now is None else now) - int(times[0])) > tolerance:
             return "the signature is too old, or our clock is wrong"
         return None

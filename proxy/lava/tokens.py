@@ -1,7 +1,7 @@
-"""From project and provider to Lava's credential: pure, and equal byte for byte to what Lava's own SDK makes.
+"""Lava's credential for a project and a provider. Pure, and equal byte for byte to that of Lava's own SDK.
 
 A forward token is ``base64(JSON)``: compact JSON in the SDK's field order, characters escaped as ``JSON.stringify`` does
-(only what JSON demands, and lone surrogates), standard alphabet, padded. Source: output of ``@lavapayments/nodejs`` 8.1.0
+(only what JSON requires, and lone surrogates), standard alphabet, padded. Source: output of ``@lavapayments/nodejs`` 8.1.0
 and 11.2.0, recorded in ``tests/vectors/forward_tokens.json``.
 """
 
@@ -29,7 +29,7 @@ class Unset(Enum):
 
 
 UNSET: Final = Unset.UNSET
-"""A field that does not stand in the token at all (JavaScript's ``undefined``); ``None`` stands there as ``null``."""
+"""A field that is absent (JavaScript's ``undefined``); ``None`` becomes ``null``."""
 
 Option = str | None | Literal[Unset.UNSET]
 
@@ -48,7 +48,7 @@ def mint_token(
     provider_key: Option = UNSET,
     disable_billing: bool | Literal[Unset.UNSET] | None = UNSET,
 ) -> str:
-    """The forward token of these options, as the SDK's ``generateForwardToken`` makes it.
+    """Return the forward token for these options, as the SDK's ``generateForwardToken`` makes it.
 
     ``connection_id`` is the name of SDK 8, ``customer_id`` and ``disable_billing`` those of SDK 9 and later; the field order
     is the same in both. Each option may be absent (``UNSET``), ``None`` (``null`` in the token) or a value.
@@ -68,8 +68,8 @@ def mint_token(
 
 
 def read_token(token: str) -> dict[str, Any]:
-    """What a ready token says, liberally: its JSON members; ``{"secret_key": …}`` for a raw key or the dot-joined form of
-    2025; an empty mapping where it cannot be read. Never raises."""
+    """Return the members of a token: its JSON; ``{"secret_key": …}`` for a raw key or the form of 2025, joined by dots; or
+    nothing if it cannot be read. Never raises."""
     if token.startswith(("aks_", "lava_")):
         return {"secret_key": token}
     try:
@@ -86,16 +86,16 @@ def read_token(token: str) -> dict[str, Any]:
 
 
 def base_url_for(credential: str | None) -> str:
-    """Lava's address for this credential: the sandbox for a key that begins with ``aks_test_`` (the SDK's own rule), also
-    inside a ready token; production for everything else. No trailing slash."""
+    """Return Lava's address for this credential: the sandbox for a key that begins with ``aks_test_`` (the SDK's own rule),
+    also inside a ready token; production for everything else. No trailing slash."""
     key = read_token(credential).get("secret_key") if credential else None
     return SANDBOX if isinstance(key, str) and key.startswith("aks_test_") else PRODUCTION
 
 
 class Credential(Unshown):
-    """What goes to Lava for one project and provider: the whole ``Authorization`` value, and who pays.
+    """The credential for one project and provider: the whole ``Authorization`` value, and who pays.
 
-    ``secrets`` are the values that must be masked where an answer echoes them. Never shown by ``repr``.
+    ``secrets`` are the values to mask if an answer echoes them. ``repr`` does not show them.
     """
 
     __slots__ = ("authorization", "payment", "secrets")
@@ -110,7 +110,7 @@ class Credential(Unshown):
 
 
 def needs_client_key(project: Project, provider: str) -> bool:
-    """Whether this project takes the provider key from the tool itself for this provider."""
+    """Return whether this project takes the key for this provider from the tool's request."""
     return _byok(project, provider) == "client"
 
 
@@ -120,7 +120,7 @@ def _byok(project: Project, provider: str) -> Secret | Literal["client"] | None:
         return None
     found = byok.get(provider) or byok.get("*")
     if found is None:
-        # Google's two addresses are one account with one key.
+        # Google's two addresses belong to one account with one key.
         twin = {"google": "googleOpenaiCompatible", "googleOpenaiCompatible": "google"}.get(provider)
         found = byok.get(twin) if twin else None
     return found
@@ -129,10 +129,10 @@ def _byok(project: Project, provider: str) -> Secret | Literal["client"] | None:
 def credential(
     name: str, project: Project, provider: str, account_key: Secret | None, client_key: str | None = None
 ) -> Credential:
-    """The credential of project ``name`` for ``provider``.
+    """Return the credential of project `name` for `provider`.
 
-    ``account_key`` is ``[lava]``'s key (the project's own wins); ``client_key`` is the key that the tool sent, used only
-    where the project says so. Raises ``ProxyError`` ``lava_key_missing`` or ``byok_key_missing``.
+    ``account_key`` is ``[lava]``'s key (the project's own takes precedence); ``client_key`` is the key in the tool's
+    request, used only if the project says so. Raises ``ProxyError`` ``lava_key_missing`` or ``byok_key_missing``.
     """
     if project.forward_token is not None:
         return _ready(name, project.forward_token, provider)
@@ -210,12 +210,12 @@ def credential(
 
 
 def _ready(name: str, forward_token: Secret, provider: str) -> Credential:
-    """The credential of a token that was made elsewhere; it is read only to say who pays."""
+    """Return the credential of a token that was made elsewhere. It is read only to find who pays."""
     token = forward_token.reveal()
-    said = read_token(token)
+    members = read_token(token)
 
     def text(field: str) -> str | None:
-        value = said.get(field)
+        value = members.get(field)
         return value if isinstance(value, str) and value else None
 
     connection, customer, meter = text("connection_id"), text("customer_id"), text("meter_slug")
@@ -223,10 +223,10 @@ def _ready(name: str, forward_token: Secret, provider: str) -> Credential:
     payer: str | None
     if byok:
         payer = "provider_account"
-    elif (connection or customer) and said.get("disable_billing") is not True:
+    elif (connection or customer) and members.get("disable_billing") is not True:
         payer = "customer"
     else:
-        payer = "merchant" if said and "connection_secret" not in said else None
+        payer = "merchant" if members and "connection_secret" not in members else None
     payment = Payment(
         name,
         provider,

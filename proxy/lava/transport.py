@@ -1,8 +1,8 @@
-"""The account client's door to the network: one request out through httpx2's transport, one answer in.
+"""The connections of the account client: one request and its answer, through httpx2's transport.
 
-Its transport and not its client: ``httpx2.AsyncClient`` would log whole URLs (a provider's key may stand in one), replay
-cookies, read proxy variables and normalise the target. Failures leave here as ``Unreachable`` and its kinds, with texts of
-our own: httpx2's exceptions carry the request, and with it the key.
+The transport is used without its client: ``httpx2.AsyncClient`` would log whole URLs (which may contain a provider's key),
+send cookies, read proxy variables and normalise the target. Failures become ``Unreachable`` and its subclasses, with new
+texts: httpx2's exceptions contain the request, and with it the key.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import httpx2
 
 MAX_REPLY_BYTES = 64 * 1024 * 1024
-"""No page of 100 records comes near it; what is longer is not Lava's."""
+"""Much more than a page of 100 records. A longer answer is not Lava's."""
 
 KEEP_SECONDS = 5.0
-"""How long an idle connection is kept: shorter than any server's own limit, so that few are dead when taken again."""
+"""How long an idle connection is kept: shorter than the limits of servers, so that few are closed when reused."""
 
 
 class Transport:
@@ -47,9 +47,9 @@ class Transport:
     async def send(
         self, method: str, target: str, headers: dict[str, str], body: bytes | None, limit: float
     ) -> ApiReply:
-        """Send a request and read the whole answer within ``limit`` seconds, connecting included.
+        """Send a request and read the complete answer within `limit` seconds, including the connection.
 
-        ``target`` stands after the base address's last slash, as it shall be sent. Raises ``Unreachable``.
+        ``target`` follows the last slash of the base address, and is sent as it is. Raises ``Unreachable``.
         """
         sent: list[bool] = []
         try:
@@ -72,7 +72,7 @@ class Transport:
         silence: float | None,
         sent: list[bool] | None = None,
     ) -> AsyncIterator[ApiAnswer]:
-        """Send a request; the answer's head is there, its body is still to be read.
+        """Send a request and yield the answer at its head; the body is still to be read.
 
         ``silence`` is how many seconds may pass without a byte. ``sent`` is filled once the request is on its way.
         """
@@ -92,7 +92,7 @@ class Transport:
                 headers=headers,
                 content=body,
                 extensions={
-                    # The target stands on the wire as it is here: no parser has touched it.
+                    # The target is sent as it is here: no parser changes it.
                     "target": (self._path + target).encode("ascii"),
                     "timeout": {"connect": self._connect, "read": silence, "write": silence, "pool": self._connect},
                     "trace": trace,
@@ -131,7 +131,7 @@ class Transport:
         verify: ssl.SSLContext | bool = False
         if self._origin.startswith("https:") or self._proxy.startswith("https:"):
             try:
-                # Reads the system's certificates: a tenth of a second that the event loop shall not wait for.
+                # Reads the system's certificates, which would block the event loop for a tenth of a second.
                 verify = await asyncio.to_thread(_context, self._ca_file)
             except OSError as exc:
                 raise Unreachable(f"ca_file cannot be used: {exc.strerror or 'no certificates'}") from None
@@ -144,7 +144,7 @@ class Transport:
 
 
 class ApiAnswer:
-    """An answer whose body is still to come. ``headers`` have lower-case names, the last value of each."""
+    """An answer whose body is not read yet. ``headers`` have lower-case names, the last value of each."""
 
     def __init__(self, response: httpx2.Response) -> None:
         self.status: int = response.status_code
@@ -152,17 +152,17 @@ class ApiAnswer:
         self._response = response
 
     async def raw(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, no coding undone."""
+        """Yield the body as it arrives, not decoded."""
         async for chunk in self._guarded(self._response.aiter_raw()):
             yield chunk
 
     async def plain(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, decoded where it has a ``Content-Encoding``."""
+        """Yield the body as it arrives, decoded if it has a ``Content-Encoding``."""
         async for chunk in self._guarded(self._response.aiter_bytes()):
             yield chunk
 
     async def read(self) -> bytes:
-        """The whole body, decoded. Raises ``UnexpectedAnswer`` where it is too long to be Lava's."""
+        """Return the whole body, decoded. Raises ``UnexpectedAnswer`` if it is too long to be Lava's."""
         parts: list[bytes] = []
         size = 0
         async for chunk in self.plain():
@@ -188,7 +188,7 @@ class ApiAnswer:
 
 
 async def _finish(work: Any) -> None:
-    """Close to the end, also when the caller is cancelled meanwhile."""
+    """Complete the close, even if the caller is cancelled."""
     await asyncio.shield(asyncio.ensure_future(work))
 
 
@@ -202,7 +202,7 @@ def _context(ca_file: str) -> ssl.SSLContext:
 
 
 def _failure(exc: Exception, sent: bool) -> Exception:
-    """What a failure before the answer's head means. The texts of httpx2 may quote the request, so none is used."""
+    """Return the error for a failure before the answer's head. The texts of httpx2 may contain the request."""
     import httpx2
 
     if isinstance(exc, httpx2.LocalProtocolError | httpx2.InvalidURL | TypeError | ValueError):
@@ -218,7 +218,7 @@ def _failure(exc: Exception, sent: bool) -> Exception:
 
 
 def _reason(exc: BaseException | None) -> str:
-    """Why there is no connection, from the system's own error below httpx2's."""
+    """Return why there is no connection, from the system error that caused httpx2's."""
     while exc is not None:
         if isinstance(exc, ssl.SSLCertVerificationError):
             return f"the server's certificate is not trusted ({exc.verify_message})"

@@ -1,23 +1,24 @@
-"""What the blocking face stands on: an event loop in a thread of its own, so that it works inside a running loop too."""
+"""The base of the blocking client: an event loop in a separate thread, so that it works inside a running loop, too."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from proxy.lava.records import ApiRecord
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
-    from proxy.lava import paging
-    from proxy.lava.client import Lava
+    from proxy.lava.paging import PagedResource, Pages
     from proxy.lava.records import Page
 
 R = TypeVar("R", bound=ApiRecord)
 T = TypeVar("T")
+P = ParamSpec("P")
 
 _END: Any = object()
 
@@ -31,7 +32,7 @@ class Waiter:
         self._stop: weakref.finalize[Any, Waiter] | None = None
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """The outcome of ``work``. Ctrl-C cancels it."""
+        """Return the result of `work`. Ctrl-C cancels it."""
         future = asyncio.run_coroutine_threadsafe(work, self._running())
         try:
             return future.result()
@@ -40,12 +41,12 @@ class Waiter:
             raise
 
     def each(self, source: AsyncIterator[T]) -> Iterator[T]:
-        """What an async iterator gives, one after the other."""
+        """Yield the items of an async iterator."""
 
         async def step() -> T:
             return await anext(source, _END)
 
-        # Whatever ends a step (an error, Ctrl-C) has ended the source as well; only who leaves between two of them has not.
+        # What ends a step (an error, Ctrl-C) ends the source as well; only leaving between two steps does not.
         while (item := self.wait(step())) is not _END:
             try:
                 yield item
@@ -56,7 +57,7 @@ class Waiter:
                 raise
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
-        """End the thread, after it has done ``last``. May be called twice; without a thread nothing is done."""
+        """End the thread, after it has run `last`. May be called twice; does nothing without a thread."""
         with self._lock:
             loop, stop = self._loop, self._stop
             self._stop = self._loop = None
@@ -75,7 +76,7 @@ class Waiter:
                 thread = threading.Thread(target=_turn, args=(loop,), name="lava", daemon=True)
                 thread.start()
                 self._loop = loop
-                # A script that forgets close() ends all the same.
+                # A script that does not call close() ends, too.
                 self._stop = weakref.finalize(self, _end, loop, thread)
             return self._loop
 
@@ -98,10 +99,10 @@ def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
 
 
 class BlockingPages(Generic[R]):
-    """A list, not asked for yet: ``for record in pages`` gives every record of all pages, ``pages.first()`` the first page
-    alone, ``pages.by_page()`` page after page."""
+    """A list that is requested when it is used: ``for record in pages`` yields the records of all pages, ``pages.first()``
+    returns the first page, ``pages.by_page()`` yields the pages."""
 
-    def __init__(self, waiter: Waiter, pages: paging.Pages[R]) -> None:
+    def __init__(self, waiter: Waiter, pages: Pages[R]) -> None:
         self._waiter = waiter
         self._pages = pages
 
@@ -109,11 +110,11 @@ class BlockingPages(Generic[R]):
         return self._waiter.each(aiter(self._pages))
 
     def by_page(self) -> Iterator[Page[R]]:
-        """Page after page."""
+        """Yield the pages."""
         return self._waiter.each(self._pages.by_page())
 
     def first(self) -> Page[R]:
-        """The first page, with its ``next_cursor``."""
+        """Return the first page, with its ``next_cursor``."""
 
         async def ask() -> Page[R]:
             return await self._pages
@@ -122,22 +123,32 @@ class BlockingPages(Generic[R]):
 
 
 class BlockingResource:
-    """What the blocking resources have in common."""
+    """A resource of ``methods``, and the thread that waits for it."""
 
-    def __init__(self, face: Any) -> None:
-        self._lava: Lava = face.lava
-        self._waiter: Waiter = face.waiter
+    def __init__(self, resource: PagedResource, waiter: Waiter) -> None:
+        self.resource = resource
+        self.waiter = waiter
 
-    def _pages(self, kind: type[R], action: str, fields: Mapping[str, Any]) -> BlockingPages[R]:
-        return BlockingPages(self._waiter, self._lava.pages_of(kind, action, fields))
 
-    def _one(
-        self,
-        kind: type[R],
-        action: str,
-        *ids: str,
-        fields: Mapping[str, Any] | None = None,
-        extra: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> R:
-        return self._waiter.wait(self._lava.record(kind, action, ids, fields or {}, extra, idempotency_key))
+def waits(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[BlockingResource, P], T]:
+    """Return the method of a ``BlockingResource`` that waits for `method` of its resource."""
+
+    @wraps(method)
+    def call(self: BlockingResource, /, *args: P.args, **options: P.kwargs) -> T:
+        return self.waiter.wait(method(self.resource, *args, **options))
+
+    return call
+
+
+def lists(
+    method: Callable[Concatenate[Any, P], Pages[R]],
+) -> Callable[Concatenate[BlockingResource, P], BlockingPages[R]]:
+    """Return the method of a ``BlockingResource`` that lists what `method` of its resource lists."""
+
+    @wraps(method)
+    def call(self: BlockingResource, /, *args: P.args, **options: P.kwargs) -> BlockingPages[R]:
+        return BlockingPages(self.waiter, method(self.resource, *args, **options))
+
+    return call

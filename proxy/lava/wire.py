@@ -1,5 +1,5 @@
-"""How a call is written: path, query and body, byte for byte as the SDK's (``URL``, ``URLSearchParams``,
-``JSON.stringify``, ``encodeURIComponent``) write them. Pure."""
+"""Write a call: path, query and body, byte for byte as the SDK does (``URL``, ``URLSearchParams``, ``JSON.stringify``,
+``encodeURIComponent``). Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import quote
 from proxy import __version__
 from proxy.lava.resources import ParameterKind, resolve
 
-# The marker of the whole package for "not there at all" (None is an explicit null).
+# The marker of the package for an absent value (None is an explicit null).
 from proxy.lava.tokens import UNSET, Unset
 from proxy.protocol.dialects import compact
 
@@ -31,8 +31,8 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class ApiCall:
-    """One request under the base address. ``target`` begins after its last slash. ``repeatable``: sending it twice does
-    no more than once."""
+    """One request, relative to the base address: ``target`` follows its last slash. ``repeatable``: sending it twice has
+    the same effect as once."""
 
     method: str
     target: str
@@ -41,12 +41,12 @@ class ApiCall:
 
 
 def component(text: str) -> str:
-    """As ``encodeURIComponent``; half a surrogate pair, which JavaScript refuses, becomes U+FFFD."""
+    """Encode as ``encodeURIComponent``. A lone surrogate, which JavaScript refuses, becomes U+FFFD."""
     return quote(_LONE_SURROGATE.sub("\ufffd", text), safe="-_.!~*'()")
 
 
 def form(pairs: list[tuple[str, str]]) -> str:
-    """As ``URLSearchParams``: a space is ``+``, and ``~`` is encoded."""
+    """Encode as ``URLSearchParams``: a space is ``+``, and ``~`` is encoded."""
     return "&".join(f"{_form(name)}={_form(value)}" for name, value in pairs)
 
 
@@ -57,13 +57,13 @@ def _form(text: str) -> str:
 def write(
     key: str | Action, ids: tuple[str, ...], fields: Mapping[str, Any], extra: Mapping[str, Any] | None
 ) -> ApiCall:
-    """The call of this action (``resource.action`` or a row of the table).
+    """Return the call of this action (``resource.action`` or a row of the table).
 
-    ``fields`` are its parameters by name, in the order in which a body shall have them; ``UNSET`` ones are left out.
-    ``extra`` is added to the body as it is. Raises ``UnknownName``, ``ValueError``, ``TypeError``.
+    ``fields`` are its parameters by name, in the order of the body; ``UNSET`` ones are left out. ``extra`` is added to the
+    body as it is. Raises ``UnknownName``, ``ValueError``, ``TypeError``.
     """
     given = {name: value for name, value in fields.items() if value is not UNSET}
-    # An optional parameter that is None was not given; only where it can be null does None say something.
+    # None for an optional parameter means absent, unless it can be null.
     row = resolve(key, [name for name in given if given[name] is not None]) if isinstance(key, str) else key
     known = {param.name: param for param in row.params}
     given = {
@@ -94,9 +94,9 @@ def write(
 
 
 def body_of(document: object) -> bytes:
-    """``document`` as ``JSON.stringify`` writes it; Decimals as decimal strings, aware datetimes as ISO 8601.
+    """Return `document` as ``JSON.stringify`` writes it; Decimals as decimal strings, aware datetimes as ISO 8601.
 
-    Raises ``TypeError`` and ``ValueError`` for what JSON has no form for.
+    Raises ``TypeError`` and ``ValueError`` for what JSON cannot represent.
     """
     return compact(_plain(document))
 
@@ -124,7 +124,7 @@ def _path(row: Action, ids: tuple[str, ...]) -> str:
     for name, value in zip(row.ids, ids, strict=True):
         if not isinstance(value, str):
             raise TypeError(f"{name} is a string")
-        # An id that is a path would be another resource.
+        # A dot segment would name another resource.
         if value in ("", ".", ".."):
             raise ValueError(f"{name} is {value!r}, which is no id")
         path = path.replace(f"{{{name}}}", component(value))
@@ -132,7 +132,7 @@ def _path(row: Action, ids: tuple[str, ...]) -> str:
 
 
 def _item(name: str, kind: ParameterKind, value: Any) -> str:
-    """One query value as text."""
+    """Return one query value as text."""
     if kind is ParameterKind.TIME:
         return _time(value)
     if kind is ParameterKind.PAIRS:

@@ -77,6 +77,8 @@ def cost_columns(kind: str | None, requests: int, nano: int) -> dict[str, int]:
     counted = {f"{kind}_requests": requests}
     if kind in ("billed", "pending", "estimated"):
         counted[kind] = nano
+    elif kind == "unknown" and nano:
+        counted["estimated"] = nano  # of its other attempts
     return counted
 
 

@@ -11,11 +11,14 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.ledger.schema import Bill, Kind, State
+from proxy.protocol.token_classes import NOTHING, classes_of, flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.ledger.pricing import Estimate
     from proxy.protocol.record import Attempt, Record
+    from proxy.protocol.token_classes import TokenClasses
 
 ID_BYTES: Final = 12
 
@@ -38,45 +41,20 @@ def hashed(identifier: str) -> str:
     return hashlib.blake2b(identifier.encode("utf-8", "replace"), digest_size=12, person=b"lava-proxy").hexdigest()
 
 
-class Tokens(NamedTuple):
-    """The columns ``schema.TOKENS``. ``None`` is unknown."""
-
-    input: int | None = None
-    cache_read: int | None = None
-    cache_write_5m: int | None = None
-    cache_write_1h: int | None = None
-    output: int | None = None
-    reasoning: int | None = None
-    audio_in: int | None = None
-    audio_out: int | None = None
-    images: int | None = None
-    characters: int | None = None
-
-
-_NONE: Final = Tokens()
-
-
-def tokens_of(record: Record) -> Tokens:
-    """Return the token classes of a record; unknown where the response has no usage."""
-    usage = record.scanner.usage if record.scanner is not None else None
-    if usage is None:
-        return _NONE
-    inputs, cached = usage.input_tokens, usage.cached_tokens
-    if inputs is not None and cached and (record.facts is None or record.facts.dialect != "anthropic"):
-        inputs = max(0, inputs - cached)
-    return Tokens(input=inputs, cache_read=cached, output=usage.output_tokens)
-
-
-class Estimate(NamedTuple):
-    """An estimated cost in billionths of a dollar, and the price table that it is from."""
-
-    nano: int
-    source: str
+def usage_of(record: Record) -> tuple[TokenClasses, str | None, str | None]:
+    """Return the token classes of a record, and the paths and numbers of its usage; unknown where the response has none."""
+    raw = record.scanner.raw_usage if record.scanner is not None else None
+    if raw is None:
+        return NOTHING, None, None
+    facts = record.facts
+    classes = classes_of(raw, facts.dialect if facts is not None else "", facts.endpoint if facts is not None else "")
+    paths, numbers = flat(raw)
+    return classes, ",".join(paths) or None, ",".join(map(str, numbers)) or None
 
 
 if TYPE_CHECKING:
-    # Provider, model, tokens, time in microseconds.
-    Estimator = Callable[[str, str | None, Tokens, int], Estimate | None]
+    # Provider, model, token classes, time in microseconds.
+    Estimator = Callable[[str, str | None, TokenClasses, int], Estimate | None]
 
 # What the requests of a group share, in the order of ``SHARED_COLUMNS``; the last is the cost's column of the rollups.
 SHARED_NAMES: Final = (
@@ -167,14 +145,15 @@ class Batch:
     def add(self, record: Record, seq: int, state: State) -> int:
         """Add the rows of ``record``. Return the time at which it was received, in microseconds."""
         opened = state is State.OPEN
-        served, tokens = None, _NONE
+        served, tokens, usage_names, usage_numbers, response_id = None, NOTHING, None, None, None
         if record.scanner is not None and not opened:  # the scanner of an open request belongs to the loop
             served = record.scanner.model
-            tokens = tokens_of(record)
+            response_id = record.scanner.response_id
+            tokens, usage_names, usage_numbers = usage_of(record)
         received = int((record.started + self._clock) * 1e6)
         cost, estimated = None, 0
         for number, attempt in enumerate(record.attempts, 1):
-            kind, nano = self._attempt(record, attempt, number, seq, received, tokens, opened)
+            kind, nano = self._attempt(record, attempt, number, seq, received, tokens, response_id, opened)
             if kind is not None:
                 cost = kind if cost is None or kind == "unknown" else cost
                 estimated += nano
@@ -191,13 +170,14 @@ class Batch:
             record.streamed,
             state,
             cost,
+            usage_names,
             cache_write_5m,
             cache_write_1h,
             *rare,
         )
         group = self._found.get(key)
         if group is None:
-            group = self._found[key] = self._group(record, served, tokens, state, cost)
+            group = self._found[key] = self._group(record, served, tokens, usage_names, state, cost)
         rows, times, estimates = group
         first_byte = record.first_byte_s
         rows.append(
@@ -213,14 +193,22 @@ class Batch:
                 cache_read,
                 output,
                 reasoning,
-                None,
+                usage_numbers,
             )
         )
         times.append(received)
         estimates.append(estimated)
         return received
 
-    def _group(self, record: Record, served: str | None, tokens: Tokens, state: State, cost: str | None) -> Group:
+    def _group(
+        self,
+        record: Record,
+        served: str | None,
+        tokens: TokenClasses,
+        usage_names: str | None,
+        state: State,
+        cost: str | None,
+    ) -> Group:
         facts = record.facts
         texts: Texts = (
             record.project,
@@ -232,13 +220,21 @@ class Batch:
             record.outcome,
             record.error_code,
             *((facts.tool, facts.session, facts.agent, facts.tags) if facts is not None else (None,) * 4),
-            None,
+            usage_names,
         )
         numbers = (record.streamed, record.status, *tokens[2:4], *tokens[6:], state)
         return self.requests.setdefault((texts, numbers, cost), Group([], [], []))
 
     def _attempt(
-        self, record: Record, attempt: Attempt, number: int, seq: int, received: int, tokens: Tokens, opened: bool
+        self,
+        record: Record,
+        attempt: Attempt,
+        number: int,
+        seq: int,
+        received: int,
+        tokens: TokenClasses,
+        response_id: str | None,
+        opened: bool,
     ) -> tuple[str | None, int]:
         """Add an attempt. Return how it counts in the rollups (``cost_kind``) and its estimated cost."""
         last = number == len(record.attempts)
@@ -255,12 +251,14 @@ class Batch:
         key = (attempt.provider, attempt.model, attempt.reason, source, number, attempt.status, attempt.sent)
         rows = self._attempts_found.get(key)
         if rows is None:
-            shared = (key[:4], (*key[4:], None))
+            # Said in the row, so that the row alone says what its cost is (``costs.source_of``).
+            bill = Bill.PENDING if self._biller_asked and attempt.sent else None
+            shared = (key[:4], (*key[4:], bill))
             rows = self._attempts_found[key] = self.attempts.setdefault(shared, [])
         lava_id = attempt.lava_request_id or (record.lava_request_id if last else None)
         if lava_id is not None and not lava_id.startswith("req_"):
             lava_id = self._mask(lava_id)
-        rows.append((seq, received + int(started * 1e6), duration, lava_id, None, nano))
+        rows.append((seq, received + int(started * 1e6), duration, lava_id, response_id if last else None, nano))
         if not attempt.sent:
             return None, 0
         if self._biller_asked:

@@ -2,16 +2,17 @@
 
 The event loop never waits for a disk or a terminal. A call only appends to a bounded queue, and a thread
 writes its contents, in batches, so that there are few thread switches. Lines that do not fit into the queue are
-dropped and counted, and a later line contains the count. The thread formats and masks as well, except for one
-kind of line: that of a request, as JSON, without unusual values. This line is filled into a template at once,
-after the response was sent: the two threads share one interpreter, and switching between them costs more than
-the line.
+dropped and counted, and a later line contains the count.
 
-Masking is done twice: on the fields before rendering, and on the rendered line, for secrets that only rendering
-joined. The template is for values in which neither search finds anything; they are cached. Tracebacks are the
-plain ones of the standard library: structlog's rich and dict forms show local variables, and the forward token
-is one. The records of ``logging`` (uvicorn, asyncio, the HTTP client at any level) are handled in the same way;
-in these, unknown credentials (a client's own key, a cookie) are masked by their shape as well.
+Each kind of line is made in one place. The JSON line of a request is made at once, after the response was sent: the
+two threads share one interpreter, and switching between them costs more than the line. What requests have in common
+is rendered and masked once, and cached. Everything else is made by the writer: events, and the rows of requests in a
+terminal. structlog renders the events for a terminal, and is imported with the first of them: it imports rich (5 MiB).
+
+Masking is done on the fields before rendering, and on the rendered text, for secrets that only rendering joined.
+Tracebacks are the plain ones of the standard library: structlog's rich and dict forms show local variables, and the
+forward token is one. The records of ``logging`` (uvicorn, asyncio, the HTTP client at any level) are handled in the
+same way; in these, unknown credentials (a client's own key, a cookie) are masked by their shape as well.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import signal
 import stat
 import sys
 import time
+import traceback
 from collections import deque
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -52,7 +54,11 @@ _MAX_LENGTH = 8 * 1024
 # Limits of the cache of rendered JSON that requests have in common: entries, and characters of each.
 _MAX_KNOWN = 2048
 _MAX_KNOWN_LENGTH = 512
+# Characters of a request's value.
+_MAX_VALUE = 1024
 _MAX_TRACE = 64 * 1024
+_WITHHELD = "withheld: a secret"
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 # The columns of a row in a terminal. The target is cut to at least _LEAST, and a terminal below _NARROW shows no tokens.
 _PROJECT, _WHERE, _TOKENS, _DURATION, _OUTCOME, _LEAST, _NARROW = 8, 34, 12, 7, 14, 8, 72
 _DIM, _RED, _GREEN, _YELLOW, _RESET = "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
@@ -96,8 +102,7 @@ class Logs:
         self._console = log.format == "console" or (log.format == "auto" and self._sink.terminal)
         self._redactor = redactor
         self._threshold = _LEVELS[log.level]
-        self._structlog = _structlog()
-        self._render_fields: Callable[[Any, str, Any], Any] | None = None
+        self._renderer: Callable[[Any, str, Any], Any] | None = None
         self._second = (-1, "")
         self._queue: deque[str | tuple[float, str, Any, Fields]] = deque()
         self._known: dict[_What, str] = {}
@@ -139,11 +144,10 @@ class Logs:
         """Log the line of a finished request. The record must not change afterwards."""
         if self._threshold > 20:
             return
-        line = None if self._console else self._request_line(record)
-        if line is None:
+        if self._console:
             self._put("info", record, {})
         else:
-            self._append(line, soon=False)
+            self._append(self._request_line(record), soon=False)
 
     def set_redactor(self, redactor: Redactor) -> None:
         """Mask these values from the next line on (after a reload), including lines that are still queued."""
@@ -211,12 +215,10 @@ class Logs:
         self._gathered = True
         self._wake.set()
 
-    def _request_line(self, record: Record) -> str | None:
-        """Return the line of `record`, or None if `_rendered` must make it. Never raises."""
-        if self._redactor.crosses_values:
-            return None
+    def _request_line(self, record: Record) -> str:
+        """Return the JSON line of a request. Never raises."""
         try:
-            scanner, model = record.scanner, record.model
+            model, scanner = record.model, record.scanner
             inputs = outputs = None
             if scanner is not None:
                 inputs, outputs = scanner.tokens
@@ -238,7 +240,7 @@ class Logs:
                 record.status,
                 record.outcome or "",
             )
-            return (
+            line = (
                 f'{{"timestamp":"{self._stamp(time.time())}",{self._known.get(what) or self._json_of_what(what)},'
                 f'"first_byte_ms":{"null" if first is None else _milliseconds(first)},'
                 f'"duration_ms":{_milliseconds(record.duration_s)},"bytes_in":{record.bytes_in},'
@@ -246,11 +248,12 @@ class Logs:
                 f'"output_tokens":{"null" if outputs is None else outputs},"request_id":"{record.request_id}",'
                 f'"lava_request_id":{self._json_of_id(record.lava_request_id)}{more}}}\n'
             )
-        except Exception:  # noqa: BLE001 - a record of any kind comes in; the general way says what is wrong with it
-            return None
+            return self._masked(line) if self._redactor.crosses_values else line
+        except Exception as error:  # noqa: BLE001 - a line must come out of a record of any kind
+            return _unloggable(error)
 
     def _json_of_what(self, what: _What) -> str:
-        """Return the fields that requests of one tool have in common, as JSON. Cached. ValueError as in `_json_of`."""
+        """Return the members that requests of one tool have in common. Cached."""
         method, path, project, provider, model = map(self._json_of, what[:5])
         status, outcome = what[5:]
         text = (
@@ -272,16 +275,23 @@ class Logs:
         return self._json_of(value)
 
     def _json_of(self, value: str | None) -> str:
-        """Return `value` as JSON. Raises ValueError if it must be cut, escaped as non-ASCII, or masked."""
+        """Return a value of a request as JSON: masked, then cut."""
         if value is None:
             return "null"
-        if len(value) > 1024 or not value.isascii():
-            raise ValueError("not a plain value")
-        text = json.dumps(value)
-        redactor = self._redactor
-        if redactor.text(value) is not value or redactor.text(text) is not text:
-            raise ValueError("holds a secret")
-        return text
+        masked = self._redactor.text(value)
+        text = json.dumps(masked if len(masked) <= _MAX_VALUE else masked[:_MAX_VALUE] + "…")
+        return text if self._redactor.text(text) is text else f'"{_WITHHELD}"'
+
+    def _masked(self, line: str) -> str:
+        """Mask the secrets that cross the values of a JSON line, which remains JSON."""
+        masked = self._redactor.text(line)
+        if masked is not line:
+            try:
+                json.loads(masked)
+            except ValueError:  # a quote was masked
+                stamp = json.loads(line)["timestamp"]
+                return json.dumps({"timestamp": stamp, "level": "error", "event": _WITHHELD}) + "\n"
+        return masked
 
     def _capture(self, level: str) -> None:
         """Capture the records of ``logging``, and remember the changed levels."""
@@ -353,67 +363,57 @@ class Logs:
         """Return one event as one line, including its line end. Never raises."""
         try:
             if isinstance(event, str):
-                return self._rendered({"timestamp": self._stamp(when), "level": level, "event": event, **fields})
-            if isinstance(event, _Captured):
+                fields = {"level": level, "event": event, **fields}
+            elif isinstance(event, _Captured):
                 text = _CREDENTIALS.sub(_mask, event.text)
-                values: Fields = {"timestamp": self._stamp(when), "level": level, "event": text, "logger": event.name}
-                return self._rendered({**values, "exc_info": event.error})
-            values = _of_request(event, self._stamp(when))
-            return self._row(values) if self._console else self._rendered(values)
+                fields = {"level": level, "event": text, "logger": event.name, "exc_info": event.error}
+            else:
+                return self._row(when, event)
+            error = fields.pop("exc_info", None)
+            if isinstance(error, BaseException):
+                text = "".join(traceback.format_exception(error)).removesuffix("\n")
+                fields["exception"] = _CREDENTIALS.sub(_mask, text)
+            fields = self._redactor.event(fields)
+            if self._console:
+                return self._console_line(when, fields)
+            stamped = {"timestamp": self._stamp(when), **_bounded(fields)}
+            return self._masked(_ENCODER.encode(stamped) + "\n")
         except Exception as error:  # noqa: BLE001 - fields of any kind come in, and a line must come out
-            return json.dumps({"level": "error", "event": "unloggable", "reason": type(error).__name__}) + "\n"
+            return _unloggable(error)
 
-    def _row(self, fields: Fields) -> str:
-        """Return the main fields of a request as one row for the terminal. The JSON form has all fields."""
-        redactor = self._redactor
-        fields = redactor.event(None, "", fields)
-        where = f"{fields['method']} {fields['path']}"
-        if fields["provider"] is not None:
-            where = f"{fields['provider']}/{fields['model']}" if fields["model"] else f"{fields['provider']} {where}"
-        error = fields.get("error") or fields.get("upstream_error")
+    def _row(self, when: float, record: Record) -> str:
+        """Return the main values of a request as one row for the terminal. The JSON form has all of them."""
+        mask = self._redactor.text
+        model, scanner = record.model, record.scanner
+        inputs, outputs = (None, None) if scanner is None else scanner.tokens
+        model = model or (scanner.model if scanner is not None else None)
+        where = f"{record.method} {record.path}"
+        if record.provider is not None:
+            where = f"{record.provider}/{model}" if model else f"{record.provider} {where}"
+        error = record.error_code or record.upstream_error
         cells = _Row(
-            str(fields["timestamp"])[:8],
-            "---" if fields["status"] is None else str(fields["status"]),
-            _ascii(redactor.text(fields["project"] or "-")),
-            _ascii(redactor.text(where)),
-            _tokens(fields["input_tokens"], fields["output_tokens"]),
-            _duration(fields["duration_ms"]),
-            _ascii(redactor.text(f"{fields['outcome']}: {error}" if error else fields["outcome"])),
+            self._stamp(when)[:8],
+            "---" if record.status is None else str(record.status),
+            _ascii(mask(record.project or "-")),
+            _ascii(mask(where)),
+            _tokens(inputs, outputs),
+            _duration(record.duration_s * 1000),
+            _ascii(mask(f"{record.outcome}: {error}" if error else str(record.outcome))),
         ).fitted(self._sink.width())
         line = str(cells)
-        masked = redactor.text(line)
+        masked = mask(line)
         return (cells.coloured() if self._sink.colours and masked is line else masked) + "\n"
 
-    def _rendered(self, event: Fields) -> str:
-        """Return the line of any event: exception, masked fields, plain values, structlog's renderer, masked line."""
-        structlog = self._structlog
-        redactor = self._redactor
-        if isinstance(event.get("exc_info"), BaseException):
-            event = structlog.processors.format_exc_info(None, "", event)
-            event["exception"] = _CREDENTIALS.sub(_mask, event["exception"])
-        event.pop("exc_info", None)
-        event = redactor.event(None, "", event)
-        if self._console:
-            event = {_plain(str(name)): _printable(name, value) for name, value in event.items()}
-            if self._render_fields is None:
-                self._render_fields = structlog.dev.ConsoleRenderer(
-                    colors=self._sink.colours,
-                    exception_formatter=structlog.dev.plain_traceback,
-                    sort_keys=False,
-                    pad_event_to=0,
-                )
-            return redactor.text(str(self._render_fields(None, "", event))) + "\n"
-        if self._render_fields is None:
-            self._render_fields = structlog.processors.JSONRenderer(separators=(",", ":"))
-        line = str(self._render_fields(None, "", _bounded(event)))
-        masked = redactor.text(line)
-        if masked is not line:
-            # Masked across fields, which may have removed a quote.
-            try:
-                json.loads(masked)
-            except ValueError:
-                masked = json.dumps({"timestamp": event["timestamp"], "level": "error", "event": "withheld: a secret"})
-        return masked + "\n"
+    def _console_line(self, when: float, fields: Fields) -> str:
+        """Return the line of an event for the terminal, from masked fields, as structlog renders it."""
+        if self._renderer is None:
+            from structlog.dev import ConsoleRenderer, plain_traceback
+
+            self._renderer = ConsoleRenderer(
+                colors=self._sink.colours, exception_formatter=plain_traceback, sort_keys=False, pad_event_to=0
+            )
+        shown = {_plain(str(name)): _printable(name, value) for name, value in fields.items()}
+        return self._redactor.text(str(self._renderer(None, "", {"timestamp": self._stamp(when), **shown}))) + "\n"
 
     def _stamp(self, when: float) -> str:
         second = int(when)
@@ -588,38 +588,8 @@ def _sink(path: str) -> _Stream | _File:
     return _Stream(streams[path]) if path in streams else _File(path)
 
 
-def _of_request(record: Record, stamp: str) -> Fields:
-    """Return the fields of a request's line. Unknown ones are None; times in milliseconds, sizes in bytes."""
-    scanner = record.scanner
-    inputs, outputs = scanner.tokens if scanner is not None else (None, None)
-    first = record.first_byte_s
-    fields: Fields = {
-        "timestamp": stamp,
-        "level": "info",
-        "event": "request",
-        "method": _cut(record.method),
-        "path": _cut(record.path),
-        "project": record.project,
-        "provider": record.provider,
-        "model": _cut(record.model or (scanner.model if scanner is not None else None)),
-        "status": record.status,
-        "outcome": str(record.outcome),
-        "first_byte_ms": None if first is None else float(_milliseconds(first)),
-        "duration_ms": float(_milliseconds(record.duration_s)),
-        "bytes_in": record.bytes_in,
-        "bytes_out": record.bytes_out,
-        "input_tokens": inputs,
-        "output_tokens": outputs,
-        "request_id": record.request_id,
-        "lava_request_id": _cut(record.lava_request_id),
-    }
-    if record.error_code is not None:
-        fields["error"] = record.error_code
-    if record.upstream_error is not None:
-        fields["upstream_error"] = _cut(record.upstream_error)
-    if record.hint is not None:
-        fields["hint"] = _cut(record.hint)
-    return fields
+def _unloggable(error: Exception) -> str:
+    return json.dumps({"level": "error", "event": "unloggable", "reason": type(error).__name__}) + "\n"
 
 
 _FRACTIONS = tuple(f"{number:03d}" for number in range(1000))
@@ -664,10 +634,6 @@ def _mask(match: re.Match[str]) -> str:
     return f"{match[1] or match[2] or match[3]}***"
 
 
-def _cut(text: str | None) -> str | None:
-    return text if text is None or len(text) <= 1024 else text[:1024] + "…"
-
-
 def _bounded(value: Any, name: str = "") -> Any:
     """Return `value` with long texts cut, and numbers that JSON does not support as text."""
     if isinstance(value, dict):
@@ -701,19 +667,3 @@ def _printable(name: str, value: Any) -> Any:
     if isinstance(value, (dict, list)):
         value = json.dumps(value, ensure_ascii=False)
     return _plain(value) if isinstance(value, str) else value
-
-
-def _structlog() -> Any:
-    """Import structlog with the first log, and without rich (30 ms and 4 MiB, for tracebacks not used here)."""
-    if "structlog" not in sys.modules:
-        hide = "rich" not in sys.modules
-        if hide:
-            sys.modules["rich"] = None  # type: ignore[assignment]  # the documented way to make an import fail
-        try:
-            import structlog.dev
-        finally:
-            if hide:
-                del sys.modules["rich"]
-    import structlog
-
-    return structlog

@@ -472,6 +472,52 @@ def decode(body: bytes, content_encoding: bytes, limit: int) -> bytes | None:
         return None
 
 
+class Decoding:
+    """Decodes a body while it arrives, within limits (bytes): ``at_once`` for one chunk, ``limit`` in total."""
+
+    __slots__ = ("_arriving", "_at_once", "_plain")
+
+    def __init__(self, content_encoding: bytes, at_once: int, limit: int) -> None:
+        self._at_once = at_once
+        self._arriving = _Arriving()
+        self._plain = _decoded(self._arriving, _names(content_encoding), limit)
+
+    def feed(self, chunk: bytes) -> list[bytes] | None:
+        """Return the next decoded bytes; ``None``, now and later, if the body is unreadable or above a limit. Never raises."""
+        arriving = self._arriving
+        arriving.chunk, arriving.asked = chunk, False
+        plain: list[bytes] = []
+        size = 0
+        try:
+            while not arriving.asked:
+                plain.append(next(self._plain))
+                size += len(plain[-1])
+                if size > self._at_once:
+                    self._plain = iter(())
+                    return None
+        except (_Unreadable, StopIteration):
+            return None
+        return plain
+
+
+class _Arriving:
+    """Iterates over a body's chunks, and over empty ones when there is no other: the last chunk is decoded then."""
+
+    __slots__ = ("asked", "chunk")
+
+    def __init__(self) -> None:
+        self.chunk = b""
+        self.asked = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        chunk, self.chunk = self.chunk, b""
+        self.asked = not chunk
+        return chunk
+
+
 def _decoded(pieces: Iterable[bytes], names: list[bytes], limit: int) -> Iterator[bytes]:
     if len(names) > 2 or any(name not in _STARTS for name in names):
         raise _Unreadable

@@ -7,7 +7,7 @@ document, the standard library parses it; if that fails as well, the result is `
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
@@ -26,34 +26,13 @@ def read(document: bytes) -> Any:
             return None
 
 
-_Count = Annotated[int, msgspec.Meta(ge=0)] | None
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: _Count = None
-
-
-class Counts(msgspec.Struct):
-    """A ``usage`` object with the fields of OpenAI's and Anthropic's dialects; a missing field is ``None``."""
-
-    prompt_tokens: _Count = None
-    completion_tokens: _Count = None
-    input_tokens: _Count = None
-    output_tokens: _Count = None
-    total_tokens: _Count = None
-    cache_read_input_tokens: _Count = None
-    cache_creation_input_tokens: _Count = None
-    prompt_cache_hit_tokens: _Count = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
-
-
 class ParsedResponse(msgspec.Struct):
-    """The common fields of most responses."""
+    """The common fields of most responses. ``usage`` is the provider's own object."""
 
     model: str
-    usage: Counts
+    usage: dict[str, Any]
     type: str | None = None
+    id: str | None = None
     error: None = None
 
 
@@ -61,7 +40,7 @@ _answer = msgspec.json.Decoder(ParsedResponse)
 
 
 def answer(document: bytes) -> ParsedResponse | None:
-    """Return the model and the counts of a response that has both and no error. The rest is skipped, not built.
+    """Return the model, the usage and the id of a response that has a model, usage and no error. The rest is skipped.
 
     ``None`` for everything else, valid or not. Never raises.
     """

@@ -207,8 +207,8 @@ class Redactor(Unshown):
         """Return the equivalent of `data` for a body in chunks (a secret may be split)."""
         return StreamMask(self, self._reach)
 
-    def event(self, logger: object, name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Mask every string in the event, including keys, at any depth. This is a structlog processor."""
+    def event(self, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Mask every string in the event, including keys, at any depth."""
         return {self._any(key): self._any(value) for key, value in event.items()}
 
     def _any(self, value: Any, depth: int = 0) -> Any:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
-from proxy.protocol import fast_json
+from proxy.protocol import fast_json, token_classes
+from proxy.protocol.body import Decoding
 from proxy.protocol.dialects import Ending
 
 _EVENT_LIMIT = 64 * 1024
@@ -31,6 +32,10 @@ _DOCUMENT_TAIL = 64 * 1024
 # Events up to this size are kept raw and parsed at the end. Larger ones are parsed at once, or a thousand streams
 # would each hold a long event.
 _KEEP = 4 * 1024
+_MAX_ID = 200  # characters
+# Of a compressed body: bytes decoded for one chunk (a few milliseconds), and in total.
+_DECODED_AT_ONCE = 1024 * 1024
+_DECODED = 16 * 1024 * 1024
 
 # Atomic groups: without them "\r\n" could be read as two line ends.
 _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)+")
@@ -38,9 +43,13 @@ _LINE = re.compile(rb"\r\n|\n|\r")
 _COMMENTS = re.compile(rb"(?::[^\r\n]*(?:\r\n|\n|\r))*")
 _COUNTS = re.compile(rb'"usage(?:Metadata)?"[ \t]*:[ \t]*\{')
 _COUNTS_TEXT = re.compile(r'"usage(?:Metadata)?"\s*:\s*\{')
+_COUNTS_AT_THE_END = re.compile(rb'"(?:usage(?:Metadata)?|(billed_units))"[ \t]*:[ \t]*\{')
 _ERROR = re.compile(rb'"error"(?!\s*:\s*null)')
 _FINISH = re.compile(rb'"finishReason"\s*:\s*"(?!FINISH_REASON_UNSPECIFIED")[^"]|"promptFeedback"\s*:\s*\{')
 _MODEL = re.compile(rb'"model(?:Version)?"\s*:\s*"([^"\\]{1,200})"')
+# The id of the outermost object, or of the one in it that is the response: nothing else is opened or closed before it.
+_ID = re.compile(rb'\A[^{]{0,64}\{[^{}\[\]]*(?:"(?:response|message)"\s*:\s*\{[^{}\[\]]*)?"id"\s*:\s*"([^"\\]{1,200})"')
+_GOOGLES_ID = re.compile(rb'"responseId"\s*:\s*"([^"\\]{1,200})"')
 _TYPE = re.compile(rb'"type"\s*:\s*"([^"\\]*)"')
 _NAME = re.compile(rb"(?:^|[\r\n])event: ?([^\r\n]*)")
 
@@ -80,22 +89,8 @@ _ROUGH: dict[Ending, re.Pattern[bytes]] = {
 _FIRST_MARKS = {ending: (b'"model', *marks) for ending, marks in _MARKS.items()}
 
 
-class TokenUsage(NamedTuple):
-    """Tokens as counted by the provider. A missing count is ``None``, never 0.
-
-    ``input_tokens`` and ``cached_tokens`` keep the provider's meaning (at Anthropic the cached ones are not
-    part of the input, elsewhere they are). ``total`` is the provider's, else the sum of all it counted,
-    where input and output are known.
-    """
-
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
-    total: int | None = None
-
-
 class Scanner:
-    """Scans one response body. An `encoded` one (with a Content-Encoding) is not scanned.
+    """Scans one response body.
 
     `sse`: it is an event stream, not a JSON document. Memory is bounded: 64 KiB of an unfinished event, 128 KiB of a
     document; of longer ones only head and tail are scanned.
@@ -103,7 +98,6 @@ class Scanner:
 
     __slots__ = (
         "_blind",
-        "_counts",
         "_document",
         "_done",
         "_ended",
@@ -111,6 +105,7 @@ class Scanner:
         "_error",
         "_first",
         "_head",
+        "_id",
         "_in_vain",
         "_last",
         "_marks",
@@ -119,19 +114,21 @@ class Scanner:
         "_size",
         "_sse",
         "_unread",
+        "_usage",
     )
 
-    def __init__(self, ending: Ending, sse: bool, encoded: bool = False) -> None:
+    def __init__(self, ending: Ending, sse: bool) -> None:
         self._ending = ending
         self._sse = sse
-        self._blind = encoded
+        self._blind = False
         self._done = False
         self._ended = False
         self._in_vain = 0
         self._error: str | None = None
         self._model: str | None = None
+        self._id: str | None = None
+        self._usage: dict[str, Any] | None = None  # of a complete body, once it was read
         # Events with token counts: raw (parsed on demand), or their usage object.
-        self._counts: fast_json.Counts | None = None  # of a document with the usual fields
         self._first: bytes | dict[str, Any] | None = None
         self._last: bytes | dict[str, Any] | None = None
         self._marks = _FIRST_MARKS[ending]
@@ -169,26 +166,30 @@ class Scanner:
         return self._model
 
     @property
-    def tokens(self) -> tuple[int | None, int | None]:
-        """Input and output tokens of ``usage``, found with less ado: every request's log line tells them."""
+    def response_id(self) -> str | None:
+        """The provider's id of the response (at most 200 characters)."""
         self._read()
-        counts = self._counts
-        if counts is not None:
-            return _inputs(counts), _outputs(counts)
-        usage = self.usage
-        return (None, None) if usage is None else (usage.input_tokens, usage.output_tokens)
+        return self._id
 
     @property
-    def usage(self) -> TokenUsage | None:
-        """The tokens of the last event (or document) with counts; Anthropic's two parts joined."""
+    def tokens(self) -> tuple[int | None, int | None]:
+        """Input and output tokens as the provider counts them (``token_classes.counted``)."""
+        usage = self.raw_usage
+        return (None, None) if usage is None else token_classes.counted(usage)
+
+    @property
+    def raw_usage(self) -> dict[str, Any] | None:
+        """The usage object as the provider wrote it: of the last event (or document) with one; Anthropic's two joined."""
         self._read()
-        if self._counts is not None:
-            return _usual(self._counts)
-        counted = _counted(self._last, -1)
+        if self._last is None:
+            return self._usage
+        usage = _counted(self._last, -1)
         if self._ending in (Ending.MESSAGES, Ending.UNKNOWN):
             first = _counted(self._first, 0)
-            counted = first | {name: value for name, value in counted.items() if value is not None}
-        return _usage(counted)
+            usage = first | {name: value for name, value in usage.items() if value is not None}
+        if self._done:
+            self._usage, self._first, self._last = usage or None, None, None
+        return usage or None
 
     def feed(self, chunk: bytes) -> None:
         """Scan the next bytes of the body. Never raises."""
@@ -286,7 +287,7 @@ class Scanner:
 
     def _event(self, event: bytes) -> None:
         if self._model is None and b'"model' in event:
-            self._named(_model(_parsed(event)) if len(event) <= _KEEP else _first_model(event))
+            self._identify(event)
         if b'"usage' in event and _counts(event):
             self._keep(event if len(event) <= _KEEP else _count(_parsed(event)))
         if self._error is None and b"error" in event:
@@ -324,10 +325,21 @@ class Scanner:
             self._first = counted
         self._last = counted
 
-    def _named(self, model: str | None) -> None:
-        if model is not None:
-            self._model = model
+    def _identify(self, event: bytes) -> None:
+        """Take the model and the response's id from the first event that names a model."""
+        if len(event) <= _KEEP:
+            body = _parsed(event)
+            self._model, found = _model(body), _id(body)
+        else:
+            self._model, found = _first_model(event), self._first_id(event)
+        self._id = self._id or found
+        if self._model is not None:
             self._marks = _MARKS[self._ending]
+
+    def _first_id(self, raw: bytes) -> str | None:
+        """Return the response's id in an event or document that is too long to parse."""
+        found = _GOOGLES_ID.search(raw) if self._ending is Ending.GOOGLE else _ID.match(raw)
+        return found[1].decode("utf-8", "replace") if found else None
 
     def _long(self, head: bytes, tail: bytes) -> None:
         """Scan an event above the limit (``response.completed`` repeats the whole response, others have an image)."""
@@ -340,6 +352,8 @@ class Scanner:
             self._ended = True
         if self._error is None and "error" in names:
             self._error = "error"
+        if self._id is None:
+            self._id = self._first_id(head)
         if counted := _tail_count(tail):
             self._keep(counted)
 
@@ -372,19 +386,60 @@ class Scanner:
         if self._head is not None:
             tail = whole[-_DOCUMENT_TAIL:]
             self._model = _first_model(self._head) or _first_model(tail)
+            self._id = self._first_id(self._head)
+            if self._ending is Ending.GOOGLE and self._id is None:
+                self._id = self._first_id(tail)
             self._last = _tail_count(tail) or _tail_count(self._head)
             self._ended = self._ending is Ending.GOOGLE and _FINISH.search(tail) is not None
             return
         if self._ending is not Ending.GOOGLE:
             answer = fast_json.answer(whole)
             if answer is not None and answer.model and answer.type in (None, "message"):
-                self._model, self._counts = answer.model[:200], answer.usage
+                self._model, self._id, self._last = answer.model[:200], _short(answer.id), answer.usage
                 return
         body = _loaded(whole)
-        self._model = _model(body)
+        self._model, self._id = _model(body), _id(body)
         self._last = _count(body)
         self._error = _error(body)
         self._ended = self._ending is Ending.GOOGLE and _finished(body)
+
+
+class EncodedScanner(Scanner):
+    """Scans a response body with a Content-Encoding, in a copy that is decoded while it arrives.
+
+    It finds no end marker and no boundary: nothing can be put between the events of a compressed stream, so the relay treats
+    it like a stream that it cannot read. A body that is broken or decodes to too much is scanned up to there.
+    """
+
+    __slots__ = ("_decoding",)
+
+    def __init__(self, ending: Ending, sse: bool, encoding: bytes) -> None:
+        super().__init__(ending, sse)
+        self._decoding: Decoding | None = Decoding(encoding, _DECODED_AT_ONCE, _DECODED)
+
+    @property
+    def at_boundary(self) -> bool:
+        return False
+
+    @property
+    def ended(self) -> bool:
+        return False
+
+    def feed(self, chunk: bytes) -> None:
+        """Scan the next bytes of the body. Never raises."""
+        if self._decoding is None or self._blind or self._done:
+            return
+        plain = self._decoding.feed(chunk)
+        if plain is None:
+            self._decoding = None
+            return
+        for piece in plain:
+            super().feed(piece)
+
+    def finish(self) -> None:
+        """End the body, complete or not. Never raises."""
+        self._decoding = None
+        super().finish()
 
 
 def _events(block: bytes) -> list[bytes]:
@@ -442,11 +497,14 @@ def _count(body: Any) -> dict[str, Any]:
     for name in ("usage", "usageMetadata"):
         if isinstance(body.get(name), dict):
             return dict(body[name])
-    # OpenAI's responses; Groq if the client did not request usage.
-    for holder in ("response", "x_groq"):
+    # OpenAI's responses; Groq if the client did not request usage; the end of Cohere's streams.
+    for holder in ("response", "x_groq", "delta"):
         inner = body.get(holder)
         if isinstance(inner, dict) and isinstance(inner.get("usage"), dict):
             return dict(inner["usage"])
+    meta = body.get("meta")
+    if isinstance(meta, dict) and isinstance(meta.get("billed_units"), dict):
+        return {name: meta[name] for name in ("billed_units", "tokens") if name in meta}  # Cohere's other endpoints
     message = body.get("message")
     if isinstance(message, dict) and isinstance(message.get("usage"), dict):
         # Anthropic's message_start: its output count is preliminary and not used.
@@ -456,62 +514,17 @@ def _count(body: Any) -> dict[str, Any]:
 
 def _tail_count(tail: bytes) -> dict[str, Any]:
     """Return the last usage object in the last bytes of an event or document."""
-    found = [match.end() - 1 for match in _COUNTS.finditer(tail)]
+    found = list(_COUNTS_AT_THE_END.finditer(tail))
     if not found:
         return {}
+    last = found[-1]
     try:
-        value = json.JSONDecoder().raw_decode(tail[found[-1] :].decode("utf-8", "replace"))[0]
+        value = json.JSONDecoder().raw_decode(tail[last.end() - 1 :].decode("utf-8", "replace"))[0]
     except (ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _inputs(counts: fast_json.Counts) -> int | None:
-    return counts.prompt_tokens if counts.prompt_tokens is not None else counts.input_tokens
-
-
-def _outputs(counts: fast_json.Counts) -> int | None:
-    return counts.completion_tokens if counts.completion_tokens is not None else counts.output_tokens
-
-
-def _usual(counts: fast_json.Counts) -> TokenUsage | None:
-    """Return the same as ``_usage`` for these counts."""
-    inputs, outputs = _inputs(counts), _outputs(counts)
-    read, total = counts.cache_read_input_tokens, counts.total_tokens
-    cached = read if read is not None else counts.prompt_cache_hit_tokens
-    for details in (counts.prompt_tokens_details, counts.input_tokens_details):
-        if cached is None and details is not None:
-            cached = details.cached_tokens
-    if total is None and inputs is not None and outputs is not None:
-        total = inputs + outputs + (read or 0) + (counts.cache_creation_input_tokens or 0)
-    if inputs is None and outputs is None and cached is None and total is None:
-        return None
-    return TokenUsage(inputs, outputs, cached, total)
-
-
-def _usage(raw: dict[str, Any]) -> TokenUsage | None:
-    """Return `raw` in one shape, from the field names of all dialects."""
-
-    def number(*names: str, of: Any = raw) -> int | None:
-        for name in names:
-            value = of.get(name) if isinstance(of, dict) else None
-            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-                return value
-        return None
-
-    inputs = number("prompt_tokens", "input_tokens", "promptTokenCount")
-    outputs = number("completion_tokens", "output_tokens", "candidatesTokenCount")
-    cached = number("cache_read_input_tokens", "cachedContentTokenCount", "prompt_cache_hit_tokens")
-    for details in ("prompt_tokens_details", "input_tokens_details"):
-        if cached is None:
-            cached = number("cached_tokens", of=raw.get(details))
-    total = number("total_tokens", "totalTokenCount")
-    if total is None and inputs is not None and outputs is not None:
-        beside = (number("cache_read_input_tokens"), number("cache_creation_input_tokens"))  # Anthropic's
-        total = inputs + outputs + sum(count or 0 for count in beside)
-    if inputs is None and outputs is None and cached is None and total is None:
-        return None
-    return TokenUsage(inputs, outputs, cached, total)
+    if not isinstance(value, dict):
+        return {}
+    return {"billed_units": value} if last[1] else value
 
 
 def _model(body: Any) -> str | None:
@@ -525,6 +538,25 @@ def _model(body: Any) -> str | None:
                 if isinstance(holder.get(name), str) and holder[name]:
                     return str(holder[name][:200])
     return None
+
+
+def _id(body: Any) -> str | None:
+    """Return the id of a response, in any dialect's position."""
+    if isinstance(body, list):
+        return next((found for each in body if isinstance(each, dict) and (found := _id(each))), None)
+    if not isinstance(body, dict):
+        return None
+    for holder in (body, body.get("response"), body.get("message")):
+        if isinstance(holder, dict):
+            for name in ("id", "responseId"):
+                found = _short(holder.get(name))
+                if found:
+                    return found
+    return None
+
+
+def _short(found: object) -> str | None:
+    return found if isinstance(found, str) and 0 < len(found) <= _MAX_ID else None
 
 
 def _first_model(raw: bytes) -> str | None:

@@ -50,7 +50,8 @@ class ResponseHeads(Unshown):
     def _status(self, line: bytes) -> tuple[bool, int]:
         match = STATUS_LINE.fullmatch(line)
         if match is None:
-            raise ValueError("malformed status line")
+            # The first reason is that of an incomplete head, too: how a head is cut into segments does not change the error.
+            raise ValueError("malformed status line" if line.startswith(b"HTTP/1.") else "the answer is not HTTP/1")
         parsed = match[1] == b"1", int(match[2])
         _remember(self._statuses, line, parsed)
         return parsed

@@ -1,4 +1,4 @@
-"""Lava's records as they are shown: JSON for scripts, tables and pairs for people. Secrets only where they are meant."""
+"""Show Lava's records: as JSON for scripts, as tables and pairs for people. Secrets only if an action exists for them."""
 
 from __future__ import annotations
 
@@ -48,26 +48,26 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("date", "total_requests", "total_usage_tokens", "total_cost", "total_charge"),
         *("total_request_cost", "total_wallet_cost"),
     ),
-    "Model": ("id", "owned_by", "created"),
+    "ApiModel": ("id", "owned_by", "created"),
 }
-"""What a list shows of a record, by its class; of any other, the first fields that hold something. JSON has all."""
+"""The columns of a list, by the class of its records. For any other class: the first fields with a value."""
 
 
 def revealed(row: Action) -> Callable[[str], bool]:
-    """Which secret fields of this action's answer may be shown: those it was made for, and no other."""
+    """Return which secret fields of this action's answer are shown: only those that the action exists for."""
     return lambda name: row.once or name in row.reveals
 
 
 def hidden(name: str) -> bool:
-    """Shows none."""
+    """Show no secret field."""
     return False
 
 
 def plain(value: Any, shows: Callable[[str], bool] = hidden, name: str = "") -> Any:
-    """A record as JSON values: only what Lava sent, money as decimal strings, times as ISO 8601."""
+    """Return a record as JSON values: only what Lava sent, money as decimal strings, times as ISO 8601."""
     if isinstance(value, ApiRecord):
         sent = value.model_fields_set
-        # By this door the record itself wraps what is called like a secret, although it does not know it.
+        # ``__repr_args__`` also masks unknown fields that are named like a secret.
         return {str(name): plain(each, shows, str(name)) for name, each in value.__repr_args__() if name in sent}
     if isinstance(value, Secret):
         return value.reveal() if shows(name) else masked(value.reveal())
@@ -83,7 +83,7 @@ def plain(value: Any, shows: Callable[[str], bool] = hidden, name: str = "") -> 
 
 
 def flat(value: Any, shows: Callable[[str], bool] = hidden, above: str = "") -> dict[str, Any]:
-    """A record as dotted names and single values; nothing stands for what is empty."""
+    """Return a record as dotted names and single values, without empty ones."""
     found: dict[str, Any] = {}
     items = value.__repr_args__() if isinstance(value, ApiRecord) else value.items()
     for key, each in items:
@@ -106,7 +106,7 @@ def _entry(value: Any, shows: Callable[[str], bool]) -> str:
 
 
 def text(value: Any) -> str:
-    """One value for people; times are local."""
+    """Return one value for people. Times are local."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -122,7 +122,7 @@ def text(value: Any) -> str:
 
 
 def show_one(screen: Screen, record: ApiRecord, shows: Callable[[str], bool] = hidden) -> None:
-    """Its fields, one in a line; lists of records as tables below."""
+    """Print the fields, one in each line, and lists of records as tables below."""
     lists = {
         name: each
         for name, each in record
@@ -134,12 +134,12 @@ def show_one(screen: Screen, record: ApiRecord, shows: Callable[[str], bool] = h
         screen.title(name.replace("_", " ").capitalize())
         show_many(screen, each)
     if not found and not lists:
-        # What was asked for is null, or the answer says no more than that all is well.
+        # The requested thing is null, or the answer only reports success.
         screen.line("There is none." if record.model_fields_set else "Done.")
 
 
 def show_many(screen: Screen, records: Sequence[ApiRecord], columns: Iterable[str] | None = None) -> None:
-    """A table; columns in which no record has anything are left out."""
+    """Print a table, without columns that are empty in all records."""
     if not records:
         screen.line("There are none.")
         return

@@ -1,4 +1,4 @@
-"""One HTTP call of the demo, twice: as a curl command to repeat it, and really sent."""
+"""One HTTP request of the demo: sent, and as the curl command that repeats it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class CommandCall:
-    """A POST of JSON."""
+class DemoRequest:
+    """A POST request with a JSON body."""
 
     url: str
     headers: Mapping[str, str]
@@ -30,7 +30,7 @@ class CommandCall:
         return bool(self.body.get("stream"))
 
     def curl(self) -> str:
-        """The command that sends the same, for a POSIX shell."""
+        """Return the command that sends the same, for a POSIX shell."""
         options = "-sN" if self.streams else "-s"
         if any(os.environ.get(name) for name in ("http_proxy", "all_proxy", "ALL_PROXY")):
             options += " --noproxy '*'"  # curl would ask that proxy for this machine's own address
@@ -41,8 +41,8 @@ class CommandCall:
         ]
         return " \\\n".join([*lines, f"  -d {shlex.quote(json.dumps(self.body))}"])
 
-    def send(self, on_text: Callable[[str], object] | None = None) -> CommandAnswer:
-        """Send it. ``on_text`` gets each piece of a streamed text as it arrives.
+    def send(self, on_text: Callable[[str], object] | None = None) -> DemoResponse:
+        """Send the request. ``on_text`` gets each part of a streamed text as it arrives.
 
         Raises ``OSError`` and ``http.client.HTTPException``.
         """
@@ -53,7 +53,7 @@ class CommandCall:
             headers = {**self.headers, "content-type": "application/json"}
             connection.request("POST", where.path, json.dumps(self.body).encode(), headers)
             response = connection.getresponse()
-            answer = CommandAnswer(response.status, {name.lower(): value for name, value in response.getheaders()})
+            answer = DemoResponse(response.status, {name.lower(): value for name, value in response.getheaders()})
             if "text/event-stream" in answer.headers.get("content-type", ""):
                 for line in response:
                     answer.take(line, monotonic() - started, on_text)
@@ -66,8 +66,8 @@ class CommandCall:
 
 
 @dataclass(slots=True)
-class CommandAnswer:
-    """What came back. ``document`` is the JSON of an answer that was no stream; times in seconds from the start."""
+class DemoResponse:
+    """The response. ``document`` is its JSON unless it was a stream; times in seconds from the start."""
 
     status: int
     headers: dict[str, str]
@@ -79,7 +79,7 @@ class CommandAnswer:
     seconds: float = 0.0
 
     def take(self, line: bytes, at: float, on_text: Callable[[str], object] | None) -> None:
-        """One line of an event stream of chat completions."""
+        """Take one line of an event stream of chat completions."""
         if not line.startswith(b"data:"):
             return
         data = line.removeprefix(b"data:").strip()
@@ -98,8 +98,8 @@ class CommandAnswer:
                 on_text(piece)
 
     @property
-    def words(self) -> str:
-        """The text of the answer in any dialect; empty where there is none."""
+    def answer_text(self) -> str:
+        """Return the text of the answer in any dialect, or an empty string."""
         if self.text:
             return self.text
         try:
@@ -111,7 +111,7 @@ class CommandAnswer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The member ``error`` of the answer."""
+        """Return the member ``error`` of the answer."""
         found = self.document.get("error")
         return found if isinstance(found, dict) else {}
 

@@ -1,4 +1,4 @@
-"""The gate: by which name we are called, which page calls, and with which key."""
+"""Access: the host name that a request uses, the page that sends it, and its key."""
 
 from __future__ import annotations
 

@@ -55,21 +55,17 @@ def test_the_last_model_counts_and_only_the_top_level_one() -> None:
 
 
 def test_an_answer_is_its_model_and_its_counts() -> None:
-    """Both dialects' words; what has no model, no counts, an error or counts that are none is for the general way."""
+    """Both dialects' words; what has no model, no counts or an error is for the general way."""
     found = fast_json.answer(
         b'{"x":[{"usage":1}],"usage":{"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":1}},"model":"m"}'
     )
     assert found is not None
-    assert (found.model, found.usage.prompt_tokens, found.usage.completion_tokens) == ("m", 3, None)
-    assert found.usage.prompt_tokens_details is not None
-    assert found.usage.prompt_tokens_details.cached_tokens == 1
+    assert (found.model, found.usage) == ("m", {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1}})
     for other in (
         b'{"model":"m"}',
         b'{"usage":{}}',
         b'{"model":null,"usage":{}}',
         b'{"model":"m","usage":{},"error":{"type":"x"}}',
-        b'{"model":"m","usage":{"prompt_tokens":-1}}',
-        b'{"model":"m","usage":{"prompt_tokens":true}}',
         b'{"model":"m","usage":[]}',
         b'[{"model":"m","usage":{}}]',
         b'{"model":"m","usage":{}',

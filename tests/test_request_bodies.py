@@ -1,4 +1,4 @@
-"""Bodies that are collected because ``model`` in them says where they go: nobody waits for another's, and none is kept."""
+"""Collected bodies, whose ``model`` decides on the target: no request waits for another, and no body is kept."""
 
 from __future__ import annotations
 

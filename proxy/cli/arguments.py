@@ -1,6 +1,6 @@
-"""The words behind ``lava-proxy api``, read by the one table of the account API: ids, fields and their values.
+"""The arguments of ``lava-proxy api``, parsed by the table of the account API: ids, fields and their values.
 
-Pure, but for the local time zone. Whatever is wrong is a ``Misused`` with a sentence and, for a name, the nearest one.
+Pure, except for the local time zone. Every fault is a ``UsageError``: a sentence and, for a name, the nearest one.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from proxy.lava.resources import Action, Param
 
 OPTIONS = ("--all", "--config", "--help", "--json", "--yes")
-"""What is no field. None of the table's fields has one of these names."""
+"""The options that are no fields. No field of the table has one of these names."""
 
 _MONEY_NAMES = frozenset({"amount", "rate", "start", "cost", "credit_amount"})
-"""In tables: decimal strings on the wire, where any other whole number is a number."""
+"""In tables these are decimal strings on the wire; any other whole number is a number."""
 
 _SPAN = re.compile(r"([0-9]{1,6})\s*(m|h|d|w)")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-class Misused(Exception):
-    """What is wrong with the words, as a sentence."""
+class UsageError(Exception):
+    """The arguments are wrong. The message is a sentence."""
 
 
 @dataclass(slots=True)
-class Said:
-    """What was said, sorted but not yet judged. ``fields`` has each field's values in the order they came."""
+class Arguments:
+    """The arguments, sorted but not yet checked. ``fields`` has the values of each field in their order."""
 
-    places: list[str] = field(default_factory=list)
+    positional: list[str] = field(default_factory=list)
     fields: dict[str, list[str]] = field(default_factory=dict)
     config: str | None = None
     everything: bool = False
@@ -48,45 +48,45 @@ class Said:
 
     @property
     def resource(self) -> str | None:
-        """As the table has it: ``-`` is ``_``."""
-        return self.places[0].replace("-", "_") if self.places else None
+        """Return the resource as the table has it, with ``_`` for ``-``."""
+        return self.positional[0].replace("-", "_") if self.positional else None
 
     @property
     def action(self) -> str | None:
-        """The same."""
-        return self.places[1].replace("-", "_") if len(self.places) > 1 else None
+        """Return the action in the same way."""
+        return self.positional[1].replace("-", "_") if len(self.positional) > 1 else None
 
 
-def sort(words: Sequence[str]) -> Said:
-    """Tell places from fields and options; ``--name value`` and ``--name=value`` are one. Raises ``Misused``."""
-    said = Said()
+def parse(words: Sequence[str]) -> Arguments:
+    """Sort positional arguments, fields and options. ``--name value`` is ``--name=value``. Raises ``UsageError``."""
+    found = Arguments()
     rest = list(words)
     while rest:
         word = rest.pop(0)
         if word == "--":
-            said.places += rest
+            found.positional += rest
             break
         if word in ("-h", "--help"):
-            said.help = True
+            found.help = True
         elif word in ("--json", "--all", "--yes", "-y"):
-            said.as_json |= word == "--json"
-            said.everything |= word == "--all"
-            said.yes |= word in ("--yes", "-y")
+            found.as_json |= word == "--json"
+            found.everything |= word == "--all"
+            found.yes |= word in ("--yes", "-y")
         elif word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             if not equals:
                 if not rest or rest[0].startswith("--"):
-                    raise Misused(f"--{name} needs a value" + _mistyped(name))
+                    raise UsageError(f"--{name} needs a value" + _mistyped(name))
                 value = rest.pop(0)
             if name == "config":
-                said.config = value
+                found.config = value
             else:
-                said.fields.setdefault(name.replace("-", "_"), []).append(value)
+                found.fields.setdefault(name.replace("-", "_"), []).append(value)
         elif len(word) > 1 and word[0] == "-" and not word[1].isdigit():
-            raise Misused(f"there is no option {word}; fields have two dashes")
+            raise UsageError(f"there is no option {word}; fields have two dashes")
         else:
-            said.places.append(word)
-    return said
+            found.positional.append(word)
+    return found
 
 
 def _mistyped(name: str) -> str:
@@ -94,115 +94,115 @@ def _mistyped(name: str) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def chosen(said: Said, now: datetime) -> tuple[Action, tuple[str, ...], dict[str, Any]]:
-    """The row that is meant, its ids and its fields. Raises ``Misused``."""
-    resource, action = said.resource or "", said.action or ""
+def resolve_call(found: Arguments, now: datetime) -> tuple[Action, tuple[str, ...], dict[str, Any]]:
+    """Return the row of the table, its ids and its fields. Raises ``UsageError``."""
+    resource, action = found.resource or "", found.action or ""
     check(resource, action)
     key = f"{resource}.{action}"
-    ids = tuple(said.places[2:])
+    ids = tuple(found.positional[2:])
     known = {param.name: param for param in parameters(key)}
     try:
-        row = resolve(key, list(said.fields))
+        row = resolve(key, list(found.fields))
     except UnknownName as error:
         name = error.name.replace("_", "-")
-        hint = _nearest(error.nearest and option(error.nearest)) or (
-            f"known are: {', '.join(map(option, known))}" if known else "this action has no fields"
+        hint = _nearest(error.nearest and option_name(error.nearest)) or (
+            f"known are: {', '.join(map(option_name, known))}" if known else "this action has no fields"
         )
-        raise Misused(f"{resource} {action} has no field --{name}; {hint}") from None
+        raise UsageError(f"{resource} {action} has no field --{name}; {hint}") from None
     except ValueError as error:
-        raise Misused(str(error)) from None
+        raise UsageError(str(error)) from None
     if len(ids) != len(row.ids):
         wanted = " ".join(name.upper() for name in row.ids) or "no id"
-        raise Misused(
+        raise UsageError(
             f"{resource} {action} needs {wanted}, and {len(ids) or 'none'} {'was' if len(ids) < 2 else 'were'} given"
             if row.ids
             else f"{resource} {action} takes no id"
         )
     for name, value in zip(row.ids, ids, strict=True):
         if value in ("", ".", ".."):
-            raise Misused(f"{name.upper()} is {value!r}, which is no id")
+            raise UsageError(f"{name.upper()} is {value!r}, which is no id")
     in_query = {param.name for param in row.query}
     fields = {
-        name: value_of(known[name], values, now, ahead=name not in in_query) for name, values in said.fields.items()
+        name: parse_value(known[name], values, now, ahead=name not in in_query) for name, values in found.fields.items()
     }
-    missing = [option(param.name) for param in row.params if param.required and param.name not in fields]
+    missing = [option_name(param.name) for param in row.params if param.required and param.name not in fields]
     if missing:
-        raise Misused(f"{resource} {action} needs {' and '.join(missing)}")
+        raise UsageError(f"{resource} {action} needs {' and '.join(missing)}")
     if action == "update" and not fields:
-        raise Misused(f"{resource} {action} needs something to change: {', '.join(map(option, known))}")
+        raise UsageError(f"{resource} {action} needs something to change: {', '.join(map(option_name, known))}")
     return row, ids, fields
 
 
 def check(resource: str, action: str | None = None) -> None:
-    """Raises ``Misused`` with the nearest name where there is no such resource, or no such action of it."""
+    """Raise ``UsageError`` with the nearest name if there is no such resource, or no such action of it."""
     try:
         known = names(resource)
-        # The table also knows the SDK's own names (subscriptions.retrievePlan), under which ours is found.
+        # The table also has the SDK's own names (subscriptions.retrievePlan).
         meant = rows(f"{resource}.{action}")[0] if action is not None and action not in known else None
     except UnknownName as error:
         unknown = "resource" if error.name == resource else f"action of {resource}"
         listed = ", ".join(resources() if unknown == "resource" else names(resource))
-        raise Misused(
+        raise UsageError(
             f"there is no {unknown} {error.name!r}; {_nearest(error.nearest) or f'there are: {listed}'}"
         ) from None
     if meant is not None:
-        raise Misused(f"there is no action of {resource} {action!r}; did you mean {meant.resource} {meant.name}?")
+        raise UsageError(f"there is no action of {resource} {action!r}; did you mean {meant.resource} {meant.name}?")
 
 
 def _nearest(name: str | None) -> str:
     return f"did you mean {name}?" if name else ""
 
 
-def option(name: str) -> str:
-    """A field as it is typed."""
+def option_name(name: str) -> str:
+    """Return a field as an option of the command line."""
     return "--" + name.replace("_", "-")
 
 
-def value_of(param: Param, values: Sequence[str], now: datetime, *, ahead: bool) -> Any:
-    """The value of a field from what was typed. ``ahead``: a span of time lies in the future. Raises ``Misused``."""
-    name = option(param.name)
+def parse_value(param: Param, values: Sequence[str], now: datetime, *, ahead: bool) -> Any:
+    """Return the value of a field. ``ahead``: a span of time is in the future. Raises ``UsageError``."""
+    name = option_name(param.name)
     if param.nullable and list(values) == ["null"]:
         return None
     if param.kind in (ParameterKind.NAMES, ParameterKind.PAIRS, ParameterKind.TABLE, ParameterKind.TABLES):
         return _many(param, values)
     if len(values) > 1:
-        raise Misused(f"{name} is given twice")
+        raise UsageError(f"{name} is given twice")
     value = values[0]
     if param.choices and value not in param.choices:
         close = get_close_matches(value.lower(), param.choices, n=1, cutoff=0.5)
-        raise Misused(
+        raise UsageError(
             f"{name} is one of {', '.join(param.choices)}, not {value!r}"
             + (f"; did you mean {close[0]}?" if close else "")
         )
     match param.kind:
         case ParameterKind.WHOLE:
             if not re.fullmatch(r"[+-]?[0-9]{1,18}", value):
-                raise Misused(f"{name} is a whole number, not {value!r}")
+                raise UsageError(f"{name} is a whole number, not {value!r}")
             return int(value)
         case ParameterKind.MONEY:
-            return money(value, name)
+            return parse_money(value, name)
         case ParameterKind.TIME:
-            return moment(value, now, name, ahead=ahead)
+            return parse_time(value, now, name, ahead=ahead)
         case ParameterKind.FLAG:
             if value not in ("true", "false"):
-                raise Misused(f"{name} is true or false, not {value!r}")
+                raise UsageError(f"{name} is true or false, not {value!r}")
             return value == "true"
     return value
 
 
-def money(text: str, name: str) -> Decimal:
-    """An amount, with or without a dollar sign. Raises ``Misused``."""
+def parse_money(text: str, name: str) -> Decimal:
+    """Return an amount, given with or without a dollar sign. Raises ``UsageError``."""
     try:
         found = Decimal(text.strip().removeprefix("$"))
     except InvalidOperation:
         found = Decimal("NaN")
     if not found.is_finite() or abs(found.adjusted()) > 18:
-        raise Misused(f"{name} is an amount such as 12.50, not {text!r}")
+        raise UsageError(f"{name} is an amount such as 12.50, not {text!r}")
     return found
 
 
-def moment(text: str, now: datetime, name: str, *, ahead: bool) -> datetime:
-    """A time: ISO 8601 (without an offset it is local), or a span such as ``30d`` from ``now``. Raises ``Misused``."""
+def parse_time(text: str, now: datetime, name: str, *, ahead: bool) -> datetime:
+    """Return a time from ISO 8601 (local without an offset) or a span such as ``30d`` from `now`. Raises ``UsageError``."""
     try:
         if span := _SPAN.fullmatch(text.strip().lower()):
             delta = timedelta(**{_UNITS[span[2]]: int(span[1])})
@@ -210,11 +210,11 @@ def moment(text: str, now: datetime, name: str, *, ahead: bool) -> datetime:
         found = datetime.fromisoformat(text.strip())
         return found if found.tzinfo is not None else found.astimezone()
     except (ValueError, OverflowError, OSError):
-        raise Misused(f"{name} is a time such as 2026-11-30, 2026-11-30T12:00:00Z or 30d, not {text!r}") from None
+        raise UsageError(f"{name} is a time such as 2026-11-30, 2026-11-30T12:00:00Z or 30d, not {text!r}") from None
 
 
 def _many(param: Param, values: Sequence[str]) -> Any:
-    name = option(param.name)
+    name = option_name(param.name)
     if len(values) == 1 and values[0].lstrip()[:1] in ("[", "{"):
         return _document(param, values[0])
     if param.kind is ParameterKind.NAMES:
@@ -222,7 +222,7 @@ def _many(param: Param, values: Sequence[str]) -> Any:
     if param.kind is ParameterKind.PAIRS:
         return dict(_pair(value, name) for value in values)
     if param.kind is ParameterKind.TABLE:
-        # Keys and values of the user's own are texts; the limits of a key are not.
+        # The user's own keys and values are strings; the limits of a key are not.
         plain = param.name == "metadata"
         return {key: value if plain else _scalar(key, value) for key, value in (_pair(each, name) for each in values)}
     return [_entry(value, name) for value in values]
@@ -235,7 +235,7 @@ def _entry(value: str, name: str) -> dict[str, Any]:
 def _pair(text: str, name: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise Misused(f"{name} is written KEY=VALUE (again for each), or as JSON; {text!r} is neither")
+        raise UsageError(f"{name} is written KEY=VALUE (again for each), or as JSON; {text!r} is neither")
     return key.strip(), value
 
 
@@ -249,21 +249,21 @@ def _document(param: Param, text: str) -> Any:
         found = json.loads(text, parse_float=Decimal)
     except (ValueError, RecursionError, ArithmeticError) as error:
         where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise Misused(f"{option(param.name)} is not valid JSON{where}") from None
+        raise UsageError(f"{option_name(param.name)} is not valid JSON{where}") from None
     if not isinstance(found, wanted):
-        raise Misused(f"{option(param.name)} is a JSON {'list' if wanted is list else 'object'}")
+        raise UsageError(f"{option_name(param.name)} is a JSON {'list' if wanted is list else 'object'}")
     return found
 
 
 def synopsis(row: Action) -> str:
-    """How an action is called."""
+    """Return the command line of an action."""
     ids = "".join(f" {name.upper()}" for name in row.ids)
-    needed = "".join(f" {option(param.name)} {meta(param)}" for param in row.params if param.required)
+    needed = "".join(f" {option_name(param.name)} {placeholder(param)}" for param in row.params if param.required)
     return f"lava-proxy api {row.resource} {row.name}{ids}{needed}"
 
 
-def meta(param: Param) -> str:
-    """What stands behind a field in a help text."""
+def placeholder(param: Param) -> str:
+    """Return the placeholder of a field's value in a help text."""
     if param.choices:
         return "|".join(param.choices)
     return {
@@ -278,8 +278,8 @@ def meta(param: Param) -> str:
     }.get(param.kind, "TEXT")
 
 
-def kinds(params: Iterable[Param]) -> list[str]:
-    """How the kinds of value among these fields are written, a sentence each."""
+def value_notes(params: Iterable[Param]) -> list[str]:
+    """Return how the values of these fields are written, one sentence for each kind."""
     found = {param.kind for param in params}
     notes = []
     if ParameterKind.TIME in found:
@@ -289,5 +289,5 @@ def kinds(params: Iterable[Param]) -> list[str]:
     if ParameterKind.TABLES in found:
         notes.append("KEY=VALUE,…: give the field again for each entry, or once as a JSON list.")
     if any(param.nullable for param in params):
-        notes.append("null takes a value away, where the field says so.")
+        notes.append("null removes a value, if the field allows it.")
     return notes
