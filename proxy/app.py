@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from proxy.gateway import pages
 from proxy.gateway.gateway import Gateway
 from proxy.http.asgi import ASGIExchange
+from proxy.ledger.budgeting import LedgerPricer, LedgerSpending
 from proxy.observe.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class Application(Starlette):
 
     def __init__(self, settings: Settings, log: RequestLog | None, ledger: Ledger | None) -> None:
         metrics = Metrics(lambda: len(gateway.registry), ledger.status if ledger is not None else None)
-        gateway = self.runtime = Gateway(settings, log, metrics)
+        spending = LedgerSpending(ledger) if ledger is not None else None
+        gateway = self.runtime = Gateway(settings, log, metrics, spending=spending, pricer=LedgerPricer())
         self._ledger = ledger
         if ledger is not None:
             gateway.observers.append(ledger.observe)

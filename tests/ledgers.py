@@ -51,7 +51,7 @@ def record(
     }
     if sent:
         values["attempts"] = [Attempt("openai", model, started + 0.001, status=200)]
-        scanner = values["scanner"] = Scanner(Ending.CHAT, False, False)
+        scanner = values["scanner"] = Scanner(Ending.CHAT, False)
         scanner.feed(f'{{"id":"x","object":"chat.completion","model":"{model}-2026","usage":{usage}}}'.encode())
         scanner.finish()
     for name, value in (values | fields).items():

@@ -164,7 +164,7 @@ def test_nothing_ends_a_request_whose_disconnect_was_noticed_while_reading() -> 
         active.exchange = cast("Any", SimpleNamespace(client_error=None))
         active.response = cast("Any", Response())
         active.answering = True
-        scanner = active.record.scanner = Scanner(Ending.CHAT, True, False)
+        scanner = active.record.scanner = Scanner(Ending.CHAT, True)
         scanner.feed(b"data: [DONE]\n\n")
         active.task.start(conclude(active, ClientDisconnected()))
         registry.end_all("shutdown")
