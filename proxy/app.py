@@ -34,7 +34,7 @@ class Application(Starlette):
 
     def __init__(self, settings: Settings, log: RequestLog | None, ledger: Ledger | None) -> None:
         metrics = Metrics(lambda: len(gateway.registry), ledger.status if ledger is not None else None)
-        spending = LedgerSpending(ledger) if ledger is not None else None
+        spending = LedgerSpending(ledger, shared=settings.ledger.url is not None) if ledger is not None else None
         gateway = self.runtime = Gateway(settings, log, metrics, spending=spending, pricer=LedgerPricer())
         self._ledger = ledger
         if ledger is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,11 @@ from rawclient import ask
 from served import Client, Served
 from upstream import Peer, Upstream, answer, chunked
 
-from proxy.gateway import budgets
-from proxy.gateway.budgets import Amount, BudgetLimit, Hold, Usual, window
+from proxy.config.settings import Budget
+from proxy.gateway import admission, budgets
+from proxy.gateway.active_request import Registry
+from proxy.gateway.admission import ProjectBudget
+from proxy.gateway.budgets import Amount, BudgetLimit, BudgetPlan, Hold, Usual, window
 from proxy.gateway.request_body import RequestBody
 
 if TYPE_CHECKING:
@@ -371,3 +375,68 @@ def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+# The ledger away, or shared
+
+
+class _Stored:
+    """A ledger of a test: ``sums`` are what it has, ``None`` while it is away."""
+
+    def __init__(self, sums: tuple[int, int, int] | None, *, shared: bool = False) -> None:
+        self.sums = sums
+        self.shared = shared
+
+    async def spent(self, project: str, since_us: int) -> tuple[int, int, int]:
+        assert project == "main"
+        if self.sums is None:
+            raise OSError("away")
+        return self.sums
+
+
+def _budget_of(stored: _Stored, warnings: list[str]) -> ProjectBudget:
+    plan = BudgetPlan("main", Budget(requests={"month": 10}, timezone="UTC"))
+    budget = ProjectBudget(plan, Registry(), warnings.append, stored, None)
+    asyncio.run(budget.load())
+    return budget
+
+
+def _used(budget: ProjectBudget) -> int:
+    return budget.standing(time.time_ns() // 1000)[0].used
+
+
+def test_while_the_ledger_is_away_a_budget_counts_from_0_and_the_log_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "AGAIN_SECONDS", 0.0)
+    warnings: list[str] = []
+    stored = _Stored(None)
+    budget = _budget_of(stored, warnings)
+    asyncio.run(budget.load())
+    assert _used(budget) == 0
+    assert len(warnings) == 1
+    assert "counts from 0 now" in warnings[0]
+    stored.sums = (7, 0, 0)
+    asyncio.run(budget.load())
+    assert _used(budget) == 7
+
+
+@pytest.mark.parametrize(("shared", "used"), [(True, 8), (False, 3)])
+def test_what_other_daemons_used_counts_when_it_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, shared: bool, used: int
+) -> None:
+    monkeypatch.setattr(admission, "AGAIN_SECONDS", 0.0)
+    stored = _Stored((3, 0, 0), shared=shared)
+    budget = _budget_of(stored, [])
+    stored.sums = (8, 0, 0)
+    asyncio.run(budget.load())
+    assert _used(budget) == used
+
+
+def test_every_answer_says_what_is_left_of_the_tightest_limit(tmp_path: Path) -> None:
+    limits = 'requests = { month = 4, day = 100 }\nusd = { month = "100.00" }'
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % limits) as gateway:
+        left = []
+        for content in ("hello", "fail", "stream", "cut", "hello"):
+            with Client(gateway.port) as client:
+                client.ask(content)
+                left.append(client.response().header("x-lava-proxy-budget-left"))
+    assert left == [f"requests per month {number}" for number in (3, 2, 1, 0, 0)]

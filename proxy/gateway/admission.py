@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LOAD_SECONDS: Final = 5.0
 """How long a request waits for the sums that the ledger has."""
 AGAIN_SECONDS: Final = 5.0
+"""After which sums are read again that could not be read, or that other daemons add to."""
 RETRY_SECONDS: Final = 60
 """A budget that resets within this time is worth a retry."""
 UNKNOWN_NANO_PER_TOKEN: Final = 100_000
@@ -45,6 +46,10 @@ _THRESHOLDS: Final = (80, 100)
 
 class Spending(Protocol):
     """Sums of stored requests. Raises ``OSError`` if they cannot be read now."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other daemons write there, too."""
 
     async def spent(self, project: str, since_us: int) -> tuple[int, int, int]:
         """Return requests, tokens and billionths of a dollar of requests received at or after ``since_us``."""
@@ -151,8 +156,9 @@ class ProjectBudget:
         self._used: dict[tuple[Period, str, int], tuple[BudgetPlan, budgets.Used]] = {}
         self._usual: OrderedDict[tuple[str, str | None], Usual] = OrderedDict()
         self._loading: asyncio.Task[None] | None = None
-        self._unread: dict[tuple[Period, str, int], float] = {}
-        """Sums that could not be read, and when to try again."""
+        self._again: dict[tuple[Period, str, int], float] = {}
+        """When to read sums again (by the monotonic clock): they could not be read, or other daemons add to them."""
+        self._unread: set[tuple[Period, str, int]] = set()
         self._warned: dict[tuple[str, str], tuple[int, int]] = {}
         """The period and the threshold of the last warning about each limit."""
 
@@ -174,10 +180,13 @@ class ProjectBudget:
             known = self._used.get(key)
             if known is None or not known[1].knows(self._plan.window(period, now).start):
                 return False
-            again = again or self._unread.get(key, monotonic()) < monotonic()
+            again = again or self._is_due(key)
         if again and self._loading is None:
             self._loading = asyncio.get_running_loop().create_task(self._load())  # nothing waits for it
         return True
+
+    def _is_due(self, key: tuple[Period, str, int]) -> bool:
+        return key in self._again and self._again[key] <= monotonic()
 
     async def load(self) -> None:
         """Wait until what was used is known. If the ledger cannot be read, counting begins at 0, and the log says so."""
@@ -200,7 +209,7 @@ class ProjectBudget:
     async def _seed(self, plan: BudgetPlan, period: Period, start: int) -> None:
         key = plan.key(period)
         used = self._used.setdefault(key, (plan, budgets.Used()))[1]
-        if used.knows(start) and key not in self._unread:
+        if used.knows(start) and not self._is_due(key):
             return
         try:
             if self._spending is None:
@@ -213,11 +222,16 @@ class ProjectBudget:
                     f'The budget of project "{plan.project}" per {period} counts from 0 now: '
                     "the ledger with what was used before cannot be read."
                 )
-            self._unread[key] = monotonic() + AGAIN_SECONDS
+                self._unread.add(key)
+            self._again[key] = monotonic() + AGAIN_SECONDS
             used.enter(start)
         else:
-            self._unread.pop(key, None)
+            self._unread.discard(key)
             used.seed(start, Amount(*stored))
+            if self._spending.shared:
+                self._again[key] = monotonic() + AGAIN_SECONDS
+            else:
+                self._again.pop(key, None)
 
     # one request
 

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 class LedgerSpending:
     """Sums from the ledger's rows."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, *, shared: bool) -> None:
         self._ledger = ledger
+        self.shared = shared
+        """Whether other daemons write there, too."""
 
     async def spent(self, project: str, since_us: int) -> tuple[int, int, int]:
         """Return requests that may have been sent, tokens, and billionths of a dollar, of requests received since then.
