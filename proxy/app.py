@@ -35,7 +35,12 @@ class Application(Starlette):
     def __init__(self, settings: Settings, log: RequestLog | None, ledger: Ledger | None) -> None:
         metrics = Metrics(lambda: len(gateway.registry), ledger.status if ledger is not None else None)
         spending = LedgerSpending(ledger, shared=settings.ledger.url is not None) if ledger is not None else None
-        gateway = self.runtime = Gateway(settings, log, metrics, spending=spending, pricer=LedgerPricer())
+        pricer = LedgerPricer()
+        if ledger is not None and any(
+            each.budget is not None and each.budget.usd for each in settings.projects.values()
+        ):
+            ledger.prepare.append(pricer.estimate_rows)
+        gateway = self.runtime = Gateway(settings, log, metrics, spending=spending, pricer=pricer)
         self._ledger = ledger
         if ledger is not None:
             gateway.observers.append(ledger.observe)

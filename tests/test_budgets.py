@@ -238,6 +238,17 @@ def test_what_was_used_is_known_after_a_restart_and_a_new_limit_changes_nothing_
     assert refused.json()["error"]["lava_proxy"]["used"] == tokens // 2 * 5
 
 
+def test_dollars_are_known_after_a_restart(daemon: StartDaemon, emulator: Emulator, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    first = _start(daemon, emulator, 'usd = { month = "50.00" }', path)
+    usage = ask(first.port, "POST", "/v1/chat/completions", BODY, JSON).json()["usage"]
+    assert first.stop() == 0
+    second = _start(daemon, emulator, 'usd = { month = "0.000000001" }', path)
+    refused = ask(second.port, "POST", "/v1/chat/completions", BODY, JSON)
+    cost = usage["prompt_tokens"] * 2500 + usage["completion_tokens"] * 10_000
+    assert refused.json()["error"]["lava_proxy"]["used"] == f"{cost / 1e9:.9f}".rstrip("0").ljust(4, "0")
+
+
 # Refusals
 
 

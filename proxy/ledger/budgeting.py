@@ -16,6 +16,7 @@ from proxy.ledger.writer import LedgerUnavailableError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from proxy.ledger.store import Store
     from proxy.ledger.writer import Ledger
     from proxy.protocol.token_classes import TokenClasses
 
@@ -57,6 +58,10 @@ class LedgerPricer:
 
     def __init__(self, prices: Prices | None = None) -> None:
         self._prices = prices or Prices()
+
+    def estimate_rows(self, store: Store) -> None:
+        """Have rows estimated by the same prices, so that a budget in dollars knows what was used before a restart."""
+        store.estimate = self._prices.estimate
 
     async def load(self) -> None:
         """Read the price tables, if they have not been read."""
