@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from configurations import only_fault
+from configurations import LAVA_KEY, only_fault
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rawclient import ask
@@ -379,6 +380,62 @@ def test_nothing_is_held_when_no_request_is_in_flight(tmp_path: Path) -> None:
         assert (standing.held, standing.used, standing.left) == (0, 170, 0)
     assert statuses.count(429) == 30
     assert len(upstream.requests) == 170
+
+
+def test_what_is_in_flight_is_held(tmp_path: Path) -> None:
+    """One request waits for its answer: the next is refused for what that one holds, and for what it used once it has gone."""
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % "requests = { month = 1 }") as gateway:
+        with Client(gateway.port) as waiting:
+            waiting.ask("wait")
+            _until(lambda: len(upstream.requests) == 1)
+            ours = ask(gateway.port, "POST", "/v1/chat/completions", BODY, JSON).json()["error"]["lava_proxy"]
+            assert (ours["used"], ours["held"]) == (0, 1)
+        _until(gateway.idle)
+        ours = ask(gateway.port, "POST", "/v1/chat/completions", BODY, JSON).json()["error"]["lava_proxy"]
+        assert (ours["used"], ours["held"]) == (1, 0)
+
+
+def test_a_request_that_was_never_sent_uses_nothing(daemon: StartDaemon, free_port: int) -> None:
+    running = daemon(
+        f'[lava]\nsecret_key = "env:KEY"\nbase_url = "http://127.0.0.1:{free_port}"\n'
+        "[projects.main.budget]\nrequests = { month = 1 }\ntokens = { month = 5000 }\n",
+        env={"KEY": LAVA_KEY},
+        secrets=[LAVA_KEY],
+    )
+    for _ in range(3):
+        answered = ask(running.port, "POST", "/v1/chat/completions", BODY, JSON)
+        assert answered.status == 502
+    assert answered.header("x-lava-proxy-error") == "upstream_unreachable"
+
+
+def test_a_sent_request_without_usage_keeps_its_estimate(tmp_path: Path) -> None:
+    """A request whose answer never came counts what it held: by then, what the one before it used."""
+    limits = f"tokens = {{ month = {budgets.OUTPUT_TOKENS * 3 // 2} }}"
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % limits) as gateway:
+        statuses = []
+        for content in ("hello", "cut", "hello"):
+            with Client(gateway.port) as client:
+                client.ask(content)
+                statuses.append(client.response().status)
+        assert statuses[:2] == [200, 502]
+        # The first answer had five tokens: from then on that is what is held.
+        assert statuses[2] == 200
+        (standing,) = gateway.do(
+            lambda: gateway.app.runtime.admission._projects["main"].standing(time.time_ns() // 1000)
+        )
+    assert 15 + 5 + 15 < standing.used < 100
+
+
+def test_a_new_limit_holds_from_the_reload_on(daemon: StartDaemon, emulator: Emulator) -> None:
+    running = _start(daemon, emulator, "requests = { month = 1 }")
+    assert [ask(running.port, "POST", "/v1/chat/completions", BODY, JSON).status for _ in range(2)] == [200, 429]
+    running.config.write_text(running.config.read_text().replace("month = 1", "month = 2"))
+    running.process.send_signal(signal.SIGHUP)
+    _until(lambda: "configuration reloaded" in running.output())
+    answers = [ask(running.port, "POST", "/v1/chat/completions", BODY, JSON) for _ in range(2)]
+    assert [each.status for each in answers] == [200, 429]
+    ours = answers[1].json()["error"]["lava_proxy"]
+    assert (ours["limit"], ours["used"]) == (2, 2)
 
 
 def _until(condition: Callable[[], bool]) -> None:
