@@ -152,7 +152,8 @@ class ProjectBudget:
         self._warn = warn
         self._spending = spending
         self._pricer = pricer
-        self._priced = pricer is None
+        self._priced = False
+        """Whether the prices are loaded. They are only needed for a limit in dollars."""
         self._used: dict[tuple[Period, str, int], tuple[BudgetPlan, budgets.Used]] = {}
         self._usual: OrderedDict[tuple[str, str | None], Usual] = OrderedDict()
         self._loading: asyncio.Task[None] | None = None
@@ -172,7 +173,7 @@ class ProjectBudget:
     def ready(self) -> bool:
         """Whether what was used in each current period is known."""
         now = _now_us()
-        if not self._priced:
+        if self._plan.counts_money and not self._priced:
             return False
         again = False
         for period in self._plan.periods:
@@ -196,11 +197,12 @@ class ProjectBudget:
 
     async def _load(self) -> None:
         try:
-            if self._pricer is not None and not self._priced:
-                await self._pricer.load()
-            self._priced = True
-            await asyncio.sleep(0)  # the ledger gets the records of this turn first
             plan, now = self._plan, _now_us()
+            if plan.counts_money and not self._priced:
+                if self._pricer is not None:
+                    await self._pricer.load()
+                self._priced = True
+            await asyncio.sleep(0)  # the ledger gets the records of this turn first
             for period in plan.periods:
                 await self._seed(plan, period, plan.window(period, now).start)
         finally:
@@ -326,7 +328,7 @@ class ProjectBudget:
 
     def _nano(self, provider: str, model: str | None, classes: TokenClasses, tokens: int) -> int | None:
         """Return a cost; ``None`` if it is unknown and requests of unknown cost are refused."""
-        plan, pricer = self._plan, self._pricer
+        plan, pricer = self._plan, self._pricer if self._priced else None
         if not plan.counts_money:
             return 0
         known = pricer.nano(provider, model, classes) if pricer is not None else None
