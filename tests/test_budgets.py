@@ -92,6 +92,14 @@ def test_periods_are_adjacent(period: Period, at: int, zone: str, reset_hour: in
     assert window(period, found.end, ZoneInfo(zone), reset_hour).start == found.end
 
 
+def test_the_period_that_is_remembered_ends_in_time_and_follows_a_clock_that_is_set_back() -> None:
+    plan = BudgetPlan("main", Budget(requests={"day": 1}, timezone="Europe/Berlin"))
+    times = ["2026-03-28T12:00", "2026-03-28T23:59", "2026-03-29T00:00", "2026-03-28T12:00", "2026-04-05T12:00"]
+    for at in times:
+        now = _us(at, BERLIN)
+        assert plan.window("day", now) == window("day", now, BERLIN)
+
+
 # Sums and estimates
 
 

@@ -165,6 +165,7 @@ class BudgetPlan:
             for period, most in table.items()
         )
         self.periods: tuple[Period, ...] = tuple(dict.fromkeys(limit.period for limit in self.limits))
+        self._windows: dict[Period, PeriodWindow] = {}
 
     @property
     def counts_money(self) -> bool:
@@ -172,8 +173,11 @@ class BudgetPlan:
         return any(limit.unit == "usd" for limit in self.limits)
 
     def window(self, period: Period, now_us: int) -> PeriodWindow:
-        """Return the current period."""
-        return window(period, now_us, self.zone, self.reset_hour)
+        """Return the period that contains ``now_us``. The last one is remembered: the calendar is slow."""
+        found = self._windows.get(period)
+        if found is None or not found.start <= now_us < found.end:
+            found = self._windows[period] = window(period, now_us, self.zone, self.reset_hour)
+        return found
 
     def key(self, period: Period) -> tuple[Period, str, int]:
         """Return what two plans with the same periods share."""
