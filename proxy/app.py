@@ -12,6 +12,7 @@ from proxy.gateway import pages
 from proxy.gateway.destinations.account_probe import ProbeSender
 from proxy.gateway.gateway import Gateway
 from proxy.http.asgi import ASGIExchange
+from proxy.ledger.budgeting import LedgerPricer, LedgerSpending
 from proxy.ledger.outbox import Outbox
 from proxy.ledger.reconciling import Reconciling
 from proxy.observe.metrics import Metrics
@@ -42,7 +43,13 @@ class Application(Starlette):
             ledger.status if ledger is not None else None,
             (lambda: self._outbox.status) if ledger is not None else None,
         )
-        gateway = self.runtime = Gateway(settings, log, metrics)
+        spending = LedgerSpending(ledger, shared=settings.ledger.url is not None) if ledger is not None else None
+        pricer = LedgerPricer()
+        if ledger is not None and any(
+            each.budget is not None and each.budget.usd for each in settings.projects.values()
+        ):
+            ledger.prepare.append(pricer.estimate_rows)
+        gateway = self.runtime = Gateway(settings, log, metrics, spending=spending, pricer=pricer)
         self._ledger = ledger
         if ledger is not None:
             gateway.observers.append(ledger.observe)

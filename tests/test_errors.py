@@ -51,6 +51,8 @@ CONTRACT: dict[str, tuple[int, tuple[str, str, str], bool | None]] = {
     "provider_not_found": (404, MISSING, False),
     "path_not_found": (404, MISSING, False),
     "project_not_allowed": (403, PERMISSION, False),
+    "project_stopped": (403, PERMISSION, False),
+    "budget_exceeded": (429, ("insufficient_quota", "rate_limit_error", "RESOURCE_EXHAUSTED"), False),
     "crossing_unsupported": (400, INVALID, False),
     "byok_key_missing": (400, INVALID, False),
     "bad_target": (400, INVALID, False),

@@ -237,6 +237,12 @@ class Rules:
                     f"stands beside {', '.join(beside)}: a ready credential already says who pays, "
                     "keep one or the other",
                 )
+        if "budget" in project and table_at(self.data, "ledger").get("enabled", True) in (False, "false"):
+            self.say(
+                (*here, "budget"),
+                "needs the ledger, which knows what was used before a restart: set enabled = true under [ledger], or leave the "
+                "budget out",
+            )
         if "forward_token" in project and "spend_key" in project:
             self.say((*here, "spend_key"), "stands beside forward_token: keep one of them")
         byok = project.get("byok")

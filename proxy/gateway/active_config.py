@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from proxy.gateway.access import digest
 from proxy.gateway.active_request import Deadlines
+from proxy.gateway.budgets import BudgetPlan
 from proxy.gateway.destinations import diagnosis
 from proxy.gateway.destinations.account_probe import AccountProbe
 from proxy.gateway.destinations.lava import LavaDestination
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from proxy.lava.tokens import Credential
     from proxy.protocol.errors import ProxyError
 
+_NUMBERS = count(1)
 _SHARE_PERCENT = 80
 """Share of ``max_concurrent`` for each of several projects without a limit of its own, so that one cannot block the others."""
 
@@ -78,6 +81,14 @@ class ActiveConfig:
         most = whole if len(self.table.projects) == 1 else max(1, whole * _SHARE_PERCENT // 100)
         self.max_concurrent = {name: project.max_concurrent or most for name, project in self.table.projects.items()}
         """The limit on active requests, by project."""
+        self.plans = {
+            name: plan
+            for name, project in self.table.projects.items()
+            if project.budget is not None and (plan := BudgetPlan(name, project.budget)).limits
+        }
+        """The budget, by project. Projects without one are left out."""
+        self.number = next(_NUMBERS)
+        """Later configurations have higher ones."""
         self.account_key: Secret | None = settings.lava.secret_key
         self.correlate = settings.ledger.enabled and settings.ledger.correlate
         """Whether a request carries its id to Lava, in its metadata."""

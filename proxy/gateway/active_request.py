@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.gateway.active_config import ActiveConfig
+    from proxy.gateway.admission import ProjectBudget
+    from proxy.gateway.budgets import Hold
     from proxy.gateway.request_body import BodyBudget, RequestBody
     from proxy.gateway.stops import Stop
     from proxy.gateway.template import Prepared, Template
@@ -78,6 +80,10 @@ class ActiveRequest:
     """The ``Content-Length`` sent to the client."""
     permitted: str | None = None
     """The project whose limits count this request."""
+    budget: ProjectBudget | None = None
+    """The budget of its project, if that has one."""
+    hold: Hold | None = None
+    """What it holds of the budget while it is in flight."""
     ended: EndReason | None = None
     stop: Stop | None = None
     """What stopped it."""
@@ -137,19 +143,21 @@ class ActiveRequest:
     def start(self, status: int, headers: Pairs) -> None:
         """Start the response to the client."""
         self.answering = True
-        template = self.template
-        if template is not None and template.origin is not None:
-            headers = readable_by(template.origin, headers)
-        self.exchange.start(status, headers)
+        self.exchange.start(status, self._completed(headers))
 
     def respond(self, status: int, headers: Pairs, body: bytes) -> None:
         """Send a whole response to the client."""
         self.answering = True
         self.record.bytes_out = len(body)
+        self.exchange.respond(status, self._completed(headers), body)
+
+    def _completed(self, headers: Pairs) -> Pairs:
+        if self.budget is not None:
+            headers = [*headers, *self.budget.headers()]
         template = self.template
         if template is not None and template.origin is not None:
             headers = readable_by(template.origin, headers)
-        self.exchange.respond(status, headers, body)
+        return headers
 
 
 class Registry:
@@ -192,6 +200,12 @@ class Registry:
         request.permitted = project
         self.total_permitted += 1
         self.permitted[project] = self.permitted.get(project, 0) + 1
+
+    def holds(self, project: str) -> list[Hold]:
+        """Return what the active requests of ``project`` hold of its budget."""
+        return [
+            request.hold for request in self._requests if request.hold is not None and request.record.project == project
+        ]
 
     def uses(self, config: ActiveConfig) -> bool:
         """Whether an active request uses ``config``."""

@@ -1,22 +1,89 @@
-"""Admission: the limits on active requests, and the refusal of new ones during a shutdown."""
+"""Admission: the limits on active requests, the budgets, and the refusal of new requests during a shutdown.
+
+Theory of the budgets. ``hold`` checks the limits of a project and sets ``ActiveRequest.hold`` in one step of the loop's thread,
+so that no two requests take the same rest. What is held is the sum over the requests in flight. ``settle`` is called when a
+request is released: it replaces the hold by what was used, in one step too. Sums of what was used are read from the ledger when
+a period is first needed, and counted here from then on. Limits are read from the configuration each time.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from collections import OrderedDict
+from datetime import UTC, datetime
+from time import monotonic, time
+from typing import TYPE_CHECKING, Final, Protocol
 
+from proxy.gateway import budgets
+from proxy.gateway.budgets import Amount, Hold, Standing, Usual
 from proxy.protocol.errors import ProxyError
+from proxy.protocol.token_classes import TokenClasses, classes_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.config.settings import Period
+    from proxy.gateway.active_config import ActiveConfig
     from proxy.gateway.active_request import ActiveRequest, Registry
+    from proxy.gateway.budgets import BudgetPlan
+    from proxy.gateway.request_body import RequestBody
     from proxy.gateway.stops import Stops
+    from proxy.gateway.template import Prepared
+    from proxy.protocol.record import Record
+
+LOAD_SECONDS: Final = 5.0
+"""How long a request waits for the sums that the ledger has."""
+AGAIN_SECONDS: Final = 5.0
+"""After which sums are read again that could not be read, or that other daemons add to."""
+RETRY_SECONDS: Final = 60
+"""A budget that resets within this time is worth a retry."""
+UNKNOWN_NANO_PER_TOKEN: Final = 100_000
+"""Billionths of a dollar per token (100 dollars per million) at a provider none of whose prices is known."""
+MAX_USUAL: Final = 1000
+"""Pairs of project and model whose usual size is remembered."""
+_THRESHOLDS: Final = (80, 100)
+
+
+class Spending(Protocol):
+    """Sums of stored requests. Raises ``OSError`` if they cannot be read now."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other daemons write there, too."""
+
+    async def spent(self, project: str, since_us: int) -> tuple[int, int, int]:
+        """Return requests, tokens and billionths of a dollar of requests received at or after ``since_us``."""
+
+
+class Pricer(Protocol):
+    """Prices. ``load`` is awaited before the others are called."""
+
+    async def load(self) -> None: ...
+
+    def nano(self, provider: str, model: str | None, tokens: TokenClasses) -> int | None:
+        """Return the cost in billionths of a dollar; ``None`` if it is unknown."""
+
+    def dearest(self, provider: str) -> int | None:
+        """Return the highest known price of a provider, in billionths of a dollar per million tokens."""
 
 
 class Admission:
-    """Grants permits. The registry counts a permit until its request is removed."""
+    """Grants permits and holds. The registry counts a permit until its request is removed, and has its hold until then."""
 
-    def __init__(self, registry: Registry, stops: Stops) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        stops: Stops,
+        warn: Callable[[str], None],
+        spending: Spending | None = None,
+        pricer: Pricer | None = None,
+    ) -> None:
         self._registry = registry
         self._stops = stops
+        self._warn = warn
+        self._spending = spending
+        self._pricer = pricer
+        self._projects: dict[str, ProjectBudget] = {}
 
     async def permit(self, active: ActiveRequest, project: str) -> None:
         """Count ``active`` against the limits of ``project``.
@@ -25,6 +92,8 @@ class Admission:
         """
         registry, config = self._registry, active.config
         active.record.project = project
+        if config.plans or self._projects:
+            active.budget = self._budget(config, project)
         if registry.draining:
             raise shutting_down()
         if not self._stops.ready:
@@ -38,6 +107,295 @@ class Admission:
         if registry.permitted.get(project, 0) >= limit:
             raise _overloaded(f'Project "{project}" has', limit, f"[projects.{project}]")
         registry.permit(active, project)
+
+    async def hold(self, active: ActiveRequest, prepared: Prepared, body: RequestBody) -> None:
+        """Hold an estimate of what ``active`` will use of its project's budget. Raises ``ProxyError`` ``budget_exceeded``."""
+        budget = active.budget
+        if budget is not None:
+            while not budget.ready():
+                await budget.load()
+            budget.hold(active, prepared, body)
+
+    def settle(self, active: ActiveRequest) -> None:
+        """Count what a request used instead of what it held. Called once, when the request is released."""
+        if active.budget is not None:
+            active.budget.settle(active)
+
+    def _budget(self, config: ActiveConfig, project: str) -> ProjectBudget | None:
+        plan = config.plans.get(project)
+        if plan is None:
+            self._projects.pop(project, None)  # what is used from now on would be missing if the budget came back
+            return None
+        budget = self._projects.get(project)
+        if budget is None:
+            budget = self._projects[project] = ProjectBudget(
+                plan, self._registry, self._warn, self._spending, self._pricer
+            )
+        budget.use(config, plan)
+        return budget
+
+
+class ProjectBudget:
+    """The budget of one project: its limits as they are now, and what was used of it. It lives as long as the daemon."""
+
+    def __init__(
+        self,
+        plan: BudgetPlan,
+        registry: Registry,
+        warn: Callable[[str], None],
+        spending: Spending | None,
+        pricer: Pricer | None,
+    ) -> None:
+        self.config: ActiveConfig | None = None
+        self._plan = plan
+        self._registry = registry
+        self._warn = warn
+        self._spending = spending
+        self._pricer = pricer
+        self._priced = False
+        """Whether the prices are loaded. They are only needed for a limit in dollars."""
+        self._used: dict[tuple[Period, str, int], tuple[BudgetPlan, budgets.Used]] = {}
+        self._usual: OrderedDict[tuple[str, str | None], Usual] = OrderedDict()
+        self._loading: asyncio.Task[None] | None = None
+        self._again: dict[tuple[Period, str, int], float] = {}
+        """When to read sums again (by the monotonic clock): they could not be read, or other daemons add to them."""
+        self._unread: set[tuple[Period, str, int]] = set()
+        self._warned: dict[tuple[str, str], tuple[int, int]] = {}
+        """The period and the threshold of the last warning about each limit."""
+
+    def use(self, config: ActiveConfig, plan: BudgetPlan) -> None:
+        """Use the limits of a configuration from now on. What was used stays as it is."""
+        if self.config is None or config.number > self.config.number:
+            self.config, self._plan = config, plan
+
+    # what is used
+
+    def ready(self) -> bool:
+        """Whether what was used in each current period is known."""
+        now = _now_us()
+        if self._plan.counts_money and not self._priced:
+            return False
+        again = False
+        for period in self._plan.periods:
+            key = self._plan.key(period)
+            known = self._used.get(key)
+            if known is None or not known[1].knows(self._plan.window(period, now).start):
+                return False
+            again = again or self._is_due(key)
+        if again and self._loading is None:
+            self._loading = asyncio.get_running_loop().create_task(self._load())  # nothing waits for it
+        return True
+
+    def _is_due(self, key: tuple[Period, str, int]) -> bool:
+        return key in self._again and self._again[key] <= monotonic()
+
+    async def load(self) -> None:
+        """Wait until what was used is known. If the ledger cannot be read, counting begins at 0, and the log says so."""
+        if self._loading is None:
+            self._loading = asyncio.get_running_loop().create_task(self._load())
+        await self._loading
+
+    async def _load(self) -> None:
+        try:
+            plan, now = self._plan, _now_us()
+            if plan.counts_money and not self._priced:
+                if self._pricer is not None:
+                    await self._pricer.load()
+                self._priced = True
+            await asyncio.sleep(0)  # the ledger gets the records of this turn first
+            for period in plan.periods:
+                await self._seed(plan, period, plan.window(period, now).start)
+        finally:
+            self._loading = None
+
+    async def _seed(self, plan: BudgetPlan, period: Period, start: int) -> None:
+        key = plan.key(period)
+        used = self._used.setdefault(key, (plan, budgets.Used()))[1]
+        if used.knows(start) and not self._is_due(key):
+            return
+        try:
+            if self._spending is None:
+                raise OSError
+            async with asyncio.timeout(LOAD_SECONDS):
+                stored = await self._spending.spent(plan.project, start)
+        except OSError:  # TimeoutError is one
+            if key not in self._unread:
+                self._warn(
+                    f'The budget of project "{plan.project}" per {period} counts from 0 now: '
+                    "the ledger with what was used before cannot be read."
+                )
+                self._unread.add(key)
+            self._again[key] = monotonic() + AGAIN_SECONDS
+            used.enter(start)
+        else:
+            self._unread.discard(key)
+            used.seed(start, Amount(*stored))
+            if self._spending.shared:
+                self._again[key] = monotonic() + AGAIN_SECONDS
+            else:
+                self._again.pop(key, None)
+
+    # one request
+
+    def hold(self, active: ActiveRequest, prepared: Prepared, body: RequestBody) -> None:
+        """Set what ``active`` holds. Raises ``ProxyError`` if the budget has no room for it."""
+        amount = self._estimate(active.record, prepared, body)
+        now = _now_us()
+        refused = [
+            each for each in self.standing(now) if each.used + each.held + amount.of(each.limit.unit) > each.limit.most
+        ]
+        if refused:
+            last = max(refused, key=lambda each: each.resets_us)
+            if not last.held:
+                self._warn_once(last, 100)
+            raise _exceeded(self._plan, last, amount, now)
+        active.hold = Hold(now, amount)
+
+    def standing(self, now: int) -> list[Standing]:
+        """Return each limit with what is used and held of it."""
+        plan = self._plan
+        holds = self._registry.holds(plan.project)
+        found = {}
+        for period in plan.periods:
+            if plan.key(period) not in self._used:  # it came with a new configuration, and no request has needed it yet
+                continue
+            window = plan.window(period, now)
+            used = self._used[plan.key(period)][1]
+            used.enter(window.start)
+            found[period] = used.of(window.start), budgets.held(holds, window.start), window.end
+        standing = []
+        for limit in plan.limits:
+            if limit.period not in found:
+                continue
+            used_in_all, held_in_all, end = found[limit.period]
+            standing.append(Standing(limit, used_in_all.of(limit.unit), held_in_all.of(limit.unit), end))
+        return standing
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the header with what is left of the tightest limit; none before what was used is known."""
+        if any(self._plan.key(period) not in self._used for period in self._plan.periods):
+            return []
+        tightest = min(self.standing(_now_us()), key=lambda each: each.left / each.limit.most)
+        left = f"{tightest.limit.name} {tightest.limit.shown(tightest.left)}"
+        return [(b"x-lava-proxy-budget-left", left.encode("ascii"))]
+
+    def settle(self, active: ActiveRequest) -> None:
+        """Count what ``active`` used. Its hold ends in the same step."""
+        hold, active.hold = active.hold, None
+        if hold is None or not any(attempt.sent for attempt in active.record.attempts):
+            return
+        amount = self._amount_used(active.record, hold)
+        for (period, _, _), (plan, used) in self._used.items():
+            used.add(plan.window(period, hold.at_us).start, amount)
+        for each in self.standing(_now_us()):
+            reached = max((mark for mark in _THRESHOLDS if each.used * 100 >= mark * each.limit.most), default=0)
+            self._warn_once(each, reached)
+
+    def _amount_used(self, record: Record, hold: Hold) -> Amount:
+        attempt, scanner, facts = record.attempts[-1], record.scanner, record.facts
+        raw = scanner.raw_usage if scanner is not None else None
+        if scanner is None or raw is None or facts is None:
+            return hold.amount
+        classes = classes_of(raw, facts.dialect, facts.endpoint)
+        inputs = _sum(
+            classes.input, classes.cache_read, classes.cache_write_5m, classes.cache_write_1h, classes.audio_in
+        )
+        outputs = _sum(classes.output, classes.audio_out)
+        usual = self._usual_of(attempt.provider, record.model)
+        usual.learn(record.bytes_in, inputs, outputs)
+        usual.served = scanner.model or usual.served
+        nano = self._nano(attempt.provider, attempt.model or scanner.model, classes, inputs + outputs)
+        return Amount(1, inputs + outputs, nano or 0)
+
+    def _estimate(self, record: Record, prepared: Prepared, body: RequestBody) -> Amount:
+        if record.method != "POST":  # it asks for no tokens
+            return Amount(1)
+        plan, route = self._plan, prepared.route
+        usual = self._usual_of(route.provider.name, record.model)
+        size = max(record.bytes_in, body.size, body.length or 0)
+        inputs, outputs = budgets.estimate(usual, size, body.output_limit(), strict=plan.strict)
+        model = route.replace or route.model or usual.served
+        classes = TokenClasses(input=inputs, output=outputs)
+        nano = self._nano(route.provider.name, model, classes, inputs + outputs)
+        if nano is None:
+            raise ProxyError(
+                "budget_exceeded",
+                f'The cost of model "{model or "?"}" at provider "{route.provider.name}" is unknown, and the budget of project '
+                f'"{plan.project}" refuses such requests.',
+                f'Use another model, or set on_unknown_cost to "count" under [projects.{plan.project}.budget].',
+            )
+        return Amount(1, inputs + outputs, nano)
+
+    def _nano(self, provider: str, model: str | None, classes: TokenClasses, tokens: int) -> int | None:
+        """Return a cost; ``None`` if it is unknown and requests of unknown cost are refused."""
+        plan, pricer = self._plan, self._pricer if self._priced else None
+        if not plan.counts_money:
+            return 0
+        known = pricer.nano(provider, model, classes) if pricer is not None else None
+        if known is not None:
+            return known
+        if plan.on_unknown_cost == "ignore":
+            return 0
+        if plan.on_unknown_cost == "refuse":
+            return None
+        dearest = pricer.dearest(provider) if pricer is not None else None
+        return tokens * UNKNOWN_NANO_PER_TOKEN if dearest is None else -(-tokens * dearest // 1_000_000)
+
+    def _usual_of(self, provider: str, model: str | None) -> Usual:
+        key = provider, model
+        usual = self._usual.get(key)
+        if usual is None:
+            usual = self._usual[key] = Usual()
+            if len(self._usual) > MAX_USUAL:
+                self._usual.popitem(last=False)
+        else:
+            self._usual.move_to_end(key)
+        return usual
+
+    def _warn_once(self, standing: Standing, reached: int) -> None:
+        limit = standing.limit
+        key, period = (limit.unit, limit.period), standing.resets_us
+        if reached and (period, reached) > self._warned.get(key, (0, 0)):
+            self._warned[key] = period, reached
+            self._warn(
+                f'The budget of project "{self._plan.project}", {limit.shown(limit.most)} {limit.name}, is '
+                f"{'used up' if reached == 100 else f'used to {reached} %'}: {limit.shown(standing.used)} are used, "
+                f"until {_iso(standing.resets_us)}."
+            )
+
+
+def _sum(*counts: int | None) -> int:
+    return sum(count or 0 for count in counts)
+
+
+def _now_us() -> int:
+    return int(time() * 1_000_000)
+
+
+def _iso(at_us: int) -> str:
+    return datetime.fromtimestamp(at_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _exceeded(plan: BudgetPlan, standing: Standing, amount: Amount, now_us: int) -> ProxyError:
+    limit = standing.limit
+    seconds = max(1, -(-(standing.resets_us - now_us) // 1_000_000))
+    used, held = limit.shown(standing.used), limit.shown(standing.held)
+    needs = "" if limit.unit == "requests" else f", and this request needs about {limit.shown(amount.of(limit.unit))}"
+    return ProxyError(
+        "budget_exceeded",
+        f'The budget of project "{plan.project}" ({limit.shown(limit.most)} {limit.name}) has no room for this request: {used} '
+        f"are used and {held} are held by requests in flight{needs}.",
+        f"It resets at {_iso(standing.resets_us)}; or raise {limit.unit} under [projects.{plan.project}.budget].",
+        retry=seconds <= RETRY_SECONDS,
+        details={
+            "budget": limit.name,
+            "limit": limit.shown(limit.most) if limit.unit == "usd" else limit.most,
+            "used": used if limit.unit == "usd" else standing.used,
+            "held": held if limit.unit == "usd" else standing.held,
+            "resets_at": _iso(standing.resets_us),
+        },
+        headers=[(b"retry-after", b"%d" % seconds)],
+    )
 
 
 def shutting_down() -> ProxyError:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.config.settings import Settings
+    from proxy.gateway.admission import Pricer, Spending
     from proxy.gateway.dispatch import Intents
     from proxy.gateway.stops import StopStore
     from proxy.http.asgi import Application
@@ -64,11 +65,13 @@ class Gateway:
         log: RequestLog | None,
         metrics: RequestMetrics,
         stop_store: StopStore | None = None,
+        spending: Spending | None = None,
+        pricer: Pricer | None = None,
     ) -> None:
         self.config = ActiveConfig(settings, _engine(settings))
         self.registry = Registry()
         self.stops = Stops(stop_store, self._warn)
-        self.admission = Admission(self.registry, self.stops)
+        self.admission = Admission(self.registry, self.stops, self._warn, spending, pricer)
         self.bodies = BodyBudget()
         self.models = ModelList()
         self.log = log
@@ -104,6 +107,10 @@ class Gateway:
         The observers are called in the next turn of the loop, after the responses of this turn have left, for all requests
         that ended in it. Done in one batch, the same work takes half the time.
         """
+        try:
+            self.admission.settle(active)
+        except Exception as error:  # noqa: BLE001  (a fault there must not keep the request in the registry)
+            self.log_error(error, active.record.request_id)
         self.registry.remove(active)
         record, response = active.record, active.response
         record.duration_s = monotonic() - record.started

@@ -8,6 +8,7 @@ while the response is awaited and relayed.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +18,7 @@ from proxy.protocol.errors import ProxyError
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
     from proxy.gateway.active_request import ActiveRequest
     from proxy.gateway.template import Template
@@ -30,6 +31,12 @@ MIN_BUDGET_BYTES: Final = 256 * 1024 * 1024
 ONE_PIECE_BYTES: Final = 64 * 1024
 """A body up to this size is sent in one write. A larger one is sent, and released, chunk by chunk."""
 
+_SEARCHED = 64 * 1024
+# A name inside a text has a backslash before its closing quote, so it is no match.
+_OUTPUT_LIMIT = re.compile(
+    rb'"(?:max_tokens|max_completion_tokens|max_output_tokens|max_tokens_to_sample|maxOutputTokens)"\s*:\s*(\d{1,9})'
+)
+_CHOICES = re.compile(rb'"(?:n|candidateCount)"\s*:\s*(\d{1,3})')
 _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -108,6 +115,27 @@ class RequestBody:
         """Release the rest. May be called twice."""
         self._content = None
         self._give_up()
+
+    def output_limit(self) -> int | None:
+        """Return the client's limit of the output in tokens, for all its choices together; ``None`` if none is found.
+
+        Only the first and the last 64 KiB of a collected body are searched, by pattern.
+        """
+        if isinstance(self._content, bytes):
+            pieces = [self._content]
+        elif self.collected:
+            pieces = list(self)
+        else:
+            return None
+        ends = b"".join(_first(pieces, _SEARCHED)) + b"\n"
+        if sum(map(len, pieces)) > _SEARCHED:
+            last = [
+                piece[::-1] for piece in _first([piece[-_SEARCHED:][::-1] for piece in reversed(pieces)], _SEARCHED)
+            ]
+            ends += b"".join(reversed(last))
+        limits = [int(found[1]) for found in _OUTPUT_LIMIT.finditer(ends)]
+        choices = [int(found[1]) for found in _CHOICES.finditer(ends)]
+        return max(limits) * max([1, *choices]) if limits else None
 
     async def search(self, received: RequestHeaders, limit: int) -> bodies.BodyModel:
         """Return the model of a collected body that is large or not plain JSON.
@@ -212,6 +240,15 @@ async def _one_by_one(active: ActiveRequest, pieces: Iterator[bytes]) -> AsyncIt
         await asyncio.sleep(0)  # the next chunk may have to be decoded
     if active.response is None:
         active.wait(Phase.HEAD)
+
+
+def _first(pieces: Iterable[bytes], most: int) -> Iterator[bytes]:
+    """Yield the first ``most`` bytes of ``pieces``."""
+    for piece in pieces:
+        yield piece[:most]
+        most -= len(piece)
+        if most <= 0:
+            return
 
 
 def _too_large(limit: int) -> ProxyError:

@@ -33,6 +33,7 @@ async def serve(exchange: Exchange, gateway: Gateway, task: RequestTask) -> None
         if template.page is None or not await template.page(gateway, active, template):
             body = await request_body.read(active, template)  # whole only if `model` in it decides
             prepared = await targets.prepare(active, template, body)  # provider, token, headers
+            await gateway.admission.hold(active, prepared, body)  # the project's budget
             response = await dispatch(active, prepared, body, gateway.intents)  # sent once; the response's head
             await relay(active, prepared, response)  # the response's headers and bytes
     except ProxyError as error:
@@ -45,4 +46,4 @@ async def serve(exchange: Exchange, gateway: Gateway, task: RequestTask) -> None
         gateway.log_error(error, active.record.request_id)
         fail(active)
     finally:
-        gateway.release(active)  # registry, response, observers
+        gateway.release(active)  # budget, registry, response, observers

@@ -56,6 +56,7 @@ _PERMISSION = ("permission_error", "permission_error", "PERMISSION_DENIED")
 _MISSING = ("not_found_error", "not_found_error", "NOT_FOUND")
 _BROKE = ("insufficient_quota", "billing_error", "FAILED_PRECONDITION")
 _CAPPED = ("insufficient_quota", "billing_error", "RESOURCE_EXHAUSTED")
+_BUDGET = ("insufficient_quota", "rate_limit_error", "RESOURCE_EXHAUSTED")
 _OVERLOADED = ("overloaded_error", "overloaded_error", "UNAVAILABLE")
 _API = ("api_error", "api_error", "UNAVAILABLE")
 _TIMEOUT = ("api_error", "timeout_error", "DEADLINE_EXCEEDED")
@@ -79,6 +80,7 @@ TABLE: Mapping[str, ErrorKind] = {
     "provider_not_found": ErrorKind(404, "client", *_MISSING, False),
     "path_not_found": ErrorKind(404, "client", *_MISSING, False),
     "project_not_allowed": ErrorKind(403, "client", *_PERMISSION, False),
+    "budget_exceeded": ErrorKind(429, "proxy", *_BUDGET, False),
     "project_stopped": ErrorKind(403, "proxy", *_PERMISSION, False),
     "crossing_unsupported": ErrorKind(400, "client", *_INVALID, False),
     "byok_key_missing": ErrorKind(400, "client", *_INVALID, False),

@@ -1,0 +1,518 @@
+"""Budgets: the calendar, what a request holds and uses, and the refusal; with real daemons in front of the emulator."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from configurations import LAVA_KEY, only_fault
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rawclient import ask
+from served import Client, Served
+from upstream import Peer, Upstream, answer, chunked
+
+from proxy.config.settings import Budget
+from proxy.gateway import admission, budgets
+from proxy.gateway.active_request import Registry
+from proxy.gateway.admission import ProjectBudget
+from proxy.gateway.budgets import Amount, BudgetLimit, BudgetPlan, Hold, Usual, window
+from proxy.gateway.request_body import RequestBody
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from daemons import Daemon, StartDaemon
+
+    from proxy.config.settings import Period
+    from proxy.emulator import Emulator
+
+BERLIN = ZoneInfo("Europe/Berlin")
+SECOND = 1_000_000
+BODY = b'{"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}'
+JSON = {"Content-Type": "application/json"}
+
+
+def _us(text: str, zone: Any = UTC) -> int:
+    return round(datetime.fromisoformat(text).replace(tzinfo=zone).timestamp()) * SECOND
+
+
+def _day_of(text: str, zone: Any = BERLIN, period: Period = "day", reset_hour: int = 0) -> tuple[str, float]:
+    """The beginning of the period of a time on the clock of ``zone``, and its length in hours."""
+    found = window(period, _us(text, zone), zone, reset_hour)
+    begin = datetime.fromtimestamp(found.start / SECOND, zone)
+    return begin.strftime("%Y-%m-%dT%H:%M"), (found.end - found.start) / SECOND / 3600
+
+
+# The calendar
+
+
+@pytest.mark.parametrize(
+    ("at", "period", "reset_hour", "begin", "hours"),
+    [
+        ("2026-03-29T12:00", "day", 0, "2026-03-29T00:00", 23),  # the clock skips an hour
+        ("2026-10-25T12:00", "day", 0, "2026-10-25T00:00", 25),  # an hour occurs twice
+        ("2026-03-29T12:00", "day", 2, "2026-03-29T03:00", 23),  # the hour that is skipped: the moment of the change
+        ("2026-03-29T01:59", "day", 2, "2026-03-28T02:00", 24),
+        ("2026-10-25T12:00", "day", 2, "2026-10-25T02:00", 25),  # the first of the two
+        ("2026-01-31T23:59", "month", 0, "2026-01-01T00:00", 744),
+        ("2026-04-30T23:59", "month", 0, "2026-04-01T00:00", 720),
+        ("2028-02-29T12:00", "day", 0, "2028-02-29T00:00", 24),
+        ("2028-02-29T12:00", "month", 0, "2028-02-01T00:00", 696),
+        ("2027-02-28T12:00", "month", 0, "2027-02-01T00:00", 672),
+        ("2026-03-01T03:00", "month", 4, "2026-02-01T04:00", 672),
+        ("2026-12-31T12:00", "week", 0, "2026-12-28T00:00", 168),
+        ("2026-01-01T12:00", "day", 0, "2026-01-01T00:00", 24),
+    ],
+)
+def test_a_period_is_one_of_the_calendar(at: str, period: Period, reset_hour: int, begin: str, hours: float) -> None:
+    assert _day_of(at, period=period, reset_hour=reset_hour) == (begin, hours)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["minute", "hour", "day", "week", "month"]),
+    st.integers(_us("1990-01-01"), _us("2060-01-01")),
+    st.sampled_from(["Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kathmandu", "UTC"]),
+    st.integers(0, 23),
+)
+def test_periods_are_adjacent(period: Period, at: int, zone: str, reset_hour: int) -> None:
+    """Each moment is in exactly one period, and the next one begins where it ends."""
+    found = window(period, at, ZoneInfo(zone), reset_hour)
+    assert found.start <= at < found.end
+    assert window(period, found.start, ZoneInfo(zone), reset_hour) == found
+    assert window(period, found.end, ZoneInfo(zone), reset_hour).start == found.end
+
+
+def test_the_period_that_is_remembered_ends_in_time_and_follows_a_clock_that_is_set_back() -> None:
+    plan = BudgetPlan("main", Budget(requests={"day": 1}, timezone="Europe/Berlin"))
+    times = ["2026-03-28T12:00", "2026-03-28T23:59", "2026-03-29T00:00", "2026-03-28T12:00", "2026-04-05T12:00"]
+    for at in times:
+        now = _us(at, BERLIN)
+        assert plan.window("day", now) == window("day", now, BERLIN)
+
+
+# Sums and estimates
+
+
+def test_what_was_used_is_known_again_when_the_clock_is_set_back() -> None:
+    used = budgets.Used()
+    assert not used.knows(100)
+    used.seed(100, Amount(3, 30, 300))
+    used.add(100, Amount(1, 10, 100))
+    assert used.knows(200)  # a later period begins with nothing
+    used.add(200, Amount(1))
+    assert (used.of(100), used.of(200)) == (Amount(4, 40, 400), Amount(1))
+    assert not used.knows(50)  # before all of them: only the ledger knows it
+    used.seed(50, Amount(7))
+    used.add(300, Amount(1))
+    assert used.of(50) == Amount(7)
+
+
+def test_sums_from_the_ledger_do_not_lower_what_was_counted() -> None:
+    used = budgets.Used()
+    used.enter(100)
+    used.add(100, Amount(5, 50, 500))
+    used.seed(100, Amount(3, 80, 500))
+    assert used.of(100) == Amount(5, 80, 500)
+
+
+def test_a_request_holds_in_the_period_in_which_it_was_admitted() -> None:
+    holds = [Hold(90, Amount(1, 10, 100)), Hold(100, Amount(1, 20, 200)), Hold(110, Amount(1, 30, 300))]
+    assert budgets.held(holds, 100) == Amount(2, 50, 500)
+    assert budgets.held([], 0) == budgets.NOTHING
+
+
+def test_an_estimate_follows_recent_requests() -> None:
+    usual = Usual()
+    assert budgets.estimate(usual, 400, None, strict=False) == (100, budgets.OUTPUT_TOKENS)
+    for outputs in range(1, 101):
+        usual.learn(300, 100, outputs)
+    assert budgets.estimate(usual, 600, None, strict=False) == (200, 95)
+    assert budgets.estimate(usual, 600, 5000, strict=False) == (200, 5000)
+    assert budgets.estimate(usual, 600, None, strict=True) == (600, budgets.STRICT_OUTPUT_TOKENS)
+    assert budgets.estimate(usual, 600, 30, strict=True) == (600, 30)
+
+
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        (b'{"max_tokens":7}', 7),
+        (b'{"max_completion_tokens" : 8, "max_tokens": 3}', 8),
+        (b'{"max_output_tokens":9}', 9),
+        (b'{"generationConfig":{"maxOutputTokens":10,"candidateCount":2}}', 20),
+        (b'{"n":3,"max_tokens":7}', 21),
+        (b'{"messages":[{"content":"\\"max_tokens\\": 99"}]}', None),
+        (b'{"messages":"' + b"x" * 300_000 + b'","max_tokens":11}', 11),
+        (b"", None),
+    ],
+)
+def test_the_clients_limit_is_found_in_the_body(body: bytes, limit: int | None) -> None:
+    content = RequestBody(None)  # type: ignore[arg-type]
+    content.send(body)
+    assert content.output_limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("nano", "shown"), [(12_340_000_000, "12.34"), (0, "0.00"), (1, "0.000000001"), (50_000_000_000, "50.00")]
+)
+def test_dollars_are_shown_exactly(nano: int, shown: str) -> None:
+    assert BudgetLimit("usd", "month", 1).shown(nano) == shown
+
+
+def test_a_budget_needs_the_ledger(tmp_path: Path) -> None:
+    text = "[ledger]\nenabled = false\n[projects.main.budget]\nrequests = { day = 1 }\n"
+    fault = only_fault(tmp_path, text)
+    assert "projects.main.budget" in fault
+    assert "set enabled = true under [ledger]" in fault
+
+
+# A real daemon
+
+
+def _start(daemon: StartDaemon, emulator: Emulator, budget: str, path: Path | None = None) -> Daemon:
+    ledger = f"[ledger]\npath = {json.dumps(str(path))}\n" if path is not None else ""
+    return daemon(
+        f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{emulator.base_url}"\n{ledger}'
+        f'[projects.main.budget]\ntimezone = "UTC"\n{budget}\n',
+        env={"KEY": emulator.world.secret_key},
+        secrets=[emulator.world.secret_key],
+    )
+
+
+def _ask_all(running: Daemon, count: int, body: bytes = BODY) -> list[Any]:
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda _: ask(running.port, "POST", "/v1/chat/completions", body, JSON), range(count)))
+
+
+def test_a_hundred_at_once_get_what_there_is_room_for(daemon: StartDaemon, emulator: Emulator) -> None:
+    """Forty of a hundred, never more and never fewer; the log says once that 80 % are used, and once that all is."""
+    running = _start(daemon, emulator, "requests = { month = 40 }")
+    answers = _ask_all(running, 100)
+    assert sorted(each.status for each in answers) == [200] * 40 + [429] * 60
+    assert ask(running.port, "POST", "/v1/chat/completions", BODY, JSON).status == 429
+    assert running.stop() == 0
+    output = running.output()
+    assert output.count("is used to 80 %") == 1
+    assert output.count("is used up") == 1
+
+
+def test_a_hundred_at_once_never_use_more_tokens_than_the_limit(daemon: StartDaemon, emulator: Emulator) -> None:
+    running = _start(daemon, emulator, "tokens = { month = 2000 }\nstrict = true")
+    answers = _ask_all(running, 100)
+    used = [each.json()["usage"]["total_tokens"] for each in answers if each.status == 200]
+    assert 0 < sum(used) <= 2000
+    assert 2000 // (len(BODY) + 20) <= len(used) < 100  # all that there is room for at the highest possible use
+    left = ask(running.port, "POST", "/v1/chat/completions", BODY, JSON).header("x-lava-proxy-budget-left")
+    assert left is not None
+    assert left.startswith("tokens per month ")
+
+
+def test_a_hundred_at_once_never_cost_more_than_the_limit(daemon: StartDaemon, emulator: Emulator) -> None:
+    """By the prices that the budget counts with: 2.50 dollars per million tokens in, 10 out."""
+    running = _start(daemon, emulator, 'usd = { month = "0.01" }\nstrict = true')
+    answers = _ask_all(running, 100)
+    served = [each.json()["usage"] for each in answers if each.status == 200]
+    assert 0 < len(served) < 100
+    cost = sum(each["prompt_tokens"] * 2500 + each["completion_tokens"] * 10_000 for each in served)
+    assert cost <= 10_000_000
+    error = next(each for each in answers if each.status == 429).json()["error"]["lava_proxy"]
+    assert (error["budget"], error["limit"]) == ("usd per month", "0.01")
+
+
+def test_what_was_used_is_known_after_a_restart_and_a_new_limit_changes_nothing_else(
+    daemon: StartDaemon, emulator: Emulator, tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    first = _start(daemon, emulator, "requests = { month = 3 }\ntokens = { month = 100_000 }", path)
+    answers = [ask(first.port, "POST", "/v1/chat/completions", BODY, JSON) for _ in range(4)]
+    assert [each.status for each in answers] == [200, 200, 200, 429]  # the refused one does not count
+    first.stop()
+    second = _start(daemon, emulator, "requests = { month = 5 }\ntokens = { month = 100_000 }", path)
+    answers = [ask(second.port, "POST", "/v1/chat/completions", BODY, JSON) for _ in range(3)]
+    assert [each.status for each in answers] == [200, 200, 429]
+    assert answers[2].json()["error"]["lava_proxy"]["used"] == 5
+    assert second.stop() == 0
+    tokens = sum(each.json()["usage"]["total_tokens"] for each in answers[:2])
+    third = _start(daemon, emulator, "tokens = { month = 1 }", path)
+    refused = ask(third.port, "POST", "/v1/chat/completions", BODY, JSON)
+    assert refused.json()["error"]["lava_proxy"]["used"] == tokens // 2 * 5
+
+
+def test_dollars_are_known_after_a_restart(daemon: StartDaemon, emulator: Emulator, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    first = _start(daemon, emulator, 'usd = { month = "50.00" }', path)
+    usage = ask(first.port, "POST", "/v1/chat/completions", BODY, JSON).json()["usage"]
+    assert first.stop() == 0
+    second = _start(daemon, emulator, 'usd = { month = "0.000000001" }', path)
+    refused = ask(second.port, "POST", "/v1/chat/completions", BODY, JSON)
+    cost = usage["prompt_tokens"] * 2500 + usage["completion_tokens"] * 10_000
+    assert refused.json()["error"]["lava_proxy"]["used"] == f"{cost / 1e9:.9f}".rstrip("0").ljust(4, "0")
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("target", "headers"),
+    [
+        ("/v1/chat/completions", {}),
+        ("/v1/messages", {"anthropic-version": "2023-06-01"}),
+        ("/v1beta/models/gemini-2.5-flash:generateContent", {}),
+    ],
+)
+def test_a_refusal_says_which_budget_and_when_it_resets(tmp_path: Path, target: str, headers: dict[str, str]) -> None:
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % "requests = { month = 1 }") as gateway:
+        assert ask(gateway.port, "POST", "/v1/chat/completions", BODY, JSON).status == 200
+        refused = ask(gateway.port, "POST", target, BODY, {**JSON, **headers})
+    assert refused.status == 429
+    assert refused.header("x-lava-proxy-error") == "budget_exceeded"
+    assert refused.header("x-lava-proxy-budget-left") == "requests per month 0"
+    body = refused.json()
+    error = body["error"]
+    if target.endswith("completions"):
+        assert (error["type"], error["code"]) == ("insufficient_quota", "budget_exceeded")
+    elif target.endswith("messages"):
+        assert (body["type"], error["type"]) == ("error", "rate_limit_error")
+    else:
+        assert (error["code"], error["status"]) == (429, "RESOURCE_EXHAUSTED")
+    ours = error["lava_proxy"]
+    assert [ours[name] for name in ("code", "project", "fault")] == ["budget_exceeded", "main", "proxy"]
+    assert [ours[name] for name in ("budget", "limit", "used", "held")] == ["requests per month", 1, 1, 0]
+    resets = datetime.fromisoformat(ours["resets_at"])
+    assert resets.day == 1
+    assert resets > datetime.now(UTC)
+    waits = timedelta(seconds=int(refused.header("retry-after") or 0))
+    assert abs(datetime.now(UTC) + waits - resets) < timedelta(seconds=30)
+    assert refused.header("x-should-retry") == ("true" if waits <= timedelta(seconds=60) else "false")
+
+
+def test_a_budget_that_resets_within_a_minute_is_worth_a_retry(tmp_path: Path) -> None:
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % "tokens = { minute = 1 }") as gateway:
+        refused = ask(gateway.port, "POST", "/v1/chat/completions", BODY, JSON)
+    assert refused.status == 429
+    assert refused.header("x-should-retry") == "true"
+    assert 1 <= int(refused.header("retry-after") or 0) <= 60
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize(("rule", "status"), [("count", 429), ("ignore", 200), ("refuse", 429)])
+def test_a_cost_that_is_unknown_follows_its_rule(tmp_path: Path, rule: str, status: int) -> None:
+    budget = _BUDGET % f'usd = {{ month = "0.0001" }}\non_unknown_cost = "{rule}"'
+    body = BODY.replace(b"gpt-4o", b"gpt-unheard-of")
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, budget) as gateway:
+        answered = ask(gateway.port, "POST", "/openai/v1/chat/completions", body, JSON)
+    assert answered.status == status
+    if rule == "refuse":
+        assert "is unknown" in answered.json()["error"]["message"]
+
+
+def test_no_address_goes_around_a_budget_and_other_projects_have_none(tmp_path: Path) -> None:
+    more = _BUDGET % "requests = { month = 1 }" + "\n[projects.other]\n"
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, more) as gateway:
+        assert ask(gateway.port, "POST", "/p/main/v1/chat/completions", BODY, JSON).status == 200
+        for path in (
+            "/v1/chat/completions",
+            "/openai/v1/chat/completions",
+            "/anthropic/v1/messages",
+            "/v1beta/models/gemini-2.5-flash:generateContent",
+            "/openai/v1/files",
+        ):
+            assert ask(gateway.port, "POST", f"/p/main{path}", BODY, JSON).status == 429
+        assert ask(gateway.port, "GET", "/p/main/openai/v1/files", None, {}).status == 429
+        free = ask(gateway.port, "POST", "/p/other/v1/chat/completions", BODY, JSON)
+    assert free.status == 200
+    assert free.header("x-lava-proxy-budget-left") is None
+    assert len(upstream.requests) == 2
+
+
+# Holds at rest
+
+_BUDGET = """[projects.main.budget]
+timezone = "UTC"
+%s
+"""
+_SSE = [(b"content-type", b"text/event-stream"), (b"transfer-encoding", b"chunked")]
+_USAGE = b'{"id":"x","object":"chat.completion","model":"gpt-4o","usage":{"prompt_tokens":10,"completion_tokens":5}}'
+
+
+def _say(peer: Peer) -> None:
+    """Answer as the request says."""
+    while (received := peer.request()) is not None:
+        if b"cut" in received.body:
+            return
+        if b"fail" in received.body:
+            peer.send(answer(500, b'{"error":{"message":"broken","type":"server_error","param":null}}', _TYPE))
+        elif b"stream" in received.body:
+            event = b'data: {"id":"x","object":"chat.completion.chunk","choices":[]}\n\n'
+            peer.send(answer(200, chunked(event, b"data: [DONE]\n\n"), _SSE, length=False))
+        elif b"half" in received.body:
+            peer.send(answer(200, chunked(b"data: {}\n\n", end=False), _SSE, length=False))
+            return
+        elif b"wait" in received.body:
+            peer.request()  # until the daemon gives up
+            return
+        else:
+            peer.send(answer(200, _USAGE, _TYPE))
+
+
+_TYPE = [(b"content-type", b"application/json")]
+
+
+def test_nothing_is_held_when_no_request_is_in_flight(tmp_path: Path) -> None:
+    """After two hundred requests of every outcome. What ran counts as a request, also if its answer never came."""
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % "requests = { month = 170 }") as gateway:
+        statuses = []
+        for number in range(200):
+            content = ("hello", "fail", "stream", "half", "cut")[number % 5]
+            if number % 20 == 19 and number < 170:  # the client leaves while the upstream is silent
+                with Client(gateway.port) as client:
+                    client.ask("wait")
+                    _until(lambda: len(upstream.requests) > number)  # noqa: B023  (called here)
+            else:
+                with Client(gateway.port) as client:
+                    client.ask(content)
+                    statuses.append(client.response().status)
+            _until(gateway.idle)
+        admission, registry = gateway.app.runtime.admission, gateway.app.runtime.registry
+        assert registry.holds("main") == []
+        (standing,) = gateway.do(lambda: admission._projects["main"].standing(time.time_ns() // 1000))
+        assert (standing.held, standing.used, standing.left) == (0, 170, 0)
+    assert statuses.count(429) == 30
+    assert len(upstream.requests) == 170
+
+
+def test_what_is_in_flight_is_held(tmp_path: Path) -> None:
+    """One request waits for its answer: the next is refused for what that one holds, and for what it used once it has gone."""
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % "requests = { month = 1 }") as gateway:
+        with Client(gateway.port) as waiting:
+            waiting.ask("wait")
+            _until(lambda: len(upstream.requests) == 1)
+            ours = ask(gateway.port, "POST", "/v1/chat/completions", BODY, JSON).json()["error"]["lava_proxy"]
+            assert (ours["used"], ours["held"]) == (0, 1)
+        _until(gateway.idle)
+        ours = ask(gateway.port, "POST", "/v1/chat/completions", BODY, JSON).json()["error"]["lava_proxy"]
+        assert (ours["used"], ours["held"]) == (1, 0)
+
+
+def test_a_request_that_was_never_sent_uses_nothing(daemon: StartDaemon, free_port: int) -> None:
+    running = daemon(
+        f'[lava]\nsecret_key = "env:KEY"\nbase_url = "http://127.0.0.1:{free_port}"\n'
+        "[projects.main.budget]\nrequests = { month = 1 }\ntokens = { month = 5000 }\n",
+        env={"KEY": LAVA_KEY},
+        secrets=[LAVA_KEY],
+    )
+    for _ in range(3):
+        answered = ask(running.port, "POST", "/v1/chat/completions", BODY, JSON)
+        assert answered.status == 502
+    assert answered.header("x-lava-proxy-error") == "upstream_unreachable"
+
+
+def test_a_sent_request_without_usage_keeps_its_estimate(tmp_path: Path) -> None:
+    """A request whose answer never came counts what it held: by then, what the one before it used."""
+    limits = f"tokens = {{ month = {budgets.OUTPUT_TOKENS * 3 // 2} }}"
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % limits) as gateway:
+        statuses = []
+        for content in ("hello", "cut", "hello"):
+            with Client(gateway.port) as client:
+                client.ask(content)
+                statuses.append(client.response().status)
+        assert statuses[:2] == [200, 502]
+        # The first answer had five tokens: from then on that is what is held.
+        assert statuses[2] == 200
+        (standing,) = gateway.do(
+            lambda: gateway.app.runtime.admission._projects["main"].standing(time.time_ns() // 1000)
+        )
+    assert 15 + 5 + 15 < standing.used < 100
+
+
+def test_a_new_limit_holds_from_the_reload_on(daemon: StartDaemon, emulator: Emulator) -> None:
+    running = _start(daemon, emulator, "requests = { month = 1 }")
+    assert [ask(running.port, "POST", "/v1/chat/completions", BODY, JSON).status for _ in range(2)] == [200, 429]
+    running.config.write_text(running.config.read_text().replace("month = 1", "month = 2"))
+    running.process.send_signal(signal.SIGHUP)
+    _until(lambda: "configuration reloaded" in running.output())
+    answers = [ask(running.port, "POST", "/v1/chat/completions", BODY, JSON) for _ in range(2)]
+    assert [each.status for each in answers] == [200, 429]
+    ours = answers[1].json()["error"]["lava_proxy"]
+    assert (ours["limit"], ours["used"]) == (2, 2)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+# The ledger away, or shared
+
+
+class _Stored:
+    """A ledger of a test: ``sums`` are what it has, ``None`` while it is away."""
+
+    def __init__(self, sums: tuple[int, int, int] | None, *, shared: bool = False) -> None:
+        self.sums = sums
+        self.shared = shared
+
+    async def spent(self, project: str, since_us: int) -> tuple[int, int, int]:
+        assert project == "main"
+        if self.sums is None:
+            raise OSError("away")
+        return self.sums
+
+
+def _budget_of(stored: _Stored, warnings: list[str]) -> ProjectBudget:
+    plan = BudgetPlan("main", Budget(requests={"month": 10}, timezone="UTC"))
+    budget = ProjectBudget(plan, Registry(), warnings.append, stored, None)
+    asyncio.run(budget.load())
+    return budget
+
+
+def _used(budget: ProjectBudget) -> int:
+    return budget.standing(time.time_ns() // 1000)[0].used
+
+
+def test_while_the_ledger_is_away_a_budget_counts_from_0_and_the_log_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "AGAIN_SECONDS", 0.0)
+    warnings: list[str] = []
+    stored = _Stored(None)
+    budget = _budget_of(stored, warnings)
+    asyncio.run(budget.load())
+    assert _used(budget) == 0
+    assert len(warnings) == 1
+    assert "counts from 0 now" in warnings[0]
+    stored.sums = (7, 0, 0)
+    asyncio.run(budget.load())
+    assert _used(budget) == 7
+
+
+@pytest.mark.parametrize(("shared", "used"), [(True, 8), (False, 3)])
+def test_what_other_daemons_used_counts_when_it_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, shared: bool, used: int
+) -> None:
+    monkeypatch.setattr(admission, "AGAIN_SECONDS", 0.0)
+    stored = _Stored((3, 0, 0), shared=shared)
+    budget = _budget_of(stored, [])
+    stored.sums = (8, 0, 0)
+    asyncio.run(budget.load())
+    assert _used(budget) == used
+
+
+def test_every_answer_says_what_is_left_of_the_tightest_limit(tmp_path: Path) -> None:
+    limits = 'requests = { month = 4, day = 100 }\nusd = { month = "100.00" }'
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % limits) as gateway:
+        left = []
+        for content in ("hello", "fail", "stream", "cut", "hello"):
+            with Client(gateway.port) as client:
+                client.ask(content)
+                left.append(client.response().header("x-lava-proxy-budget-left"))
+    assert left == [f"requests per month {number}" for number in (3, 2, 1, 0, 0)]
