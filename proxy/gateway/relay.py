@@ -19,6 +19,7 @@ from proxy.protocol.dialects import Ending
 from proxy.protocol.errors import ProxyError
 from proxy.protocol.record import Outcome
 from proxy.protocol.usage import EncodedScanner, Scanner
+from proxy.protocol.usage_filter import UsageFilter
 from proxy.upstream import UpstreamError
 
 if TYPE_CHECKING:
@@ -47,14 +48,23 @@ async def relay(active: ActiveRequest, prepared: Prepared, response: UpstreamRes
     prepared.destination.succeeded(prepared.route.project)
     if response.framing == "length":
         active.declared_length = response_headers.length
+    usage_filter = None
+    if active.hides_usage and response_headers.event_stream and response_headers.encoding is None:
+        usage_filter = UsageFilter()
+        active.declared_length = None  # an event may be missing
+        response_headers.onward = headers.without(response_headers.onward, b"content-length")
     scanner = active.record.scanner = _scanner(prepared.route.ending, response_headers)
     whole = response.whole() if active.exchange.ready else None
     if whole is None:
         active.start(response.status, response_headers.onward)
-        await _relay_body(active, response, scanner)
+        if usage_filter is None:
+            await _relay_body(active, response, scanner)
+        else:
+            await _relay_filtered(active, response, scanner, usage_filter)
     else:
         # The usual small response: it has arrived completely, and is sent in one write.
-        active.respond(response.status, response_headers.onward, whole)
+        shown = whole if usage_filter is None else usage_filter.feed(whole) + usage_filter.finish()
+        active.respond(response.status, response_headers.onward, shown)
         scanner.feed(whole)
     _settle(active, prepared, response, response_headers, scanner)
     if whole is None:
@@ -100,6 +110,12 @@ async def _relay_body(active: ActiveRequest, response: UpstreamResponse, scanner
         record.bytes_out += len(chunk)
         return write(chunk)
 
+    await _pour(active, response, take)
+
+
+async def _pour(active: ActiveRequest, response: UpstreamResponse, take: Callable[[bytes], bool]) -> None:
+    """Pass the body to ``take``, at the client's pace. Raises ``StreamAborted`` if it breaks."""
+    record = active.record
     active.wait(Phase.READ)
     try:
         while not await response.pour(take):
@@ -111,6 +127,27 @@ async def _relay_body(active: ActiveRequest, response: UpstreamResponse, scanner
         raise StreamAborted(
             Outcome.TRUNCATED, _cut_off("Lava's connection broke in the middle of the answer.")
         ) from error.with_traceback(None)
+
+
+async def _relay_filtered(
+    active: ActiveRequest, response: UpstreamResponse, scanner: Scanner, usage_filter: UsageFilter
+) -> None:
+    """Write every chunk as it arrives, without the usage chunk that the client did not ask for."""
+    record, exchange = active.record, active.exchange
+
+    def take(chunk: bytes) -> bool:
+        active.since = monotonic()
+        scanner.feed(chunk)
+        return write(usage_filter.feed(chunk))
+
+    def write(shown: bytes) -> bool:
+        record.bytes_out += len(shown)
+        return exchange.write(shown) if shown else exchange.ready
+
+    try:
+        await _pour(active, response, take)
+    finally:
+        write(usage_filter.finish())
 
 
 def _settle(

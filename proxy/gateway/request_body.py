@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from proxy.gateway.active_request import Phase
 from proxy.protocol import body as bodies
@@ -17,7 +17,7 @@ from proxy.protocol.errors import ProxyError
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Generator, Iterator
 
     from proxy.gateway.active_request import ActiveRequest
     from proxy.gateway.template import Template
@@ -30,6 +30,7 @@ MIN_BUDGET_BYTES: Final = 256 * 1024 * 1024
 ONE_PIECE_BYTES: Final = 64 * 1024
 """A body up to this size is sent in one write. A larger one is sent, and released, chunk by chunk."""
 
+_Found = TypeVar("_Found")
 _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -112,19 +113,31 @@ class RequestBody:
         self._give_up()
 
     async def search(self, received: RequestHeaders, limit: int) -> bodies.BodyModel:
-        """Return the model of a collected body that is large or not plain JSON.
+        """Return the model of a collected body that is large or not plain JSON."""
+        noted = received.noted
+        return await self._searched(
+            bodies.search(self, noted.get(b"content-type"), noted.get(b"content-encoding"), limit)
+        )
+
+    async def search_usage_option(self, received: RequestHeaders, limit: int) -> bodies.Edit | None:
+        """Return the change of a collected body after which its stream has the usage, if one is needed."""
+        noted = received.noted
+        return await self._searched(
+            bodies.search_usage_option(self, noted.get(b"content-type"), noted.get(b"content-encoding"), limit)
+        )
+
+    async def _searched(self, steps: Generator[None, None, _Found]) -> _Found:
+        """Take the steps of a search and return what it found.
 
         All searches together take one step per turn of the loop. No search waits for the end of another, and no other
         request waits for more than one step.
         """
-        noted = received.noted
-        steps = bodies.search(self, noted.get(b"content-type"), noted.get(b"content-encoding"), limit)
         while True:
             async with self._budget.searching:
                 try:
                     next(steps)
                 except StopIteration as over:
-                    found: bodies.BodyModel = over.value
+                    found: _Found = over.value
                     return found
                 await asyncio.sleep(0)
 
@@ -146,7 +159,7 @@ async def read(active: ActiveRequest, template: Template) -> RequestBody:
     if length is not None and length > limit:
         raise _too_large(limit)
     body = active.body = RequestBody(active.bodies)
-    if template.endpoint.reads_body and (template.method in _HAS_BODY or length != 0):
+    if template.collects and (template.method in _HAS_BODY or length != 0):
         whole = body.whole = exchange.whole_body()
         if whole is None:
             await _collect(active, body, limit)

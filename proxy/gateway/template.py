@@ -73,6 +73,7 @@ class Template(Unshown):
 
     __slots__ = (
         "caller",
+        "collects",
         "config",
         "dialect",
         "endpoint",
@@ -88,6 +89,7 @@ class Template(Unshown):
         "query",
         "received",
         "shown_path",
+        "usage_option",
     )
 
     def __init__(self, config: ActiveConfig, method: str, path: bytes, query: bytes, received: RequestHeaders) -> None:
@@ -103,6 +105,10 @@ class Template(Unshown):
         self.endpoint = NOWHERE
         self.dialect = Dialect.OPENAI
         self.project = ""
+        self.collects = False
+        """Whether the body is collected and searched."""
+        self.usage_option = False
+        """Whether streams are asked for their usage (``include_usage`` of the project)."""
         self.limited = False
         """Whether the limits on active requests apply."""
         self.facts: RequestFacts | None = None

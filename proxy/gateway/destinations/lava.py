@@ -22,6 +22,10 @@ ANTHROPIC_VERSION: Final = (b"anthropic-version", b"2023-06-01")
 """Added for Anthropic's API if the client sent none: Anthropic refuses requests without it."""
 
 
+IDENTITY: Final = (b"accept-encoding", b"identity")
+"""In place of the client's value, if an event may have to be removed from the stream."""
+
+
 class LavaDestination:
     """Lava's gateway, for one configuration."""
 
@@ -38,8 +42,12 @@ class LavaDestination:
         kept: tuple[bytes, ...] = () if credential.payment.byok else headers.ACCOUNTS
         if decoded:
             kept += (b"content-encoding",)
+        if template.usage_option:
+            kept += (b"accept-encoding",)
         pairs: Pairs = [(b"host", address.host), (b"authorization", credential.authorization)]
         pairs += headers.without(received.onward, *kept)
+        if template.usage_option:
+            pairs.append(IDENTITY)
         metadata = headers.merge_metadata(
             received.noted.get(headers.METADATA), received.metadata, config.project(route.project).metadata
         )
