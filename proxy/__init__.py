@@ -15,5 +15,7 @@ prints or exits). ``docs/architecture.md`` has the rules for imports, which ``li
 
 __version__ = "0.1.0"
 
+SUMMARY = "a local forwarding proxy for the Lava AI gateway"
+
 HOMEPAGE = "https://pypi.org/project/lava-proxy/"
 """The address of the README, as in the package's metadata."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from daemons import StartDaemon
+    from postgres import Server
     from security_stand import Stand
 
     from proxy.emulator import Emulator
@@ -193,6 +194,22 @@ def stand(module_stand: Stand) -> Iterator[Stand]:
     module_stand.begin_case()
     yield module_stand
     module_stand.finish_case()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """A PostgreSQL server for this process of the test run."""
+    import postgres
+
+    binaries = postgres.programs()
+    if binaries is None:
+        pytest.skip("no PostgreSQL server: install Debian's package postgresql")
+    server = postgres.Server(binaries)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
 
 
 def _node_directories() -> Iterator[Path]:

@@ -178,9 +178,6 @@ class HttpxAnswer:
                 return False
         return True
 
-    def now(self) -> bytes:
-        return b""
-
     def whole(self) -> bytes | None:
         return None  # it comes piece by piece
 

@@ -672,7 +672,7 @@ import asyncio, json, sys
 import proxy.app
 early = sorted(set(sys.modules) & {"httpx2", "proxy.lava.client", "proxy.lava.records"})
 from proxy.gateway.active_config import ActiveConfig
-from proxy.gateway.account_probe import ProbeSender, ask
+from proxy.gateway.destinations.account_probe import ProbeSender, ask
 from proxy.config.settings import load
 from proxy.upstream import create_engine
 async def main():

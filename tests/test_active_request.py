@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from proxy.gateway.active_request import ActiveRequest, Deadlines, EndReason, Phase, Registry, RequestEnded
+from proxy.gateway.ending import conclude
 from proxy.gateway.request_body import BodyBudget
+from proxy.http.exchange import ClientDisconnected
+from proxy.protocol.dialects import Ending
 from proxy.protocol.record import Outcome, Record
 from proxy.protocol.tasks import RequestTask
+from proxy.protocol.usage import Scanner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,7 +28,7 @@ def opened(registry: Registry, deadlines: Deadlines = LONG) -> ActiveRequest:
     """A request that ``registry`` watches."""
     config: Any = SimpleNamespace(deadlines=deadlines)
     record = Record("req_0", "POST", "/", monotonic())
-    task = RequestTask(asyncio.get_running_loop())
+    task = RequestTask()
     active = ActiveRequest(cast("Any", None), config, record, task, registry, BodyBudget())
     registry.add(active)
     return active
@@ -142,6 +146,31 @@ def test_the_first_reason_is_kept() -> None:
         active.end("client_gone")
         await until(lambda: active.task.done)
         assert reasons == ["client_gone", "total"]
+
+    run(test)
+
+
+def test_nothing_ends_a_request_whose_disconnect_was_noticed_while_reading() -> None:
+    """The rest of its response is still read: a shutdown meanwhile must not cost its outcome."""
+
+    async def test(registry: Registry) -> None:
+        active, rest = opened(registry), asyncio.Event()
+
+        class Response:
+            async def read(self) -> bytes:
+                await rest.wait()
+                return b""
+
+        active.exchange = cast("Any", SimpleNamespace(client_error=None))
+        active.response = cast("Any", Response())
+        active.answering = True
+        scanner = active.record.scanner = Scanner(Ending.CHAT, True)
+        scanner.feed(b"data: [DONE]\n\n")
+        active.task.start(conclude(active, ClientDisconnected()))
+        registry.end_all("shutdown")
+        rest.set()
+        await until(lambda: active.task.done)
+        assert active.record.outcome is Outcome.OK
 
     run(test)
 

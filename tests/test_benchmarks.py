@@ -115,6 +115,29 @@ def test_slow_heads_end() -> None:
     assert line["figures"]["among_slow"]["wrong"] == 0
 
 
+def test_the_ledgers_table_is_printed_and_kept(tmp_path: Path) -> None:
+    """A small ledger is made and measured; its section of RESULTS.md is replaced, and the rest stays."""
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# Results\n\n## Notes: profile of the hot path and the next thing to cut\n\nBy hand.\n")
+    for _ in range(2):
+        done = command("ledger.py", "--rows", "2000", "--times", "1", "--write", str(results))
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "2,000 rows, `stats --since 30d`: the query" in done.stdout
+    written = results.read_text(encoding="utf-8")
+    assert written.count("## Ledger") == 1
+    assert written.rstrip().endswith("By hand.")
+
+
+@pytest.mark.timeout(300)
+def test_a_row_takes_at_most_250_bytes(module: Any, tmp_path: Path) -> None:
+    """``requests`` with its indexes, at a million rows with ids, sessions and token counts of usual length."""
+    ledger = module("ledger")
+    path = tmp_path / "ledger.sqlite"
+    ledger.make(path, 1_000_000, lambda _: None)
+    own, _ = ledger.bytes_a_row(path, 1_000_000)
+    assert own <= ledger.GOALS["bytes a row"]
+
+
 def test_what_was_written_by_hand_is_kept(module: Any) -> None:
     """A new RESULTS.md keeps the notes of the one before."""
     report, book = module("report"), module("book")

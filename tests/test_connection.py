@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import re
 import socket
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import httptools
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
+from uvicorn.server import ServerState
 
 from proxy.config.settings import Server, Settings
 from proxy.daemon import Daemon, background
 from proxy.http import asgi
+from proxy.http.connection import ConnectionSet, StrictProtocol
 from proxy.http.framing import ChunkedBody, Head, Limits, RefusalError, RequestHeads, read_head, refuse_early
 
 if TYPE_CHECKING:
@@ -989,6 +993,50 @@ def test_answers_without_a_body_have_none(front: Front, request_line: bytes) -> 
 
 
 # --- many connections ------------------------------------------------------------------------------------------
+
+
+class ResetTransport(asyncio.Transport):
+    """A transport of asyncio's own loop whose client resets the connection right after the refusal is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write_eof(self) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_reset_during_a_refusal_closes_the_connection() -> None:
+    """asyncio's own loop shuts the socket down at once, and raises if the client has reset it meanwhile."""
+
+    async def main() -> ResetTransport:
+        transport, app = ResetTransport(), TinyApp()
+        connections = ConnectionSet(Limits())
+        protocol = StrictProtocol(uvicorn.Config(app, lifespan="off"), ServerState(), {}, watch=connections)
+        protocol.connection_made(transport)
+        protocol.data_received(b"no request\r\n\r\n")
+        assert app.seen == []
+        return transport
+
+    transport = asyncio.run(main())
+    assert code_of(transport.written) == (400, "bad_request")
+    assert transport.closed
 
 
 def is_closed(client: socket.socket) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from proxy.config.settings import Project
-from proxy.gateway.diagnosis import (
+from proxy.gateway.destinations.diagnosis import (
     AccountReport,
     Subject,
     explain,

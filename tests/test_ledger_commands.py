@@ -26,7 +26,7 @@ from proxy.config.settings import LedgerSettings
 from proxy.ledger import reading
 from proxy.ledger.lock import FileLock
 from proxy.ledger.rows import hashed
-from proxy.ledger.schema import Bill, State
+from proxy.ledger.schema import Bill, OutboxState, State
 from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ READERS: list[tuple[str, ...]] = [
     ("ledger", "check"),
     ("ledger", "prune"),
     ("ledger", "migrate"),
+    ("ledger", "dead-letters"),
 ]
 
 
@@ -552,6 +553,82 @@ def test_while_a_daemon_has_the_ledger_prune_leaves_it_to_the_daemon(book: Book)
     finally:
         lock.release()
     assert len(book("logs", "--json").out.splitlines()) == 2
+
+
+def _letters(book: Book, count: int) -> list[str]:
+    """Put a usage record in delivery and ``count`` dead ones into the outbox; the ids of these."""
+    book.fill([Made("website", START_US)])
+    with closing(sqlite3.connect(book.path)) as connection, connection:
+        for number in range(count + 1):
+            state = OutboxState.DEAD if number else OutboxState.READY
+            connection.execute(
+                "INSERT INTO outbox (id, project, created_us, state, attempts, next_us, problem) VALUES (?, 1, ?, ?, 9, 5, ?)",
+                (number.to_bytes(12, "big"), START_US, int(state), "Lava has other numbers\x1b[2J" if number else None),
+            )
+    return [f"req_{number:024x}" for number in range(1, count + 1)]
+
+
+def _outbox(book: Book) -> list[tuple[int, int, str | None]]:
+    with closing(sqlite3.connect(book.path)) as connection:
+        return connection.execute("SELECT state, attempts, problem FROM outbox ORDER BY seq").fetchall()
+
+
+def test_dead_letters_are_listed(book: Book) -> None:
+    """With the reason; what is still in delivery is none."""
+    ids = _letters(book, 2)
+    assert [each["id"] for each in book("ledger", "dead-letters", "--json").json] == ids
+    out = book("ledger", "dead-letters").out
+    assert ids[0] in out
+    assert "Lava has other numbers\\x1b[2J" in out
+    assert "\x1b" not in out
+
+
+def test_a_dead_letter_is_replayed(book: Book) -> None:
+    """Only the one that was named; its count begins anew."""
+    ids = _letters(book, 2)
+    assert "1 dead letter will be delivered again" in book("ledger", "dead-letters", "replay", ids[0]).out
+    assert _outbox(book)[1] == (OutboxState.READY, 0, None)
+    assert _outbox(book)[2][0] == OutboxState.DEAD
+
+
+def test_dead_letters_are_deleted_after_a_question(book: Book) -> None:
+    """Without a terminal and ``--yes`` nothing is done; then all dead ones go, and nothing else."""
+    _letters(book, 2)
+    assert "add --yes" in book("ledger", "dead-letters", "delete", "--all", code=1).err
+    assert len(_outbox(book)) == 3
+    assert book("ledger", "dead-letters", "delete", "--all", "--yes", "--json").json == {"ok": True, "changed": 2}
+    assert _outbox(book) == [(OutboxState.READY, 9, None)]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("replay",), 2, "needs the ids"),
+        (("replay", "req_x", "--all"), 2, "needs the ids"),
+        (("list", "req_x"), 2, "takes no id"),
+        (("replay", "req_" + "0" * 24), 1, "There is no dead letter req_000"),
+        (("delete", "nothing", "--yes"), 1, "There is no dead letter nothing"),
+    ],
+)
+def test_wrong_words_about_dead_letters_change_nothing(
+    book: Book, words: tuple[str, ...], code: int, said: str
+) -> None:
+    """A record that is still in delivery is no dead letter either."""
+    _letters(book, 1)
+    before = _outbox(book)
+    assert said in book("ledger", "dead-letters", *words, code=code).err
+    assert _outbox(book) == before
+
+
+def test_while_a_daemon_has_the_ledger_no_letter_is_changed(book: Book) -> None:
+    """One process writes a file: exit code 1, and what to do."""
+    ids = _letters(book, 1)
+    lock = FileLock(book.path)
+    try:
+        assert "Stop the daemon" in book("ledger", "dead-letters", "replay", *ids, code=1).err
+    finally:
+        lock.release()
+    assert _outbox(book)[1][0] == OutboxState.DEAD
 
 
 # All of it

@@ -8,7 +8,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledger_rows import HOUR_US, ORDER, START_US, Filler, Made, expected, made_up, writable
 from profiles import examples
+from sqlalchemy import create_engine, select
+from sqlalchemy.exc import DBAPIError
 from test_cli import called
 
 from proxy.config.settings import LedgerSettings
@@ -23,11 +25,13 @@ from proxy.ledger import histogram, queries, reading
 from proxy.ledger.costs import AttemptCost, Source, cost_of, source_of
 from proxy.ledger.queries import Filter, Totals
 from proxy.ledger.schema import TOKENS, Bill, State
+from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from postgres import Server
     from sqlalchemy import Connection
 
 HOURS = 30
@@ -321,3 +325,55 @@ def test_histograms_add_up() -> None:
     stored = [histogram.pack(histogram.count(piece)) for piece in pieces]
     assert histogram.added(stored) == histogram.count(each for piece in pieces for each in piece)
     assert histogram.added([]) == {}
+
+
+@pytest.mark.postgres
+def test_postgresql_answers_the_same(postgres_server: Server, path: Path, tmp_path: Path) -> None:
+    """The same rows in both databases: every query and command says the same of them; and its connection cannot write."""
+    url = postgres_server.new_database()
+    engine = create_engine(url)
+    Filler(engine).fill(MADE)
+    engine.dispose()
+    here = reading.open_readonly(LedgerSettings(path=str(path)))
+    there = reading.open_readonly(LedgerSettings(url=Secret(url)))
+    end = START_US + HOURS * HOUR_US
+    windows = [
+        Filter(),
+        Filter(project="main", since_us=START_US + 12_345_678, until_us=end - HOUR_US - 1),
+        Filter(session="s1", model="gpt-4o"),
+    ]
+    with reading.reading(here) as one, reading.reading(there) as other:
+        for wanted in windows:
+            assert queries.sums(one, wanted) == queries.sums(other, wanted)
+            assert queries.newest(one, wanted, 50) == queries.newest(other, wanted, 50)
+            assert queries.page(one, wanted, None, 50) == queries.page(other, wanted, None, 50)
+        for by in get_args(queries.By):
+            assert queries.stats(one, by, Filter(), end) == queries.stats(other, by, Filter(), end)
+        assert queries.sums_by_agent(one, windows[2]) == queries.sums_by_agent(other, windows[2])
+        assert queries.extent(one) == queries.extent(other)
+        hours = queries.checked_hours(other)
+        assert hours is not None
+        assert queries.differences(other, hours) == []
+        with pytest.raises(DBAPIError, match="read-only"):
+            other.exec_driver_sql("DELETE FROM requests")
+    config = tmp_path / "config.toml"
+    config.touch(mode=0o600)
+    config.write_text(f"[ledger]\nurl = {json.dumps(url)}\n", encoding="utf-8")
+    for words in (
+        ("logs", "--limit", "5"),
+        ("stats", "--since", "2020-01-01"),
+        ("ledger", "check"),
+        ("ledger", "status"),
+    ):
+        ran = called(tmp_path, *words, "--config", config)
+        assert ran.code == 0, ran
+    assert "postgresql+psycopg://postgres@127.0.0.1" in ran.out
+
+
+def test_the_edge_of_a_window_reads_no_other_rows(connection: Connection) -> None:
+    """A budget reads an hour at most of the rows: SQLite searches them by number, and sorts nothing to add each one up."""
+    [costed] = queries._batches(connection, {}, START_US + 1, START_US + HOUR_US)
+    statement = str(select(costed).compile(connection, compile_kwargs={"literal_binds": True}))
+    plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
+    assert any(step.startswith("SEARCH requests USING INTEGER PRIMARY KEY") for step in plan), plan
+    assert not any("SCAN requests" in step or "TEMP B-TREE" in step for step in plan), plan

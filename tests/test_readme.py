@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 from daemons import clean_environment
+from ledger_rows import Filler, writable
 from rawclient import ask, listening
+from readme_ledger import morning
+from test_cli import called
 
 from proxy.config.settings import Settings, load
+from proxy.ledger.costs import Source
 from proxy.protocol.errors import TABLE
 
 if TYPE_CHECKING:
@@ -213,6 +217,33 @@ def test_the_two_commands_stand_where_the_gate_looks_for_them() -> None:
         assert len(block.splitlines()) == 1
         assert block.startswith("python3 -m venv .venv && .venv/bin/pip install -q ")
         assert block.strip().endswith(last)
+
+
+def comparable(output: str) -> list[str]:
+    """Lines without what depends on the clock: times, and where in the window a sparkline stands."""
+    dated = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "DATE", re.sub(r"(\d\d:\d\d):\d\d", r"\1", output))
+    return [re.sub(r"[\s▁▂▃▄▅▆▇█]+$", "", line) for line in dated.strip().splitlines()]
+
+
+def test_the_output_about_cost_is_the_programs(tmp_path: Path) -> None:
+    """Each command there prints what stands below it, on the ledger of ``readme_ledger.py``."""
+    engine = writable(tmp_path / "ledger.sqlite")
+    Filler(engine).fill(morning(time.time_ns() // 1000))
+    engine.dispose()
+    config = tmp_path / "config.toml"
+    config.touch(mode=0o600)
+    config.write_text(f'[ledger]\npath = "{tmp_path}/ledger.sqlite"\n', encoding="utf-8")
+    block = README.split("<!-- ledger-commands -->\n```console\n", 1)[1].split("```", 1)[0]
+    shown = re.findall(r"^\$ lava-proxy (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
+    assert [command.split()[0] for command, _ in shown] == ["logs", "stats", "cost"]
+    for command, output in shown:
+        ran = called(tmp_path, *shlex.split(command), "--config", config)
+        assert comparable(ran.out) == comparable(output), command
+
+
+def test_the_sources_of_a_cost_are_the_programs() -> None:
+    """Every source stands there once; ``none`` is no cost."""
+    assert {row[0].strip("`") for row in table("source")} == {each.word for each in Source} - {"none"}
 
 
 def test_its_links_lead_somewhere() -> None:

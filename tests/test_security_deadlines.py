@@ -31,7 +31,7 @@ SLOW_HEADS = 1000 if FULL else 150
 class Waits:
     """What takes as long as the default limits, by name; everything that the selected tests need begins at once."""
 
-    def __init__(self, pool: ThreadPoolExecutor, stand: Stand, selected: str) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, stand: Stand, selected: set[str]) -> None:
         port = stand.daemon("patient").port
         begun: dict[str, Callable[[], Any]] = {
             "test_silence": lambda: _watch_silence(port),
@@ -49,7 +49,8 @@ class Waits:
 def waits(request: pytest.FixtureRequest, module_stand: Stand) -> Iterator[Waits]:
     """The waits of the tests of this module that are to run."""
     with ThreadPoolExecutor(4) as pool:
-        yield Waits(pool, module_stand, " ".join(item.nodeid for item in request.session.items))
+        mine = [item for item in request.session.items if item.path == request.path]
+        yield Waits(pool, module_stand, {item.name.partition("[")[0] for item in mine})
 
 
 @case("BOD-08")

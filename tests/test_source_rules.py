@@ -326,3 +326,48 @@ def test_what_start_up_does_not_need_is_imported_late() -> None:
 def test_nothing_relies_on_writelines() -> None:
     """A transport's ``writelines`` does not pause the writer in CPython before 3.12.9 and 3.13.2 (CVE-2024-12254)."""
     assert [path for path in sources() if ".writelines(" in path.read_text("utf-8")] == []
+
+
+#: Lava in a name that belongs to this product: its own name, and its headers.
+_OWN_NAME = re.compile(r"lava-proxy|x-lava-[a-z-]*", re.IGNORECASE)
+
+
+def names_of_lava(source: str) -> list[str]:
+    """The string literals that name Lava, with their lines. Docstrings are no such literals."""
+    tree = ast.parse(source)
+    docstrings = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and id(node) not in docstrings:
+            text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
+            if "lava" in _OWN_NAME.sub("", text).lower():
+                found.append(f"{node.lineno}: {text}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sources() if folder_of(path) == "gateway" and "destinations" not in path.parts],
+    ids=name_of,
+)
+def test_only_a_destination_names_lava(path: Path) -> None:
+    """Everything else in the gateway uses the destination's name, so that it holds for a second destination."""
+    assert names_of_lava(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('raise Error("Lava refused")', ["1: Lava refused"]),
+        ('raise Error(f"{x} at Lava")', ["1:  at Lava"]),
+        ('provider = b"lava"', ["1: lava"]),
+        ('code = "x-lava-proxy-error of lava_error"', ["1: x-lava-proxy-error of lava_error"]),
+        ('"""Lava."""\ndef f():\n    """Lava."""', []),
+        ('header, name = b"x-lava-metadata", "lava-proxy"  # of Lava', []),
+    ],
+    ids=["sentence", "f-string", "bytes", "code beside a header", "docstrings", "own names"],
+)
+def test_a_name_of_lava_is_noticed(source: str, found: list[str]) -> None:
+    assert names_of_lava(source) == found

@@ -48,7 +48,7 @@ def test_a_request_task_goes_on_in_the_call_that_sets_its_signal() -> None:
             steps.append("begun")
             steps.append(await signal)
 
-        task = Task(loop)
+        task = Task()
         task.start(request())
         assert (steps, task.done) == (["begun"], False)
         signal.set_result("set")
@@ -78,7 +78,7 @@ def test_what_is_over_is_free_without_the_garbage_collector(end: str) -> None:
             def failed(self, error: Exception) -> None:
                 assert isinstance(error, Stop)
 
-        task = Over(loop)
+        task = Over()
         task.start(request(held, signal))
         del request, held
         if end == "fails":
@@ -108,7 +108,7 @@ def test_a_signal_that_is_set_first_is_not_waited_for() -> None:
         async def request() -> None:
             found.append(await signal)
 
-        Task(loop).start(request())
+        Task().start(request())
         assert found == [1]
         assert signal.succeeded
 
@@ -126,7 +126,7 @@ def test_the_error_of_a_signal_is_raised_where_it_is_waited_for() -> None:
             except Stop:
                 steps.append("stopped")
 
-        Task(loop).start(request())
+        Task().start(request())
         signal.set_exception(Stop())
         assert steps == ["stopped"]
         assert not signal.succeeded
@@ -182,7 +182,7 @@ def test_a_request_task_is_ended_where_it_waits(what: str) -> None:
                 await asyncio.sleep(0)
                 steps.append("went on")
 
-        task = Task(loop)
+        task = Task()
         task.start(request())
         task.throw(Stop())
         assert steps == ["stopped"]
@@ -199,7 +199,7 @@ def test_a_request_task_is_ended_where_it_waits(what: str) -> None:
 def test_what_ends_a_request_task_while_it_runs_is_raised_at_its_next_wait() -> None:
     async def test(loop: asyncio.AbstractEventLoop) -> None:
         steps: Steps = []
-        task = Task(loop)
+        task = Task()
 
         async def request() -> None:
             task.throw(Stop())
@@ -221,7 +221,7 @@ def test_a_request_task_that_waits_no_more_cannot_be_ended() -> None:
     """What comes after its last wait is too late, and strikes nothing."""
 
     async def test(loop: asyncio.AbstractEventLoop) -> None:
-        task = Task(loop)
+        task = Task()
 
         async def request() -> None:
             task.throw(Stop())
@@ -248,7 +248,7 @@ def test_an_error_of_the_coroutine_does_not_reach_what_resumes_it() -> None:
             def failed(self, error: Exception) -> None:
                 errors.append(error)
 
-        task = Failing(loop)
+        task = Failing()
         task.start(request())
         signal.set_result(None)
         assert [type(error) for error in errors] == [Stop]
@@ -271,7 +271,7 @@ def test_what_cannot_be_waited_for_is_an_error_there() -> None:
             except RuntimeError:
                 steps.append("refused")
 
-        Task(loop).start(request())
+        Task().start(request())
         assert steps == ["refused"]
 
     run(test)
@@ -296,7 +296,7 @@ def test_code_that_needs_an_asyncio_task_gets_one() -> None:
             steps.append(await in_task(_answer(steps, 0)))
             over.set_result(None)
 
-        Task(loop).start(request())
+        Task().start(request())
         await over
         assert steps == ["answer"]
 
@@ -323,7 +323,7 @@ def test_an_asyncio_task_ends_with_the_request_that_waits_for_it() -> None:
                 steps.append("stopped")
 
         for waited in (_answer(steps, 600), late()):
-            task = Task(loop)
+            task = Task()
             task.start(request(waited))
             await asyncio.sleep(0)
             task.throw(Stop())

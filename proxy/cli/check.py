@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from proxy.cli.payers import PayingAccount
     from proxy.config.settings import Settings
-    from proxy.gateway.diagnosis import Report
+    from proxy.gateway.destinations.diagnosis import Report
 
 _TOOLS = {"openai": "OpenAI tools", "anthropic": "Anthropic tools", "google": "Google tools"}
 

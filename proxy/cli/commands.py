@@ -570,6 +570,7 @@ def _ledger() -> typer.Typer:
     group.command("check")(ledger_check)
     group.command("prune")(ledger_prune)
     group.command("migrate")(ledger_migrate)
+    group.command("dead-letters")(ledger_dead_letters)
     return group
 
 
@@ -617,3 +618,24 @@ def ledger_migrate(context: typer.Context, as_json: AsJson = False, config: Conf
 
     file, as_json = _taken(context, as_json, config)
     raise typer.Exit(run_migrate(file, as_json=as_json))
+
+
+def ledger_dead_letters(
+    context: typer.Context,
+    action: Annotated[
+        Literal["list", "replay", "delete"], typer.Argument(metavar="[list|replay|delete]", help="Default: list.")
+    ] = "list",
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which ones.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a question.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Usage records that could not be delivered.
+
+    The daemon keeps what Lava refused until it is replayed or deleted by hand.
+    """
+    from proxy.cli.ledger_letters import run
+
+    file, as_json = _taken(context, as_json, config)
+    raise typer.Exit(run(file, action, ids or (), all_=everything, yes=yes, as_json=as_json))

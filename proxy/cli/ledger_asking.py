@@ -69,7 +69,7 @@ def iso(us: int) -> str:
 
 
 def begin_us(since: str | None) -> int | None:
-    """Return the time that ``--since`` means: a span of days begins at midnight. Raises ``Misused``."""
+    """Return the time that ``--since`` means: a span of days begins at midnight. Raises ``UsageError``."""
     if since is None:
         return None
     from proxy.cli.usage import begin
@@ -90,6 +90,11 @@ def usd(nano: int | None) -> str | None:
 def money(nano: int) -> str:
     """Return billionths of a dollar for people."""
     return dollars(decimal(nano))
+
+
+def requests(number: int) -> str:
+    """Return a number of requests in words."""
+    return f"{number:,} request{'' if number == 1 else 's'}"
 
 
 def short(text: str, room: int = _WIDEST) -> str:

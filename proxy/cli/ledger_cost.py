@@ -10,7 +10,6 @@ from proxy.cli.ledger_asking import money, short, sources, sums_for_scripts, tim
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.ledger import queries
 from proxy.ledger.queries import Filter
-from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +51,7 @@ def run(
 
 
 def _window(git: str | None, session: str | None, since: str | None) -> Window:
-    """The window that the options mean. Raises ``Misused``."""
+    """The window that the options mean. Raises ``UsageError``."""
     if git is not None:
         if since is not None:
             raise arguments.UsageError("--git and --since exclude each other: both say from when on")
@@ -65,7 +64,7 @@ def _window(git: str | None, session: str | None, since: str | None) -> Window:
 
 
 def _commits(written: str) -> Window:
-    """The time from one commit of the current directory's repository to another. Raises ``Misused``."""
+    """The time from one commit of the current directory's repository to another. Raises ``UsageError``."""
     first, dots, last = written.partition("..")
     if not dots or not first or last.startswith("."):
         raise arguments.UsageError("--git is a range of commits such as v1.0..HEAD or main~5..main")
@@ -81,7 +80,7 @@ def _commits(written: str) -> Window:
 
 
 def _commit(name: str) -> tuple[str, int]:
-    """The short id of a commit and its time in seconds. Raises ``Misused``."""
+    """The short id of a commit and its time in seconds. Raises ``UsageError``."""
     # A name that looks like an option is none.
     found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if not found:
@@ -136,7 +135,7 @@ def _draw(
     if not total.requests:
         screen.line(f"No request{of} has ended in that time.")
     else:
-        screen.line(f"{money(total.billed)} billed for {counted(total.requests, 'request')}{of}.", "title")
+        screen.line(f"{money(total.billed)} billed for {ledger_asking.requests(total.requests)}{of}.", "title")
         screen.line()
         rows = [
             [source.word, f"{count:,}", "" if amount is None else money(amount), _MEANING[source.word]]

@@ -30,7 +30,7 @@ _WIDE = 160
 
 
 class Column(NamedTuple):
-    """A column of fixed width: rows that come one by one cannot be measured before. ``rank`` 0 is never left out."""
+    """A column of at most ``width`` characters. Where there is no room, the highest ``rank`` is left out first, 0 never."""
 
     head: str
     width: int
@@ -55,7 +55,7 @@ def run(
     """Show the newest ``limit`` requests, and with ``follow`` those that come; returns the exit code."""
 
     def show(book: Book) -> int:
-        put = _lines_of_json if as_json else _Table().put
+        put = _lines_of_json if as_json else _Table(fixed=follow).put
         with book.reading() as connection:
             wanted = Filter(
                 project=project,
@@ -178,33 +178,50 @@ _COLUMNS = (
 
 
 class _Table:
-    """Rows of fixed columns: as many as the terminal is wide for."""
+    """Rows of columns: as many as the terminal is wide for. Rows that come one by one have columns of fixed width."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fixed: bool) -> None:
         self._screen = Screen()
-        room = shutil.get_terminal_size((_WIDE, 0)).columns if sys.stdout.isatty() else _WIDE
         self._columns = list(_COLUMNS)
-        while self._width() > room and any(column.rank for column in self._columns):
-            self._columns.remove(max(self._columns, key=lambda column: column.rank))
+        self._widths = {column.head: column.width for column in _COLUMNS}
+        self._fixed = fixed
         self._begun = False
-
-    def _width(self) -> int:
-        return sum(column.width + 2 for column in self._columns) - 2
 
     def put(self, rows: list[Row]) -> None:
         """Show rows; the heads before the first."""
-        if rows and not self._begun:
+        if not rows:
+            return
+        # One line each, whatever a name holds.
+        shown = [
+            {
+                column.head: short(printable(" ".join(column.cell(row).split())), column.width)
+                for column in self._columns
+            }
+            for row in rows
+        ]
+        if not self._begun:
             self._begun = True
-            self._screen.line(self._line([column.head for column in self._columns]), "note")
-        for row in rows:
-            # One line each, whatever a name holds.
-            cells = [short(printable(" ".join(column.cell(row).split())), column.width) for column in self._columns]
+            self._fit(shown)
+            self._screen.line(self._line({column.head: column.head for column in self._columns}), "note")
+        for row, cells in zip(rows, shown, strict=True):
             style: Style = "plain" if row.outcome in (None, *queries.NO_ERROR) else "bad"
             self._screen.line(self._line(cells), style)
 
-    def _line(self, cells: list[str]) -> str:
+    def _fit(self, shown: list[dict[str, str]]) -> None:
+        if not self._fixed:
+            self._widths = {name: max(len(name), *(len(row[name]) for row in shown)) for name in self._widths}
+        room = shutil.get_terminal_size((_WIDE, 0)).columns if sys.stdout.isatty() else _WIDE
+        while sum(self._widths[column.head] + 2 for column in self._columns) - 2 > room:
+            least = max(self._columns, key=lambda column: column.rank)
+            if not least.rank:
+                return
+            self._columns.remove(least)
+
+    def _line(self, cells: dict[str, str]) -> str:
         fitted = (
-            cell.rjust(column.width) if column.number else cell.ljust(column.width)
-            for cell, column in zip(cells, self._columns, strict=True)
+            cells[column.head].rjust(self._widths[column.head])
+            if column.number
+            else cells[column.head].ljust(self._widths[column.head])
+            for column in self._columns
         )
         return "  ".join(fitted).rstrip()

@@ -10,7 +10,6 @@ from proxy.cli.ledger_logs import duration, thousands
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.ledger import queries
 from proxy.ledger.queries import HOUR_US, Filter, StatsLine, Totals
-from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,7 +157,7 @@ def _explain(screen: Screen, begin: int, groups: list[StatsLine]) -> None:
     if total.estimated or total.estimated_requests:
         told.append(f"{money(total.estimated)} estimated (no bill)")
     if total.unmetered_requests:
-        told.append(f"{counted(total.unmetered_requests, 'request')} unmetered")
+        told.append(f"{ledger_asking.requests(total.unmetered_requests)} unmetered")
     if total.unknown_requests:
-        told.append(f"{counted(total.unknown_requests, 'request')} of unknown cost")
+        told.append(f"{ledger_asking.requests(total.unknown_requests)} of unknown cost")
     screen.line(f"Since {time_of(begin):%Y-%m-%d %H:%M}: {', '.join(told)}.", "note")

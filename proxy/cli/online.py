@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from proxy.gateway.account_probe import ProbeSender, ask
 from proxy.gateway.active_config import ActiveConfig
-from proxy.gateway.diagnosis import AccountReport, report
+from proxy.gateway.destinations.account_probe import ProbeSender, ask
+from proxy.gateway.destinations.diagnosis import AccountReport, report
 from proxy.upstream import create_engine
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from proxy.cli.terminal import Screen
     from proxy.config.settings import Settings
-    from proxy.gateway.account_probe import ProbeAddress
-    from proxy.gateway.diagnosis import Report
+    from proxy.gateway.destinations.account_probe import ProbeAddress
+    from proxy.gateway.destinations.diagnosis import Report
     from proxy.lava.replies import ApiReply
     from proxy.upstream import Engine
 

@@ -93,7 +93,7 @@ def _ledger(settings: Settings, log: Logs, stack: ExitStack) -> Ledger | None:
             )
             return None
         stack.callback(lock.release)
-    return Ledger(settings, log)
+    return Ledger(settings, log, log.mask)
 
 
 def _introduce(log: Logs, settings: Settings) -> None:

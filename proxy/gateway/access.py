@@ -280,7 +280,8 @@ def check_key(
         raise ProxyError(
             "local_key_invalid",
             "The API key of this request is none of this daemon's local keys: give the tool one from lava-proxy's configuration.",
-            "Give the tool a key from lava-proxy's own configuration: a provider's or Lava's key does not belong in the tool.",
+            "Give the tool a key from lava-proxy's own configuration: "
+            f"a provider's or {config.destination.name}'s key does not belong in the tool.",
             headers=[(b"www-authenticate", b"Bearer")],
         )
     return Caller(config.keys[hashed], name)

@@ -6,14 +6,15 @@ Credentials are made once per project and provider, and stored.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from proxy.gateway import diagnosis
 from proxy.gateway.access import digest
-from proxy.gateway.account_probe import AccountProbe
 from proxy.gateway.active_request import Deadlines
+from proxy.gateway.destinations import diagnosis
+from proxy.gateway.destinations.account_probe import AccountProbe
 from proxy.gateway.destinations.lava import LavaDestination
 from proxy.gateway.routing import RoutingTable
 from proxy.lava import prefixes, tokens
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from proxy.config.settings import Project, Settings
     from proxy.gateway.destinations import Destination
-    from proxy.gateway.diagnosis import Subject
+    from proxy.gateway.destinations.diagnosis import Subject
     from proxy.lava.tokens import Credential
     from proxy.protocol.errors import ProxyError
 
@@ -72,7 +73,8 @@ class ActiveConfig:
         for name, project in settings.projects.items():
             for key in project.keys:
                 self.keys[digest(key.reveal().encode("utf-8"))] = name
-        whole = settings.server.max_concurrent
+        self.max_body_bytes = settings.server.max_body_bytes
+        whole = self.max_concurrent_in_all = settings.server.max_concurrent
         most = whole if len(self.table.projects) == 1 else max(1, whole * _SHARE_PERCENT // 100)
         self.max_concurrent = {name: project.max_concurrent or most for name, project in self.table.projects.items()}
         """The limit on active requests, by project."""
@@ -84,6 +86,8 @@ class ActiveConfig:
         self._origins: dict[Origin, Origin] = {}
         self._redactors: dict[tuple[str, str], Redactor] = {}
         self._of_all: Redactor | None = None
+        self.masking = asyncio.Lock()
+        """Held while a large error response is masked in a thread."""
 
     def project(self, name: str) -> Project:
         """Return the settings of a project that routing has chosen."""
@@ -171,8 +175,4 @@ class ActiveConfig:
     def usable(self) -> str | None:
         """Return why requests of the default project cannot be served, or ``None`` if they can."""
         name = self.table.default_project
-        for candidate in [name] if name is not None else list(self.table.projects):
-            project = self.table.projects[candidate]
-            if project.forward_token or project.spend_key or project.secret_key or self.account_key:
-                return None
-        return "no Lava secret key is configured: set LAVA_SECRET_KEY, or secret_key under [lava], or run `lava-proxy login`"
+        return self.destination.unusable([name] if name is not None else self.table.projects)

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
     from proxy.gateway.active_config import ActiveConfig
     from proxy.gateway.request_body import BodyBudget, RequestBody
+    from proxy.gateway.stops import Stop
     from proxy.gateway.template import Prepared, Template
     from proxy.http.exchange import Exchange, Pairs
     from proxy.protocol.record import Outcome, Record
     from proxy.protocol.tasks import RequestTask
     from proxy.upstream import UpstreamResponse
 
-EndReason = Literal["client_gone", "first_byte", "idle", "total", "write_stall", "shutdown"]
+EndReason = Literal["client_gone", "first_byte", "idle", "total", "write_stall", "shutdown", "stopped"]
 
 
 WATCH_SECONDS: Final = 0.1
@@ -80,6 +81,8 @@ class ActiveRequest:
     permitted: str | None = None
     """The project whose limits count this request."""
     ended: EndReason | None = None
+    stop: Stop | None = None
+    """What stopped it."""
     phase = Phase.CLIENT
 
     def __init__(
@@ -195,6 +198,17 @@ class Registry:
     def uses(self, config: ActiveConfig) -> bool:
         """Whether an active request uses ``config``."""
         return any(request.config is config for request in self._requests)
+
+    def stop(self, stop: Stop) -> int:
+        """End the active requests that ``stop`` matches. Return their number."""
+        ended = 0
+        for request in list(self._requests):
+            record = request.record
+            if record.facts is not None and record.project is not None and stop.matches(record.project, record.facts):
+                request.stop = stop
+                request.end("stopped")
+                ended += 1
+        return ended
 
     def end_all(self, reason: EndReason) -> None:
         """End every active request."""

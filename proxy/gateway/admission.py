@@ -8,21 +8,30 @@ from proxy.protocol.errors import ProxyError
 
 if TYPE_CHECKING:
     from proxy.gateway.active_request import ActiveRequest, Registry
+    from proxy.gateway.stops import Stops
 
 
 class Admission:
     """Grants permits. The registry counts a permit until its request is removed."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, stops: Stops) -> None:
         self._registry = registry
+        self._stops = stops
 
-    def permit(self, active: ActiveRequest, project: str) -> None:
-        """Count ``active`` against the limits of ``project``. Raises ``ProxyError`` ``overloaded`` or ``shutting_down``."""
+    async def permit(self, active: ActiveRequest, project: str) -> None:
+        """Count ``active`` against the limits of ``project``.
+
+        Raises ``ProxyError`` ``overloaded``, ``shutting_down`` or ``project_stopped``.
+        """
         registry, config = self._registry, active.config
         active.record.project = project
         if registry.draining:
             raise shutting_down()
-        limit = config.settings.server.max_concurrent
+        if not self._stops.ready:
+            await self._stops.load()
+        if active.record.facts is not None:
+            self._stops.check(project, active.record.facts)
+        limit = config.max_concurrent_in_all
         if registry.total_permitted >= limit:
             raise _overloaded("This daemon has", limit, "[server]")
         limit = config.max_concurrent[project]

@@ -66,7 +66,7 @@ def _judge(active: ActiveRequest) -> Template:
     else:
         template.facts = _facts(active, template)
         template.usage_option = _asks_for_usage(template)
-        template.collects = endpoint.reads_body or template.usage_option
+    template.reads_body = endpoint.reads_body or template.usage_option
     template.limited = endpoint.kind is not EndpointKind.INFO
     return template
 

@@ -37,11 +37,6 @@ async def dispatch(active: ActiveRequest, prepared: Prepared, body: RequestBody)
     return response
 
 
-def may_retry(error: UpstreamError) -> bool:
-    """Whether another target may be tried: only if no byte was sent, because every sent request may cost money."""
-    return not error.sent
-
-
 def unreachable(error: UpstreamError, destination: Destination) -> ProxyError:
     """Return the client's error for an attempt that ended without a response."""
     name = destination.name

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.gateway.active_request import RequestEnded
 from proxy.gateway.admission import shutting_down
+from proxy.gateway.stops import stopped
 from proxy.protocol import errors
 from proxy.protocol.dialects import Dialect, error_event
 from proxy.protocol.errors import ProxyError
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from proxy.gateway.active_request import ActiveRequest, EndReason
     from proxy.http.exchange import ClientDisconnected
     from proxy.upstream import UpstreamResponse
-
-_LAVA_CODES = frozenset({"lava_unauthorized", "lava_insufficient_balance", "lava_spend_limit", "lava_forbidden"})
-_LAVA_CODES |= frozenset({"lava_unsupported_target", "lava_error"})
-_PROVIDER_CODES = frozenset({"provider_key_rejected", "provider_payment_required"})
-
 
 REST_SECONDS: Final = 1.0
 REST_BYTES: Final = 4096
@@ -46,7 +42,7 @@ def refuse(active: ActiveRequest, fault: ProxyError, outcome: Outcome | None = N
     """Respond with ``fault``, in the client's dialect."""
     record, config = active.record, active.config
     record.error_code, record.status = fault.code, fault.status
-    active.settle(outcome or _outcome(fault.code))
+    active.settle(outcome or fault.outcome)
     if active.answering:  # after the head was sent an error response is impossible
         active.exchange.abort()
         return
@@ -87,6 +83,7 @@ def abort_stream(active: ActiveRequest, aborted: StreamAborted) -> None:
 async def conclude(active: ActiveRequest, error: RequestEnded | ClientDisconnected) -> None:
     """Settle a request that was ended from outside, and report the reason if the client can still receive it."""
     reason = error.reason if isinstance(error, RequestEnded) else "client_gone"
+    active.ended = reason  # from here on nothing else ends it: it would lose its outcome
     if reason in ("client_gone", "write_stall"):
         broke = active.exchange.client_error is not None
         if not broke and reason == "client_gone" and await _had_all(active):
@@ -97,6 +94,8 @@ async def conclude(active: ActiveRequest, error: RequestEnded | ClientDisconnect
         return
     if reason == "shutdown":
         outcome, fault = Outcome.SHUTDOWN, shutting_down()
+    elif reason == "stopped" and active.stop is not None:
+        outcome, fault = Outcome.SHUTDOWN, stopped(active.stop, active.record.project)
     else:
         outcome = Outcome.STALLED if active.answering and reason == "idle" else Outcome.TIMEOUT
         fault = _overdue(reason, active)
@@ -142,27 +141,22 @@ def fail(active: ActiveRequest) -> None:
     refuse(active, fault)
 
 
-def _outcome(code: str) -> Outcome:
-    if code in _LAVA_CODES:
-        return Outcome.LAVA_ERROR
-    if code in _PROVIDER_CODES:
-        return Outcome.PROVIDER_ERROR
-    if code.startswith("upstream_"):
-        return Outcome.TIMEOUT if code == "upstream_timeout" else Outcome.UPSTREAM_ERROR
-    return Outcome.REFUSED
+_OVERDUE: Final = {
+    "first_byte": "did not begin to answer",
+    "idle": "stopped moving",
+    "total": "took longer than allowed",
+}
 
 
 def _overdue(reason: EndReason, active: ActiveRequest) -> ProxyError:
     """Return the error for an exceeded limit of [upstream]."""
-    seconds = active.config.deadlines._asdict().get(reason, 0.0)
-    what = {
-        "first_byte": "did not begin to answer",
-        "idle": "stopped moving",
-        "total": "took longer than allowed",
-    }
+    prepared, seconds = active.prepared, getattr(active.config.deadlines, reason)
+    subject, charged = "The request", ""
+    if prepared is not None:  # else nothing was sent
+        subject, charged = prepared.destination.name, "; the request may have been charged"
     return ProxyError(
         "upstream_timeout",
-        f"Lava {what.get(reason, 'was too slow')} (limit: {seconds:g} s).",
-        f"The limit is {reason} under [upstream]; the request may have been charged.",
+        f"{subject} {_OVERDUE[reason]} (limit: {seconds:g} s).",
+        f"The limit is {reason} under [upstream]{charged}.",
         retry=False,
     )

@@ -14,6 +14,7 @@ from proxy.gateway.admission import Admission
 from proxy.gateway.model_list import ModelList
 from proxy.gateway.request_body import BodyBudget
 from proxy.gateway.serve import serve
+from proxy.gateway.stops import Stops
 from proxy.protocol import errors
 from proxy.protocol.record import Record
 from proxy.protocol.redaction import Redactor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.config.settings import Settings
+    from proxy.gateway.stops import StopStore
     from proxy.http.asgi import Application
     from proxy.http.exchange import Exchange, Pairs
     from proxy.upstream import Engine
@@ -36,6 +38,7 @@ class RequestLog(Protocol):
     """Logs requests and faults (``observe/logs.py``)."""
 
     def request(self, record: Record) -> None: ...
+    def warning(self, event: str, **fields: object) -> None: ...
     def error(self, event: str, **fields: object) -> None: ...
     def set_redactor(self, redactor: Redactor) -> None: ...
     def set_level(self, level: str) -> None: ...
@@ -54,10 +57,17 @@ class Gateway:
 
     routes: Application
 
-    def __init__(self, settings: Settings, log: RequestLog | None, metrics: RequestMetrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log: RequestLog | None,
+        metrics: RequestMetrics,
+        stop_store: StopStore | None = None,
+    ) -> None:
         self.config = ActiveConfig(settings, _engine(settings))
         self.registry = Registry()
-        self.admission = Admission(self.registry)
+        self.stops = Stops(stop_store, self._warn)
+        self.admission = Admission(self.registry, self.stops)
         self.bodies = BodyBudget()
         self.models = ModelList()
         self.log = log
@@ -113,6 +123,10 @@ class Gateway:
                     observer(record)
                 except Exception as error:  # noqa: BLE001  (one observer's fault must not keep a record from the others)
                     self.log_error(error, record.request_id)
+
+    def _warn(self, sentence: str) -> None:
+        if self.log is not None:
+            self.log.warning(sentence)
 
     def log_error(self, error: Exception, request_id: str) -> None:
         """Log a fault of our own, with its traceback but never with values."""
@@ -179,7 +193,7 @@ class _ExchangeTask(RequestTask):
     __slots__ = ("_exchange", "_gateway")
 
     def __init__(self, gateway: Gateway, exchange: Exchange) -> None:
-        super().__init__(asyncio.get_running_loop())
+        super().__init__()
         self._gateway = gateway
         self._exchange = exchange
 

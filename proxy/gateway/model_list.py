@@ -1,7 +1,7 @@
-"""``GET /v1/models`` and ``GET /v1/models/<name>``: Lava's list and the configured aliases, in the client's dialect.
+"""``GET /v1/models`` and ``GET /v1/models/<name>``: the destination's list and the aliases, in the client's dialect.
 
-Tools request the list before anything else, some at every start. While Lava cannot be reached they get the last good list, or
-the aliases alone, marked as incomplete. A refusal by Lava is relayed as an error: the key is wrong then, not the network.
+Tools request the list before anything else, some at every start. While the destination cannot be reached they get the last
+good list, or the aliases alone, marked as incomplete. A refusal is relayed as an error: the key is wrong then, not the network.
 """
 
 from __future__ import annotations
@@ -20,40 +20,39 @@ from proxy.gateway.relay import explain
 from proxy.protocol import body as bodies
 from proxy.protocol import errors
 from proxy.protocol.dialects import Dialect, compact
-from proxy.protocol.errors import ErrorReply, Payment, ProxyError
+from proxy.protocol.errors import ErrorReply, ProxyError
 from proxy.protocol.headers import http_date
 from proxy.protocol.record import Outcome
+from proxy.protocol.redaction import Redactor
 from proxy.protocol.tasks import in_task
-from proxy.upstream import UpstreamError, UpstreamRequest
+from proxy.upstream import UpstreamError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxy.config.settings import Project
-    from proxy.gateway.active_config import ActiveConfig, LavaAddress
+    from proxy.gateway.active_config import ActiveConfig
     from proxy.gateway.active_request import ActiveRequest
+    from proxy.gateway.destinations import Destination, ModelsQuery
     from proxy.gateway.gateway import Gateway
     from proxy.gateway.routing import Endpoint
     from proxy.gateway.template import Template
     from proxy.protocol.record import Record
-    from proxy.protocol.redaction import Secret
 
-PROVIDER = "lava"
 INCOMPLETE = (b"x-lava-proxy-incomplete", b"models")
 _MAX_BYTES = 16 * 1024 * 1024
 _MAX_LISTS = 32
 _LARGEST_KEPT = 4 * 1024 * 1024
 _LIST_TIMEOUT_SECONDS = 15.0
-"""Limit for Lava's list. It is far below the ten minutes of a completion, because a list of models is quick."""
+"""Limit for the list. It is far below the ten minutes of a completion, because a list of models is quick."""
 _EPOCH = "1970-01-01T00:00:00Z"
 
 Entries = list[dict[str, Any]]
 
 
 async def answer(gateway: Gateway, active: ActiveRequest, template: Template) -> bool:
-    """Respond with Lava's list and the aliases; False for a model that only its provider may know. Raises ``ProxyError``."""
+    """Respond with the list and the aliases; False for a model that only its provider may know. Raises ``ProxyError``."""
     config, record = active.config, active.record
-    active.wait(Phase.CLIENT)  # the request to Lava has its own limit
+    active.wait(Phase.CLIENT)  # the query has its own limit
     try:
         reply = await in_task(
             gateway.models.answer(config, template.endpoint, template.project, record, template.query)
@@ -72,7 +71,7 @@ async def answer(gateway: Gateway, active: ActiveRequest, template: Template) ->
 
 
 class ModelList:
-    """Serves both addresses, and stores the last good list of each credential at each address of Lava."""
+    """Serves both addresses, and stores the last good list of each credential at each address."""
 
     def __init__(self) -> None:
         self._lists: OrderedDict[tuple[object, ...], Entries] = OrderedDict()
@@ -83,11 +82,11 @@ class ModelList:
         """Return the list, or the one model that ``endpoint`` names.
 
         ``None`` for a model that is in no list but may be known to its provider (a fine-tuned one, for example). Raises
-        ``ProxyError`` if Lava refuses, or if it cannot be reached and no earlier list is known.
+        ``ProxyError`` if the destination refuses, or if it cannot be reached and no earlier list is known.
         """
         table, elsewhere = config.table, True
         aliases = list(table.aliases)
-        record.provider = PROVIDER
+        record.provider = config.destination.provider
         if endpoint.model is not None:
             if endpoint.model in table.aliases:
                 return _reply(_one(_own(endpoint.model), endpoint.model, endpoint.dialect), project, record)
@@ -109,29 +108,34 @@ class ModelList:
         if found is not None:
             return _reply(_one(found, endpoint.model, endpoint.dialect), project, record, complete=complete)
         if not elsewhere:
-            raise _unlisted(endpoint.model, [entry["id"] for entry in entries])
+            raise _unlisted(config.destination, endpoint.model, [entry["id"] for entry in entries])
         record.provider = record.lava_request_id = None
         return None
 
     async def _entries(
         self, config: ActiveConfig, project_name: str, record: Record, *, needed: bool
     ) -> tuple[Entries, bool]:
-        """Return Lava's list, and whether it is complete: if Lava fails, the last good list, or none if not ``needed``."""
-        project, lava = config.project(project_name), config.lava(project_name)
-        secret = _asking(config, project)
+        """Return the list, and whether it is complete: if there is none, the last good one, or none if not ``needed``."""
+        destination = config.destination
+        query = destination.models_query(project_name)
+        secret = query.secret
         # A list belongs to one credential: the models that a spend key may use must not show in another project.
-        key = (lava.origin, lava.base_path, digest(secret.reveal().encode("utf-8")) if secret is not None else None)
+        key = (
+            query.outgoing.origin,
+            query.outgoing.target,
+            digest(secret.reveal().encode("utf-8")) if secret is not None else None,
+        )
         try:
             async with asyncio.timeout(min(_LIST_TIMEOUT_SECONDS, config.deadlines.first_byte)):
-                content = await _ask(config, lava, secret, project_name, record)
-            entries = _parsed(content)
+                content = await _ask(config, query, record)
+            entries = _parsed(destination, content)
         except (ProxyError, UpstreamError, TimeoutError) as trouble:
             if isinstance(trouble, ProxyError) and not trouble.code.startswith("upstream_") and trouble.status < 500:
                 raise
             kept = self._lists.get(key)
             if kept is None and needed:
                 if isinstance(trouble, TimeoutError):
-                    raise _too_late() from None
+                    raise _too_late(destination) from None
                 raise
             record.upstream_error = trouble.detail if isinstance(trouble, UpstreamError) else str(trouble) or "timeout"
             return kept or [], False
@@ -143,21 +147,9 @@ class ModelList:
         return entries, True
 
 
-def _asking(config: ActiveConfig, project: Project) -> Secret | None:
-    """Return the key for the request: the project's own; none if it has only a ready token, which is for forwarding."""
-    if project.spend_key is not None:
-        return project.spend_key
-    return None if project.forward_token is not None else project.secret_key or config.account_key
-
-
-async def _ask(
-    config: ActiveConfig, lava: LavaAddress, secret: Secret | None, project_name: str, record: Record
-) -> bytes:
-    """Return the body of Lava's list. Raises ``ProxyError`` for a refusal or an unusable response, and ``UpstreamError``."""
-    sent: list[tuple[bytes, bytes]] = [(b"host", lava.host), (b"accept", b"application/json")]
-    if secret is not None:
-        sent.append((b"authorization", b"Bearer " + secret.reveal().encode("utf-8")))
-    opened = await config.engine.open(UpstreamRequest(b"GET", lava.origin, lava.base_path + b"/models", sent))
+async def _ask(config: ActiveConfig, query: ModelsQuery, record: Record) -> bytes:
+    """Return the body of the list. Raises ``ProxyError`` for a refusal or an unusable response, and ``UpstreamError``."""
+    opened = await config.engine.open(query.outgoing)
     try:
         record.first_byte_s = monotonic() - record.started
         pieces, size = [], 0
@@ -165,7 +157,7 @@ async def _ask(
             pieces.append(piece)
             size += len(piece)
             if size > _MAX_BYTES:
-                raise _not_a_list(opened.status)
+                raise _not_a_list(config.destination, opened.status)
         content = b"".join(pieces)
     finally:
         opened.close()
@@ -178,22 +170,12 @@ async def _ask(
     if 300 <= opened.status < 400:
         raise errors.redirected(opened.status)
     if opened.status != 200:
-        from proxy.protocol.redaction import Redactor
-
-        spends = config.project(project_name).spend_key is not None
-        payment = Payment(
-            project_name,
-            PROVIDER,
-            "spend_key" if spends else "merchant",
-            "spend key" if spends else "secret key",
-            secret.hint if secret is not None else "",
-        )
-        mask = Redactor([secret.reveal()] if secret is not None else []).data
+        mask = Redactor([query.secret.reveal()] if query.secret is not None else []).data
         masked = [(name, mask(value)) for name, value in opened.headers]
         fault = errors.from_answer(
-            opened.status, masked, mask(content), payment, lava_request_id=record.lava_request_id
+            opened.status, masked, mask(content), query.payment, lava_request_id=record.lava_request_id
         )
-        raise fault or _not_a_list(opened.status)
+        raise fault or _not_a_list(config.destination, opened.status)
     return content
 
 
@@ -208,7 +190,7 @@ def _reply(document: dict[str, Any], project: str, record: Record, *, complete: 
         *errors.GUARDED,
         (b"x-lava-proxy-request-id", record.request_id.encode("ascii")),
         (b"x-lava-proxy-project", project.encode("ascii")),
-        (b"x-lava-proxy-provider", PROVIDER.encode("ascii")),
+        (b"x-lava-proxy-provider", (record.provider or "").encode("ascii")),
     ]
     if complete and record.lava_request_id is not None:  # else the id belongs to a response that was not used
         headers.append((b"x-lava-request-id", record.lava_request_id.encode("ascii", "replace")))
@@ -217,13 +199,13 @@ def _reply(document: dict[str, Any], project: str, record: Record, *, complete: 
     return ErrorReply(200, headers, body)
 
 
-def _parsed(content: bytes) -> Entries:
+def _parsed(destination: Destination, content: bytes) -> Entries:
     try:
         document = json.loads(content)
         entries = document["data"] if isinstance(document, dict) else document
         return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise _not_a_list(200) from None
+        raise _not_a_list(destination, 200) from None
 
 
 def _own(alias: str) -> dict[str, Any]:
@@ -271,17 +253,19 @@ def _one(entry: dict[str, Any], name: str, dialect: Dialect) -> dict[str, Any]:
     }
 
 
-def _unlisted(name: str, known: Iterable[str]) -> ProxyError:
+def _unlisted(destination: Destination, name: str, known: Iterable[str]) -> ProxyError:
     close = routing.nearest(name, known)
     meant = f'Did you mean "{close}"?' if close else "GET /v1/models lists the names there are."
-    return ProxyError("path_not_found", f'There is no model "{name[:200]}" in Lava\'s list. {meant}', meant)
+    return ProxyError(
+        "path_not_found", f'There is no model "{name[:200]}" in {destination.name}\'s list. {meant}', meant
+    )
 
 
-def _too_late() -> ProxyError:
+def _too_late(destination: Destination) -> ProxyError:
     return ProxyError(
         "upstream_timeout",
-        "Lava did not give its list of models in time.",
-        "Check the network and lava.base_url, and try again.",
+        f"{destination.name} did not give its list of models in time.",
+        f"Check the network and {destination.address_setting}, and try again.",
         retry=True,
     )
 
@@ -295,10 +279,10 @@ def _moment(seconds: object) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _not_a_list(status: int) -> ProxyError:
+def _not_a_list(destination: Destination, status: int) -> ProxyError:
     return ProxyError(
         "upstream_protocol",
-        f"Lava's list of models could not be read (status {status}).",
-        "Check lava.base_url; other requests may still work.",
+        f"{destination.name}'s list of models could not be read (status {status}).",
+        f"Check {destination.address_setting}; other requests may still work.",
         details={"upstream_status": status},
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from proxy import HOMEPAGE, __version__
+from proxy import HOMEPAGE, SUMMARY, __version__
 from proxy.gateway import access
 from proxy.gateway.active_request import Phase
 from proxy.http import asgi
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 CONTROL = frozenset({b"/", b"/healthz", b"/readyz", b"/metrics"})
 _CONTROL_PATHS = frozenset(path.decode("ascii") for path in CONTROL)
-LAVA_DOCS = "https://www.lava.so/docs"
 
 
 def control(path: bytes, method: str, caller: Caller) -> Page | None:
@@ -82,13 +81,14 @@ async def routed(gateway: Gateway, active: ActiveRequest, template: Template) ->
 
 async def about(gateway: Gateway, active: ActiveRequest, template: Template) -> bool:
     """Describe this daemon: as JSON, or as a page for a browser."""
+    destination = active.config.destination
     if b"text/html" in template.received.noted.get(b"accept", b""):
         rows = "".join(f"<li>{escape(who)}: <code>{escape(path)}</code></li>" for who, path in _BASE_URLS.items())
         page = (
             "<!doctype html><html lang=en><meta charset=utf-8><title>lava-proxy</title><h1>lava-proxy</h1>"
             f"<p>{escape(_WHAT)}.</p><p>Base URLs:</p><ul>{rows}</ul>"
             f'<p><a href="{HOMEPAGE}" rel="noreferrer">The documentation of lava-proxy</a>, '
-            f'<a href="{LAVA_DOCS}" rel="noreferrer">and Lava\'s</a></p></html>'
+            f'<a href="{destination.docs}" rel="noreferrer">and {destination.name}\'s</a></p></html>'
         )
         policy = {"content-security-policy": "default-src 'none'", "x-frame-options": "DENY"}
         response = Response(page, media_type="text/html", headers=policy)
@@ -100,7 +100,7 @@ async def about(gateway: Gateway, active: ActiveRequest, template: Template) -> 
             "base_urls": _BASE_URLS,
             "health": ["/healthz", "/readyz"],
             "docs": HOMEPAGE,
-            "lava_docs": LAVA_DOCS,
+            f"{destination.provider}_docs": destination.docs,
         }
         response = Response(json.dumps(about, indent=2) + "\n", media_type="application/json")
     _respond(active, response.status_code, [*response.raw_headers, *_ours()], bytes(response.body))
@@ -119,7 +119,7 @@ def _ours() -> Pairs:
     return [(b"date", http_date()), *errors.GUARDED]
 
 
-_WHAT = "a local forwarding proxy for the Lava AI gateway; point your tool's base URL here"
+_WHAT = f"{SUMMARY}; point your tool's base URL here"
 _BASE_URLS = {"openai": "/v1", "anthropic": "/", "google": "/", "one provider": "/<provider>/v1"}
 
 

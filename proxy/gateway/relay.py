@@ -57,10 +57,7 @@ async def relay(active: ActiveRequest, prepared: Prepared, response: UpstreamRes
     whole = response.whole() if active.exchange.ready else None
     if whole is None:
         active.start(response.status, response_headers.onward)
-        if usage_filter is None:
-            await _relay_body(active, response, scanner)
-        else:
-            await _relay_filtered(active, response, scanner, usage_filter)
+        await _relay_body(active, prepared.destination.name, response, scanner, usage_filter)
     else:
         # The usual small response: it has arrived completely, and is sent in one write.
         shown = whole if usage_filter is None else usage_filter.feed(whole) + usage_filter.finish()
@@ -99,9 +96,12 @@ def _head(active: ActiveRequest, prepared: Prepared, response: UpstreamResponse)
     return response_headers
 
 
-async def _relay_body(active: ActiveRequest, response: UpstreamResponse, scanner: Scanner) -> None:
-    """Write every chunk as it arrives. One chunk is held at a time."""
-    record, write, feed = active.record, active.exchange.write, scanner.feed
+async def _relay_body(
+    active: ActiveRequest, name: str, response: UpstreamResponse, scanner: Scanner, usage_filter: UsageFilter | None
+) -> None:
+    """Write every chunk as it arrives. One chunk is held at a time. ``name`` is the destination's."""
+    record, exchange = active.record, active.exchange
+    write, feed = exchange.write, scanner.feed
 
     def take(chunk: bytes) -> bool:
         # Called for every chunk, in the turn of the loop in which it arrived.
@@ -110,44 +110,30 @@ async def _relay_body(active: ActiveRequest, response: UpstreamResponse, scanner
         record.bytes_out += len(chunk)
         return write(chunk)
 
-    await _pour(active, response, take)
+    def write_shown(shown: bytes) -> bool:
+        record.bytes_out += len(shown)
+        return write(shown) if shown else exchange.ready
 
+    def take_filtered(chunk: bytes) -> bool:
+        active.since = monotonic()
+        feed(chunk)
+        return usage_filter is None or write_shown(usage_filter.feed(chunk))
 
-async def _pour(active: ActiveRequest, response: UpstreamResponse, take: Callable[[bytes], bool]) -> None:
-    """Pass the body to ``take``, at the client's pace. Raises ``StreamAborted`` if it breaks."""
-    record = active.record
+    taken = take if usage_filter is None else take_filtered
     active.wait(Phase.READ)
     try:
-        while not await response.pour(take):
+        while not await response.pour(taken):
             active.wait(Phase.WRITE)
-            await active.exchange.drain()
+            await exchange.drain()
             active.wait(Phase.READ)
     except UpstreamError as error:
         record.upstream_error = error.detail
         raise StreamAborted(
-            Outcome.TRUNCATED, _cut_off("Lava's connection broke in the middle of the answer.")
+            Outcome.TRUNCATED, _cut_off(f"{name}'s connection broke in the middle of the answer.")
         ) from error.with_traceback(None)
-
-
-async def _relay_filtered(
-    active: ActiveRequest, response: UpstreamResponse, scanner: Scanner, usage_filter: UsageFilter
-) -> None:
-    """Write every chunk as it arrives, without the usage chunk that the client did not ask for."""
-    record, exchange = active.record, active.exchange
-
-    def take(chunk: bytes) -> bool:
-        active.since = monotonic()
-        scanner.feed(chunk)
-        return write(usage_filter.feed(chunk))
-
-    def write(shown: bytes) -> bool:
-        record.bytes_out += len(shown)
-        return exchange.write(shown) if shown else exchange.ready
-
-    try:
-        await _pour(active, response, take)
     finally:
-        write(usage_filter.finish())
+        if usage_filter is not None:
+            write_shown(usage_filter.finish())
 
 
 def _settle(
@@ -159,22 +145,18 @@ def _settle(
 ) -> None:
     """Settle a response whose framing is complete. Raises ``StreamAborted`` if its stream is incomplete."""
     scanner.finish()
-    if response_headers.event_stream and scanner.error is not None:
-        # An error event inside a stream is the provider's, and decides the outcome.
-        active.record.upstream_error = scanner.error
-        active.settle(Outcome.PROVIDER_ERROR)
-    elif _is_incomplete(prepared, response_headers, scanner):
-        if response.framing == "close":
-            raise StreamAborted(Outcome.TRUNCATED, _cut_off("The answer ended before its own end marker."))
-        active.settle(Outcome.INCOMPLETE)
-    else:
-        active.settle(Outcome.OK)
-
-
-def _is_incomplete(prepared: Prepared, response_headers: ResponseHeaders, scanner: Scanner) -> bool:
-    """Whether a stream ended without the end marker of its dialect."""
-    readable = response_headers.event_stream and response_headers.encoding is None
-    return readable and prepared.route.ending is not Ending.UNKNOWN and not scanner.ended
+    outcome = Outcome.OK
+    if response_headers.event_stream:
+        has_marker = response_headers.encoding is None and prepared.route.ending is not Ending.UNKNOWN
+        if scanner.error is not None:
+            # An error event inside a stream is the provider's, and decides the outcome.
+            active.record.upstream_error = scanner.error
+            outcome = Outcome.PROVIDER_ERROR
+        elif has_marker and not scanner.ended:
+            if response.framing == "close":
+                raise StreamAborted(Outcome.TRUNCATED, _cut_off("The answer ended before its own end marker."))
+            outcome = Outcome.INCOMPLETE
+    active.settle(outcome)
 
 
 # --- responses that are errors ---------------------------------------------------------------------------------------
@@ -251,7 +233,7 @@ async def _mask_large(active: ActiveRequest, mask: Callable[[bytes], bytes], dat
     """
     if len(data) <= _MASKED_AT_ONCE:
         return mask(data)
-    async with active.bodies.masking:
+    async with active.config.masking:
         return await asyncio.to_thread(mask, data)
 
 

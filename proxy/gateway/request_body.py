@@ -37,18 +37,17 @@ _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 class BodyBudget:
     """The bytes of all collected bodies, and the order in which bodies are searched."""
 
-    __slots__ = ("held", "masking", "searching")
+    __slots__ = ("held", "searching")
 
     def __init__(self) -> None:
         self.held = 0
-        self.masking = asyncio.Lock()
         self.searching = asyncio.Lock()
 
 
 class RequestBody:
     """A request body: collected chunks, or a stream. Collected bytes count until they are taken or closed."""
 
-    __slots__ = ("_budget", "_content", "_counted", "_pieces", "collected", "length", "size", "whole")
+    __slots__ = ("_budget", "_content", "_counted", "_pieces", "collected", "length", "size", "streams", "whole")
 
     def __init__(self, budget: BodyBudget) -> None:
         self.collected = False
@@ -58,6 +57,8 @@ class RequestBody:
         """A collected body that arrived in one chunk. It does not count: the connection buffers as much anyway."""
         self.length: int | None = None
         """The length of the sent body, if the engine cannot know it."""
+        self.streams = False
+        """Whether it is sent in chunks, each with a wait of its own."""
         self._budget = budget
         self._content: Body = None
         self._counted = 0
@@ -84,16 +85,13 @@ class RequestBody:
             if self._counted:
                 self._count(-size)
 
-    @property
-    def streams(self) -> bool:
-        """Whether it is sent in chunks, each with a wait of its own."""
-        return not (self._content is None or isinstance(self._content, bytes))
-
     def send(self, content: Body, length: int | None = None) -> None:
         """Set what is sent. A collected body is released now if it is sent in one write."""
         self._content, self.length = content, length
         if isinstance(content, bytes):
             self._give_up()
+        else:
+            self.streams = True
 
     def send_pieces(self, active: ActiveRequest, pieces: Iterator[bytes], size: int) -> None:
         """Set the ``pieces`` of a collected body to be sent, ``size`` bytes in total."""
@@ -155,11 +153,11 @@ class RequestBody:
 async def read(active: ActiveRequest, template: Template) -> RequestBody:
     """Return the body of ``active``: collected if its ``model`` decides, else as a stream. Raises ``ProxyError``."""
     exchange, length = active.exchange, active.exchange.head.length
-    limit = active.config.settings.server.max_body_bytes
+    limit = active.config.max_body_bytes
     if length is not None and length > limit:
         raise _too_large(limit)
     body = active.body = RequestBody(active.bodies)
-    if template.collects and (template.method in _HAS_BODY or length != 0):
+    if template.reads_body and (template.method in _HAS_BODY or length != 0):
         whole = body.whole = exchange.whole_body()
         if whole is None:
             await _collect(active, body, limit)

@@ -555,8 +555,8 @@ def route(
     if crossing is None:
         raise ProxyError(
             "crossing_unsupported",
-            f'Provider "{provider.name}" does not speak the interface of /v1/{rest.decode("ascii")[:100]}, and Lava translates '
-            "only chat completions and messages into each other.",
+            f'Provider "{provider.name}" does not speak the interface of /v1/{rest.decode("ascii")[:100]}, and only '
+            "chat completions and messages are translated into each other.",
             f"Use {provider.name}'s own interface at /{provider.name}, or a model of a provider that speaks this one.",
         )
     url = _target_url(provider, _versioned(provider, crossing), b"")

@@ -28,7 +28,7 @@ async def serve(exchange: Exchange, gateway: Gateway, task: RequestTask) -> None
     try:
         template = admit(active)  # Host, Origin, local key, endpoint, project
         if template.limited:
-            gateway.admission.permit(active, template.project)  # limits on requests in flight
+            await gateway.admission.permit(active, template.project)  # limits on requests in flight, stops
         # Health, metrics, what this is, the list of models; everything else is forwarded.
         if template.page is None or not await template.page(gateway, active, template):
             body = await request_body.read(active, template)  # whole only if `model` in it decides

@@ -19,14 +19,14 @@ SMALL_BODY_BYTES: Final = 256 * 1024
 
 
 async def prepare(active: ActiveRequest, template: Template, body: RequestBody) -> Prepared:
-    """Return the request to send. ``body`` is changed if the target needs another model name (or must be asked for its usage). Raises ``ProxyError``."""
+    """Return the request to send. ``body`` is changed if the target needs another model name. Raises ``ProxyError``."""
     if not body.collected:
         return _note(active, _for_model(active, template, None))
     if template.usage_option:
         return await _prepare_asking_for_usage(active, template, body)
     whole = b""
     if template.plain_json and body.size <= SMALL_BODY_BYTES:
-        whole = b"".join(body)
+        whole = body.whole if body.whole is not None else b"".join(body)
         raw = bodies.raw_model(whole)
         known = template.prepared.get(raw) if raw else None
         if known is not None:
@@ -37,7 +37,7 @@ async def prepare(active: ActiveRequest, template: Template, body: RequestBody) 
             return _note(active, known)
         found = bodies.model_of(whole, raw)
     else:
-        limit = active.config.settings.server.max_body_bytes
+        limit = active.config.max_body_bytes
         found = await body.search(template.received, limit)
     prepared = _for_model(active, template, found.name)
     replace = prepared.route.replace
@@ -54,7 +54,7 @@ async def prepare(active: ActiveRequest, template: Template, body: RequestBody) 
 
 async def _prepare_asking_for_usage(active: ActiveRequest, template: Template, body: RequestBody) -> Prepared:
     """Prepare a chat request whose stream, if it is one, is to have its usage. Raises ``ProxyError``."""
-    limit = active.config.settings.server.max_body_bytes
+    limit = active.config.max_body_bytes
     option = await body.search_usage_option(template.received, limit)
     found = bodies.BodyModel(None)
     if template.endpoint.reads_body:
@@ -88,7 +88,7 @@ def _send_edited(active: ActiveRequest, template: Template, body: RequestBody, e
     pieces = body.taken()
     size = body.size
     if edits and edits[0].decoded:
-        limit = active.config.settings.server.max_body_bytes
+        limit = active.config.max_body_bytes
         pieces = bodies.decoded(pieces, template.received.noted[b"content-encoding"], limit)
         size = edits[0].size
     for edit in sorted(edits, key=lambda edit: edit.span, reverse=True):  # so that the other spans stay right

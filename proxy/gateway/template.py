@@ -73,7 +73,6 @@ class Template(Unshown):
 
     __slots__ = (
         "caller",
-        "collects",
         "config",
         "dialect",
         "endpoint",
@@ -87,6 +86,7 @@ class Template(Unshown):
         "prepared",
         "project",
         "query",
+        "reads_body",
         "received",
         "shown_path",
         "usage_option",
@@ -105,8 +105,8 @@ class Template(Unshown):
         self.endpoint = NOWHERE
         self.dialect = Dialect.OPENAI
         self.project = ""
-        self.collects = False
-        """Whether the body is collected and searched."""
+        self.reads_body = False
+        """Whether the body is collected and searched, for ``model`` or for what asks a stream for its usage."""
         self.usage_option = False
         """Whether streams are asked for their usage (``include_usage`` of the project)."""
         self.limited = False

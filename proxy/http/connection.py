@@ -83,7 +83,6 @@ class HTTPExchange:
     """
 
     __slots__ = (
-        "_awaiting_continue",
         "_bodiless",
         "_body_ended",
         "_callbacks",
@@ -96,6 +95,7 @@ class HTTPExchange:
         "_left",
         "_protocol",
         "_waiting",
+        "awaiting_continue",
         "client_error",
         "complete",
         "gone",
@@ -114,7 +114,8 @@ class HTTPExchange:
         self.gone = False
         self._protocol = protocol
         self._http10 = head.version == "1.0"
-        self._awaiting_continue = head.expects_continue and body is None
+        self.awaiting_continue = head.expects_continue and body is None
+        """Whether the client waits for ``100 Continue``, which the first ``read`` sends."""
         self._chunks: list[bytes] = [body] if body else []
         self._waiting = 0  # bytes in _chunks
         self._body_ended = body is not None
@@ -140,11 +141,6 @@ class HTTPExchange:
     def has_no_deadline(self) -> bool:
         """Whether nothing else ends it if the client does not read: an unstarted response has no deadline yet."""
         return not (self.started and self._callbacks)
-
-    @property
-    def awaiting_continue(self) -> bool:
-        """Whether the client waits for ``100 Continue``, which the first ``read`` sends."""
-        return self._awaiting_continue
 
     def on_disconnect(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` once, synchronously, if the client disconnects or violates the protocol from now on.
@@ -214,7 +210,7 @@ class HTTPExchange:
                 self._protocol.pause_reading()
         elif not ended:
             return
-        self._awaiting_continue = False
+        self.awaiting_continue = False
         self._wake()
 
     def _wake(self) -> None:
@@ -287,8 +283,8 @@ class HTTPExchange:
 
     async def read(self) -> bytes:
         # The first call sends "100 Continue".
-        if self._awaiting_continue and not self.gone:
-            self._awaiting_continue = False
+        if self.awaiting_continue and not self.gone:
+            self.awaiting_continue = False
             self._protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not (self.gone or self.complete):
             if self._chunks:
@@ -331,7 +327,7 @@ class HTTPExchange:
         if bodiless:
             self._left = 0
         self.started = True
-        self._awaiting_continue = False
+        self.awaiting_continue = False
         self._head = head
 
     def send_head(self) -> None:

@@ -62,12 +62,19 @@ def unpack(stored: bytes | None) -> dict[int, int]:
 
 def added(stored: Iterable[bytes]) -> dict[int, int]:
     """Return the counts of many stored forms together. The total of a bucket must be below 2 ** 32."""
-    # By their first bucket, so that none has to be shifted alone; and a sum of long numbers adds all buckets at once.
-    sums: dict[int, int] = {}
+    # A sum of long numbers adds all buckets at once. By their first bucket, so that none has to be shifted alone; that byte
+    # is added up with the rest, and taken away at the end.
+    sums = [0] * (LAST_BUCKET + 1)
+    counted = [0] * (LAST_BUCKET + 1)
+    number_of = int.from_bytes
     for each in stored:
         if each:
-            sums[each[0]] = sums.get(each[0], 0) + int.from_bytes(each[1:], "little")
-    total = sum(number << (_BITS * first) for first, number in sums.items())
+            first = each[0]
+            sums[first] += number_of(each, "little")
+            counted[first] += 1
+    total = 0
+    for first, number in enumerate(sums):
+        total += (number - first * counted[first]) >> 8 << _BITS * first
     length = -(-total.bit_length() // _BITS)
     counts = unpack_from(f"<{length}I", total.to_bytes(4 * length, "little"))
     return {bucket: number for bucket, number in enumerate(counts) if number}

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, select, text, tuple_
 from proxy.ledger.schema import Kind, names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy import Connection
 
@@ -38,9 +38,10 @@ def storable(value: str) -> str:
 
 
 class Names:
-    """Numbers of names. What is remembered is forgotten after half an hour, so that ``used_us`` of a name in use is renewed."""
+    """Numbers of names. ``mask`` hides secrets: a client may send its key as a model. What is remembered is forgotten after half an hour, so that ``used_us`` of a name in use is renewed."""
 
-    def __init__(self) -> None:
+    def __init__(self, mask: Callable[[str], str]) -> None:
+        self._mask = mask
         self._known: dict[Name, int] = {}
         self._since = monotonic()
 
@@ -61,7 +62,7 @@ class Names:
             self._known.clear()
         for start in range(0, len(missing), 100):
             part = missing[start : start + 100]
-            stored = {name: (name[0], storable(name[1])) for name in part}
+            stored = {name: (name[0], storable(self._mask(name[1]))) for name in part}
             numbers = _numbers(connection, sorted(set(stored.values())))
             self._known |= {name: numbers[stored[name]] for name in part}
 

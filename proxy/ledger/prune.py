@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from time import time
 from typing import TYPE_CHECKING, Final
 
@@ -46,11 +47,12 @@ def unused_names(connection: Connection, keep_seconds: float) -> int:
 
 
 def shrink_step(connection: Connection) -> bool:
-    """Give up to 200 free pages of a SQLite file back. Return whether there are more."""
-    if connection.dialect.name != "sqlite":
+    """Give up to 200 free pages of a SQLite file back, in a transaction of its own. Return whether there are more."""
+    database = connection.connection.dbapi_connection
+    if not isinstance(database, sqlite3.Connection):
         return False
-    free = int(connection.exec_driver_sql("PRAGMA freelist_count").scalar_one())
+    free = int(database.execute("PRAGMA freelist_count").fetchone()[0])
     if free:
-        # Works while its rows are fetched.
-        connection.exec_driver_sql(f"PRAGMA incremental_vacuum({PAGES_PER_STEP})").fetchall()
+        # The statement frees a page per step, and ``execute`` makes one step of a statement without rows.
+        database.executescript(f"PRAGMA incremental_vacuum({PAGES_PER_STEP})")
     return free > PAGES_PER_STEP

@@ -25,6 +25,7 @@ from proxy.ledger.schema import (
     TOKENS,
     Bill,
     Kind,
+    OutboxState,
     State,
     attempts,
     names,
@@ -43,6 +44,9 @@ HOUR_US: Final = 3_600_000_000
 DAY_US: Final = 24 * HOUR_US
 _MANY: Final = 500
 """Names asked for at once: SQLite takes 999 parameters in its oldest versions."""
+
+_FETCHED: Final = 20_000
+"""Rows of rollups fetched at once."""
 
 BILLED_TOKENS: Final = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "audio_in", "audio_out")
 """The token classes that are tokens and disjoint: their sum is a request's tokens."""
@@ -465,8 +469,21 @@ def _source() -> ColumnElement[int]:
     )
 
 
-def _costed(numbers: Mapping[str, int], since_us: int | None, until_us: int | None) -> Any:
+def _costed(connection: Connection, numbers: Mapping[str, int], since_us: int | None, until_us: int | None) -> Any:
     """One line per request that has ended: its key, what ``rollups`` add up of it, and the source of its cost."""
+    conditions = _row_conditions(numbers, None, None)
+    if since_us is not None or until_us is not None:
+        window = _row_conditions({}, since_us, until_us)
+        if "session" not in numbers:
+            # By seq, and not by time: grouping by seq then needs no sorting, and without bounds it would read the whole table.
+            bounds = select(func.min(requests.c.seq), func.max(requests.c.seq)).where(*window)
+            first, last = connection.execute(bounds).one()
+            conditions += [requests.c.seq >= (first or 0), requests.c.seq <= (last or 0)]
+        received = requests.c.received_us + 0  # no index of it
+        if since_us is not None:
+            conditions.append(received >= since_us)
+        if until_us is not None:
+            conditions.append(received < until_us)
     source = _source()
     ended = requests.c.state != int(State.OPEN)
 
@@ -484,7 +501,7 @@ def _costed(numbers: Mapping[str, int], since_us: int | None, until_us: int | No
             amount(Source.ESTIMATED, attempts.c.estimated).label("estimated"),
         )
         .select_from(requests.outerjoin(attempts, attempts.c.request == requests.c.seq))
-        .where(ended, *_row_conditions(numbers, since_us, until_us))
+        .where(ended, *conditions)
         .group_by(requests.c.seq)
         .subquery()
     )
@@ -512,7 +529,7 @@ def _batches(
 ) -> Iterator[Any]:
     """Cover a window of rows with ``_costed`` queries, of a day each: sorting a year at once would need a year's memory."""
     if "session" in numbers:  # few, and found by their index
-        yield _costed(numbers, since_us, until_us)
+        yield _costed(connection, numbers, since_us, until_us)
         return
     oldest, youngest = connection.execute(
         select(func.min(requests.c.received_us), func.max(requests.c.received_us))
@@ -523,7 +540,7 @@ def _batches(
     end = youngest + 1 if until_us is None else min(until_us, youngest + 1)
     while start < end:
         behind = min(end, (start // DAY_US + 1) * DAY_US)
-        yield _costed(numbers, start, behind)
+        yield _costed(connection, numbers, start, behind)
         start = behind
 
 
@@ -594,7 +611,10 @@ class _Gathering:
             key = self._days.get(key) or self._days.setdefault(key, self._day(key))
         elif self.by == "hour":
             key *= HOUR_US
-        return self._found.setdefault(key, _Gathered())
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = _Gathered()
+        return found
 
     def _day(self, hour: int) -> int:
         moment = datetime.fromtimestamp(hour * 3600, UTC).astimezone(self._zone)
@@ -632,8 +652,12 @@ def _gather_rollups(connection: Connection, gathering: _Gathering, numbers: Mapp
     for found, at, failed, *columns in connection.execute(query):
         gathering.add(found, min(at, gathering.columns - 1), int(failed), columns)
     query = select(key, rollups.c.first_byte).where(rollups.c.first_byte.is_not(None), *conditions)
-    for found, packed in connection.execute(query):
-        gathering.of(found).first_byte.append(packed)
+    packed: dict[int, list[bytes]] = {}
+    for rows in connection.execute(query).partitions(_FETCHED):  # one by one takes twice the time
+        for found, each in rows:
+            packed.setdefault(found, []).append(each)
+    for found, several in packed.items():
+        gathering.of(found).first_byte += several
 
 
 def _gather_rows(
@@ -690,6 +714,27 @@ def extent(connection: Connection) -> Extent:
     return Extent(count, connection.execute(running).scalar_one(), oldest, youngest, hours, first_hour, waiting)
 
 
+class DeadLetter(NamedTuple):
+    """A usage record that is not delivered by itself any more."""
+
+    id: str
+    project: str
+    created_us: int
+    attempts: int
+    problem: str | None
+
+
+def dead_letters(connection: Connection) -> list[DeadLetter]:
+    """Return the dead letters, the oldest first."""
+    query = select(outbox).where(outbox.c.state == int(OutboxState.DEAD)).order_by(outbox.c.seq)
+    found = connection.execute(query).all()
+    named = texts(connection, (row.project for row in found))
+    return [
+        DeadLetter(request_id_of(bytes(row.id)), named.get(row.project, "?"), row.created_us, row.attempts, row.problem)
+        for row in found
+    ]
+
+
 class Difference(NamedTuple):
     """A sum of one hour that is not that of its rows."""
 
@@ -724,7 +769,7 @@ def differences(connection: Connection, hours: tuple[int, int]) -> list[Differen
         if any(found[width:]):  # one that was emptied again is like none
             stored[tuple(found[:width])] = found[width:], histogram.unpack(packed)
     counted: dict[tuple[int, ...], tuple[list[int], dict[int, int]]] = {}
-    costed = _costed({}, first * HOUR_US, end * HOUR_US)
+    costed = _costed(connection, {}, first * HOUR_US, end * HOUR_US)
     key = [costed.c[name] for name in ROLLUP_KEY]
     for line in connection.execute(select(*key, *_costed_sums(costed)).group_by(*key)):
         counted[tuple(line[:width])] = [int(each) for each in line[width:]], {}

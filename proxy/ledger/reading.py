@@ -12,7 +12,6 @@ import sqlite3
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -104,7 +103,7 @@ def _sqlite(path: Path) -> Engine:
     def connect() -> sqlite3.Connection:
         # Without a WAL file no process has the database open; see above.
         alone = not path.with_name(path.name + "-wal").exists()
-        uri = f"file:{quote(str(path.absolute()))}?mode=ro{'&immutable=1' if alone else ''}"
+        uri = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if alone else ''}"
         return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
 
     return create_engine("sqlite://", creator=connect, poolclass=NullPool)

@@ -125,13 +125,17 @@ class Batch:
     """The rows of some records.
 
     ``biller_asked``: whether the biller decides what a sent request cost. ``estimate`` prices an attempt.
+    ``mask`` hides secrets in what an upstream sent.
     """
 
-    def __init__(self, *, biller_asked: bool, estimate: Estimator | None = None) -> None:
+    def __init__(
+        self, *, biller_asked: bool, estimate: Estimator | None = None, mask: Callable[[str], str] = str
+    ) -> None:
         self.requests: dict[tuple[Texts, Numbers, str | None], Group] = {}
         self.attempts: dict[tuple[Texts, Numbers], list[OwnRow]] = {}
         self._biller_asked = biller_asked
         self._estimate = estimate
+        self._mask = mask
         # Groups by what is cheap to compare. The facts are the same object for all requests with the same head.
         self._found: dict[tuple[object, ...], Group] = {}
         self._attempts_found: dict[tuple[object, ...], list[OwnRow]] = {}
@@ -252,6 +256,8 @@ class Batch:
             shared = (key[:4], (*key[4:], bill))
             rows = self._attempts_found[key] = self.attempts.setdefault(shared, [])
         lava_id = attempt.lava_request_id or (record.lava_request_id if last else None)
+        if lava_id is not None and not lava_id.startswith("req_"):
+            lava_id = self._mask(lava_id)
         rows.append((seq, received + int(started * 1e6), duration, lava_id, response_id if last else None, nano))
         if not attempt.sent:
             return None, 0

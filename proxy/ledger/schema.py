@@ -49,12 +49,20 @@ class State(IntEnum):
 
 
 class Bill(IntEnum):
-    """What the biller says of an attempt. ``NULL``: not asked yet, or the request is not billed there."""
+    """What the biller says of an attempt. ``NULL``: nothing was sent, or the biller is not asked."""
 
-    PENDING = 1
+    PENDING = 1  # also while it has not been asked yet
     COMPLETED = 2
     UNMETERED = 3  # the biller's status "error": it ran and was not metered
     MISSING = 4  # the biller has no record of it
+
+
+class OutboxState(IntEnum):
+    """The state of a row of ``outbox``. What was acknowledged is deleted."""
+
+    INTENT = 0  # the upstream call is under way, or its daemon ended during it
+    READY = 1  # to be delivered, at ``next_us``
+    DEAD = 2  # not delivered by itself any more; ``problem`` says why
 
 
 TOKENS: Final = (
@@ -261,7 +269,7 @@ _FIRST: Final = (
     "response_id TEXT, estimated BIGINT, prices INTEGER, billed BIGINT, bill SMALLINT, "
     "PRIMARY KEY (request, number)){without_rowid}",
     "CREATE INDEX attempts_lava ON attempts (lava_id) WHERE lava_id IS NOT NULL",
-    "CREATE INDEX attempts_pending ON attempts (bill) WHERE bill = 1",
+    "CREATE INDEX attempts_pending ON attempts (request) WHERE bill = 1",
     "CREATE TABLE rollups (hour INTEGER NOT NULL, project INTEGER NOT NULL, provider INTEGER NOT NULL, "
     "model INTEGER NOT NULL, tool INTEGER NOT NULL, outcome INTEGER NOT NULL, {sums}, first_byte {blob}, "
     "PRIMARY KEY (hour, project, provider, model, tool, outcome)){without_rowid}",

@@ -87,9 +87,11 @@ class Store:
         daemon: str,
         warn: Callable[[str], object],
         hooks: list[Callable[[Connection, Sequence[Stored]], None]],
+        mask: Callable[[str], str],
     ) -> None:
         self.estimate: Estimator | None = None
-        self.names = Names()
+        self.names = Names(mask)
+        self._mask = mask
         self._settings = settings
         self._keep_seconds = seconds_of(settings.keep)
         self._daemon_name = daemon
@@ -223,7 +225,7 @@ class Store:
             if done:
                 items = [item for item in items if id_bytes(item[0].request_id) not in done]
         new = self._new_seqs(connection, len(items))
-        rows = Batch(biller_asked=self._settings.reconcile, estimate=self.estimate)
+        rows = Batch(biller_asked=self._settings.reconcile, estimate=self.estimate, mask=self._mask)
         stored: list[Stored] = []
         settled = 0
         for number, (record, state) in enumerate(items):
@@ -333,7 +335,7 @@ class Store:
         with connection.begin():
             if prune.unused_names(connection, self._keep_seconds):
                 self.names.forget()
-            return prune.shrink_step(connection)
+        return prune.shrink_step(connection)
 
     def _look_for_interrupted(self, connection: Connection) -> None:
         """Mark the open requests of daemons that have ended: all others', of a file that one daemon has at a time."""

@@ -9,11 +9,13 @@ from sqlalchemy.exc import DBAPIError
 
 from proxy.ledger import opening, prune, reading, schema
 from proxy.ledger.lock import FileLock
+from proxy.ledger.rows import id_bytes
+from proxy.ledger.schema import OutboxState, outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
 
     from proxy.config.settings import LedgerSettings
 
@@ -66,6 +68,24 @@ def remove_old(connection: Connection, keep_seconds: float) -> int:
         with connection.begin():
             more = prune.shrink_step(connection)
     return removed
+
+
+def replay(connection: Connection, ids: Collection[str] | None) -> int:
+    """Have these dead letters (``None``: all) delivered again. Return how many."""
+    again = {"state": int(OutboxState.READY), "attempts": 0, "next_us": 0, "problem": None}
+    with connection.begin():
+        return connection.execute(outbox.update().where(*_dead(ids)).values(again)).rowcount
+
+
+def delete(connection: Connection, ids: Collection[str] | None) -> int:
+    """Delete these dead letters (``None``: all): their usage is never billed. Return how many."""
+    with connection.begin():
+        return connection.execute(outbox.delete().where(*_dead(ids))).rowcount
+
+
+def _dead(ids: Collection[str] | None) -> list[ColumnElement[bool]]:
+    dead = [outbox.c.state == int(OutboxState.DEAD)]
+    return dead if ids is None else [*dead, outbox.c.id.in_([id_bytes(each) for each in ids])]
 
 
 def migrate(connection: Connection) -> int:

@@ -77,17 +77,18 @@ class _Job(NamedTuple, Generic[T]):
 class Ledger:
     """Records requests. All methods are called in the event loop's thread.
 
-    ``in_batch`` are called in the transaction of each batch, with the settled requests in it; they must not wait.
+    ``mask`` hides secrets in text. ``in_batch`` are called in the transaction of each batch, with the settled requests in it; they must not wait.
     ``prepare`` are called once in the writer's thread before the first batch, for instance to load a price table.
     """
 
-    def __init__(self, settings: Settings, log: LedgerLog | None = None) -> None:
+    def __init__(self, settings: Settings, log: LedgerLog | None = None, mask: Callable[[str], str] = str) -> None:
         self.in_batch: list[Callable[[Connection, Sequence[Stored]], None]] = []
         self.prepare: list[Callable[[Store], None]] = []
         self.daemon = token_hex(8)
         """Names this process in the database."""
         self._settings = settings.ledger
         self._log = log
+        self._mask = mask
         self._queue: deque[Record | Opened] = deque()
         self._jobs: deque[_Job[Any]] = deque()
         self._dropped = 0
@@ -199,7 +200,7 @@ class Ledger:
         from proxy.ledger import schema
         from proxy.ledger.store import Store
 
-        store = Store(self._settings, self.daemon, self._warn, self.in_batch)
+        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self._mask)
         self._schema = schema.VERSION
         for prepare in self.prepare:
             try:

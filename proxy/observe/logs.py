@@ -154,6 +154,10 @@ class Logs:
         self._redactor = redactor
         self._known = {}
 
+    def mask(self, text: str) -> str:
+        """Return ``text`` without the values that the log masks."""
+        return self._redactor.text(text)
+
     def set_level(self, level: str) -> None:
         """Change the threshold, also of the captured libraries."""
         self._threshold = _LEVELS[level]

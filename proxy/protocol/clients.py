@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -44,6 +45,11 @@ _SESSION: Final = (
     b"x-opencode-session",
 )
 _AGENT: Final = (b"x-claude-code-agent-id", b"x-agent-id")
+
+
+def hashed(identifier: str) -> str:
+    """Return the form in which session and agent ids are stored: the first 16 hexadecimal digits of their SHA-256."""
+    return hashlib.sha256(identifier.encode("utf-8")).hexdigest()[:16]
 
 
 def facts_of(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str | None, str | None, str | None]:

@@ -26,6 +26,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from proxy.protocol.dialects import Dialect, compact
+from proxy.protocol.record import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +79,7 @@ TABLE: Mapping[str, ErrorKind] = {
     "provider_not_found": ErrorKind(404, "client", *_MISSING, False),
     "path_not_found": ErrorKind(404, "client", *_MISSING, False),
     "project_not_allowed": ErrorKind(403, "client", *_PERMISSION, False),
+    "project_stopped": ErrorKind(403, "proxy", *_PERMISSION, False),
     "crossing_unsupported": ErrorKind(400, "client", *_INVALID, False),
     "byok_key_missing": ErrorKind(400, "client", *_INVALID, False),
     "bad_target": ErrorKind(400, "client", *_INVALID, False),
@@ -159,6 +161,14 @@ class ProxyError(Exception):
         Many tools show nothing else of an explained response, so it includes the hint. The upstream's own message comes last.
         """
         return self.what if self.quote is None else " ".join(filter(None, (self.what, self.hint, self.quote)))
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of a request that ends with this error before its response has started."""
+        if self.code.startswith("upstream_"):
+            return Outcome.TIMEOUT if self.code == "upstream_timeout" else Outcome.UPSTREAM_ERROR
+        owner = TABLE[self.code].owner
+        return {"lava": Outcome.LAVA_ERROR, "provider": Outcome.PROVIDER_ERROR}.get(owner, Outcome.REFUSED)
 
     def mask(self, mask: Callable[[str], str]) -> None:
         """Mask secrets in every text of the error."""

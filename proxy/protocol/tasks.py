@@ -84,7 +84,7 @@ class Signal(Generic[T]):
         if not self._done:
             self._asyncio_future_blocking = True
             yield self
-        return self.result()
+        return self.result() if self._failed else self._result
 
     def resume_with(self, resume: Callable[[], object] | None) -> None:
         """Call ``resume`` when the signal is set; ``None``: call nothing."""
@@ -111,11 +111,10 @@ class Signal(Generic[T]):
 class RequestTask:
     """Runs one coroutine to its end. See the module's docstring."""
 
-    __slots__ = ("_coroutine", "_loop", "_running", "_thrown", "_waited")
+    __slots__ = ("_coroutine", "_running", "_thrown", "_waited")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self) -> None:
         self._coroutine: Coroutine[object, None, None] | None = None
-        self._loop = loop
         self._running = False
         self._thrown: BaseException | None = None
         self._waited: object = None
@@ -123,7 +122,7 @@ class RequestTask:
     def start(self, coroutine: Coroutine[object, None, None]) -> None:
         """Run ``coroutine`` to its first wait."""
         self._coroutine = coroutine
-        self._step(None)
+        self._step()
 
     @property
     def done(self) -> bool:
@@ -132,7 +131,8 @@ class RequestTask:
 
     def failed(self, error: Exception) -> None:
         """Handle an error that ended the coroutine. Overridden by subclasses; must not raise."""
-        self._loop.call_exception_handler({"message": "a request's coroutine failed", "exception": error})
+        loop = asyncio.get_running_loop()
+        loop.call_exception_handler({"message": "a request's coroutine failed", "exception": error})
 
     def throw(self, error: BaseException) -> None:
         """Raise ``error`` in the coroutine where it waits now, or where it waits next."""
@@ -141,29 +141,22 @@ class RequestTask:
         if self._running:
             self._thrown = self._thrown or error
             return
-        waited, self._waited = self._waited, None
+        waited = self._waited
         if isinstance(waited, Signal):
             waited.resume_with(None)
         elif isinstance(waited, asyncio.Future):
-            waited.remove_done_callback(self._future_done)
+            waited.remove_done_callback(self._turned)
         self._step(error)
-
-    def _resumed(self) -> None:
-        self._waited = None
-        self._step(None)
-
-    def _future_done(self, future: asyncio.Future[object]) -> None:
-        if self._waited is future:
-            self._resumed()
 
     def _turned(self, waited: object) -> None:
         if self._waited is waited:
-            self._resumed()
+            self._step()
 
-    def _step(self, error: BaseException | None) -> None:
+    def _step(self, error: BaseException | None = None) -> None:
         coroutine = self._coroutine
         if coroutine is None or self._running:
             raise RuntimeError("a request's coroutine was resumed while it does not wait")
+        self._waited = None
         self._running = True
         try:
             waited = coroutine.send(None) if error is None else coroutine.throw(error)
@@ -185,13 +178,13 @@ class RequestTask:
             self._running = False
         self._waited = waited
         if type(waited) is Signal:
-            waited.resume_with(self._resumed)  # made anew: kept here it would be a cycle
+            waited.resume_with(self._step)  # made anew: kept here it would be a cycle
         elif isinstance(waited, asyncio.Future):
             waited._asyncio_future_blocking = False
-            waited.add_done_callback(self._future_done)
+            waited.add_done_callback(self._turned)
         elif waited is None:  # asyncio.sleep(0)
             self._waited = turn = object()
-            self._loop.call_soon(self._turned, turn)
+            asyncio.get_running_loop().call_soon(self._turned, turn)
         else:
             self.throw(RuntimeError(f"a request's coroutine cannot wait for {type(waited).__name__}"))
 

@@ -104,9 +104,6 @@ class UpstreamResponse(Protocol):
         Ends and raises as ``read`` does. An error of ``take`` is not caught.
         """
 
-    def now(self) -> bytes:
-        """Return the buffered bytes of the body; ``b""`` if there are none."""
-
     def whole(self) -> bytes | None:
         """Return the rest of the body if it has arrived completely; else ``None``, without consuming anything."""
 

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -237,13 +238,10 @@ class NativeEngine:
         if len(self._idle) >= MAX_IDLE:
             self._drop_oldest()
         connection.idle_since = self._monotonic()
-        self._keep(connection)
-        if self._sweeper is None:
-            self._sweeper = connection.loop.call_later(IDLE_SECONDS, self._sweep)
-
-    def _keep(self, connection: _Connection) -> None:
         connection.pool.append(connection)
         self._idle[connection] = None
+        if self._sweeper is None:
+            self._sweeper = connection.loop.call_later(IDLE_SECONDS, self._sweep)
 
     def made(self, connection: _Connection) -> None:
         """Count a new connection. If there are too many, the longest idle one is closed."""
@@ -482,9 +480,6 @@ class NativeResponse:
             self._connection.resume()
         self._size = 0
         return data
-
-    def now(self) -> bytes:
-        return self._taken() if self.chunks else b""
 
     def whole(self) -> bytes | None:
         if not self._ended or self.framing == "close":
@@ -1035,7 +1030,7 @@ def _readable(number: int) -> Callable[[], object]:
         return lambda: select.select([number], [], [], 0)[0]
     poll = select.poll()
     poll.register(number, select.POLLIN)
-    return lambda: poll.poll(0)
+    return functools.partial(poll.poll, 0)
 
 
 def _configure(sock: Any) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from proxy.gateway.access import key_of
+from proxy.gateway.destinations import ModelsQuery
 from proxy.gateway.template import Prepared
 from proxy.lava import tokens
 from proxy.protocol import errors, headers
-from proxy.protocol.errors import ProxyError
+from proxy.protocol.errors import Payment, ProxyError
 from proxy.protocol.tasks import in_task
 from proxy.upstream import UpstreamRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from proxy.gateway.active_config import ActiveConfig
     from proxy.gateway.routing import Target
     from proxy.gateway.template import Template
@@ -30,10 +33,20 @@ class LavaDestination:
     """Lava's gateway, for one configuration."""
 
     name: Final = "Lava"
+    provider: Final = "lava"
     address_setting: Final = "lava.base_url"
+    docs: Final = "https://www.lava.so/docs"
 
     def __init__(self, config: ActiveConfig) -> None:
         self._config = config
+
+    def unusable(self, projects: Iterable[str]) -> str | None:
+        config = self._config
+        for name in projects:
+            project = config.project(name)
+            if project.forward_token or project.spend_key or project.secret_key or config.account_key:
+                return None
+        return "no Lava secret key is configured: set LAVA_SECRET_KEY, or secret_key under [lava], or run `lava-proxy login`"
 
     def prepare(self, template: Template, route: Target, *, decoded: bool = False) -> Prepared:
         config, received = self._config, template.received
@@ -65,6 +78,25 @@ class LavaDestination:
         if route.hint is not None:
             response_headers.append((b"x-lava-proxy-hint", route.hint.encode("ascii")))
         return Prepared(route, self, credential, outgoing, response_headers)
+
+    def models_query(self, project: str) -> ModelsQuery:
+        config, settings = self._config, self._config.project(project)
+        address, spends = config.lava(project), settings.spend_key is not None
+        secret = settings.spend_key
+        if secret is None and settings.forward_token is None:  # a ready token is for forwarding only
+            secret = settings.secret_key or config.account_key
+        sent: Pairs = [(b"host", address.host), (b"accept", b"application/json")]
+        if secret is not None:
+            sent.append((b"authorization", b"Bearer " + secret.reveal().encode("utf-8")))
+        payment = Payment(
+            project,
+            self.provider,
+            "spend_key" if spends else "merchant",
+            "spend key" if spends else "secret key",
+            secret.hint if secret is not None else "",
+        )
+        outgoing = UpstreamRequest(b"GET", address.origin, address.base_path + b"/models", sent)
+        return ModelsQuery(outgoing, secret, payment)
 
     def classify(
         self, prepared: Prepared, status: int, headers: Pairs, body: bytes, request_id: str | None

@@ -17,7 +17,7 @@ from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from proxy.gateway.diagnosis import AccountReport, nearest, showable
+from proxy.gateway.destinations.diagnosis import AccountReport, nearest, showable
 from proxy.lava.money import balance_of
 from proxy.protocol import body as bodies
 from proxy.protocol.wording import counted
@@ -26,7 +26,7 @@ from proxy.upstream import Origin, UpstreamError, UpstreamRequest
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from proxy.gateway.diagnosis import Subject
+    from proxy.gateway.destinations.diagnosis import Subject
     from proxy.lava.client import Lava
     from proxy.lava.errors import LavaError
     from proxy.lava.records import Connection, Customer
