@@ -78,6 +78,8 @@ class ActiveRequest:
     """Whether the head of a response was sent. From then on an error can only be reported inside the body."""
     declared_length: int | None = None
     """The ``Content-Length`` sent to the client."""
+    hides_usage = False
+    """Whether the stream was asked for its usage in place of the client, which must not see it."""
     permitted: str | None = None
     """The project whose limits count this request."""
     budget: ProjectBudget | None = None

@@ -11,6 +11,7 @@ from proxy.gateway import access, model_list, pages, routing
 from proxy.gateway.routing import EndpointKind
 from proxy.gateway.template import Template
 from proxy.protocol import clients, dialects, headers
+from proxy.protocol.dialects import Dialect
 from proxy.protocol.record import RequestFacts
 
 if TYPE_CHECKING:
@@ -64,9 +65,22 @@ def _judge(active: ActiveRequest) -> Template:
         template.page = model_list.answer
     else:
         template.facts = _facts(active, template)
-    template.reads_body = endpoint.reads_body
+        template.usage_option = _asks_for_usage(template)
+    template.reads_body = endpoint.reads_body or template.usage_option
     template.limited = endpoint.kind is not EndpointKind.INFO
     return template
+
+
+def _asks_for_usage(template: Template) -> bool:
+    """Whether the streams of these requests are asked for their usage: chat completions of a project that wants it."""
+    facts = template.facts
+    return (
+        facts is not None
+        and facts.endpoint == "chat"
+        and template.dialect is Dialect.OPENAI
+        and template.method == "POST"
+        and template.config.project(template.project).include_usage
+    )
 
 
 def _facts(active: ActiveRequest, template: Template) -> RequestFacts:

@@ -19,6 +19,7 @@ from proxy.protocol.dialects import Ending
 from proxy.protocol.errors import ProxyError
 from proxy.protocol.record import Outcome
 from proxy.protocol.usage import EncodedScanner, Scanner
+from proxy.protocol.usage_filter import UsageFilter
 from proxy.upstream import UpstreamError
 
 if TYPE_CHECKING:
@@ -47,14 +48,20 @@ async def relay(active: ActiveRequest, prepared: Prepared, response: UpstreamRes
     prepared.destination.succeeded(prepared.route.project)
     if response.framing == "length":
         active.declared_length = response_headers.length
+    usage_filter = None
+    if active.hides_usage and response_headers.event_stream and response_headers.encoding is None:
+        usage_filter = UsageFilter()
+        active.declared_length = None  # an event may be missing
+        response_headers.onward = headers.without(response_headers.onward, b"content-length")
     scanner = active.record.scanner = _scanner(prepared.route.ending, response_headers)
     whole = response.whole() if active.exchange.ready else None
     if whole is None:
         active.start(response.status, response_headers.onward)
-        await _relay_body(active, prepared.destination.name, response, scanner)
+        await _relay_body(active, prepared.destination.name, response, scanner, usage_filter)
     else:
         # The usual small response: it has arrived completely, and is sent in one write.
-        active.respond(response.status, response_headers.onward, whole)
+        shown = whole if usage_filter is None else usage_filter.feed(whole) + usage_filter.finish()
+        active.respond(response.status, response_headers.onward, shown)
         scanner.feed(whole)
     _settle(active, prepared, response, response_headers, scanner)
     if whole is None:
@@ -89,9 +96,12 @@ def _head(active: ActiveRequest, prepared: Prepared, response: UpstreamResponse)
     return response_headers
 
 
-async def _relay_body(active: ActiveRequest, name: str, response: UpstreamResponse, scanner: Scanner) -> None:
+async def _relay_body(
+    active: ActiveRequest, name: str, response: UpstreamResponse, scanner: Scanner, usage_filter: UsageFilter | None
+) -> None:
     """Write every chunk as it arrives. One chunk is held at a time. ``name`` is the destination's."""
-    record, write, feed = active.record, active.exchange.write, scanner.feed
+    record, exchange = active.record, active.exchange
+    write, feed = exchange.write, scanner.feed
 
     def take(chunk: bytes) -> bool:
         # Called for every chunk, in the turn of the loop in which it arrived.
@@ -100,17 +110,30 @@ async def _relay_body(active: ActiveRequest, name: str, response: UpstreamRespon
         record.bytes_out += len(chunk)
         return write(chunk)
 
+    def write_shown(shown: bytes) -> bool:
+        record.bytes_out += len(shown)
+        return write(shown) if shown else exchange.ready
+
+    def take_filtered(chunk: bytes) -> bool:
+        active.since = monotonic()
+        feed(chunk)
+        return usage_filter is None or write_shown(usage_filter.feed(chunk))
+
+    taken = take if usage_filter is None else take_filtered
     active.wait(Phase.READ)
     try:
-        while not await response.pour(take):
+        while not await response.pour(taken):
             active.wait(Phase.WRITE)
-            await active.exchange.drain()
+            await exchange.drain()
             active.wait(Phase.READ)
     except UpstreamError as error:
         record.upstream_error = error.detail
         raise StreamAborted(
             Outcome.TRUNCATED, _cut_off(f"{name}'s connection broke in the middle of the answer.")
         ) from error.with_traceback(None)
+    finally:
+        if usage_filter is not None:
+            write_shown(usage_filter.finish())
 
 
 def _settle(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from proxy.gateway.active_request import Phase
 from proxy.protocol import body as bodies
@@ -18,7 +18,7 @@ from proxy.protocol.errors import ProxyError
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 
     from proxy.gateway.active_request import ActiveRequest
     from proxy.gateway.template import Template
@@ -37,6 +37,7 @@ _OUTPUT_LIMIT = re.compile(
     rb'"(?:max_tokens|max_completion_tokens|max_output_tokens|max_tokens_to_sample|maxOutputTokens)"\s*:\s*(\d{1,9})'
 )
 _CHOICES = re.compile(rb'"(?:n|candidateCount)"\s*:\s*(\d{1,3})')
+_Found = TypeVar("_Found")
 _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -138,19 +139,31 @@ class RequestBody:
         return max(limits) * max([1, *choices]) if limits else None
 
     async def search(self, received: RequestHeaders, limit: int) -> bodies.BodyModel:
-        """Return the model of a collected body that is large or not plain JSON.
+        """Return the model of a collected body that is large or not plain JSON."""
+        noted = received.noted
+        return await self._searched(
+            bodies.search(self, noted.get(b"content-type"), noted.get(b"content-encoding"), limit)
+        )
+
+    async def search_usage_option(self, received: RequestHeaders, limit: int) -> bodies.Edit | None:
+        """Return the change of a collected body after which its stream has the usage, if one is needed."""
+        noted = received.noted
+        return await self._searched(
+            bodies.search_usage_option(self, noted.get(b"content-type"), noted.get(b"content-encoding"), limit)
+        )
+
+    async def _searched(self, steps: Generator[None, None, _Found]) -> _Found:
+        """Take the steps of a search and return what it found.
 
         All searches together take one step per turn of the loop. No search waits for the end of another, and no other
         request waits for more than one step.
         """
-        noted = received.noted
-        steps = bodies.search(self, noted.get(b"content-type"), noted.get(b"content-encoding"), limit)
         while True:
             async with self._budget.searching:
                 try:
                     next(steps)
                 except StopIteration as over:
-                    found: bodies.BodyModel = over.value
+                    found: _Found = over.value
                     return found
                 await asyncio.sleep(0)
 

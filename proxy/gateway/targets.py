@@ -22,6 +22,8 @@ async def prepare(active: ActiveRequest, template: Template, body: RequestBody) 
     """Return the request to send. ``body`` is changed if the target needs another model name. Raises ``ProxyError``."""
     if not body.collected:
         return _note(active, _for_model(active, template, None))
+    if template.usage_option:
+        return await _prepare_asking_for_usage(active, template, body)
     whole = b""
     if template.plain_json and body.size <= SMALL_BODY_BYTES:
         whole = body.whole if body.whole is not None else b"".join(body)
@@ -46,7 +48,25 @@ async def prepare(active: ActiveRequest, template: Template, body: RequestBody) 
         return _note(active, prepared)
     if found.decoded:
         prepared = _for_model(active, template, found.name, decoded=True)
-    _rename(active, template, body, whole, found, replace)
+    _send_edited(active, template, body, [_rename(whole, found, replace)])
+    return _note(active, prepared)
+
+
+async def _prepare_asking_for_usage(active: ActiveRequest, template: Template, body: RequestBody) -> Prepared:
+    """Prepare a chat request whose stream, if it is one, is to have its usage. Raises ``ProxyError``."""
+    limit = active.config.max_body_bytes
+    option = await body.search_usage_option(template.received, limit)
+    found = bodies.BodyModel(None)
+    if template.endpoint.reads_body:
+        found = await body.search(template.received, limit)
+    prepared = _for_model(active, template, found.name)
+    edits = [] if option is None else [option]
+    if prepared.route.replace is not None:
+        edits.append(_rename(b"", found, prepared.route.replace))
+    if any(edit.decoded for edit in edits):
+        prepared = _for_model(active, template, found.name, decoded=True)
+    active.hides_usage = option is not None
+    _send_edited(active, template, body, edits)
     return _note(active, prepared)
 
 
@@ -57,17 +77,24 @@ def _note(active: ActiveRequest, prepared: Prepared) -> Prepared:
     return prepared
 
 
-def _rename(
-    active: ActiveRequest, template: Template, body: RequestBody, whole: bytes, found: bodies.BodyModel, name: str
-) -> None:
-    """Send the body with ``name`` as its model and every other byte unchanged. Raises ``ProxyError``."""
-    start, end = found.span or bodies.place_of(whole, found)
+def _rename(whole: bytes, found: bodies.BodyModel, name: str) -> bodies.Edit:
+    """Return the change that makes ``name`` the model of a body. Raises ``ProxyError``."""
+    span = found.span or bodies.place_of(whole, found)
+    return bodies.Edit(span, bodies.written(found, name), found.size, found.decoded)
+
+
+def _send_edited(active: ActiveRequest, template: Template, body: RequestBody, edits: list[bodies.Edit]) -> None:
+    """Send the body with these changes and every other byte unchanged; decoded if it was compressed."""
     pieces = body.taken()
-    if found.decoded:
+    size = body.size
+    if edits and edits[0].decoded:
         limit = active.config.max_body_bytes
         pieces = bodies.decoded(pieces, template.received.noted[b"content-encoding"], limit)
-    new = bodies.written(found, name)
-    body.send_pieces(active, bodies.replaced(pieces, (start, end), new), found.size + len(new) - (end - start))
+        size = edits[0].size
+    for edit in sorted(edits, key=lambda edit: edit.span, reverse=True):  # so that the other spans stay right
+        pieces = bodies.replaced(pieces, edit.span, edit.new)
+        size += len(edit.new) - (edit.span[1] - edit.span[0])
+    body.send_pieces(active, pieces, size)
 
 
 def _for_model(active: ActiveRequest, template: Template, model: str | None, *, decoded: bool = False) -> Prepared:

@@ -91,6 +91,7 @@ class Template(Unshown):
         "reads_body",
         "received",
         "shown_path",
+        "usage_option",
     )
 
     def __init__(self, config: ActiveConfig, method: str, path: bytes, query: bytes, received: RequestHeaders) -> None:
@@ -107,7 +108,9 @@ class Template(Unshown):
         self.dialect = Dialect.OPENAI
         self.project = ""
         self.reads_body = False
-        """Whether the body must be searched for ``model``."""
+        """Whether the body is collected and searched, for ``model`` or for what asks a stream for its usage."""
+        self.usage_option = False
+        """Whether streams are asked for their usage (``include_usage`` of the project)."""
         self.limited = False
         """Whether the limits on active requests apply."""
         self.facts: RequestFacts | None = None

@@ -15,7 +15,7 @@ import re
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from proxy.protocol import fast_json
 from proxy.protocol.errors import ProxyError
@@ -59,6 +59,44 @@ def search(
     finder = _finder(content_type or b"")
     if finder is None:
         return BodyModel(None)
+    size = yield from _fed(finder, pieces, content_encoding, limit)
+    if size is None:
+        return BodyModel(None)
+    raw, span = finder.found()
+    form = isinstance(finder, _Form)
+    decoded = bool(_names(content_encoding or b""))
+    return BodyModel(_name_in(raw) if form else _text(raw), raw, span, size, decoded, form)
+
+
+class Edit(NamedTuple):
+    """One change of a body: ``new`` takes the place of ``span`` in the readable body of ``size`` bytes (see ``BodyModel``)."""
+
+    span: tuple[int, int]
+    new: bytes
+    size: int
+    decoded: bool
+
+
+def search_usage_option(
+    pieces: Iterable[bytes], content_type: bytes | None, content_encoding: bytes | None, limit: int
+) -> Generator[None, None, Edit | None]:
+    """Search, step by step, how a chat request must be changed so that its stream has the usage. Never raises.
+
+    The last step returns ``None`` if nothing must be changed: it is no stream, it says ``include_usage`` itself, or it cannot
+    be read. Else ``stream_options.include_usage`` is added.
+    """
+    if not isinstance(_finder(content_type or b""), _Json):
+        return None
+    finder = _Options()
+    size = yield from _fed(finder, pieces, content_encoding, limit)
+    change = finder.change() if size is not None else None
+    return None if change is None or size is None else Edit(*change, size, bool(_names(content_encoding or b"")))
+
+
+def _fed(
+    finder: _Finder, pieces: Iterable[bytes], content_encoding: bytes | None, limit: int
+) -> Generator[None, None, int | None]:
+    """Feed a body to ``finder``, step by step; the last one returns its size, ``None`` if nothing can be found in it."""
     names = _names(content_encoding or b"")
     size = 0
     try:
@@ -67,13 +105,11 @@ def search(
             yield
             for at in range(0, len(piece), WINDOW):
                 if not finder.feed(piece[at : at + WINDOW]):
-                    return BodyModel(None)
+                    return None
                 yield
     except _Unreadable:
-        return BodyModel(None)
-    raw, span = finder.found()
-    form = isinstance(finder, _Form)
-    return BodyModel(_name_in(raw) if form else _text(raw), raw, span, size, bool(names), form)
+        return None
+    return size
 
 
 def is_plain_json(content_type: bytes | None, content_encoding: bytes | None) -> bool:
@@ -188,27 +224,44 @@ _FLAT = rb'(?:[^"{}\[\]]++|%b)*+' % _STRING
 _NESTED = _FLAT
 for _ in range(4):
     _NESTED = rb'(?:[^"{}\[\]]++|%b|[{\[]%b[}\]])*+' % (_STRING, _NESTED)
-_KEY = rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"'
+
+
+def _spelled(word: str) -> bytes:
+    """Return a pattern of ``word`` in which any letter may be escaped."""
+    return b"".join(rb"(?:%b|\\u(?i:%04x))" % (letter.encode(), ord(letter)) for letter in word)
+
+
 _SCALAR = rb'[^ \t\r\n,:"{}\[\]]++'
 _SPACE = rb"[ \t\r\n]*+"
-_OTHER = rb"%b(?!%b)%b%b:%b(?:%b|%b|\{%b\}|\[%b\])%b," % (
-    *(_SPACE, _KEY, _STRING, _SPACE, _SPACE),
-    *(_STRING, _SCALAR, _FLAT, _FLAT, _SPACE),
-)
-_OURS = rb"%b%b%b:%b%b%b," % (_SPACE, _KEY, _SPACE, _SPACE, _STRING, _SPACE)
-
 _string = re.compile(_STRING, re.DOTALL).match
 _rest_of_string = re.compile(rb'(?:\\.[^"\\]*+)*+', re.DOTALL).match
 _values = re.compile(_NESTED, re.DOTALL).match  # values that are not nested deeper
 _many_marks = re.compile(rb"[{}\[\], \t\r\n]{8,}+").match
 _space = re.compile(_SPACE).match
 _scalar = re.compile(_SCALAR).match
-_is_key = re.compile(_KEY).fullmatch
-# Whole members without effect: other keys, and "model" if another "model" follows.
-_others = re.compile(rb"(?:%b|%b(?=%b))*+" % (_OTHER, _OURS, _OURS), re.DOTALL).match
-_ours = re.compile(_OURS.replace(_STRING, b"(%b)" % _STRING), re.DOTALL).match
 
-_MAX_KEY = 64  # bytes: "model" with each letter escaped has 32
+
+class _Grammar:
+    """The patterns of a search for some members."""
+
+    def __init__(self, *words: str, strings: bool) -> None:
+        key = rb'"(?:%b)"' % b"|".join(map(_spelled, words))
+        other = rb"%b(?!%b)%b%b:%b(?:%b|%b|\{%b\}|\[%b\])%b," % (
+            *(_SPACE, key, _STRING, _SPACE, _SPACE),
+            *(_STRING, _SCALAR, _FLAT, _FLAT, _SPACE),
+        )
+        # Ours with a string; without ``strings`` nothing matches, and each of ours is read in steps.
+        ours = rb"%b%b%b:%b%b%b," % (_SPACE, key, _SPACE, _SPACE, _STRING, _SPACE)
+        ours = ours if strings else rb"(?!)" + ours
+        self.is_key = re.compile(key).fullmatch
+        self.max_key = 6 * max(map(len, words)) + 2
+        """Bytes of a key with each letter escaped."""
+        self.others = re.compile(rb"(?:%b|%b(?=%b))*+" % (other, ours, ours), re.DOTALL).match
+        """Whole members without effect: other keys, and ours if the same follows."""
+        self.ours = re.compile(ours.replace(_STRING, b"(%b)" % _STRING), re.DOTALL).match
+
+
+_MODEL = _Grammar("model", strings=True)
 _DEEPEST = 1000
 _QUOTE, _COMMA, _COLON, _OPENED, _CLOSED = b'",:{}'
 _OPENING = b"{["
@@ -223,16 +276,17 @@ class _Json:
     validated, but if it is valid, this is the member that every parser sees.
     """
 
-    __slots__ = ("_at", "_depth", "_in_string", "_ours", "_raw", "_rest", "_span", "_state", "_waits")
+    __slots__ = ("_at", "_depth", "_grammar", "_in_string", "_key", "_raw", "_rest", "_span", "_state", "_waits")
 
-    def __init__(self) -> None:
+    def __init__(self, grammar: _Grammar = _MODEL) -> None:
+        self._grammar = grammar
         self._rest = b""  # of the last chunk, to be searched together with the next
         self._at = 0  # its position in the document
         self._depth = 0
         self._state = _Before
         self._in_string = False
         self._waits = False  # for the next chunk
-        self._ours = False  # the member being read is "model"
+        self._key = b""  # of the member being read, if it is searched for
         self._raw = b""
         self._span: tuple[int, int] | None = None
 
@@ -298,21 +352,22 @@ class _Json:
             return at
         if state == _AtKey:
             # Whole members that another one follows: many with one call, and one "model".
-            at = _others(text, at).end()  # type: ignore[union-attr]  # it matches nothing at least
-            while ours := _ours(text, at):
+            others = self._grammar.others
+            at = others(text, at).end()  # type: ignore[union-attr]  # it matches nothing at least
+            while ours := self._grammar.ours(text, at):
                 self._take(*ours.span(1), text)
-                at = _others(text, ours.end()).end()  # type: ignore[union-attr]  # so does this
+                at = others(text, ours.end()).end()  # type: ignore[union-attr]  # so does this
         at = _space(text, at).end()  # type: ignore[union-attr]  # and this
         if at == len(text):
             return at
         mark = text[at]
         if state == _AtKey and mark == _QUOTE:
             key = _string(text, at)
-            if key is None and len(text) - at <= _MAX_KEY:
+            if key is None and len(text) - at <= self._grammar.max_key:
                 self._waits = True
                 return at
             self._state = _AtColon
-            self._ours = key is not None and _is_key(key[0]) is not None
+            self._key = key[0] if key is not None and self._grammar.is_key(key[0]) else b""
             if key is not None:
                 return key.end()
             self._in_string = True
@@ -331,15 +386,9 @@ class _Json:
         return at + 1
 
     def _value(self, text: bytes, at: int, mark: int) -> int:
-        if self._ours:
-            self._raw, self._span = b"", None  # unless it is a string
-            if mark == _QUOTE:
-                value = _string(text, at)
-                if value is None and len(text) - at <= _MAX_RAW:
-                    self._waits = True
-                    return at
-                if value is not None:
-                    self._take(*value.span(), text)
+        if self._key and not self._begin(text, at, mark):
+            self._waits = True
+            return at
         self._state = _After
         if mark == _QUOTE:
             self._in_string = True
@@ -352,10 +401,78 @@ class _Json:
             return -1
         return at + 1
 
+    def _begin(self, text: bytes, at: int, mark: int) -> bool:
+        """Take the value of a member that is searched for. Return False if it needs more text."""
+        self._raw, self._span = b"", None  # unless it is a string
+        if mark == _QUOTE:
+            value = _string(text, at)
+            if value is None:
+                return len(text) - at > _MAX_RAW
+            self._take(*value.span(), text)
+        return True
+
     def _take(self, start: int, end: int, text: bytes) -> None:
         """Store this model until another one follows."""
         fits = end - start <= _MAX_RAW
         self._raw, self._span = (text[start:end], (self._at + start, self._at + end)) if fits else (b"", None)
+
+
+_MAX_OPTIONS = 16 * 1024  # bytes of a value that is kept
+_STREAMING = _Grammar("stream", "stream_options", strings=False)
+_OPTION = b'"include_usage":true'
+
+
+class _Options(_Json):
+    """The members ``stream`` and ``stream_options`` of the outermost object; the last one of each if it occurs twice."""
+
+    __slots__ = ("_from", "_kept", "_opening", "_start", "_values")
+
+    def __init__(self) -> None:
+        super().__init__(_STREAMING)
+        self._opening = 0  # the position after the outermost brace
+        self._values: dict[str, tuple[int, bytes]] = {}  # position and raw value
+        self._start = 0  # the position of the value being read
+        self._from = -1  # its start, or that of its next part, in the text; -1: there is none
+        self._kept = b""  # its parts in earlier chunks
+
+    def change(self) -> tuple[tuple[int, int], bytes] | None:
+        """Return the span to replace, and what takes its place. Called at the end."""
+        if self._state != _Behind or self._values.get("stream", (0, b""))[1] != b"true":
+            return None
+        if "stream_options" not in self._values:
+            return (self._opening, self._opening), b'"stream_options":{%b},' % _OPTION
+        at, raw = self._values["stream_options"]
+        if raw == b"null":
+            return (at, at + 4), b"{%b}" % _OPTION
+        options = fast_json.read(raw)
+        if not isinstance(options, dict) or "include_usage" in options:
+            return None
+        return (at + 1, at + 1), _OPTION + b"," * bool(options)
+
+    def feed(self, piece: bytes) -> bool:
+        text = self._rest + piece
+        if not super().feed(piece):
+            return False
+        if self._from >= 0:
+            self._kept += text[self._from : len(text) - len(self._rest)]
+            self._from = 0
+        return len(self._kept) <= _MAX_OPTIONS
+
+    def _member(self, text: bytes, at: int) -> int:
+        state = self._state
+        if self._from >= 0 and state == _After:
+            raw = self._kept + text[self._from : at]
+            raw = raw.rstrip(b" \t\r\n") if len(raw) <= _MAX_OPTIONS else b""
+            self._values[json.loads(self._key)] = self._start, raw
+            self._from, self._kept = -1, b""
+        at = super()._member(text, at)
+        if state == _Before and self._state == _AtKey:
+            self._opening = self._at + at
+        return at
+
+    def _begin(self, text: bytes, at: int, mark: int) -> bool:
+        self._start, self._from, self._kept = self._at + at, at, b""
+        return True
 
 
 # --- multipart -------------------------------------------------------------------------------------------------------

@@ -27,6 +27,10 @@ ANTHROPIC_VERSION: Final = (b"anthropic-version", b"2023-06-01")
 _ID_AND_END: Final = headers.ID_PLACEHOLDER.encode("ascii") + headers.AFTER_ID
 
 
+IDENTITY: Final = (b"accept-encoding", b"identity")
+"""In place of the client's value, if an event may have to be removed from the stream."""
+
+
 class LavaDestination:
     """Lava's gateway, for one configuration."""
 
@@ -53,8 +57,12 @@ class LavaDestination:
         kept: tuple[bytes, ...] = () if credential.payment.byok else headers.ACCOUNTS
         if decoded:
             kept += (b"content-encoding",)
+        if template.usage_option:
+            kept += (b"accept-encoding",)
         pairs: Pairs = [(b"host", address.host), (b"authorization", credential.authorization)]
         pairs += headers.without(received.onward, *kept)
+        if template.usage_option:
+            pairs.append(IDENTITY)
         if route.wants_anthropic_version and ANTHROPIC_VERSION[0] not in received.noted:
             pairs.append(ANTHROPIC_VERSION)
         metadata = headers.merge_metadata(
