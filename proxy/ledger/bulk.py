@@ -1,8 +1,8 @@
 """Insertion of many rows that have most of their values in common.
 
 Binding a value costs Python more than storing it costs SQLite. So the values that rows share are bound once per statement:
-``VALUES (?20, ?1, ?2), (?21, ?1, ?2)``. That takes a third of the time of ``executemany``, and the interpreter's lock is
-released for a hundred rows at once.
+``VALUES (?20, ?1, ?2), (?21, ?1, ?2)``, and columns that are ``NULL`` in all rows are left out. That takes a third of the time
+of ``executemany``, and the interpreter's lock is released for many rows at once.
 """
 
 from __future__ import annotations
@@ -15,49 +15,59 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-SIZES: Final = (100, 10, 1)
+SIZES: Final = (32, 8, 1)
 """Rows per statement. Few sizes, so that the driver keeps the prepared statements."""
+_MAX_STATEMENTS: Final = 100
 
-Value = int | str | bytes | None
+Value = int | str | bytes | bytearray | None
 
 
 class BulkInsert:
     """Inserts into one table. ``own`` are the columns that differ from row to row, ``shared`` the others."""
 
     def __init__(self, table: str, own: Sequence[str], shared: Sequence[str]) -> None:
-        self._head = f"INSERT INTO {table} ({', '.join((*own, *shared))}) VALUES "  # noqa: S608  (names of columns)
-        self._own = len(own)
-        self._shared = len(shared)
-        self._statements: dict[tuple[str, int], str] = {}
+        self._table = table
+        self._own = own
+        self._shared = shared
+        self._statements: dict[tuple[object, ...], str] = {}
 
     def insert(self, connection: Connection, shared: tuple[Value, ...], rows: Sequence[tuple[Value, ...]]) -> None:
         """Insert ``rows``, the values of the own columns, each with the values ``shared``."""
-        numbered = connection.dialect.name == "sqlite"
-        at, left = 0, len(rows)
+        columns = list(zip(*rows, strict=True))
+        count = len(rows)
+        own = tuple(name for name, values in zip(self._own, columns, strict=True) if values.count(None) < count)
+        if len(own) < len(columns):
+            rows = list(zip(*(values for values in columns if values.count(None) < count), strict=True))
+        named = tuple(name for name, value in zip(self._shared, shared, strict=True) if value is not None)
+        shared = tuple(value for value in shared if value is not None)
+        dialect = connection.dialect.name
+        at = 0
         for size in SIZES:
-            while left >= size:
+            while count - at >= size:
                 part = rows[at : at + size]
                 at += size
-                left -= size
-                statement = self._statement(connection.dialect.name, size)
-                if numbered:
+                if dialect == "sqlite":
                     values = (*shared, *chain.from_iterable(part))
                 else:
                     values = tuple(chain.from_iterable((*row, *shared) for row in part))
-                connection.exec_driver_sql(statement, values)
+                connection.exec_driver_sql(self._statement(dialect, size, own, named), values)
 
-    def _statement(self, dialect: str, size: int) -> str:
-        statement = self._statements.get((dialect, size))
+    def _statement(self, dialect: str, size: int, own: tuple[str, ...], shared: tuple[str, ...]) -> str:
+        key = (dialect, size, own, shared)
+        statement = self._statements.get(key)
         if statement is None:
+            if len(self._statements) >= _MAX_STATEMENTS:
+                self._statements.clear()
             if dialect == "sqlite":
-                shared = ", ".join(f"?{1 + number}" for number in range(self._shared))
-                tuples = [
-                    "("
-                    + ", ".join(f"?{1 + self._shared + row * self._own + n}" for n in range(self._own))
-                    + f", {shared})"
+                common = [f"?{1 + number}" for number in range(len(shared))]
+                first = 1 + len(shared)
+                rows = [
+                    [*(f"?{first + row * len(own) + number}" for number in range(len(own))), *common]
                     for row in range(size)
                 ]
             else:
-                tuples = ["(" + ", ".join(["%s"] * (self._own + self._shared)) + ")"] * size
-            statement = self._statements[dialect, size] = self._head + ", ".join(tuples)
+                rows = [["%s"] * (len(own) + len(shared))] * size
+            values = ", ".join(f"({', '.join(row)})" for row in rows)
+            statement = f"INSERT INTO {self._table} ({', '.join((*own, *shared))}) VALUES {values}"  # noqa: S608  (own names)
+            self._statements[key] = statement
         return statement

@@ -27,42 +27,64 @@ class AlreadyRunningError(Exception):
         )
 
 
-def make_folder(folder: Path) -> None:
-    """Make ``folder`` and what is missing above it, for this user alone under any umask. Raises ``OSError``."""
+def make_folder(folder: Path) -> list[Path]:
+    """Make ``folder`` and what is missing above it, for this user alone under any umask. Return what was made, the deepest last.
+
+    Raises ``OSError``.
+    """
     missing = []
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
-    for each in reversed(missing):
+    missing.reverse()
+    for each in missing:
         with contextlib.suppress(FileExistsError):
             each.mkdir(mode=0o700)
             each.chmod(0o700)
+    return missing
 
 
 class FileLock:
     """The lock of a ledger file. Raises ``AlreadyRunningError``, and ``OSError`` if it cannot be made."""
 
     def __init__(self, database: Path) -> None:
-        make_folder(database.parent)
+        self._database = database
+        self._made = make_folder(database.parent)
         self._path = database.with_name(database.name + ".lock")
-        self._descriptor = os.open(
-            self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0), 0o600
-        )
-        try:
-            _lock(self._descriptor)
-        except OSError:
-            pid = _pid_in(self._descriptor)
-            os.close(self._descriptor)
-            raise AlreadyRunningError(database, pid) from None
+        self._descriptor = _locked(self._path, database)
         # The number is for the message above alone; the lock decides.
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0) if sys.platform != "win32" else None
+        os.write(self._descriptor, b"%d\n" % os.getpid())
 
     def release(self) -> None:
-        """Give the lock back. The file stays: removing it would let two daemons lock two files of one name."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Give the lock back. Its file stays beside a ledger; where none was begun, nothing is left."""
+        if self._descriptor < 0:
+            return
+        if not self._database.exists():
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+                for folder in reversed(self._made):
+                    folder.rmdir()
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+
+def _locked(path: Path, database: Path) -> int:
+    """Return a descriptor of the file at ``path`` with its lock."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+    while True:
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            _lock(descriptor)
+        except OSError:
+            pid = _pid_in(descriptor)
+            os.close(descriptor)
+            raise AlreadyRunningError(database, pid) from None
+        # Another daemon may have removed the file after it was opened here.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)
 
 
 def _lock(descriptor: int) -> None:
