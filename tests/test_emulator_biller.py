@@ -13,7 +13,7 @@ import pytest
 from daemons import clean_environment
 from test_emulator_account import Account, Clock
 
-from proxy.emulator.biller import Biller, Prices
+from proxy.emulator.biller import Biller, TokenPrices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +154,7 @@ def test_usage_is_the_checksum_of_the_records(
 
 def test_a_price_change_at_a_moment(account: Account, clock: Clock, biller: Biller) -> None:
     """Later requests of this model only are billed by the new prices; records before it stay as they are."""
-    new = Prices(input=Decimal("0.00001"), output=Decimal("0.00002"))
+    new = TokenPrices(input=Decimal("0.00001"), output=Decimal("0.00002"))
     biller.set_prices(new, "gpt-4o-mini", start=clock.now + 60)
     account.chat()
     clock.now += 60
@@ -163,9 +163,9 @@ def test_a_price_change_at_a_moment(account: Account, clock: Clock, biller: Bill
     other, after, before = (Decimal(each["cost"]) for each in listed(account))
     usage = listed(account)[0]["model_usage"]
     tokens = usage["input_tokens"], usage["output_tokens"]
-    assert before == other == tokens[0] * Prices().input + tokens[1] * Prices().output
+    assert before == other == tokens[0] * TokenPrices().input + tokens[1] * TokenPrices().output
     assert after == tokens[0] * new.input + tokens[1] * new.output
-    biller.set_prices(Prices(output=Decimal(1)))
+    biller.set_prices(TokenPrices(output=Decimal(1)))
     account.chat(model="gpt-5")
     assert Decimal(listed(account)[0]["model_usage"]["output_cost"]) == tokens[1]
 
@@ -216,7 +216,7 @@ def test_the_cost_is_linear_in_the_token_classes_of_the_response(
 ) -> None:
     """Prices are of four scales, so that each class can be read from the cost; a repeated prompt is cached."""
     scales = {"input": 0, "cached_input": 5, "cache_write": 10, "output": 15}
-    biller.set_prices(Prices(**{name: Decimal(10) ** (scale - 20) for name, scale in scales.items()}))
+    biller.set_prices(TokenPrices(**{name: Decimal(10) ** (scale - 20) for name, scale in scales.items()}))
     seen = []
     for _ in range(2):
         classes = provider(account, LONG)

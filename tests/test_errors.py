@@ -67,6 +67,7 @@ CONTRACT: dict[str, tuple[int, tuple[str, str, str], bool | None]] = {
     "not_implemented": (501, INVALID, False),
     "http_version_unsupported": (505, INVALID, False),
     "overloaded": (503, OVERLOADED, True),
+    "ledger_unavailable": (503, OVERLOADED, True),
     "shutting_down": (503, OVERLOADED, True),
     "upstream_unreachable": (502, API, True),
     "upstream_tls": (502, API, False),

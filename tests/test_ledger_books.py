@@ -16,7 +16,7 @@ from daemons import run_command
 from ledgers import CHAT, recorded, rows_of, wait_until_recorded
 from rawclient import post
 
-from proxy.emulator.biller import Prices
+from proxy.emulator.biller import TokenPrices
 from proxy.emulator.records import StoredRequest
 from proxy.ledger.schema import Bill, State
 
@@ -114,7 +114,7 @@ def test_every_difference_has_a_cause(quiet: Books, stopped: bool) -> None:
     """Lost, doubled, unmetered, refused and unanswered requests, and a change of price: all explained."""
     biller = quiet.emulator.world.behaviour.biller
     ids = quiet.send(3)
-    biller.set_prices(Prices(Decimal("0.000003"), output=Decimal("0.000015")))
+    biller.set_prices(TokenPrices(Decimal("0.000003"), output=Decimal("0.000015")))
     ids += quiet.send(2)
     for fault in ("record-lost", "record-doubled", "record-unmetered", "html-502", "no-answer", "status-500"):
         ids += quiet.send(1, **{"x-emulator-fault": fault})

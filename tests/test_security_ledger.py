@@ -126,8 +126,8 @@ def test_place_that_cannot_be_written(stand: Stand) -> None:
     blocked.write_bytes(b"")
     with quick() as upstream:
         running = stand.start(f'[ledger]\npath = "{blocked}/ledger.sqlite"\n', upstream=upstream)
-        assert "requests are not recorded" in running.output()
         assert stand.post("/v1/chat/completions", at=running).status == 200
+        wait_for_output(running, "requests are not recorded")
         assert stand.ask("GET", "/readyz", at=running).status == 200
         # A folder that becomes one later: reported, tried again.
         later = stand.start(upstream=upstream)

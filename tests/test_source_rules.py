@@ -23,6 +23,7 @@ PACKAGE = ROOT / "proxy"
 #: Third-party library -> the folders (or modules beside them) that may import it.
 LIBRARIES: dict[str, set[str]] = {
     "brotli": {"protocol", "emulator"},
+    "genai_prices": {"ledger"},
     "httptools": {"upstream"},
     "keyring": {"config"},
     "msgspec": {"protocol", "emulator"},

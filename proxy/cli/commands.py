@@ -600,7 +600,7 @@ def close(
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Close a month: Lava's book, ours, and every difference by its cause.
+    """Close a month: every difference of the two books by cause.
 
     Exits with 0 only if no request and no dollar is unexplained.
     """

@@ -17,7 +17,7 @@ from proxy.cli.ledger_asking import iso, money, short, usd
 from proxy.cli.terminal import Exit, Screen, failed, put_json, say
 from proxy.ledger import books
 from proxy.ledger.accounts import accounts_of
-from proxy.ledger.books import ONLY_HERE, Amount, Cause, Period
+from proxy.ledger.books import ONLY_HERE, Cause, Period, Subtotal
 from proxy.ledger.direct import opened
 from proxy.ledger.heal import Healed, Healing
 from proxy.ledger.reconcile import MISSING_AFTER_US, Reconciler
@@ -73,10 +73,10 @@ def run_close(config: Path | None, month: str, *, settled_after: str | None, as_
     def work(book: Book) -> int:
         period = _month(month)
         found, _ = _balance(book, period, settled_after)
-        unexplained = Amount()
+        unexplained = Subtotal()
         for each in found:
             unexplained += each.unexplained
-        closed = unexplained == Amount()
+        closed = unexplained == Subtotal()
         if as_json:
             put_json(
                 {
@@ -104,7 +104,7 @@ def run_heal(config: Path | None, *, since: str | None, everything: bool, as_jso
     def work(book: Book) -> int:
         start = ledger_asking.begin_us(since or book.settings.ledger.reconcile_since) or 0
         customers = {name: each.customer_id or each.connection_id for name, each in book.settings.projects.items()}
-        amount, left = Amount(), 0
+        amount, left = Subtotal(), 0
         with opened(book.settings.ledger) as (runner, kept):
 
             async def heal(reconciler: Reconciler, billing: BillingAccount) -> Healed:
@@ -336,7 +336,7 @@ def _line(totals: BookTotals) -> list[str]:
     return [*(f"{each:,}" for each in numbers), money(totals.billed.nano)]
 
 
-def _with_money(amount: Amount) -> str:
+def _with_money(amount: Subtotal) -> str:
     return f"{amount.requests:,} ({money(amount.nano)})" if amount.requests else "0"
 
 
@@ -356,7 +356,7 @@ def _what(each: Differing) -> str:
 # For scripts
 
 
-def _amount(amount: Amount) -> dict[str, Any]:
+def _amount(amount: Subtotal) -> dict[str, Any]:
     return {"requests": amount.requests, "usd": usd(amount.nano)}
 
 

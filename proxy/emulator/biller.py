@@ -26,7 +26,7 @@ OPTIONS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
+class TokenPrices:
     """Dollars per token of each class."""
 
     input: Decimal = Decimal("0.000001")
@@ -64,7 +64,7 @@ class Biller:
     repeated: Repeated = "conflict"
     lost_in_usage: bool = True
     keep: int = 10_000
-    _prices: dict[str, list[tuple[float, Prices]]] = field(default_factory=dict)
+    _prices: dict[str, list[tuple[float, TokenPrices]]] = field(default_factory=dict)
     _due: dict[RecordOutcome, float] = field(default_factory=dict)
 
     def next_outcome(self) -> RecordOutcome:
@@ -80,18 +80,18 @@ class Biller:
             self._due[due] -= 1
         return due
 
-    def set_prices(self, prices: Prices, model: str = "*", start: float = 0.0) -> None:
+    def set_prices(self, prices: TokenPrices, model: str = "*", start: float = 0.0) -> None:
         """Bill requests of ``model`` (``*``: all others) by ``prices`` from ``start`` on."""
         periods = self._prices.setdefault(model, [])
         periods.append((start, prices))
         periods.sort(key=lambda period: period[0])
 
-    def prices(self, model: str | None, now: float) -> Prices:
+    def prices(self, model: str | None, now: float) -> TokenPrices:
         for name in (model or "", "*"):
             for start, prices in reversed(self._prices.get(name, ())):
                 if start <= now:
                     return prices
-        return Prices()
+        return TokenPrices()
 
     def set(self, option: str) -> None:
         """Set one ``NAME=VALUE`` of ``OPTIONS``; raise ``ValueError``."""
@@ -100,7 +100,7 @@ class Biller:
             per_million = [_money(one) for one in value.split(",")]
             if len(per_million) != 4:
                 raise ValueError(f"{name} has to be four prices")
-            self.set_prices(Prices(*per_million), name.removeprefix("price."))
+            self.set_prices(TokenPrices(*per_million), name.removeprefix("price."))
         elif name in ("lost", "doubled", "unmetered"):
             if not 0 <= float(value) <= 1:
                 raise ValueError(f"{name} has to be from 0 to 1")

@@ -82,35 +82,35 @@ UNEXPLAINED: Final = frozenset(
 ONLY_HERE: Final = (Cause.LOST, Cause.REFUSED, Cause.UNANSWERED, Cause.INTERRUPTED, Cause.ELSEWHERE)
 
 
-class Amount(NamedTuple):
+class Subtotal(NamedTuple):
     """A number of requests, and billionths of a dollar."""
 
     requests: int = 0
     nano: int = 0
 
-    def __add__(self, other: object) -> Amount:
+    def __add__(self, other: object) -> Subtotal:
         if not isinstance(other, tuple):
             return NotImplemented
-        return Amount(self.requests + other[0], self.nano + other[1])
+        return Subtotal(self.requests + other[0], self.nano + other[1])
 
-    def __sub__(self, other: Amount) -> Amount:
-        return Amount(self.requests - other.requests, self.nano - other.nano)
+    def __sub__(self, other: Subtotal) -> Subtotal:
+        return Subtotal(self.requests - other.requests, self.nano - other.nano)
 
 
-NOTHING: Final = Amount()
+NOTHING: Final = Subtotal()
 
 
 @dataclass
 class Day:
     """One day of UTC."""
 
-    matched: Amount = NOTHING
+    matched: Subtotal = NOTHING
     unmetered: int = 0
     only_here: Counter[Cause] = field(default_factory=Counter)
-    phantoms: Amount = NOTHING
-    duplicates: Amount = NOTHING
+    phantoms: Subtotal = NOTHING
+    duplicates: Subtotal = NOTHING
     differing: int = 0
-    usage: Amount | None = None
+    usage: Subtotal | None = None
 
 
 class Differing(NamedTuple):
@@ -127,7 +127,7 @@ class BookDifference(NamedTuple):
 
     cause: Cause
     at_lava: bool
-    amount: Amount
+    amount: Subtotal
 
     @property
     def explained(self) -> bool:
@@ -139,7 +139,7 @@ class BookTotals(NamedTuple):
     """One book: all, what has an amount, what was not metered, what is not decided."""
 
     requests: int
-    billed: Amount
+    billed: Subtotal
     unmetered: int
     pending: int
 
@@ -152,7 +152,7 @@ class Books:
     period: Period
     lava: BookTotals
     here: BookTotals
-    usage: Amount | None
+    usage: Subtotal | None
     differences: list[BookDifference]
     phantoms: list[Taken]
     duplicates: list[Taken]
@@ -160,13 +160,13 @@ class Books:
     days: dict[str, Day]
 
     @property
-    def unexplained(self) -> Amount:
+    def unexplained(self) -> Subtotal:
         """Requests and billionths of a dollar without a cause."""
         return _total(each.amount for each in self.differences if not each.explained)
 
 
-def _total(amounts: Iterable[Amount]) -> Amount:
-    total = Amount()
+def _total(amounts: Iterable[Subtotal]) -> Subtotal:
+    total = Subtotal()
     for each in amounts:
         total += each
     return total
@@ -178,18 +178,18 @@ class Comparison:
     def __init__(self, period: Period) -> None:
         self.period = period
         self.days: dict[str, Day] = {}
-        self.lava = Amount()
+        self.lava = Subtotal()
         """Completed records of the time."""
         self.unmetered = 0
         self.pending: dict[str, Verdict] = {}
         """By the record's id."""
-        self.joined = Amount()
+        self.joined = Subtotal()
         """Final records of requests received in the time, also if the record's own time is another."""
-        self.border_at_lava = self.border_here = Amount()
+        self.border_at_lava = self.border_here = Subtotal()
         self.phantoms: list[Taken] = []
         self.duplicates: list[Taken] = []
         self.differing: list[Differing] = []
-        self.all_phantoms = self.all_duplicates = Amount()
+        self.all_phantoms = self.all_duplicates = Subtotal()
         self._seen: set[int] = set()
 
     def take(self, page: Sequence[Taken]) -> None:
@@ -209,7 +209,7 @@ class Comparison:
 
     def _add(self, taken: Taken, at_lava: bool) -> None:
         record = taken.record
-        amount = Amount(1, record.nano or 0)
+        amount = Subtotal(1, record.nano or 0)
         if at_lava:
             if record.bill is Bill.COMPLETED:
                 self.lava += amount
@@ -315,7 +315,7 @@ async def balance(
 
 
 def _differences(
-    comparison: Comparison, here: BookTotals, only_here: Counter[Cause], usage: Amount | None
+    comparison: Comparison, here: BookTotals, only_here: Counter[Cause], usage: Subtotal | None
 ) -> list[BookDifference]:
     found = [
         BookDifference(Cause.DUPLICATE, True, comparison.all_duplicates),
@@ -323,14 +323,14 @@ def _differences(
         BookDifference(Cause.BORDER_ATLAVA, True, comparison.border_at_lava),
         BookDifference(Cause.BORDER_HERE, False, comparison.border_here),
         BookDifference(
-            Cause.UNDECIDED, True, Amount(sum(each is not Verdict.MATCHED for each in comparison.pending.values()))
+            Cause.UNDECIDED, True, Subtotal(sum(each is not Verdict.MATCHED for each in comparison.pending.values()))
         ),
         *(
-            BookDifference(cause, False, Amount(only_here[cause]))
+            BookDifference(cause, False, Subtotal(only_here[cause]))
             for cause in (*ONLY_HERE, Cause.UNDECIDED, Cause.NOTASKED)
         ),
     ]
-    vanished = Amount(here.billed.requests + here.unmetered, here.billed.nano) - comparison.joined
+    vanished = Subtotal(here.billed.requests + here.unmetered, here.billed.nano) - comparison.joined
     found.append(BookDifference(Cause.VANISHED, False, vanished))
     if usage is not None:
         beyond = usage - comparison.lava
@@ -340,7 +340,7 @@ def _differences(
         found.append(BookDifference(Cause.CHARGED_UNRECORDED if lost else Cause.CHECKSUM, True, beyond))
     in_lava = comparison.all_duplicates + comparison.all_phantoms + comparison.border_at_lava
     rest = comparison.lava.nano - here.billed.nano - (in_lava - comparison.border_here - vanished).nano
-    found.append(BookDifference(Cause.SUMS, True, Amount(0, rest)))
+    found.append(BookDifference(Cause.SUMS, True, Subtotal(0, rest)))
     return [each for each in found if each.amount != NOTHING]
 
 
@@ -353,15 +353,15 @@ def _differ(taken: Taken) -> bool:
     )
 
 
-def _usage(report: UsageReport, comparison: Comparison) -> Amount | None:
+def _usage(report: UsageReport, comparison: Comparison) -> Subtotal | None:
     known = False
-    total = Amount()
+    total = Subtotal()
     for each in report.items:
         cost = each.total_cost if each.total_cost is not None else each.total_request_cost
         if each.total_requests is None or cost is None or each.date is None:
             continue
         known = True
-        amount = Amount(each.total_requests, biller.nano_of(cost))
+        amount = Subtotal(each.total_requests, biller.nano_of(cost))
         comparison.days.setdefault(each.date[:10], Day()).usage = amount
         total += amount
     return total if known or not report.items else None
@@ -397,7 +397,7 @@ def _here(connection: Connection, projects: Collection[str], period: Period) -> 
         .select_from(attempts.join(requests, requests.c.seq == attempts.c.request))
         .where(attempts.c.sent == 1, requests.c.project.in_(numbers), *_within(period))
     ).one()
-    return BookTotals(row[0], Amount(row[1], int(row[2])), row[3], row[4])
+    return BookTotals(row[0], Subtotal(row[1], int(row[2])), row[3], row[4])
 
 
 def _only_here(connection: Connection, projects: Collection[str], period: Period) -> list[_Group]:

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 
 from proxy.ledger import matching, rollups
 from proxy.ledger.bills import Bookings
-from proxy.ledger.books import Amount
+from proxy.ledger.books import Subtotal
 from proxy.ledger.matching import Verdict
 from proxy.ledger.names import find_numbers
 from proxy.ledger.rows import ID_BYTES, id_bytes
@@ -37,7 +37,7 @@ _PER_STEP: Final = 100
 class Healed(NamedTuple):
     """What was rebuilt, and how many records were left because they have no id of ours."""
 
-    amount: Amount
+    amount: Subtotal
     left: int
 
 
@@ -57,7 +57,7 @@ class Healing:
 
     async def heal(self) -> Healed:
         """Rebuild the requests of the records that are kept as phantoms. Raises ``LedgerUnavailableError``."""
-        amount, left = Amount(), 0
+        amount, left = Subtotal(), 0
         after: str | None = ""
         while after is not None:
             start = after
@@ -65,7 +65,7 @@ class Healing:
             amount, left = amount + step, left + skipped
         return Healed(amount, left)
 
-    def _step(self, connection: Connection, after: str) -> tuple[str | None, Amount, int]:
+    def _step(self, connection: Connection, after: str) -> tuple[str | None, Subtotal, int]:
         kept = list(matching.extras(connection, self._scope, after, _PER_STEP))
         phantoms = [each for each in kept if each.verdict is Verdict.PHANTOM and each.record.bill is not Bill.PENDING]
         chosen = [each for each in phantoms if each.record.proxy_id is not None or self._everything]
@@ -74,12 +74,12 @@ class Healing:
             bytes(stored)
             for stored in connection.execute(select(requests.c.id).where(requests.c.id.in_(list(first)))).scalars()
         }
-        amount = Amount()
+        amount = Subtotal()
         for stored, extra in first.items():
             if stored not in there:
                 self._rebuild(connection, stored, extra.record)
                 matching.forget(connection, self._scope, extra.record.id)
-                amount += Amount(1, extra.record.nano or 0)
+                amount += Subtotal(1, extra.record.nano or 0)
         # A second record of one request is a duplicate of the first, now that there is one.
         rest = [
             each.record for each in chosen if each is not first[_id_of(each.record)] or _id_of(each.record) in there

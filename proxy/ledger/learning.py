@@ -68,7 +68,7 @@ class PriceChange(NamedTuple):
         return 100 * (self.billed - self.expected) / self.expected if self.expected else 100.0
 
 
-class _Row(NamedTuple):
+class _BilledRow(NamedTuple):
     counts: tuple[int, ...]  # by column
     billed: int
 
@@ -122,7 +122,7 @@ class _Model:
         self.learned = Learned({}, 0)
         self._step: int | None = None  # in which the biller rounds; unknown for prices that were loaded
         self._rows: OrderedDict[tuple[int, ...], int] = OrderedDict()  # billed cost by counts, the newest last
-        self._leaving: list[_Row] = []  # in a row
+        self._leaving: list[_BilledRow] = []  # in a row
         self._wait = 0  # rows until the next attempt to learn
         self._in_vain = 0
 
@@ -130,7 +130,7 @@ class _Model:
         """Add a row; return the expected and the billed sum if it is the tenth that leaves the price."""
         if billed < 0 or all(classes[each] is None for each in _INDEXES):
             return None
-        row = _Row(tuple(classes[each] or 0 for each in _INDEXES), billed)
+        row = _BilledRow(tuple(classes[each] or 0 for each in _INDEXES), billed)
         if self._lacks_a_side(classes) or not any(row.counts):
             return None
         expected = self._expected(row.counts)
@@ -186,7 +186,7 @@ class _Model:
                 total += count * price
         return (total + PER // 2) // PER
 
-    def _keep(self, row: _Row) -> None:
+    def _keep(self, row: _BilledRow) -> None:
         self._rows.pop(row.counts, None)
         self._rows[row.counts] = row.billed
         if len(self._rows) > MAX_ROWS:

@@ -15,7 +15,9 @@ providers named in ``tests/test_token_classes.py``, where each rule stands besid
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from math import isfinite
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ MAX_NUMBERS = 40
 _MAX_COUNT = 10**15  # far above any request, and far below what a database's integer holds
 _MAX_DEPTH = 4
 _MAX_LIST = 16
-_MAX_PATHS = 2000  # remembered
+_MAX_PATHS = 2000  # cached
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}")
 
 
@@ -107,20 +109,12 @@ def _named(items: object) -> list[tuple[str, Any]]:
     ]
 
 
-_PATHS: dict[tuple[str, str], str] = {}
-
-
+@lru_cache(_MAX_PATHS)
 def _path(before: str, name: str) -> str | None:
-    """Return the path of a member, ``None`` if its name is odd. Remembered, because every request asks for the same."""
-    try:
-        return _PATHS[before, name]
-    except KeyError:
-        if not _NAME.fullmatch(name):
-            return None
-        path = f"{before}.{name}" if before else name
-        if len(_PATHS) < _MAX_PATHS:
-            _PATHS[before, name] = path
-        return path
+    """Return the path of a member, ``None`` if its name is odd. Cached, because every request asks for the same."""
+    if not _NAME.fullmatch(name):
+        return None
+    return f"{before}.{name}" if before else name
 
 
 # --- by API ----------------------------------------------------------------------------------------------------------
@@ -132,7 +126,7 @@ _PIECES = frozenset({"images", "image_count", "generated_images", "characters", 
 _ANTHROPICS_CACHE = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details")
 _OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
-_NONE: Mapping[str, Any] = {}
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _ONLY_INPUT = frozenset({"embeddings", "rerank", "moderations"})
 
 
