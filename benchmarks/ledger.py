@@ -290,15 +290,15 @@ def seconds(work: Callable[[], object], times: int) -> Taken:
 
 def query_seconds(path: Path, times: int) -> dict[str, Taken]:
     """The queries alone: with a new connection each time, as a command has it."""
-    engine = reading.open_readonly(LedgerSettings(path=str(path)))
+    begin = reading.open_readonly(LedgerSettings(path=str(path)))
 
     def stats() -> None:
         now_us = time.time_ns() // 1000
-        with reading.reading(engine) as connection:
+        with begin() as connection:
             queries.stats(connection, "project", queries.Filter(since_us=now_us - DAYS * 24 * HOUR_US), now_us)
 
     def logs() -> None:
-        with reading.reading(engine) as connection:
+        with begin() as connection:
             queries.newest(connection, queries.Filter(), 50)
 
     return {"stats --since 30d": seconds(stats, times), "logs, first line": seconds(logs, times)}

@@ -23,7 +23,7 @@ from test_cli import called, command
 
 from proxy.cli import ledger_export
 from proxy.config.settings import LedgerSettings
-from proxy.ledger import reading
+from proxy.ledger import queries, reading
 from proxy.ledger.lock import FileLock
 from proxy.ledger.rows import hashed
 from proxy.ledger.schema import Bill, OutboxState, State
@@ -175,8 +175,8 @@ def test_readers_and_a_writer_do_not_wait_for_each_other(book: Book) -> None:
         writer.execute("UPDATE requests SET bytes_in = 5")
         assert len(book("logs", "--json").out.splitlines()) == 1
         assert json.loads(book("logs", "--json").out)["bytes_in"] == 100
-        with reading.open_readonly(LedgerSettings(path=str(book.path))).connect() as reader:
-            assert reader.exec_driver_sql("SELECT bytes_in FROM requests").scalar_one() == 100
+        with reading.open_readonly(LedgerSettings(path=str(book.path)))() as reader:
+            assert list(queries.ask(reader, "SELECT bytes_in FROM requests")) == [(100,)]
             writer.execute("COMMIT")
         assert json.loads(book("logs", "--json").out)["bytes_in"] == 5
 

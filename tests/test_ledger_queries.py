@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledger_rows import HOUR_US, ORDER, START_US, Filler, Made, expected, made_up, writable
 from profiles import examples
-from sqlalchemy import create_engine, select
+from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 from test_cli import called
 
 from proxy.config.settings import LedgerSettings
 from proxy.ledger import histogram, queries, reading
+from proxy.ledger.columns import TOKENS, Bill, State
 from proxy.ledger.costs import AttemptCost, Source, cost_of, source_of
 from proxy.ledger.queries import Filter, Totals
-from proxy.ledger.schema import TOKENS, Bill, State
 from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from postgres import Server
-    from sqlalchemy import Connection
+
+    from proxy.ledger.queries import Connection
 
 HOURS = 30
 MADE = made_up(seed=20, count=1500, hours=HOURS)
@@ -50,8 +51,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def connection(path: Path) -> Iterator[Connection]:
-    engine = reading.open_readonly(LedgerSettings(path=str(path)))
-    with reading.reading(engine) as opened:
+    with reading.open_readonly(LedgerSettings(path=str(path)))() as opened:
         yield opened
 
 
@@ -111,7 +111,7 @@ FILTERS = st.builds(
 @examples(40)
 def test_sums_are_those_of_the_rows(path: Path, wanted: Filter) -> None:
     """Whole hours from rollups, their edges from rows: exact for any window and any filter."""
-    with reading.reading(reading.open_readonly(LedgerSettings(path=str(path)))) as connection:
+    with reading.open_readonly(LedgerSettings(path=str(path)))() as connection:
         assert queries.sums(connection, wanted) == added(chosen(wanted))
 
 
@@ -342,7 +342,7 @@ def test_postgresql_answers_the_same(postgres_server: Server, path: Path, tmp_pa
         Filter(project="main", since_us=START_US + 12_345_678, until_us=end - HOUR_US - 1),
         Filter(session="s1", model="gpt-4o"),
     ]
-    with reading.reading(here) as one, reading.reading(there) as other:
+    with here() as one, there() as other:
         for wanted in windows:
             assert queries.sums(one, wanted) == queries.sums(other, wanted)
             assert queries.newest(one, wanted, 50) == queries.newest(other, wanted, 50)
@@ -355,7 +355,7 @@ def test_postgresql_answers_the_same(postgres_server: Server, path: Path, tmp_pa
         assert hours is not None
         assert queries.differences(other, hours) == []
         with pytest.raises(DBAPIError, match="read-only"):
-            other.exec_driver_sql("DELETE FROM requests")
+            queries.ask(other, "DELETE FROM requests")
     config = tmp_path / "config.toml"
     config.touch(mode=0o600)
     config.write_text(f"[ledger]\nurl = {json.dumps(url)}\n", encoding="utf-8")
@@ -373,7 +373,6 @@ def test_postgresql_answers_the_same(postgres_server: Server, path: Path, tmp_pa
 def test_the_edge_of_a_window_reads_no_other_rows(connection: Connection) -> None:
     """A budget reads an hour at most of the rows: SQLite searches them by number, and sorts nothing to add each one up."""
     [costed] = queries._batches(connection, {}, START_US + 1, START_US + HOUR_US)
-    statement = str(select(costed).compile(connection, compile_kwargs={"literal_binds": True}))
-    plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
+    plan = [row[3] for row in queries.ask(connection, f"EXPLAIN QUERY PLAN {costed}")]
     assert any(step.startswith("SEARCH requests USING INTEGER PRIMARY KEY") for step in plan), plan
     assert not any("SCAN requests" in step or "TEMP B-TREE" in step for step in plan), plan

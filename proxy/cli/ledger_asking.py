@@ -33,11 +33,7 @@ def ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool) -> i
     """
     settings = loading.settings(config, as_json=as_json)
     try:
-        engine = reading.open_readonly(settings.ledger)
-        try:
-            return work(Book(settings, engine))
-        finally:
-            engine.dispose()
+        return work(Book(settings, reading.open_readonly(settings.ledger)))
     except reading.LedgerUnreadableError as error:
         return terminal.failed(str(error), as_json=as_json, code="ledger_unreadable")
     except queries.UnknownNameError as error:

@@ -14,8 +14,8 @@ from proxy.cli import ledger_asking, terminal
 from proxy.cli.ledger_asking import row_for_scripts
 from proxy.cli.terminal import Exit, printable, say
 from proxy.ledger import queries
+from proxy.ledger.columns import TOKENS
 from proxy.ledger.queries import Filter
-from proxy.ledger.schema import TOKENS
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from proxy.cli import ledger_asking
 from proxy.cli.ledger_asking import cost_words, row_for_scripts, short, time_of
 from proxy.cli.terminal import Exit, Screen, printable
 from proxy.ledger import queries
+from proxy.ledger.columns import State
 from proxy.ledger.queries import Filter
-from proxy.ledger.schema import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

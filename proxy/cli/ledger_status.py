@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from proxy.cli import addresses, ledger_asking
 from proxy.cli.ledger_asking import iso, time_of
 from proxy.cli.terminal import Exit, Screen, put_json
-from proxy.ledger import queries, reading, schema
+from proxy.ledger import queries, reading
 from proxy.ledger.queries import HOUR_US
 from proxy.protocol.wording import counted
 
@@ -41,7 +41,7 @@ def status(config: Path | None, *, as_json: bool) -> int:
     def show(book: Book) -> int:
         with book.reading() as connection:
             found = queries.extent(connection)
-            version = schema.version_of(connection)
+            version = reading.version_of(connection)
             size = reading.size_of(book.settings.ledger, connection)
         writer = _writer(book.settings)
         if as_json:
@@ -54,6 +54,8 @@ def status(config: Path | None, *, as_json: bool) -> int:
 
 
 def _for_scripts(book: Book, found: queries.Extent, version: int, size: int, writer: Writer | None) -> dict[str, Any]:
+    from proxy.ledger.schema import RETENTION
+
     return {
         "ledger": reading.place(book.settings.ledger),
         "bytes": size,
@@ -66,7 +68,7 @@ def _for_scripts(book: Book, found: queries.Extent, version: int, size: int, wri
         "outbox": found.waiting,
         "schema": version,
         "keep": book.settings.ledger.keep,
-        "retention": {name: each.rule for name, each in schema.RETENTION.items()},
+        "retention": {name: each.rule for name, each in RETENTION.items()},
         "daemon": None if writer is None else writer._asdict(),
     }
 

@@ -10,7 +10,7 @@ import hashlib
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.ledger.schema import Bill, Kind, State
+from proxy.ledger.columns import Bill, Kind, State
 from proxy.protocol.token_classes import NOTHING, TokenClasses, classes_of, flat
 
 if TYPE_CHECKING:
