@@ -133,7 +133,7 @@ def test_an_older_schema_is_migrated_by_the_command(book: Book) -> None:
     assert "ledger migrate" in book("logs", code=1).err
     assert "from schema 0 to 1" in book("ledger", "migrate").out
     assert "has schema 1 already" in book("ledger", "migrate").out
-    assert "There is no such request" in book("logs").out
+    assert "The ledger has no request yet." in book("logs").out
 
 
 def test_the_password_of_a_database_is_never_shown() -> None:

@@ -282,8 +282,8 @@ def test_logs_stats_export_and_cost_agree(config: Path, tmp_path: Path, project:
         assert total == by_rows, by
 
 
-def _number(value: str | int) -> Decimal:
-    return Decimal(value)
+def _number(value: str | int | None) -> Decimal:
+    return Decimal(value or 0)
 
 
 def _as_csv(value: Any) -> str:

@@ -16,7 +16,7 @@ from proxy.ledger.costs import Source
 from proxy.ledger.reading import Book
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from proxy.ledger.costs import RequestCost
@@ -123,19 +123,43 @@ def sources(sums: Totals) -> list[tuple[Source, int, int | None]]:
     """Return source, number of requests and amount (``None``: it has none) of what there is."""
     rows = [
         (Source.BILLED, sums.billed_requests, sums.billed),
-        (Source.PENDING, sums.pending_requests, sums.pending),
-        (Source.ESTIMATED, sums.estimated_requests, sums.estimated),
+        (Source.PENDING, sums.pending_requests, estimate(sums.pending, sums.pending_requests)),
+        (Source.ESTIMATED, sums.estimated_requests, estimate(sums.estimated, sums.estimated_requests)),
         (Source.UNMETERED, sums.unmetered_requests, None),
         (Source.UNKNOWN, sums.unknown_requests, None),
     ]
     return [(source, count, amount) for source, count, amount in rows if count or amount]
 
 
+def estimate(amount: int, requests: int) -> int | None:
+    """Return the amount of estimated or pending requests; ``None`` if none of them has an estimate: that is not 0."""
+    return None if requests and not amount else amount
+
+
+def total(sums: Totals) -> int | None:
+    """Return what is known of the cost; ``None`` if there is a cost, and nothing is known of it."""
+    unpriced = sums.pending_requests or sums.unmetered_requests or sums.estimated_requests or sums.unknown_requests
+    return None if unpriced and not (sums.nano or sums.billed_requests) else sums.nano
+
+
+def price_words(tables: Iterable[str]) -> str:
+    """Return price tables, each with its version and date, in words."""
+    from proxy.ledger.pricing import LEARNED
+
+    return " or ".join(
+        "prices learned from Lava's bills" if each == LEARNED else each for each in dict.fromkeys(tables)
+    )
+
+
 def sums_for_scripts(sums: Totals) -> dict[str, Any]:
     """Return sums as JSON values: money as decimal strings."""
     found: dict[str, Any] = sums._asdict()
     for name in ("billed", "pending", "estimated"):
-        found[f"{name}_usd"] = usd(found.pop(name))
+        del found[name]
+    found["cost_usd"] = usd(total(sums))
+    found["billed_usd"] = usd(sums.billed)
+    found["pending_usd"] = usd(estimate(sums.pending, sums.pending_requests))
+    found["estimated_usd"] = usd(estimate(sums.estimated, sums.estimated_requests))
     return found
 
 
@@ -171,4 +195,5 @@ def row_for_scripts(row: Row) -> dict[str, Any]:
         "billed_usd": usd(row.cost.billed),
         "pending_usd": usd(row.cost.pending),
         "estimated_usd": usd(row.cost.estimated),
+        "prices": row.prices,
     }

@@ -6,7 +6,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proxy.cli import arguments, ledger_asking
-from proxy.cli.ledger_asking import money, short, sources, sums_for_scripts, time_of, usd
+from proxy.cli.ledger_asking import money, price_words, short, sources, sums_for_scripts, time_of
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.ledger import queries
 from proxy.ledger.queries import Filter
@@ -41,10 +41,11 @@ def run(
             wanted = Filter(project=project, session=stored, since_us=window.since_us, until_us=window.until_us)
             total = queries.sums(connection, wanted)
             agents = {} if session is None else queries.sums_by_agent(connection, wanted)
+            tables = queries.price_tables(connection) if total.pending or total.estimated else []
         if as_json:
             put_json(_for_scripts(window, total, agents))
             return Exit.OK
-        _draw(Screen(), window, project, session, total, agents)
+        _draw(Screen(), window, project, session, total, agents, tables)
         return Exit.OK
 
     return ledger_asking.ask(config, show, as_json=as_json)
@@ -115,11 +116,8 @@ def _for_scripts(window: CostWindow, total: Totals, agents: dict[str | None, Tot
         "how": window.how,
         "since": None if window.since_us is None else ledger_asking.iso(window.since_us),
         "until": None if window.until_us is None else ledger_asking.iso(window.until_us),
-        "cost_usd": usd(total.nano),
         **sums_for_scripts(total),
-        "agents": [
-            {"agent": name, "cost_usd": usd(each.nano), **sums_for_scripts(each)} for name, each in agents.items()
-        ],
+        "agents": [{"agent": name, **sums_for_scripts(each)} for name, each in agents.items()],
     }
 
 
@@ -130,12 +128,13 @@ def _draw(
     session: str | None,
     total: Totals,
     agents: dict[str | None, Totals],
+    tables: list[str],
 ) -> None:
     of = "" if project is None else f" of project {project}"
     if not total.requests:
         screen.line(f"No request{of} has ended in that time.")
     else:
-        screen.line(f"{money(total.billed)} billed for {ledger_asking.requests(total.requests)}{of}.", "title")
+        screen.line(f"{_verdict(total)}{of}.", "title")
         screen.line()
         rows = [
             [source.word, f"{count:,}", "" if amount is None else money(amount), _MEANING[source.word]]
@@ -150,15 +149,25 @@ def _draw(
             for name, each in by_cost[:_SHOWN]
         ]
         screen.table(["agent", "requests", "billed", "pending", "estimated"], rows)
+        if len(agents) > len(rows):
+            screen.line(f"… and {len(agents) - len(rows):,} more; --json prints all.", "note", indent=2)
     screen.line()
-    screen.prose(f"Computed from: {window.how}.", "note")
+    by = f" Estimates are by {price_words(tables)}." if tables else ""
+    screen.prose(f"Computed from: {window.how}.{by}", "note")
+
+
+def _verdict(sums: Totals) -> str:
+    counted = ledger_asking.requests(sums.requests)
+    if ledger_asking.total(sums) is None:
+        return f"Nothing is known of the cost of {counted}"
+    return f"{money(sums.billed)} billed for {'' if sums.billed_requests == sums.requests else f'{sums.billed_requests:,} of '}{counted}"
 
 
 _MEANING = {
     "billed": "by Lava's records",
     "pending": "estimated until the bill is there",
-    "estimated": "by the price table; no bill",
-    "unmetered": "it ran, and Lava did not meter it",
+    "estimated": "by a price table; no bill",
+    "unmetered": "by Lava's records, which have no cost for it",
     "unknown": "no bill, and no price is known",
 }
 

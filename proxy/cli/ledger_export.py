@@ -78,9 +78,10 @@ def _copy(book: Book, wanted: Filter, sink: _Sink) -> int:
     while True:
         with book.reading() as connection:
             rows = queries.page(connection, wanted, after, PAGE)
+        if rows or not count:  # without any row, too, CSV has a head
+            sink.put([row_for_scripts(row) for row in rows])
         if not rows:
             return count
-        sink.put([row_for_scripts(row) for row in rows])
         count += len(rows)
         after = (rows[-1].received_us, rows[-1].seq)
 
@@ -133,7 +134,7 @@ class _Csv:
         lines = csv.writer(written, lineterminator="\n")
         if not self._head_written:
             self._head_written = True
-            lines.writerow(rows[0])
+            lines.writerow(_columns())
         lines.writerows([_cell(value) for value in row.values()] for row in rows)
         self._file.write("".join(written.pieces).encode("utf-8", "backslashreplace"))
 
@@ -200,5 +201,16 @@ def _columns() -> tuple[str, ...]:
     return (
         *("id", "received", "first_byte_ms", "duration_ms", "project", "provider", "model_asked", "model_served"),
         *("dialect", "endpoint", "streamed", "state", "outcome", "status", "error", "bytes_in", "bytes_out"),
-        *("tool", "session", "agent", "tags", *TOKENS, "attempts", "lava_request_id", "cost_source", *_DOLLARS),
+        *(
+            "tool",
+            "session",
+            "agent",
+            "tags",
+            *TOKENS,
+            "attempts",
+            "lava_request_id",
+            "cost_source",
+            *_DOLLARS,
+            "prices",
+        ),
     )

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.cli import ledger_asking
-from proxy.cli.ledger_asking import cost_words, row_for_scripts, short, time_of
+from proxy.cli.ledger_asking import cost_words, price_words, row_for_scripts, short, time_of
 from proxy.cli.terminal import Exit, Screen, printable
 from proxy.ledger import queries
 from proxy.ledger.columns import State
@@ -67,21 +67,39 @@ def run(
             )
             last = queries.last_seq(connection)
             try:
-                rows = queries.newest(connection, wanted, limit)
+                rows = queries.newest(connection, wanted, limit + 1)
             except queries.UnknownNameError:
                 if not follow:
                     raise
                 rows = []
+        older = len(rows) > limit
+        rows = rows[-limit:]
         if follow:
             put([row for row in rows if row.state is not State.OPEN])
             _follow(book, wanted, last, {row.seq for row in rows if row.state is State.OPEN}, put)
-        elif rows:
+        elif rows or as_json:
             put(rows)
-        elif not as_json:
-            Screen().line("There is no such request in the ledger.")
+            if not as_json:
+                _explain(rows, older=older)
+        else:
+            Screen().line("There is no such request in the ledger." if last else "The ledger has no request yet.")
         return Exit.OK
 
     return ledger_asking.ask(config, show, as_json=as_json)
+
+
+def _explain(rows: list[Row], *, older: bool) -> None:
+    """Say what the table leaves out, and which prices its estimates are by."""
+    screen = Screen()
+    notes = []
+    if older:
+        notes.append(f"The newest {len(rows):,}; --limit N shows more.")
+    tables = [row.prices for row in reversed(rows) if row.prices is not None]
+    if tables:
+        notes.append(f"~ is estimated by {price_words(tables)}.")
+    if notes:
+        screen.line()
+        screen.prose(" ".join(notes), "note")
 
 
 def _follow(book: Book, wanted: Filter, last: int, running: set[int], put: Callable[[list[Row]], None]) -> None:

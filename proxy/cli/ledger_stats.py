@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from proxy.cli import ledger_asking
-from proxy.cli.ledger_asking import money, short, sums_for_scripts, time_of
+from proxy.cli.ledger_asking import money, price_words, short, sums_for_scripts, time_of
 from proxy.cli.ledger_logs import duration, thousands
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.ledger import queries
@@ -33,6 +33,7 @@ def run(config: Path | None, *, by: By, since: str, project: str | None, as_json
         begin -= begin % HOUR_US
         with book.reading() as connection:
             groups = queries.stats(connection, by, Filter(project=project, since_us=begin), now)
+            tables = queries.price_tables(connection)
         if as_json:
             put_json({"by": by, "since": ledger_asking.iso(begin), "groups": [_for_scripts(each) for each in groups]})
             return Exit.OK
@@ -42,7 +43,7 @@ def run(config: Path | None, *, by: By, since: str, project: str | None, as_json
             return Exit.OK
         _draw(screen, by, groups)
         screen.line()
-        _explain(screen, begin, groups)
+        _explain(screen, begin, groups, tables)
         return Exit.OK
 
     return ledger_asking.ask(config, show, as_json=as_json)
@@ -126,7 +127,8 @@ def _draw(screen: Screen, by: By, groups: list[StatsLine]) -> None:
     heads = [by, *(head for head, _ in used), "errors", "p50", "p95", last]
     screen.table(heads, rows, numbers=range(1, len(heads) - 1))
     if len(groups) > len(shown):
-        screen.line(f"… and {len(groups) - len(shown):,} more; --json prints all.", "note", indent=2)
+        more = "before" if in_time else "more"
+        screen.line(f"… and {len(groups) - len(shown):,} {more}; --json prints all.", "note", indent=2)
 
 
 def _bar(size: int, most: int) -> str:
@@ -147,17 +149,22 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if part / whole < 0.0995 else f"{part / whole:.0%}"
 
 
-def _explain(screen: Screen, begin: int, groups: list[StatsLine]) -> None:
+def _explain(screen: Screen, begin: int, groups: list[StatsLine], tables: list[str]) -> None:
     total = Totals()
     for group in groups:
         total = total.plus(group.sums)
-    told = [f"{money(total.billed)} billed"]
-    if total.pending or total.pending_requests:
-        told.append(f"{money(total.pending)} pending (estimated, the bill is not there yet)")
-    if total.estimated or total.estimated_requests:
-        told.append(f"{money(total.estimated)} estimated (no bill)")
+    found = [f"{money(total.billed)} billed"]
+    for amount, requests, word, why in (
+        (total.pending, total.pending_requests, "pending", "estimated, the bill is not there yet"),
+        (total.estimated, total.estimated_requests, "estimated", "no bill"),
+    ):
+        if amount:
+            found.append(f"{money(amount)} {word} ({why})")
+        elif requests:
+            found.append(f"{ledger_asking.requests(requests)} {word} without an estimate")
     if total.unmetered_requests:
-        told.append(f"{ledger_asking.requests(total.unmetered_requests)} unmetered")
+        found.append(f"{ledger_asking.requests(total.unmetered_requests)} unmetered")
     if total.unknown_requests:
-        told.append(f"{ledger_asking.requests(total.unknown_requests)} of unknown cost")
-    screen.line(f"Since {time_of(begin):%Y-%m-%d %H:%M}: {', '.join(told)}.", "note")
+        found.append(f"{ledger_asking.requests(total.unknown_requests)} of unknown cost")
+    by = f" Estimates are by {price_words(tables)}." if tables and (total.pending or total.estimated) else ""
+    screen.prose(f"Since {time_of(begin):%Y-%m-%d %H:%M}: {', '.join(found)}.{by}", "note")

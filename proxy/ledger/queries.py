@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from proxy.ledger import histogram
 from proxy.ledger.columns import ROLLUP_KEY, ROLLUP_SUMS, TOKENS, Bill, Kind, OutboxState, State
-from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of
+from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of, source_of
 from proxy.ledger.rows import hashed, request_id_of
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ HOUR_US: Final = 3_600_000_000
 DAY_US: Final = 24 * HOUR_US
 _MANY: Final = 500
 """Numbers asked for at once."""
+
+_RECENT: Final = 50_000
+"""Requests that ``left_prices`` looks at."""
+
+_ROUNDED: Final = tuple(10**digits for digits in range(7, 0, -1))
 
 _FETCHED: Final = 20_000
 """Rows of rollups fetched at once."""
@@ -126,6 +131,8 @@ class Row(NamedTuple):
     attempts: int
     lava_id: str | None
     """Of the last attempt that has one."""
+    prices: str | None
+    """The price table, with its version and date, of the last estimate in ``cost``."""
     cost: RequestCost
 
 
@@ -260,6 +267,11 @@ def _numbers(connection: Connection, wanted: Filter) -> dict[str, int]:
     return found
 
 
+def price_tables(connection: Connection) -> list[str]:
+    """Return the price tables that estimates in the ledger are by, with version and date, the newest first."""
+    return known(connection, Kind.PRICES, 3)
+
+
 # Rows
 
 
@@ -345,12 +357,14 @@ _NAMED: Final = (
 
 def _rows(connection: Connection, found: Iterable[Sequence[Any]]) -> list[Row]:
     columns = [dict(zip(_COLUMNS, each, strict=True)) for each in found]
-    named = texts(connection, (each[name] for each in columns for name in _NAMED))
     calls = _attempts(connection, [each["seq"] for each in columns])
+    used = [each[name] for each in columns for name in _NAMED]
+    named = texts(connection, (*used, *(call.prices for own in calls.values() for call in own)))
     rows = []
     for each in columns:
         own = calls.get(each["seq"], [])
         with_id = [call.lava_id for call in own if call.lava_id]
+        estimates = [call.prices for call in own if source_of(call.cost) in (Source.PENDING, Source.ESTIMATED)]
         text = {name: named.get(each[name] or 0) for name in _NAMED}
         rows.append(
             Row(
@@ -379,6 +393,7 @@ def _rows(connection: Connection, found: Iterable[Sequence[Any]]) -> list[Row]:
                 tokens={name: each[name] for name in TOKENS},
                 attempts=len(own),
                 lava_id=with_id[-1] if with_id else None,
+                prices=named.get(estimates[-1] or 0) if estimates else None,
                 cost=cost_of(call.cost for call in own),
             )
         )
@@ -387,6 +402,7 @@ def _rows(connection: Connection, found: Iterable[Sequence[Any]]) -> list[Row]:
 
 class _Call(NamedTuple):
     lava_id: str | None
+    prices: int | None
     cost: AttemptCost
 
 
@@ -394,12 +410,12 @@ def _attempts(connection: Connection, seqs: Sequence[int]) -> dict[int, list[_Ca
     found: dict[int, list[_Call]] = {}
     for start in range(0, len(seqs), _MANY):
         query = (
-            "SELECT request, lava_id, sent, bill, billed, estimated FROM attempts "
+            "SELECT request, lava_id, prices, sent, bill, billed, estimated FROM attempts "
             f"WHERE {_among('request', seqs[start : start + _MANY])} ORDER BY request, number"
         )
-        for request, lava_id, sent, bill, billed, estimated in ask(connection, query):
+        for request, lava_id, prices, sent, bill, billed, estimated in ask(connection, query):
             cost = AttemptCost(None if sent is None else bool(sent), bill, billed, estimated)
-            found.setdefault(request, []).append(_Call(lava_id, cost))
+            found.setdefault(request, []).append(_Call(lava_id, prices, cost))
     return found
 
 
@@ -791,6 +807,50 @@ def differences(connection: Connection, hours: tuple[int, int]) -> list[Differen
     for *found, wait in ask(connection, waits):
         histogram.merge(counted[tuple(found)][1], {histogram.bucket_of(wait): 1})
     return list(_compared(stored, counted))
+
+
+class LeftPrice(NamedTuple):
+    """Bills in a row that left the learned price of a model. Amounts in billionths of a dollar."""
+
+    provider: str
+    model: str
+    started_us: int
+    """Of the first call."""
+    estimated: int
+    billed: int
+
+
+def left_prices(connection: Connection) -> list[LeftPrice]:
+    """Return where the bills of the newest calls left the learned prices, the oldest first. (The daemon learns from them.)"""
+    from proxy.ledger.learning import CHANGED_PERCENT, CHANGED_ROWS
+    from proxy.ledger.pricing import LEARNED
+
+    learned = number_of(connection, Kind.PRICES, LEARNED)
+    if learned is None:
+        return []
+    calls = ask(
+        connection,
+        "SELECT provider, model, started_us, estimated, billed FROM attempts "
+        f"WHERE request > (SELECT COALESCE(MAX(request), 0) - {_RECENT} FROM attempts) AND prices = {learned} "
+        f"AND bill = {Bill.COMPLETED} AND estimated IS NOT NULL AND billed IS NOT NULL ORDER BY request, number",
+    )
+    rows: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    found = []
+    for provider, model, *call in calls:
+        _, estimated, billed = call
+        in_row = rows.setdefault((provider, model), [])
+        # What the biller's rounding can explain is no other price.
+        step = next((each for each in _ROUNDED if billed % each == 0), 1) if billed else 1
+        if 100 * abs(billed - estimated) <= CHANGED_PERCENT * estimated + 100 * step:
+            in_row.clear()
+            continue
+        in_row.append(tuple(call))
+        if len(in_row) == CHANGED_ROWS:
+            sums = (sum(each[column] for each in in_row) for column in (1, 2))
+            found.append((provider, model, in_row[0][0], *sums))
+            in_row.clear()
+    named = texts(connection, (number for each in found for number in each[:2]))
+    return [LeftPrice(named.get(each[0], "?"), named.get(each[1], "?"), *each[2:]) for each in found]
 
 
 def _compared(

@@ -47,7 +47,7 @@ def open_readonly(settings: LedgerSettings) -> Callable[[], AbstractContextManag
 
     The schema is looked at once, here.
     """
-    begin = _sqlite(settings.file()) if settings.url is None else _postgres(settings.url.reveal())
+    begin = _sqlite(settings) if settings.url is None else _postgres(settings.url.reveal())
     with begin() as connection:
         _check_version(connection)
     return begin
@@ -56,7 +56,10 @@ def open_readonly(settings: LedgerSettings) -> Callable[[], AbstractContextManag
 def place(settings: LedgerSettings) -> str:
     """Return where the ledger is, for people: the path, or the address without its password."""
     if settings.url is None:
-        return str(settings.file())
+        try:
+            return str(file_of(settings))
+        except LedgerUnreadableError:
+            return "the user's data directory"
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -68,17 +71,31 @@ def place(settings: LedgerSettings) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def missing(path: Path) -> str:
+def file_of(settings: LedgerSettings) -> Path:
+    """Return the path of the file. Raises ``LedgerUnreadableError``."""
+    try:
+        return settings.file()
+    except RuntimeError:  # no home directory
+        raise LedgerUnreadableError(
+            "This user has no home directory, so there is no ledger. Set path under [ledger]."
+        ) from None
+
+
+def missing(settings: LedgerSettings) -> str:
     """Return what to say if there is no file."""
+    path = settings.file()
+    if not settings.enabled:
+        return f"There is no ledger at {path}, and none is written: enabled = false under [ledger]."
     return (
         f"There is no ledger at {path}. It is made when `lava-proxy serve` starts; if it is elsewhere, set path under "
         "[ledger], or name the daemon's configuration with --config."
     )
 
 
-def _sqlite(path: Path) -> Callable[[], AbstractContextManager[sqlite3.Connection]]:
+def _sqlite(settings: LedgerSettings) -> Callable[[], AbstractContextManager[sqlite3.Connection]]:
+    path = file_of(settings)
     if not path.is_file():
-        raise LedgerUnreadableError(missing(path))
+        raise LedgerUnreadableError(missing(settings))
 
     @contextmanager
     def begin() -> Iterator[sqlite3.Connection]:

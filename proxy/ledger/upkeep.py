@@ -31,9 +31,9 @@ def writing(settings: LedgerSettings) -> Iterator[Connection]:
             with opening.postgres_engine(settings.url.reveal()).connect() as connection:
                 yield connection
             return
-        path = settings.file()
+        path = reading.file_of(settings)
         if not path.is_file():
-            raise reading.LedgerUnreadableError(reading.missing(path))
+            raise reading.LedgerUnreadableError(reading.missing(settings))
         lock = FileLock(path)
         try:
             with opening.sqlite_engine(path).connect() as connection:
