@@ -208,12 +208,13 @@ def test_logs_show_one_line_per_request_the_newest_last(book: Book) -> None:
     assert "\x1b" not in out
     head, *lines = out.splitlines()
     assert head.split() == ["time", "code", "project", "model", "tool", "tokens", "cost", "first", "total", "ended"]
-    words = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    words = [re.split(r"\s{2,}", line.strip()) for line in lines[:3]]
     assert [each[2] for each in words] == ["website", "lab", "main"]
     assert words[0][3:] == ["groq/llama-3", "codex", "12.3k→450", "$0.0123 billed", "250ms", "900ms", "ok"]
     assert "unknown" in lines[1]
     assert "~$0.004 pending" in lines[2]
     assert lines[2].endswith("running")
+    assert lines[3:] == ["", "~ is estimated by genai-prices 0.0.66 2026-11-20."]
 
 
 @pytest.mark.parametrize(

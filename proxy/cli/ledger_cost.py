@@ -56,7 +56,8 @@ def _window(git: str | None, session: str | None, since: str | None) -> CostWind
     if git is not None:
         if since is not None:
             raise arguments.UsageError("--git and --since exclude each other: both say from when on")
-        return _commits(git)
+        found = _commits(git)
+        return found if session is None else found._replace(how=f"{found.how}, of the session and of its sub-agents")
     if since is None and session is not None:
         return CostWindow(None, None, "all requests of the session, and of its sub-agents")
     begin = ledger_asking.begin_us(since or "30d")
@@ -167,7 +168,7 @@ _MEANING = {
     "billed": "by Lava's records",
     "pending": "estimated until the bill is there",
     "estimated": "by a price table; no bill",
-    "unmetered": "by Lava's records, which have no cost for it",
+    "unmetered": "Lava's record has no cost",
     "unknown": "no bill, and no price is known",
 }
 

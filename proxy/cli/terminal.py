@@ -50,6 +50,10 @@ class Screen:
 
             self._console = Console(file=self._stream, highlight=False, markup=False, emoji=False)
 
+    def room(self) -> int | None:
+        """Return the width of the terminal; ``None`` if there is none, and so no limit."""
+        return shutil.get_terminal_size().columns if self._stream.isatty() else None
+
     def line(self, text: str = "", style: Style = "plain", *, indent: int = 0) -> None:
         """Print one or more lines. They are not wrapped, so that a command can be copied."""
         for each in text.split("\n"):
@@ -107,7 +111,8 @@ class Screen:
         right = range(1, len(columns)) if numbers is None else numbers
         rows = [[self._shown(cell) for cell in row] for row in rows]
         widths = [max(map(_cells, (column, *cells))) for column, *cells in zip(columns, *rows, strict=True)]
-        if self._stream.isatty() and table_width(widths, indent) > shutil.get_terminal_size().columns:
+        room = self.room()
+        if room is not None and table_width(widths, indent) > room:
             for number, row in enumerate(rows):
                 if number:
                     self.line()

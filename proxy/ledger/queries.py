@@ -339,7 +339,7 @@ def arrived(connection: Connection, wanted: Filter, after: int, running: Iterabl
         numbers = _numbers(connection, wanted)
     except UnknownNameError:
         return []
-    newer = f"(seq > {after} OR {_among('seq', sorted(running)[:_MANY])})"
+    newer = f"(seq > {after} OR {_among('seq', sorted(running))})"
     conditions = [newer, *_row_conditions(numbers, wanted.since_us, wanted.until_us)]
     return _rows(connection, list(ask(connection, _select_rows(conditions, "seq", limit))))
 
@@ -347,6 +347,17 @@ def arrived(connection: Connection, wanted: Filter, after: int, running: Iterabl
 def last_seq(connection: Connection) -> int:
     """Return the largest ``seq``; 0 in an empty ledger."""
     return _number(connection, "SELECT COALESCE(MAX(seq), 0) FROM requests")
+
+
+def running(connection: Connection) -> set[int]:
+    """Return the ``seq`` of the requests that have not ended."""
+    return {seq for (seq,) in ask(connection, f"SELECT seq FROM requests WHERE state = {State.OPEN}")}
+
+
+def id_at(connection: Connection, seq: int) -> str | None:
+    """Return the id of the request with this ``seq``: another one, or none, if a new ledger has begun."""
+    found = ask(connection, f"SELECT id FROM requests WHERE seq = {int(seq)}")
+    return next((request_id_of(bytes(stored)) for (stored,) in found), None)
 
 
 _NAMED: Final = (
