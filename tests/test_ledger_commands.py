@@ -19,14 +19,15 @@ import pytest
 from daemons import clean_environment
 from ledger_rows import HOUR_US, START_US, Filler, Made, made_up, writable
 from rawclient import ask
-from test_cli import called, command
+from test_cli import at_terminal, called, command
 
 from proxy.cli import ledger_export
 from proxy.config.settings import LedgerSettings
 from proxy.ledger import queries, reading
+from proxy.ledger.columns import TOKENS
 from proxy.ledger.lock import FileLock
 from proxy.ledger.rows import hashed
-from proxy.ledger.schema import Bill, OutboxState, State
+from proxy.ledger.schema import MIGRATIONS, VERSION, Bill, OutboxState, State
 from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Book:
     """A ledger file and a configuration that names it."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.path = folder / "ledger.sqlite"
         self.config = folder / "config.toml"
@@ -131,8 +133,8 @@ def test_an_older_schema_is_migrated_by_the_command(book: Book) -> None:
     with closing(sqlite3.connect(book.path)) as connection, connection:
         connection.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
     assert "ledger migrate" in book("logs", code=1).err
-    assert "from schema 0 to 1" in book("ledger", "migrate").out
-    assert "has schema 1 already" in book("ledger", "migrate").out
+    assert f"from schema 0 to {VERSION}" in book("ledger", "migrate").out
+    assert f"has schema {VERSION} already" in book("ledger", "migrate").out
     assert "The ledger has no request yet." in book("logs").out
 
 
@@ -153,6 +155,33 @@ def test_a_database_that_is_away_is_a_sentence(tmp_path: Path, free_port: int) -
     assert ran.code == 1
     assert "PostgreSQL cannot be used" in ran.err
     assert "secret-word" not in ran.out + ran.err
+
+
+def test_a_ledger_that_is_off_says_so(book: Book) -> None:
+    """No file, because none is written."""
+    with book.config.open("a", encoding="utf-8") as file:
+        file.write("enabled = false\n")
+    assert "none is written: enabled = false under [ledger]" in book("logs", code=1).err
+    book.fill([Made("main", START_US)])
+    assert "enabled = false" in book("ledger", "status").out
+    assert len(book("logs", "--json").out.splitlines()) == 1
+
+
+def test_the_schema_has_the_number_of_its_migrations() -> None:
+    """The number stands alone, because readers do not import the tables."""
+    assert len(MIGRATIONS) == VERSION
+
+
+def test_readers_of_a_file_import_no_sqlalchemy(book: Book) -> None:
+    """It takes longer to import than most questions take to answer."""
+    book.fill(made_up(1, 50))
+    for words in (("logs",), ("stats", "--since", "2000-01-01"), ("cost",), ("export",)):
+        code = f"import sys; sys.argv[1:] = {[*words, '--config', str(book.config)]!r}; from proxy.cli import main\ntry: main()\n"
+        code += "finally: print('sqlalchemy' in sys.modules, file=sys.stderr)"
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env=clean_environment(book.folder), capture_output=True, text=True, check=True
+        )
+        assert ran.stderr == "False\n", words
 
 
 # Reading beside the writer
@@ -318,6 +347,57 @@ def test_follow_shows_what_ends_and_stops_at_ctrl_c(book: Book) -> None:
         assert following.ended() == (0, "")
 
 
+def test_follow_goes_on_with_a_new_ledger(book: Book) -> None:
+    """The file is set aside; a new one, which has more requests already, is shown from its beginning."""
+    book.fill([Made("main", START_US)])
+    with closing(Following(book, "--json")) as following:
+        assert json.loads(following.line())["project"] == "main"
+        book.path.rename(book.folder / "aside.sqlite")
+        new = Book(book.folder / "new")
+        new.fill([Made("lab", START_US), Made("website", START_US + 1)])
+        with closing(sqlite3.connect(new.path)) as connection, connection:
+            connection.execute("UPDATE requests SET id = randomblob(12)")
+        new.path.rename(book.path)
+        assert [json.loads(following.line())["project"] for _ in range(2)] == ["lab", "website"]
+
+
+def test_logs_say_that_there_are_more(book: Book) -> None:
+    """The output is bounded, and does not look like all there is."""
+    book.fill([Made("main", START_US + number) for number in range(60)])
+    assert book("logs").out.endswith("\nThe newest 50; --limit N shows more.\n")
+    assert "newest" not in book("logs", "--limit", "60").out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_tables_fit_the_terminal(book: Book, columns: int) -> None:
+    """Columns are left out, names are cut; what is left out is named."""
+    book.fill(
+        [
+            Made(
+                "website",
+                START_US + number * HOUR_US,
+                tool="openai-python",
+                provider="anthropic",
+                asked="claude-opus-4-6",
+                tokens=dict.fromkeys(TOKENS, 12_345),
+                attempts=[(True, (Bill.COMPLETED, Bill.PENDING)[number % 2], 12_345_678_901, 12_000_000)],
+            )
+            for number in range(8)
+        ]
+    )
+    env = {"TERM": "xterm-256color", "COLUMNS": str(columns)}
+
+    def shown(*words: str) -> str:
+        return re.sub(r"\x1b\[[0-9;]*m", "", at_terminal(book.folder, env, *words, "--config", book.config))
+
+    logs = shown("logs")
+    stats = shown("stats", "--by", "model", "--since", "2000-01-01")
+    assert max(map(len, (logs + stats).splitlines())) <= columns + 1
+    assert "$12.35 billed" in logs
+    assert re.search(r"claude-opus-4-6 +8 .*\$49.38", stats)
+    assert "No room for " in stats
+
+
 def test_follow_ends_when_its_reader_has_gone(book: Book) -> None:
     """Also while nothing comes that it could write; silently."""
     book.fill([Made("main", START_US)])
@@ -470,6 +550,15 @@ def test_an_export_reads_page_by_page(book: Book, monkeypatch: pytest.MonkeyPatc
     assert sizes == [40, 40, 20]
 
 
+def test_an_export_of_nothing_has_a_head(book: Book) -> None:
+    """A program that reads the file finds its columns."""
+    book.fill([])
+    columns = book("export").out
+    assert columns.startswith("id,received,")
+    book.fill([Made("main", START_US)])
+    assert columns.strip().split(",") == list(json.loads(book("export", "--json").out))
+
+
 def test_an_export_that_cannot_be_written_leaves_nothing(book: Book) -> None:
     """The reason, and no half file."""
     book.fill([Made("main", START_US)])
@@ -487,7 +576,7 @@ def test_status_shows_what_there_is(book: Book) -> None:
     found = book("ledger", "status", "--json").json
     assert found["ledger"] == str(book.path)
     assert found["requests"] == 21
-    assert found["schema"] == 1
+    assert found["schema"] == VERSION
     assert found["keep"] == "90d"
     assert set(found["retention"]) >= {"requests", "attempts", "rollups", "outbox"}
     assert found["bytes"] == book.path.stat().st_size

@@ -29,6 +29,9 @@ Format = Literal["csv", "jsonl", "parquet"]
 PAGE = 2000
 """Rows that are in memory at once, and that one read transaction is for."""
 
+GROUP = 20_000
+"""Rows of a group in a Parquet file: the file's end lists the groups, and stays in memory."""
+
 NO_PARQUET = (
     "Parquet needs pyarrow, which is not installed. Install lava-proxy with the extra: "
     "pipx install 'lava-proxy[parquet]'; or use --format csv or jsonl."
@@ -172,6 +175,7 @@ class _Parquet:
         self._pyarrow: Any = pyarrow
         self._schema = pyarrow.schema([(name, self._type(name)) for name in _columns()])
         self._writer = pyarrow.parquet.ParquetWriter(file, self._schema, compression="zstd")
+        self._tables: list[Any] = []
 
     def _type(self, name: str) -> Any:
         if name == "received":
@@ -191,10 +195,18 @@ class _Parquet:
             row["received"] = datetime.fromisoformat(row["received"])
             for name in _DOLLARS:
                 row[name] = None if row[name] is None else Decimal(row[name])
-        self._writer.write_table(self._pyarrow.Table.from_pylist(rows, schema=self._schema))
+        self._tables.append(self._pyarrow.Table.from_pylist(rows, schema=self._schema))
+        if sum(table.num_rows for table in self._tables) >= GROUP:
+            self._write()
 
     def close(self) -> None:
+        self._write()
         self._writer.close()
+
+    def _write(self) -> None:
+        if self._tables:
+            self._writer.write_table(self._pyarrow.concat_tables(self._tables))
+            self._tables.clear()
 
 
 def _columns() -> tuple[str, ...]:
