@@ -509,6 +509,51 @@ def test_the_cost_of_a_session_has_its_sub_agents(book: Book, stored: str) -> No
     assert re.search(r"estimated\s+1\s+\$0\.50", out)
 
 
+def test_what_is_not_known_is_never_zero(book: Book) -> None:
+    """Neither dollars that are not billed yet and have no estimate, nor a total of such requests."""
+    book.fill(
+        [
+            Made("main", START_US, attempts=[(True, Bill.PENDING, None, None)]),
+            Made("main", START_US, attempts=[(True, Bill.UNMETERED, None, None)]),
+            Made("lab", START_US, attempts=[(True, Bill.COMPLETED, 0, 7)]),
+        ]
+    )
+    since = ("--since", "2000-01-01")
+    found = book("cost", "--project", "main", *since, "--json").json
+    assert (found["cost_usd"], found["pending_usd"], found["estimated_usd"]) == (None, None, "0.000000000")
+    out = book("cost", "--project", "main", *since).out
+    assert out.startswith("Nothing is known of the cost of 2 requests of project main.")
+    assert "$" not in out
+    assert "1 request pending without an estimate, 1 request unmetered." in book("stats", *since).out
+    free = book("cost", "--project", "lab", *since)
+    assert free.out.startswith("$0.00 billed for 1 request of project lab.")
+
+
+def test_the_price_table_of_an_estimate_is_named(book: Book) -> None:
+    """With its version, in each row and beside each sum."""
+    estimated = [(True, None, None, 5_000_000)]
+    book.fill([Made("main", START_US, attempts=list(estimated)), Made("main", START_US, attempts=[])])
+    assert [json.loads(line)["prices"] for line in book("logs", "--json").out.splitlines()] == [Made.prices, None]
+    for words in (("logs",), ("stats", "--since", "2000-01-01"), ("cost", "--since", "2000-01-01")):
+        assert f"by {Made.prices}" in " ".join(book(*words).out.split()), words
+
+
+# check
+
+
+def test_check_shows_the_ledger(book: Book, free_port: int) -> None:
+    """Where it is and whether it can be written; a daemon says what was lost."""
+    with book.config.open("a", encoding="utf-8") as file:
+        file.write(f"[server]\nport = {free_port}\n[lava]\nsecret_key = 'aks_live_{'0' * 32}'\n")
+    report = book("check", "--json").json["ledger"]
+    assert report == {"enabled": True, "place": str(book.path), "problem": None, "dropped": None}
+    assert not book.path.exists()
+    book.path.mkdir()
+    ran = book("check")
+    assert f"can be written  no: {book.path} is no file" in ran.out
+    assert "the ledger is not written, so no cost is recorded" in ran.out
+
+
 # export
 
 
