@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from proxy.cli import arguments, loading, terminal
+from proxy.cli import loading, terminal, times
 from proxy.lava.money import dollars
 from proxy.ledger import queries, reading
 from proxy.ledger.costs import Source
@@ -39,7 +39,7 @@ def ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool) -> i
     except queries.UnknownNameError as error:
         there = f" There are: {', '.join(error.known)}." if error.known else ""
         return terminal.failed(f"{error}{there}", as_json=as_json, code="not_in_ledger")
-    except arguments.UsageError as error:
+    except times.UsageError as error:
         return terminal.misused(str(error))
 
 
@@ -68,9 +68,7 @@ def begin_us(since: str | None) -> int | None:
     """Return the time that ``--since`` means: a span of days begins at midnight. Raises ``UsageError``."""
     if since is None:
         return None
-    from proxy.cli.usage import begin
-
-    return microseconds(begin(since, datetime.now(UTC).astimezone()))
+    return microseconds(times.begin(since, datetime.now(UTC).astimezone()))
 
 
 def decimal(nano: int) -> Decimal:

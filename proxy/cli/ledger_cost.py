@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from proxy.cli import arguments, ledger_asking
+from proxy.cli import ledger_asking
 from proxy.cli.ledger_asking import money, price_words, short, sources, sums_for_scripts, time_of
 from proxy.cli.terminal import Exit, Screen, put_json
+from proxy.cli.times import UsageError
 from proxy.ledger import queries
 from proxy.ledger.queries import Filter
 
@@ -55,7 +56,7 @@ def _window(git: str | None, session: str | None, since: str | None) -> CostWind
     """The window that the options mean. Raises ``UsageError``."""
     if git is not None:
         if since is not None:
-            raise arguments.UsageError("--git and --since exclude each other: both say from when on")
+            raise UsageError("--git and --since exclude each other: both say from when on")
         found = _commits(git)
         return found if session is None else found._replace(how=f"{found.how}, of the session and of its sub-agents")
     if since is None and session is not None:
@@ -69,10 +70,10 @@ def _commits(written: str) -> CostWindow:
     """The time from one commit of the current directory's repository to another. Raises ``UsageError``."""
     first, dots, last = written.partition("..")
     if not dots or not first or last.startswith("."):
-        raise arguments.UsageError("--git is a range of commits such as v1.0..HEAD or main~5..main")
+        raise UsageError("--git is a range of commits such as v1.0..HEAD or main~5..main")
     older, newer = _commit(first), _commit(last or "HEAD")
     if newer[1] < older[1]:
-        raise arguments.UsageError(f"--git: {first} is newer than {last or 'HEAD'}; the older commit comes first: A..B")
+        raise UsageError(f"--git: {first} is newer than {last or 'HEAD'}; the older commit comes first: A..B")
     start, end = (time_of(each * 1_000_000) for _, each in (older, newer))
     how = (
         f"requests received between the times of the commits {older[0]} ({start:%Y-%m-%d %H:%M:%S}) and "
@@ -87,7 +88,7 @@ def _commit(name: str) -> tuple[str, int]:
     found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if not found:
         _git("rev-parse", "--git-dir", needed=True)
-        raise arguments.UsageError(f"--git: this repository has no commit {name!r}")
+        raise UsageError(f"--git: this repository has no commit {name!r}")
     shown = _git("show", "-s", "--format=%h %ct", found, needed=True).split()
     return shown[0], int(shown[1])
 
@@ -102,13 +103,11 @@ def _git(*words: str, needed: bool = False) -> str:
             check=False,
         )
     except FileNotFoundError:
-        raise arguments.UsageError("--git needs git, which is not installed. Use --since instead") from None
+        raise UsageError("--git needs git, which is not installed. Use --since instead") from None
     except (OSError, subprocess.TimeoutExpired):
-        raise arguments.UsageError("--git: git does not answer. Use --since instead") from None
+        raise UsageError("--git: git does not answer. Use --since instead") from None
     if done.returncode and needed:
-        raise arguments.UsageError(
-            "--git: the current directory is in no repository that git reads. Run it in the repository"
-        )
+        raise UsageError("--git: the current directory is in no repository that git reads. Run it in the repository")
     return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proxy.cli import ledger_asking
+from proxy.cli.drawing import bar, sparkline
 from proxy.cli.ledger_asking import money, price_words, short, sums_for_scripts, time_of
 from proxy.cli.ledger_logs import duration, thousands
 from proxy.cli.terminal import Exit, Screen, put_json, table_width
@@ -12,13 +13,12 @@ from proxy.ledger import queries
 from proxy.ledger.queries import HOUR_US, Filter, StatsLine, Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from proxy.ledger.queries import By
     from proxy.ledger.reading import Book
 
-_LEVELS = "▁▂▃▄▅▆▇█"
 _PARTS = 24
 """Of the window, in the course; letters of a bar. In a terminal below ``_WIDE`` columns half of them."""
 _WIDE = 120
@@ -65,12 +65,6 @@ def _for_scripts(group: StatsLine) -> dict[str, Any]:
     }
 
 
-def sparkline(values: Sequence[int]) -> str:
-    """Return a letter for each value: a blank for 0, the highest for the largest."""
-    most = max(values, default=0)
-    return "".join(_LEVELS[(each * len(_LEVELS) - 1) // most] if each else " " for each in values).rstrip()
-
-
 def _tokens(count: int) -> str:
     return thousands(count) if count else ""
 
@@ -109,8 +103,6 @@ class _Column(NamedTuple):
 
 
 def _draw(screen: Screen, by: By, groups: list[StatsLine], parts: int) -> None:
-    from proxy.cli.usage import bar
-
     in_time = by in ("day", "hour")
     shown = groups[-_SHOWN:] if in_time else groups[:_SHOWN]
     total = _total(groups)
