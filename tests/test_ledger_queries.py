@@ -20,7 +20,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 from test_cli import called
 
-from proxy.config.settings import LedgerSettings
+from proxy.cli import ledger_report
+from proxy.config.settings import LedgerSettings, Settings
 from proxy.ledger import histogram, queries, reading
 from proxy.ledger.columns import TOKENS, Bill, State
 from proxy.ledger.costs import AttemptCost, Source, cost_of, source_of
@@ -180,6 +181,15 @@ def test_newest_rows_come_last(connection: Connection) -> None:
         assert (row.project, row.asked, row.served, row.tool) == ("lab", each.asked, each.served, each.tool)
         assert row.tokens == {name: each.tokens.get(name) for name in TOKENS}
         assert row.cost == cost_of(AttemptCost(*attempt) for attempt in each.attempts)
+
+
+@given(FILTERS, st.sampled_from((1, 20, 5000)))
+@examples(40)
+def test_the_newest_are_those_of_all_rows(path: Path, wanted: Filter, limit: int) -> None:
+    """Whatever a filter leaves of them, and also where they are searched by the sums per hour."""
+    with reading.open_readonly(LedgerSettings(path=str(path)))() as connection:
+        rows = queries.newest(connection, wanted, limit)
+    assert [row.received_us for row in rows] == sorted(each.received_us for each in chosen(wanted))[-limit:]
 
 
 @pytest.mark.parametrize("bill", [None, *Bill])
@@ -415,6 +425,8 @@ def test_postgresql_answers_the_same(postgres_server: Server, path: Path, tmp_pa
         ran = called(tmp_path, *words, "--config", config)
         assert ran.code == 0, ran
     assert "postgresql+psycopg://postgres@127.0.0.1" in ran.out
+    whole = Settings(ledger=settings)
+    assert (ledger_report.report(whole).place, ledger_report.report(whole).problem) == (reading.place(settings), None)
     for project in (None, "website"):
         test_logs_stats_export_cost_and_budgets_agree(settings, tmp_path, project)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from proxy.ledger import histogram
@@ -311,9 +312,51 @@ def _select_rows(conditions: Sequence[str], order: str, limit: int) -> str:
 
 def newest(connection: Connection, wanted: Filter, limit: int) -> list[Row]:
     """Return the newest requests, the newest last. Raises ``UnknownNameError``."""
-    conditions = _row_conditions(_numbers(connection, wanted), wanted.since_us, wanted.until_us)
-    query = _select_rows(conditions, "received_us DESC, seq DESC", limit)
-    return _rows(connection, list(ask(connection, query))[::-1])
+    numbers = _numbers(connection, wanted)
+    order = "received_us DESC, seq DESC"
+    if "session" in numbers or not numbers.keys() - {"model"}:
+        conditions = _row_conditions(numbers, wanted.since_us, wanted.until_us)
+        return _rows(connection, list(ask(connection, _select_rows(conditions, order, limit)))[::-1])
+    # The sums per hour say where such requests are: to search for the few of a project may take a walk through all rows.
+    conditions = [*_row_conditions(numbers, wanted.since_us, wanted.until_us), f"state = {State.OPEN}"]
+    running = list(ask(connection, _select_rows(conditions, order, limit)))
+    ended: list[Sequence[Any]] = []
+    for since_us, until_us in _spans(connection, numbers, wanted, limit):
+        conditions = [*_row_conditions(numbers, since_us, until_us), f"state <> {State.OPEN}"]
+        ended += ask(connection, _select_rows(conditions, order, limit - len(ended)))
+        if len(ended) == limit:
+            break
+    place = itemgetter(_COLUMNS.index("received_us"), _COLUMNS.index("seq"))
+    return _rows(connection, sorted([*running, *ended], key=place)[-limit:])
+
+
+def _spans(
+    connection: Connection, numbers: Mapping[str, int], wanted: Filter, limit: int
+) -> Iterator[tuple[int | None, int | None]]:
+    """Yield windows that have ``limit`` such requests that have ended, or all of them, the newest first.
+
+    (If a model is asked for, they may be fewer: rollups have the model that served alone.)
+    """
+    first = None if wanted.since_us is None else wanted.since_us // HOUR_US
+    end = None if wanted.until_us is None else -(-wanted.until_us // HOUR_US)
+    keys = {name: number for name, number in numbers.items() if name != "model"}
+    where = _where(_rollup_conditions(keys, (first, end)))
+    hours = ask(connection, f"SELECT hour, SUM(requests) FROM rollups{where} GROUP BY hour ORDER BY hour DESC")
+
+    def window(oldest: int, newest: int) -> tuple[int | None, int | None]:
+        start, stop = oldest * HOUR_US, (newest + 1) * HOUR_US
+        return max(start, wanted.since_us or start), stop if wanted.until_us is None else min(stop, wanted.until_us)
+
+    span: tuple[int, int] | None = None
+    count = 0
+    for hour, requests in hours:
+        if span is not None and (hour != span[0] - 1 or count >= limit):
+            yield window(*span)
+            span, count = None, 0
+        span = (hour, hour if span is None else span[1])
+        count += requests
+    if span is not None:
+        yield window(*span)
 
 
 def page(connection: Connection, wanted: Filter, after: tuple[int, int] | None, limit: int) -> list[Row]:
