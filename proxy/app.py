@@ -65,7 +65,7 @@ class Application(Starlette):
     def _sender(self, account: BillingAccount) -> ApiSender:
         """Return what carries the reconciler's calls: the engine, so that no second HTTP client is loaded."""
         config = self.runtime.config
-        return ProbeSender(config.engine, config.lava(account.projects[0]))
+        return ProbeSender(config.engine, config.destination.address(account.projects[0]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
