@@ -14,8 +14,9 @@ from sqlalchemy import inspect
 from proxy.ledger import histogram, prune, schema
 from proxy.ledger.in_flight import Opened
 from proxy.ledger.names import Names
-from proxy.ledger.rows import hashed, id_bytes, request_id_of, usage_of
+from proxy.ledger.rows import id_bytes, request_id_of, usage_of
 from proxy.ledger.schema import Bill, Kind, State
+from proxy.protocol.clients import hashed
 from proxy.protocol.record import Attempt, Outcome
 from proxy.protocol.token_classes import classes_of, flat
 
