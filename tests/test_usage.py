@@ -624,6 +624,39 @@ def test_the_short_way_counts_what_the_general_way_counts(usage: dict[str, Any],
     assert told[0] == told[1]
 
 
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("\ud800"),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(max_size=3)
+            | st.sampled_from(
+                ["usage", "usageMetadata", "response", "message", "delta", "x_groq", "meta", "billed_units", "model"]
+                + ["id", "type", "error", "candidates", "finishReason", *_NAMES]
+            ),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=30,
+)
+
+
+@examples(300)
+@given(st.sampled_from(list(Ending)), _JSON, st.booleans())
+def test_any_json_is_read_without_an_error(ending: Ending, document: Any, pretty: bool) -> None:
+    """As a document and as an event: what is found is a usage object, a name, an id, or nothing."""
+    text = json.dumps(document, indent=1 if pretty else None).replace("\n", "\ndata: ").encode()
+    for sse, body in ((False, text.replace(b"\ndata: ", b"\n")), (True, b"data: " + text + b"\n\n")):
+        scanner = _scan(ending, body, sse=sse)
+        assert isinstance(scanner.raw_usage, dict | None)
+        for found in (scanner.model, scanner.response_id, scanner.error):
+            assert found is None or 0 < len(found) <= 200
+        if scanner.raw_usage is not None:
+            classes = classes_of(scanner.raw_usage, "other", "other")
+            assert all(count is None or count >= 0 for count in classes)
+
+
 def _scan_document(ending: Ending, document: dict[str, Any]) -> Scanner:
     scanner = Scanner(ending, False)
     scanner.feed(json.dumps(document).encode())
