@@ -624,16 +624,29 @@ def test_the_short_way_counts_what_the_general_way_counts(usage: dict[str, Any],
     assert told[0] == told[1]
 
 
+_PLACES = [
+    *(
+        "usage",
+        "usageMetadata",
+        "response",
+        "message",
+        "delta",
+        "x_groq",
+        "meta",
+        "billed_units",
+        "model",
+        "id",
+        "type",
+    ),
+    *("error", "candidates", "finishReason"),
+    *_NAMES,
+]
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("\ud800"),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.text(max_size=3)
-            | st.sampled_from(
-                ["usage", "usageMetadata", "response", "message", "delta", "x_groq", "meta", "billed_units", "model"]
-                + ["id", "type", "error", "candidates", "finishReason", *_NAMES]
-            ),
+            st.text(max_size=3) | st.sampled_from(_PLACES),
             inner,
             max_size=6,
         )
