@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import zlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -46,6 +48,9 @@ _BINARY = (
     b"application/pdf",
 )
 _FORM = b"multipart/form-data"
+FREE_BYTES = 16 * 1024 * 1024  # decoded of any response, whatever it is packed into
+MAX_RATIO = 32  # above which more of a response is not decoded; JSON and event streams are packed 3 to 15 times smaller
+MAX_WAITING_BYTES = 1024 * 1024  # of a response that arrives faster than it is decoded
 WINDOW = 64 * 1024  # bytes searched in one step: a few milliseconds at worst, in which the loop is blocked
 
 
@@ -590,48 +595,62 @@ def decode(body: bytes, content_encoding: bytes, limit: int) -> bytes | None:
 
 
 class Decoding:
-    """Decodes a body while it arrives, within limits (bytes): ``at_once`` for one chunk, ``limit`` in total."""
+    """Decodes a body while it arrives, for reading along with it. What is not decoded at once waits for the next call.
 
-    __slots__ = ("_arriving", "_at_once", "_plain")
+    It ends at a fault, at more than ``MAX_RATIO`` times what arrived (beyond some MiB), or when too much waits: then nothing
+    more is returned.
+    """
 
-    def __init__(self, content_encoding: bytes, at_once: int, limit: int) -> None:
-        self._at_once = at_once
+    __slots__ = ("_arriving", "_left", "_plain")
+
+    def __init__(self, content_encoding: bytes) -> None:
         self._arriving = _Arriving()
-        self._plain = _decoded(self._arriving, _names(content_encoding), limit)
+        self._left = FREE_BYTES
+        self._plain = _decoded(self._arriving, _names(content_encoding), sys.maxsize)
 
-    def feed(self, chunk: bytes) -> list[bytes] | None:
-        """Return the next decoded bytes; ``None``, now and later, if the body is unreadable or above a limit. Never raises."""
+    def feed(self, chunk: bytes, at_once: int) -> list[bytes]:
+        """Return the next decoded bytes, some more than ``at_once`` at most. Never raises."""
         arriving = self._arriving
-        arriving.chunk, arriving.asked = chunk, False
+        arriving.add(chunk)
+        self._left += MAX_RATIO * len(chunk)
         plain: list[bytes] = []
         size = 0
         try:
-            while not arriving.asked:
+            while not arriving.asked and size <= at_once:
                 plain.append(next(self._plain))
                 size += len(plain[-1])
-                if size > self._at_once:
-                    self._plain = iter(())
-                    return None
         except (_Unreadable, StopIteration):
-            return None
+            self._left = -1
+        self._left -= size
+        if self._left < 0 or arriving.waiting > MAX_WAITING_BYTES:
+            self._plain = iter(())
+            arriving.chunks.clear()
         return plain
 
 
 class _Arriving:
-    """Iterates over a body's chunks, and over empty ones when there is no other: the last chunk is decoded then."""
+    """Iterates over a body's chunks, and over empty ones when there is no other (``asked``): the last chunk is decoded then."""
 
-    __slots__ = ("asked", "chunk")
+    __slots__ = ("asked", "chunks", "waiting")
 
     def __init__(self) -> None:
-        self.chunk = b""
+        self.chunks: deque[bytes] = deque()
+        self.waiting = 0
         self.asked = False
+
+    def add(self, chunk: bytes) -> None:
+        self.asked = False
+        if chunk:
+            self.chunks.append(chunk)
+            self.waiting += len(chunk)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        chunk, self.chunk = self.chunk, b""
-        self.asked = not chunk
+        self.asked = not self.chunks
+        chunk = self.chunks.popleft() if self.chunks else b""
+        self.waiting -= len(chunk)
         return chunk
 
 
