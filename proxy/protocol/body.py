@@ -98,6 +98,15 @@ def search_usage_option(
     return None if change is None or size is None else Edit(*change, size, bool(_names(content_encoding or b"")))
 
 
+def usage_option(body: bytes) -> Edit | None:
+    """Return what ``search_usage_option`` finds in a small body of plain JSON."""
+    if body.find(b"stream") < 0 and body.find(b"\\u") < 0:
+        return None
+    finder = _Options()
+    change = finder.change() if finder.feed(body) else None
+    return None if change is None else Edit(*change, len(body), False)
+
+
 def _fed(
     finder: _Finder, pieces: Iterable[bytes], content_encoding: bytes | None, limit: int
 ) -> Generator[None, None, int | None]:
