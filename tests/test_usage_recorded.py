@@ -12,7 +12,10 @@ import gzip
 import io
 import json
 import queue
+import socket
+import zlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -26,6 +29,7 @@ from google import genai
 from ledgers import rows_of
 from rawclient import RawClient
 from searching import cut
+from security_stand import rss
 from upstream import Peer, Received, Upstream, answer, chunked
 
 from proxy.ledger.schema import TOKENS
@@ -508,3 +512,80 @@ def test_the_emulators_usage_is_recorded(tmp_path: Path, emulator: Emulator) -> 
         assert {each: row[each] for each in classes} == classes, name
         rest = [row[each] for each in TOKENS if each not in classes]
         assert not any(rest), name
+
+
+# --- bounds ----------------------------------------------------------------------------------------------------------
+
+MIB = 1 << 20
+STREAM_MIB = 256
+MOST_RSS = 64 * MIB
+"""That a hostile answer may add to the memory of a daemon."""
+
+
+def _bomb(encoding: str, before: bytes, mebibytes: int) -> bytes:
+    """A body that decodes to so many MiB."""
+    if encoding == "br":
+        return bytes(brotli.compress(before + b"x" * (mebibytes * MIB), quality=1))
+    packer: Any = zlib.compressobj(1, wbits=31) if encoding == "gzip" else zstandard.ZstdCompressor(1).compressobj()
+    block = b"x" * MIB
+    parts = [packer.compress(before), *(packer.compress(block) for _ in range(mebibytes)), packer.flush()]
+    return b"".join(parts)
+
+
+def _sending(whole: bytes) -> Callable[[Peer], None]:
+    return lambda peer: peer.send(whole)
+
+
+def _stream_of(peer: Peer, mebibytes: int, event: bytes) -> None:
+    """Send so many MiB of ``event``, without a length."""
+    peer.send(answer(200, b"", [(b"content-type", SSE.encode()), (b"connection", b"close")], length=False))
+    block = event * (MIB // len(event))
+    for _ in range(mebibytes):
+        peer.send(block)
+    peer.send(b"\n\n" + _events(_chunk(usage=PLAIN_USAGE), "[DONE]"))
+    peer.fin()
+
+
+@pytest.mark.full
+def test_a_hostile_answer_is_relayed_and_costs_little(tmp_path: Path) -> None:
+    """Bombs of 1 GiB in every encoding, and long plain streams: every byte arrives, and the memory stays as it was."""
+    bombs = {
+        f"{form} {encoding}": (form, encoding, _bomb(encoding, before, 1024))
+        for encoding in ("gzip", "br", "zstd")
+        for form, before in ((JSON, b'{"x":"'), (SSE, b"data: "))
+    }
+    streams = {"events": b'data: {"model":"m","choices":[]}\n\n', "lines": b"data: x\n", "one event": b"x" * 1024}
+    waiting: queue.SimpleQueue[Callable[[Peer], None]] = queue.SimpleQueue()
+
+    def script(peer: Peer) -> None:
+        while (received := peer.request()) is not None:
+            if received.method == b"POST":
+                waiting.get(timeout=10)(peer)
+            else:
+                peer.send(answer(404, b"{}"))
+
+    with Upstream(script) as upstream, _running(tmp_path, upstream.url, KEY) as (daemon, _):
+        before = rss(daemon)
+
+        def ask(session: str, play: Callable[[Peer], None]) -> int:
+            waiting.put(play)
+            size = 0
+            with socket.create_connection(("127.0.0.1", daemon.port), 60) as client:
+                head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{daemon.port}\r\nConnection: close\r\n"
+                head += f"Content-Type: {JSON}\r\nContent-Length: 20\r\nX-Session-Id: {session}\r\n\r\n"
+                client.sendall(head.encode() + b'{"model": "gpt-4o"} ')
+                while data := client.recv(MIB):
+                    size += len(data)
+            return size
+
+        for name, (form, encoding, body) in bombs.items():
+            headers = [(b"content-type", form.encode()), (b"content-encoding", encoding.encode())]
+            assert ask(name, _sending(answer(200, body, headers))) > len(body)
+            assert rss(daemon) - before < MOST_RSS
+        for name, event in streams.items():
+            assert ask(name, partial(_stream_of, event=event, mebibytes=STREAM_MIB)) > STREAM_MIB * MIB
+            assert rss(daemon) - before < MOST_RSS
+        rows = _rows(daemon)
+    for name in bombs:
+        assert rows[name]["numbers"] is None
+    assert rows["events"]["numbers"] == "5,7,12"

@@ -244,7 +244,7 @@ class Scanner:
             seen = max(0, len(pending) - 3)
             pending += chunk
             blank = None
-            if pending.find(b"\n", seen) >= 0 or pending.find(b"\r", seen) >= 0:  # much faster than the pattern
+            if pending.find(b"\n\n", seen) >= 0 or pending.find(b"\r", seen) >= 0:  # much faster than the pattern
                 blank = _BLANK.search(pending, seen)
             if blank is None:
                 del pending[: -(_TAIL + 4)]
