@@ -31,10 +31,10 @@ from proxy.ledger.rows import (
     SHARED_COLUMNS,
     SHARED_NAMES,
     Batch,
-    hashed,
     id_bytes,
 )
 from proxy.ledger.schema import Kind, NewerSchemaError, State, requests
+from proxy.protocol.clients import hashed
 from proxy.protocol.threads import leave_signals_to_main
 from proxy.protocol.wording import counted
 

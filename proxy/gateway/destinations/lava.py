@@ -31,10 +31,7 @@ ANTHROPIC_VERSION: Final = (b"anthropic-version", b"2023-06-01")
 """Added for Anthropic's API if the client sent none: Anthropic refuses requests without it."""
 
 _ID_AND_END: Final = headers.ID_PLACEHOLDER.encode("ascii") + headers.AFTER_ID
-
-
-IDENTITY: Final = (b"accept-encoding", b"identity")
-"""In place of the client's value, if an event may have to be removed from the stream."""
+_IDENTITY: Final = (b"accept-encoding", b"identity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +68,21 @@ class LavaDestination:
                 return None
         return "no Lava secret key is configured: set LAVA_SECRET_KEY, or secret_key under [lava], or run `lava-proxy login`"
 
-    def prepare(self, template: Template, route: Target, *, decoded: bool = False) -> Prepared:
+    def prepare(
+        self, template: Template, route: Target, *, decoded: bool = False, hides_usage: bool = False
+    ) -> Prepared:
         config, received = self._config, template.received
         credential = self.credential(route.project, route.provider.name, self._client_key(template, route))
         address = self.address(route.project)
         kept: tuple[bytes, ...] = () if credential.payment.byok else headers.ACCOUNTS
         if decoded:
             kept += (b"content-encoding",)
-        if template.usage_option:
+        if hides_usage:
             kept += (b"accept-encoding",)
         pairs: Pairs = [(b"host", address.host), (b"authorization", credential.authorization)]
         pairs += headers.without(received.onward, *kept)
-        if template.usage_option:
-            pairs.append(IDENTITY)
+        if hides_usage:
+            pairs.append(_IDENTITY)
         if route.wants_anthropic_version and ANTHROPIC_VERSION[0] not in received.noted:
             pairs.append(ANTHROPIC_VERSION)
         metadata = headers.merge_metadata(
