@@ -44,9 +44,8 @@ class Application(Starlette):
             ledger.status if ledger is not None else None,
             (lambda: self._outbox.status) if ledger is not None else None,
         )
-        shared = settings.ledger.url is not None
-        spending = LedgerSpending(ledger, shared=shared) if ledger is not None else None
-        stops = LedgerStops(ledger, shared=shared) if ledger is not None else None
+        spending = LedgerSpending(ledger, shared=settings.ledger.url is not None) if ledger is not None else None
+        stops = LedgerStops(ledger, settings.ledger) if ledger is not None else None
         pricer = LedgerPricer()
         if ledger is not None and any(
             each.budget is not None and each.budget.usd for each in settings.projects.values()

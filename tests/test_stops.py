@@ -181,6 +181,13 @@ def ended_as(ledger: Path, count: int = 1) -> list[tuple[str, str | None]]:
     return found
 
 
+def begun(running: Daemon, folder: Path) -> Daemon:
+    """The same, once it has begun its ledger there."""
+    assert not stopped(running)
+    ended_as(folder / "ledger.sqlite")
+    return running
+
+
 # What a stop matches
 
 
@@ -364,9 +371,8 @@ def test_a_stop_survives_kill_9(start: Callable[..., Daemon], tmp_path: Path) ->
     assert stopped(third, "/p/lab/v1/messages", CLAUDE)
 
 
-def test_without_a_daemon_the_next_one_finds_it(start: Callable[..., Daemon]) -> None:
-    first = start()
-    assert not stopped(first)  # its ledger is begun
+def test_without_a_daemon_the_next_one_finds_it(start: Callable[..., Daemon], tmp_path: Path) -> None:
+    first = begun(start(), tmp_path)
     first.stop()
     told = command(first, "stop", "website").out
     assert told.endswith("No daemon answers: this is what the ledger has. It counts from the next start on.\n")
@@ -398,7 +404,7 @@ def test_without_a_daemon_and_a_ledger_it_says_so(start: Callable[..., Daemon], 
 
 def test_a_daemon_that_is_elsewhere_is_named(start: Callable[..., Daemon], tmp_path: Path) -> None:
     """It has the ledger, and the configuration of the command has neither its port nor its socket."""
-    assert not stopped(start())  # its ledger is begun
+    begun(start(), tmp_path)
     config = tmp_path / "c.toml"
     config.write_text(f'[server]\nport = 1\n[ledger]\npath = "{tmp_path}/ledger.sqlite"\n')
     config.chmod(0o600)
@@ -420,8 +426,7 @@ def test_without_a_ledger_it_works_until_the_daemon_ends(start: Callable[..., Da
 def test_while_the_ledger_is_locked_it_works_and_is_stored_afterwards(
     start: Callable[..., Daemon], tmp_path: Path
 ) -> None:
-    running = start()
-    assert not stopped(running)
+    running = begun(start(), tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         told = command(running, "stop", "website").out
@@ -430,7 +435,20 @@ def test_while_the_ledger_is_locked_it_works_and_is_stored_afterwards(
         other.execute("ROLLBACK")
     until(lambda: rows_of(tmp_path / "ledger.sqlite", "SELECT project FROM stops") == [("website",)])
     until(lambda: json.loads(by_socket(tmp_path / "s", "GET", "/api/stops")[1])["problem"] is None)
-    assert "the stops cannot be stored" in running.output()
+    assert "what is stopped cannot be read or stored" in running.output()
+
+
+def test_a_broken_table_stops_nobody(start: Callable[..., Daemon], tmp_path: Path) -> None:
+    """The stops cannot be read: requests are served, the log says so, and the button works."""
+    first = begun(start(), tmp_path)
+    first.stop()
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as connection:
+        connection.execute("DROP TABLE stops")
+    second = start()
+    assert not stopped(second)
+    wait_for_output(second, "the stored stops cannot be read: requests are admitted")
+    assert command(second, "stop", "website", "--json").json["problem"] is not None
+    assert stopped(second)
 
 
 @pytest.mark.full

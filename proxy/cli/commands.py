@@ -611,7 +611,7 @@ def close(
     raise typer.Exit(run_close(_config(context, config), month, settled_after=settled_after, as_json=as_json))
 
 
-Stopped = Annotated[str | None, typer.Argument(metavar="[PROJECT]", help="A project of the configuration.")]
+Stopped = Annotated[str | None, typer.Argument(metavar="PROJECT", help="A project of the configuration.")]
 OfTool = Annotated[
     str | None, typer.Option("--tool", metavar="NAME", help="Of this tool alone, such as claude-code or codex.")
 ]

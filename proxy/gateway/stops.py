@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.protocol.errors import ProxyError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 SYNC_SECONDS: Final = 5.0
 """How long a request or a command waits for the store."""
 POLL_SECONDS: Final = 2.0
+SLOWER: Final = 3.0
+"""A slow store is asked less often: the pause is at least so many times what the last answer took."""
 START_SECONDS: Final = 0.5
 """Pause before the store is first asked, unless a request comes: the daemon becomes ready meanwhile."""
 
@@ -129,9 +132,12 @@ class Stops:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wanted.wait(), START_SECONDS)
         while True:
+            pause = POLL_SECONDS
             if store.shared or self._stops or self._changes or self._failing or not self.ready:
+                begun = monotonic()
                 await self._sync(store)
-            await asyncio.sleep(POLL_SECONDS)
+                pause = max(pause, SLOWER * (monotonic() - begun))
+            await asyncio.sleep(pause)
 
     async def _sync(self, store: StopStore) -> None:
         async with self._lock:
@@ -139,7 +145,7 @@ class Stops:
             try:
                 async with asyncio.timeout(SYNC_SECONDS):
                     stored = await store.sync(changes)
-            except OSError:  # also TimeoutError
+            except Exception:  # noqa: BLE001  (whatever is wrong with the store, the button works and requests are served)
                 self._failed()
             else:
                 self._failing = False
@@ -151,7 +157,9 @@ class Stops:
         if not self._failing:
             self._failing = True
             if self.ready:
-                self._warn("the stops cannot be stored: until the ledger is available they end when this daemon ends.")
+                self._warn(
+                    "what is stopped cannot be read or stored: this daemon keeps it until the ledger is available."
+                )
             else:
                 self._warn("the stored stops cannot be read: requests are admitted until the ledger is available.")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
+from proxy.ledger.stopping import ALL
 from proxy.protocol.stop import Stop
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _ADD: Final = text(
     "ON CONFLICT (project, tool, session) DO NOTHING"
 )
 _REMOVE: Final = text("DELETE FROM stops WHERE project = :project AND tool = :tool AND session = :session")
-_ALL: Final = text("SELECT project, tool, session FROM stops ORDER BY stopped_us, project, tool, session")
+_ALL: Final = text(ALL)
 
 
 def sync(connection: Connection, changes: Mapping[Stop, bool]) -> list[Stop]:
