@@ -133,29 +133,31 @@ def test_a_request_holds_in_the_period_in_which_it_was_admitted() -> None:
 
 def test_an_estimate_follows_recent_requests() -> None:
     usual = Usual()
-    assert budgets.estimate(usual, 400, None, strict=False) == (100, budgets.OUTPUT_TOKENS)
+    assert budgets.estimate(usual, 400, None, 3, strict=False) == (100, budgets.OUTPUT_TOKENS)
     for outputs in range(1, 101):
         usual.learn(300, 100, outputs)
-    assert budgets.estimate(usual, 600, None, strict=False) == (200, 95)
-    assert budgets.estimate(usual, 600, 5000, strict=False) == (200, 5000)
-    assert budgets.estimate(usual, 600, None, strict=True) == (600, budgets.STRICT_OUTPUT_TOKENS)
-    assert budgets.estimate(usual, 600, 30, strict=True) == (600, 30)
+    assert budgets.estimate(usual, 600, None, 1, strict=False) == (200, 95)
+    assert budgets.estimate(usual, 600, 5000, 1, strict=False) == (200, 5000)
+    assert budgets.estimate(usual, 600, 40, 3, strict=False) == (200, 120)
+    assert budgets.estimate(usual, 600, None, 2, strict=True) == (600, 2 * budgets.STRICT_OUTPUT_TOKENS)
+    assert budgets.estimate(usual, 600, 30, 1, strict=True) == (600, 30)
 
 
 @pytest.mark.parametrize(
     ("body", "limit"),
     [
-        (b'{"max_tokens":7}', 7),
-        (b'{"max_completion_tokens" : 8, "max_tokens": 3}', 8),
-        (b'{"max_output_tokens":9}', 9),
-        (b'{"generationConfig":{"maxOutputTokens":10,"candidateCount":2}}', 20),
-        (b'{"n":3,"max_tokens":7}', 21),
-        (b'{"messages":[{"content":"\\"max_tokens\\": 99"}]}', None),
-        (b'{"messages":"' + b"x" * 300_000 + b'","max_tokens":11}', 11),
-        (b"", None),
+        (b'{"max_tokens":7}', (7, 1)),
+        (b'{"max_completion_tokens" : 8, "max_tokens": 3}', (8, 1)),
+        (b'{"max_output_tokens":9}', (9, 1)),
+        (b'{"generationConfig":{"maxOutputTokens":10,"candidateCount":2}}', (10, 2)),
+        (b'{"n":3,"max_tokens":7}', (7, 3)),
+        (b'{"messages":[{"content":"\\"max_tokens\\": 99"}]}', (None, 1)),
+        (b'{"messages":"' + b"x" * 300_000 + b'","max_tokens":11}', (11, 1)),
+        (b'{"n":4}', (None, 4)),
+        (b"", (None, 1)),
     ],
 )
-def test_the_clients_limit_is_found_in_the_body(body: bytes, limit: int | None) -> None:
+def test_the_clients_limit_is_found_in_the_body(body: bytes, limit: tuple[int | None, int]) -> None:
     content = RequestBody(None)  # type: ignore[arg-type]
     content.send(body)
     assert content.output_limit() == limit
@@ -459,15 +461,22 @@ def _until(condition: Callable[[], bool]) -> None:
 class _Stored:
     """A ledger of a test: ``sums`` are what it has, ``None`` while it is away."""
 
-    def __init__(self, sums: tuple[int, int, int] | None, *, shared: bool = False) -> None:
+    shared = False
+
+    def __init__(self, sums: tuple[int, int, int] | None) -> None:
         self.sums = sums
-        self.shared = shared
 
     async def spent(self, project: str, since_us: int) -> tuple[int, int, int]:
         assert project == "main"
         if self.sums is None:
             raise OSError("away")
         return self.sums
+
+    async def claim(self, *_: object) -> tuple[bool, dict[int, Any]]:
+        raise OSError("away")
+
+    def release(self, request_id: str) -> None:
+        """Nothing is claimed here."""
 
 
 def _budget_of(stored: _Stored, warnings: list[str]) -> ProjectBudget:
@@ -493,18 +502,6 @@ def test_while_the_ledger_is_away_a_budget_counts_from_0_and_the_log_says_so(mon
     stored.sums = (7, 0, 0)
     asyncio.run(budget.load())
     assert _used(budget) == 7
-
-
-@pytest.mark.parametrize(("shared", "used"), [(True, 8), (False, 3)])
-def test_what_other_daemons_used_counts_when_it_is_read_again(
-    monkeypatch: pytest.MonkeyPatch, shared: bool, used: int
-) -> None:
-    monkeypatch.setattr(admission, "AGAIN_SECONDS", 0.0)
-    stored = _Stored((3, 0, 0), shared=shared)
-    budget = _budget_of(stored, [])
-    stored.sums = (8, 0, 0)
-    asyncio.run(budget.load())
-    assert _used(budget) == used
 
 
 def test_every_answer_says_what_is_left_of_the_tightest_limit(tmp_path: Path) -> None:

@@ -284,8 +284,21 @@ class Usual:
         return self._high_output
 
 
-def estimate(usual: Usual, size: int, own_limit: int | None, *, strict: bool) -> tuple[int, int]:
-    """Return the tokens, in and out, that a request with a body of ``size`` bytes holds. ``own_limit`` is the client's."""
+FREE_ENDPOINTS: Final = frozenset({"count_tokens", "files"})
+"""What costs neither tokens nor dollars (``dialects.endpoint_name``)."""
+_LOST_ANSWERS: Final = frozenset({408, 499, 502, 504, 524})
+
+
+def costs_nothing(status: int | None) -> bool:
+    """Whether a response of this status is an error, or a redirect, that no provider charges for.
+
+    With some statuses something between us and the model says that it lost the answer: the model may have run.
+    """
+    return status is not None and status >= 300 and status not in _LOST_ANSWERS
+
+
+def estimate(usual: Usual, size: int, own_limit: int | None, choices: int, *, strict: bool) -> tuple[int, int]:
+    """Return the tokens, in and out, that a request with a body of ``size`` bytes holds. ``own_limit`` is the client's, per choice."""
     if strict:
-        return size, STRICT_OUTPUT_TOKENS if own_limit is None else own_limit
-    return usual.inputs(size), max(usual.outputs(), own_limit or 0)
+        return size, choices * (STRICT_OUTPUT_TOKENS if own_limit is None else own_limit)
+    return usual.inputs(size), max(usual.outputs(), choices * (own_limit or 0))

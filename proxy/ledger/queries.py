@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from sqlalchemy import and_, case, func, or_, select
+from sqlalchemy import and_, case, func, or_, select, text
 
 from proxy.ledger import histogram
 from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of
@@ -184,7 +184,7 @@ class StatsLine(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """What counts against a budget. ``unknown_requests`` ran and have no price."""
+    """What counts against a budget. ``requests`` were sent; ``unknown_requests`` of them have no price."""
 
     requests: int
     tokens: int
@@ -400,13 +400,21 @@ def sums_by_agent(connection: Connection, wanted: Filter) -> dict[str | None, To
     return {named.get(agent): each for agent, each in found.items()}
 
 
+_STAYING: Final = text(
+    "SELECT coalesce(sum(tokens), 0), coalesce(sum(nano), 0) FROM holds "
+    "WHERE project = :project AND at_us >= :since_us AND expires_us IS NULL"
+)
+
+
 def spent(connection: Connection, project: str, since_us: int) -> Spent:
-    """Return what a project has spent on requests received at or after ``since_us``."""
-    try:
-        found = sums(connection, Filter(project=project, since_us=since_us))
-    except UnknownNameError:
+    """Return what a project has spent on requests received at or after ``since_us``, with the estimates that stay."""
+    number = number_of(connection, Kind.PROJECT, project)
+    if number is None:
         return Spent(0, 0, 0, 0)
-    return Spent(found.requests, found.tokens, found.nano, found.unknown_requests)
+    found = sums(connection, Filter(project=project, since_us=since_us))
+    sent = sum(getattr(found, f"{source.word}_requests") for source in Source if source is not Source.NONE)
+    tokens, nano = connection.execute(_STAYING, {"project": number, "since_us": since_us}).one()
+    return Spent(sent, found.tokens + int(tokens), found.nano + int(nano), found.unknown_requests)
 
 
 def parts(since_us: int | None, until_us: int | None) -> tuple[_Hours | None, list[tuple[int | None, int | None]]]:
