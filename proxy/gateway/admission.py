@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from datetime import UTC, datetime
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -383,11 +382,13 @@ class ProjectBudget:
         classes = TokenClasses(input=inputs, output=outputs)
         nano = self._nano(route.provider.name, model, classes, inputs + outputs)
         if nano is None:
+            standing = next(each for each in self.standing(_now_us()) if each.limit.unit == "usd")
             raise ProxyError(
                 "budget_exceeded",
                 f'The cost of model "{model or "?"}" at provider "{route.provider.name}" is unknown, and the budget of project '
                 f'"{plan.project}" refuses such requests.',
                 f'Use another model, or set on_unknown_cost to "count" under [projects.{plan.project}.budget].',
+                details=standing.details(),
             )
         return Amount(1, inputs + outputs, nano)
 
@@ -425,7 +426,7 @@ class ProjectBudget:
             self._warn(
                 f'The budget of project "{self._plan.project}", {limit.shown(limit.most)} {limit.name}, is '
                 f"{'used up' if reached == 100 else f'used to {reached} %'}: {limit.shown(standing.used)} are used, "
-                f"until {_iso(standing.resets_us)}."
+                f"until {standing.resets_at}."
             )
 
 
@@ -442,10 +443,6 @@ def _now_us() -> int:
     return int(time() * 1_000_000)
 
 
-def _iso(at_us: int) -> str:
-    return datetime.fromtimestamp(at_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _exceeded(plan: BudgetPlan, standing: Standing, amount: Amount, now_us: int) -> ProxyError:
     limit = standing.limit
     seconds = max(1, -(-(standing.resets_us - now_us) // 1_000_000))
@@ -455,15 +452,9 @@ def _exceeded(plan: BudgetPlan, standing: Standing, amount: Amount, now_us: int)
         "budget_exceeded",
         f'The budget of project "{plan.project}" ({limit.shown(limit.most)} {limit.name}) has no room for this request: {used} '
         f"are used and {held} are held by requests in flight{needs}.",
-        f"It resets at {_iso(standing.resets_us)}; or raise {limit.unit} under [projects.{plan.project}.budget].",
+        f"It resets at {standing.resets_at}; or raise {limit.unit} under [projects.{plan.project}.budget].",
         retry=seconds <= RETRY_SECONDS,
-        details={
-            "budget": limit.name,
-            "limit": limit.shown(limit.most) if limit.unit == "usd" else limit.most,
-            "used": used if limit.unit == "usd" else standing.used,
-            "held": held if limit.unit == "usd" else standing.held,
-            "resets_at": _iso(standing.resets_us),
-        },
+        details=standing.details(),
         headers=[(b"retry-after", b"%d" % seconds)],
     )
 

@@ -241,6 +241,22 @@ class Standing(NamedTuple):
         """What is left, never below 0."""
         return max(0, self.limit.most - self.used - self.held)
 
+    @property
+    def resets_at(self) -> str:
+        """When its period ends, for people and programs."""
+        return datetime.fromtimestamp(self.resets_us // MICROSECONDS, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def details(self) -> dict[str, int | str]:
+        """Return the fields of an error that refuses a request; dollars as text."""
+        amounts = {"limit": self.limit.most, "used": self.used, "held": self.held}
+        if self.limit.unit == "usd":
+            return {
+                "budget": self.limit.name,
+                **{name: self.limit.shown(amount) for name, amount in amounts.items()},
+                "resets_at": self.resets_at,
+            }
+        return {"budget": self.limit.name, **amounts, "resets_at": self.resets_at}
+
 
 # --- estimates -------------------------------------------------------------------------------------------------------
 
