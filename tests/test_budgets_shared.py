@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,9 @@ from configurations import LAVA_KEY
 from ledgers import wait_for_output
 from rawclient import RawClient, ask
 from upstream import Peer, Upstream, answer
+
+from proxy.ledger.budgeting import EXTEND_SECONDS
+from proxy.ledger.leases import LEASE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,6 +72,15 @@ class Shared:
 
     def pair(self, budget: str) -> tuple[Daemon, Daemon]:
         return self.start(budget), self.start(budget)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """No request is admitted meanwhile, as if another daemon hung in the middle of it."""
+        import psycopg
+
+        with psycopg.connect(self._url.replace("+psycopg", "")) as connection:
+            connection.execute("SELECT pg_advisory_xact_lock(5283, id) FROM names WHERE kind = 1")
+            yield
 
     def count(self, rows: str) -> int:
         """How many rows there are: ``holds WHERE …``."""
@@ -183,3 +196,46 @@ def test_while_the_database_is_away_each_daemon_counts_what_it_knows(
         _until(lambda: _used(each) == len(upstream.requests))  # noqa: B023  (called here)
     assert one.stop() == 0
     assert one.output().count("counts only what this daemon knows") == 1
+
+
+def test_a_client_that_leaves_while_its_request_waits_for_room_leaves_nothing(
+    shared: Shared, upstream: Upstream
+) -> None:
+    one = shared.start("requests = { month = 2 }")
+    assert _ask(one).status == 200
+    _until(lambda: shared.count("requests") == 1)
+    with shared.locked(), RawClient(one.port) as client:
+        _send(client, _body("hello"))
+        _until(lambda: shared.count("pg_locks WHERE NOT granted") == 1)
+        client.reset()
+        time.sleep(0.2)
+    _until(lambda: shared.count("requests") == 2)
+    assert shared.count("holds") == 0
+    assert [_ask(one).status for _ in range(2)] == [200, 429]
+    assert len(upstream.requests) == 2
+
+
+def test_a_request_waits_two_seconds_for_the_database_at_most(shared: Shared) -> None:
+    """Then this daemon decides by what it knows; what it claimed nevertheless is given back with the request."""
+    one = shared.start("requests = { month = 3 }")
+    assert _ask(one).status == 200
+    _until(lambda: shared.count("requests") == 1)
+    with shared.locked():
+        assert [_ask(one).status for _ in range(3)] == [200, 200, 429]
+        wait_for_output(one, "counts only what this daemon knows")
+    _until(lambda: shared.count("requests") == 4)
+    assert shared.count("holds") == 0
+
+
+def test_the_lease_of_a_long_request_is_extended(shared: Shared, upstream: Upstream) -> None:
+    fresh = f"holds WHERE expires_us > (extract(epoch FROM clock_timestamp()) + {LEASE_SECONDS - 5}) * 1000000"
+    with RawClient(shared.start("requests = { month = 1 }").port) as client:
+        _send(client, _body("wait"))
+        _until(lambda: len(upstream.requests) == 1)
+        assert shared.count(fresh) == 1
+        _until(lambda: shared.count(fresh) == 0)
+        _until(lambda: shared.count(fresh) == 1)
+
+
+def test_a_lease_is_extended_three_times_in_its_length() -> None:
+    assert EXTEND_SECONDS * 3 <= LEASE_SECONDS
