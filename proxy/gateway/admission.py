@@ -171,30 +171,37 @@ class ProjectBudget:
         """What other daemons held at the last admission, by period: its beginning, and the amount."""
         self._alone = False
         """Whether the shared ledger is away, so that this daemon decides by what it knows."""
+        self._known = (0, 0)
+        """From when to when it is known what was used in the current periods, in microseconds UTC."""
         self._warned: dict[tuple[str, str], tuple[int, int]] = {}
         """The period and the threshold of the last warning about each limit."""
 
     def use(self, config: ActiveConfig, plan: BudgetPlan) -> None:
         """Use the limits of a configuration from now on. What was used stays as it is."""
         if self.config is None or config.number > self.config.number:
-            self.config, self._plan = config, plan
+            self.config, self._plan, self._known = config, plan, (0, 0)
 
     # what is used
 
     def ready(self) -> bool:
         """Whether what was used in each current period is known."""
         now = _now_us()
+        begin, end = self._known
+        if begin <= now < end and not self._again:
+            return True
         if self._plan.counts_money and not self._priced:
             return False
         again = False
-        for period in self._plan.periods:
+        windows = [self._plan.window(period, now) for period in self._plan.periods]
+        for period, window in zip(self._plan.periods, windows, strict=True):
             key = self._plan.key(period)
             known = self._used.get(key)
-            if known is None or not known[1].knows(self._plan.window(period, now).start):
+            if known is None or not known[1].knows(window.start):
                 return False
             again = again or self._is_due(key)
         if again and self._loading is None:
             self._loading = asyncio.get_running_loop().create_task(self._load())  # nothing waits for it
+        self._known = max(each.start for each in windows), min(each.end for each in windows)
         return True
 
     def _is_due(self, key: tuple[Period, str, int]) -> bool:
@@ -306,25 +313,25 @@ class ProjectBudget:
         """Return each limit with what is used and held of it."""
         plan = self._plan
         holds = self._registry.holds(plan.project)
+        all_held, earliest = budgets.held(holds, 0), min((hold.at_us for hold in holds), default=now)
         found = {}
         for period in plan.periods:
-            if plan.key(period) not in self._used:  # it came with a new configuration, and no request has needed it yet
+            known = self._used.get(plan.key(period))
+            if known is None:  # it came with a new configuration, and no request has needed it yet
                 continue
             window = plan.window(period, now)
-            used = self._used[plan.key(period)][1]
-            used.enter(window.start)
-            held = budgets.held(holds, window.start)
-            start, elsewhere = self._elsewhere.get(period, (window.start, budgets.NOTHING))
+            held = all_held if earliest >= window.start else budgets.held(holds, window.start)
+            start, elsewhere = self._elsewhere.get(period, (0, budgets.NOTHING))
             if start == window.start:
                 held = held.plus(elsewhere)
-            found[period] = used.of(window.start), held, window.end
-        standing = []
-        for limit in plan.limits:
-            if limit.period not in found:
-                continue
-            used_in_all, held_in_all, end = found[limit.period]
-            standing.append(Standing(limit, used_in_all.of(limit.unit), held_in_all.of(limit.unit), end))
-        return standing
+            known[1].enter(window.start)
+            found[period] = known[1].of(window.start), held, window.end
+        return [
+            Standing(limit, used.of(limit.unit), held.of(limit.unit), end)
+            for limit in plan.limits
+            if limit.period in found
+            for used, held, end in (found[limit.period],)
+        ]
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the header with what is left of the tightest limit; none before what was used is known."""
@@ -348,9 +355,20 @@ class ProjectBudget:
             record.estimate_kept = amount.tokens, amount.nano
         for (period, _, _), (plan, used) in self._used.items():
             used.add(plan.window(period, hold.at_us).start, amount)
-        for each in self.standing(_now_us()):
-            reached = max((mark for mark in _THRESHOLDS if each.used * 100 >= mark * each.limit.most), default=0)
-            self._warn_once(each, reached)
+        self._warn_of(hold.at_us)
+
+    def _warn_of(self, at_us: int) -> None:
+        """Warn of each limit that is used to a threshold in the period of ``at_us``."""
+        plan = self._plan
+        for limit in plan.limits:
+            known = self._used.get(plan.key(limit.period))
+            if known is None:
+                continue
+            window = plan.window(limit.period, at_us)
+            used = known[1].of(window.start).of(limit.unit)
+            if used * 100 >= _THRESHOLDS[0] * limit.most:
+                reached = max(mark for mark in _THRESHOLDS if used * 100 >= mark * limit.most)
+                self._warn_once(Standing(limit, used, 0, window.end), reached)
 
     def _measured(self, record: Record) -> Amount | None:
         """Return what a request used; ``None`` if that is not known."""

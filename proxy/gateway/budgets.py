@@ -277,20 +277,26 @@ class Usual:
     def __init__(self) -> None:
         self.served: str | None = None
         """The model in the last answer: the only known one, where the address names only a provider."""
-        self._seen: deque[tuple[int, int, int]] = deque(maxlen=RECENT)
+        self._seen: deque[tuple[int, int, int]] = deque()
+        self._bytes = self._inputs = 0
         self._high_output: int | None = None
 
     def learn(self, size: int, inputs: int, outputs: int) -> None:
         """Add a finished request: bytes of its body, tokens in and out."""
         self._seen.append((size, inputs, outputs))
+        self._bytes += size
+        self._inputs += inputs
+        if len(self._seen) > RECENT:
+            oldest = self._seen.popleft()
+            self._bytes -= oldest[0]
+            self._inputs -= oldest[1]
         self._high_output = None
 
     def inputs(self, size: int) -> int:
         """Return the tokens of a body of this size, rounded up."""
-        sizes, tokens = sum(each[0] for each in self._seen), sum(each[1] for each in self._seen)
-        if not sizes or not tokens:
+        if not self._bytes or not self._inputs:
             return -(-size // BYTES_PER_TOKEN)
-        return -(-size * tokens // sizes)
+        return -(-size * self._inputs // self._bytes)
 
     def outputs(self) -> int:
         """Return the 95th percentile of the output."""

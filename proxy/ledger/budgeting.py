@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from proxy.ledger.holds import Claims
     from proxy.ledger.store import Store, Stored
     from proxy.ledger.writer import Ledger
     from proxy.protocol.token_classes import TokenClasses
@@ -67,6 +68,8 @@ class LedgerSpending:
         """Whether other daemons write there, too."""
         self._waiting: list[Claim] = []
         self._claiming: asyncio.Task[None] | None = None
+        self._claims: Claims | None = None
+        """Used in the writer's thread."""
         self._held: set[str] = set()
         """Requests in flight that have claimed something."""
         self._extending: asyncio.Task[None] | None = None
@@ -124,17 +127,18 @@ class LedgerSpending:
             self._extending = asyncio.get_running_loop().create_task(self._extend())
 
     async def _claim_once(self, claims: list[Claim]) -> None:
-        daemon = self._ledger.daemon
-
         def work(connection: Connection) -> list[Claimed | None]:
             from proxy.ledger import holds
 
-            return holds.claim(connection, daemon, claims)
+            if self._claims is None:
+                self._claims = holds.Claims(self._ledger.daemon)
+            return self._claims.grant(connection, claims)
 
         answers: list[Claimed | None] = [None] * len(claims)
         try:
-            with contextlib.suppress(LedgerUnavailableError):  # each is decided without the ledger
-                answers = await self._ledger.run(work)
+            answers = await self._ledger.run(work)
+        except LedgerUnavailableError:
+            self._claims = None  # what it remembers may be undone; each request is decided without the ledger
         finally:
             for each, answer in zip(claims, answers, strict=True):
                 if not each.answer.done():

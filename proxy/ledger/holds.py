@@ -10,6 +10,7 @@ All functions work in the caller's transaction.
 
 from __future__ import annotations
 
+from time import monotonic, time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy import bindparam, text
@@ -17,7 +18,7 @@ from sqlalchemy import bindparam, text
 from proxy.ledger import queries
 from proxy.ledger.budgeting import Claimed
 from proxy.ledger.leases import LEASE_SECONDS
-from proxy.ledger.names import find_numbers
+from proxy.ledger.names import Names, find_numbers
 from proxy.ledger.rows import id_bytes
 from proxy.ledger.schema import Kind
 
@@ -49,52 +50,82 @@ _KEEP: Final = text(
 )
 
 
+OLD_HOURS: Final = 2
+"""Requests that were received before have ended (``total`` under ``[upstream]`` is an hour)."""
+OLD_SECONDS: Final = 5.0
+MAX_OLD: Final = 1000
+
+
+class _Old(NamedTuple):
+    """What was spent up to ``border``, to be read again at ``until`` (by the monotonic clock)."""
+
+    border: int
+    until: float
+    sums: Sums
+
+
 class _Hold(NamedTuple):
     daemon: int | None
     at_us: int
     amount: Sums
 
 
-def claim(connection: Connection, daemon: str, claims: Sequence[Claim]) -> list[Claimed | None]:
-    """Check the limits for each of ``claims`` of ``daemon`` in turn, and store the hold of each that fits.
+class Claims:
+    """Grants claims of one daemon. PostgreSQL only."""
 
-    ``None`` for one whose request does not wait any more. PostgreSQL only.
-    """
-    by_project: dict[str, list[int]] = {}
-    for index, each in enumerate(claims):
-        by_project.setdefault(each.project, []).append(index)
-    answers: list[Claimed | None] = [None] * len(claims)
-    rows: list[dict[str, object]] = []
-    (owner,) = find_numbers(connection, (Kind.DAEMON, daemon))
-    numbers = _locked(connection, by_project)
-    for project, indexes in by_project.items():
-        number = numbers[project]
-        starts = sorted({limit.since_us for index in indexes for limit in claims[index].limits})
-        held = [
-            _Hold(holder, at_us, (requests, tokens, nano))
-            for holder, at_us, requests, tokens, nano in connection.execute(
-                _HELD, {"project": number, "since_us": starts[0]}
-            )
-        ]
-        used = {start: queries.spent(connection, project, start)[:3] for start in starts}
-        for index in indexes:
-            each = claims[index]
-            if each.answer.done():
-                continue
-            answer = answers[index] = _decide(each, owner, used, held)
-            if answer.granted:
-                held.append(_Hold(owner, each.at_us, each.amount))
-                requests, tokens, nano = each.amount
-                amount = {"requests": requests, "tokens": tokens, "nano": nano}
-                rows.append(
-                    {"id": id_bytes(each.request_id), "project": number, "daemon": owner, "at_us": each.at_us, **amount}
-                )
-    if rows:
-        connection.execute(_CLAIM, rows)
-    return answers
+    def __init__(self, daemon: str) -> None:
+        self._daemon = daemon
+        self._names = Names(str)
+        self._old: dict[tuple[int, int], _Old] = {}
+
+    def grant(self, connection: Connection, claims: Sequence[Claim]) -> list[Claimed | None]:
+        """Check the limits for each of ``claims`` in turn, and store the hold of each that fits.
+
+        ``None`` for one whose request does not wait any more.
+        """
+        by_project: dict[str, list[int]] = {}
+        for index, each in enumerate(claims):
+            by_project.setdefault(each.project, []).append(index)
+        answers: list[Claimed | None] = [None] * len(claims)
+        rows: list[dict[str, object]] = []
+        owner = self._names.number(connection, Kind.DAEMON, self._daemon)
+        numbers = {project: self._names.number(connection, Kind.PROJECT, project) for project in sorted(by_project)}
+        _lock(connection, numbers.values())
+        for project, indexes in by_project.items():
+            number = numbers[project]
+            starts = sorted({limit.since_us for index in indexes for limit in claims[index].limits})
+            found = connection.execute(_HELD, {"project": number, "since_us": starts[0]})
+            held = [_Hold(holder, at_us, (*amount,)) for holder, at_us, *amount in found]
+            used = {start: self._spent(connection, number, start) for start in starts}
+            for index in indexes:
+                each = claims[index]
+                if each.answer.done():
+                    continue
+                answer = answers[index] = _decide(each, owner, used, held)
+                if answer.granted:
+                    held.append(_Hold(owner, each.at_us, each.amount))
+                    row = {"id": id_bytes(each.request_id), "project": number, "daemon": owner, "at_us": each.at_us}
+                    rows.append({**row, **dict(zip(("requests", "tokens", "nano"), each.amount, strict=True))})
+        if rows:
+            connection.execute(_CLAIM, rows)
+        return answers
+
+    def _spent(self, connection: Connection, project: int, since_us: int) -> Sums:
+        """Return what was spent since then. What ended hours ago is read every few seconds: only bills change it."""
+        border = int(time()) * 1_000_000 // queries.HOUR_US * queries.HOUR_US - OLD_HOURS * queries.HOUR_US
+        if since_us >= border:
+            return queries.spent_by(connection, project, since_us, queries.FOREVER_US)[:3]
+        old = self._old.get((project, since_us))
+        if old is None or old.border != border or monotonic() >= old.until:
+            sums = queries.spent_by(connection, project, since_us, border)[:3]
+            if len(self._old) >= MAX_OLD:
+                self._old.clear()
+            old = self._old[project, since_us] = _Old(border, monotonic() + OLD_SECONDS, sums)
+        new = queries.spent_by(connection, project, border, queries.FOREVER_US)
+        return old.sums[0] + new.requests, old.sums[1] + new.tokens, old.sums[2] + new.nano
 
 
-def _decide(asked: Claim, owner: int | None, used: dict[int, Sums], holds: Sequence[_Hold]) -> Claimed:
+def _decide(asked: Claim, owner: int, used: dict[int, Sums], holds: Sequence[_Hold]) -> Claimed:
     sums: dict[int, tuple[Sums, Sums, Sums]] = {}
     for start in {limit.since_us for limit in asked.limits}:
         held = [each for each in holds if each.at_us >= start]
@@ -122,8 +153,11 @@ def settle(connection: Connection, ended: Sequence[Stored]) -> None:
     kept = [each for each in ended if any(each.record.estimate_kept or ())]
     if not shared and not kept:
         return
-    numbers = _locked(connection, {each.record.project or "" for each in (ended if shared else kept)})
+    projects = sorted({each.record.project or "" for each in (ended if shared else kept)})
+    found = find_numbers(connection, *((Kind.PROJECT, project) for project in projects))
+    numbers = dict(zip(projects, found, strict=True))
     if shared:
+        _lock(connection, [number for number in found if number is not None])
         connection.execute(_RELEASE, {"ids": [id_bytes(each.record.request_id) for each in ended]})
     rows = []
     for each in kept:
@@ -135,12 +169,7 @@ def settle(connection: Connection, ended: Sequence[Stored]) -> None:
         connection.execute(_KEEP, rows)
 
 
-def _locked(connection: Connection, projects: Iterable[str]) -> dict[str, int]:
-    """Return the number of each project, whose locks are taken in the order of the numbers."""
-    wanted = sorted(projects)
-    found = find_numbers(connection, *((Kind.PROJECT, project) for project in wanted))
-    numbers = {project: number for project, number in zip(wanted, found, strict=True) if number is not None}
-    if connection.dialect.name == "postgresql":
-        for number in sorted(numbers.values()):
-            connection.execute(_LOCK, {"project": number})
-    return numbers
+def _lock(connection: Connection, projects: Iterable[int]) -> None:
+    """Take the locks of projects, in the order of their numbers."""
+    for number in sorted(projects):
+        connection.execute(_LOCK, {"project": number})
