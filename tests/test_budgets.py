@@ -362,8 +362,16 @@ def test_no_address_goes_around_a_budget_and_other_projects_have_none(tmp_path: 
             "/anthropic/v1/messages",
             "/v1beta/models/gemini-2.5-flash:generateContent",
             "/openai/v1/files",
+            "/google/upload/v1beta/files",
+            "/upload/v1beta/files",
+            "/google/v1beta/models/gemini-2.5-flash:streamGenerateContent",
+            "/openai/v1/anything",
         ):
-            assert ask(gateway.port, "POST", f"/p/main{path}", BODY, JSON).status == 429
+            for method in ("POST", "PUT", "PATCH", "DELETE"):
+                refused = ask(gateway.port, method, f"/p/main{path}", BODY, JSON)
+                assert refused.header("x-lava-proxy-error") == "budget_exceeded", (method, path)
+        crossing = BODY.replace(b"gpt-4o", b"anthropic/claude-sonnet-4-5")
+        assert ask(gateway.port, "POST", "/p/main/v1/chat/completions", crossing, JSON).status == 429
         assert ask(gateway.port, "GET", "/p/main/openai/v1/files", None, {}).status == 429
         free = ask(gateway.port, "POST", "/p/other/v1/chat/completions", BODY, JSON)
     assert free.status == 200
@@ -623,6 +631,22 @@ def _standing(gateway: Served) -> list[Standing]:
     """The limits of the project, in the order of the configuration."""
     budget = gateway.app.runtime.admission._projects["main"]
     return gateway.do(lambda: budget.standing(time.time_ns() // 1000))
+
+
+def test_a_limit_in_dollars_that_came_with_a_reload_is_known_after_a_restart(
+    daemon: StartDaemon, emulator: Emulator, tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    first = _start(daemon, emulator, "requests = { month = 9 }", path)
+    first.config.write_text(first.config.read_text() + 'usd = { month = "50.00" }\n')
+    first.process.send_signal(signal.SIGHUP)
+    _until(lambda: "configuration reloaded" in first.output())
+    usage = ask(first.port, "POST", "/v1/chat/completions", BODY, JSON).json()["usage"]
+    assert first.stop() == 0
+    second = _start(daemon, emulator, 'usd = { month = "0.000000001" }', path)
+    refused = ask(second.port, "POST", "/v1/chat/completions", BODY, JSON)
+    cost = usage["prompt_tokens"] * 2500 + usage["completion_tokens"] * 10_000
+    assert refused.json()["error"]["lava_proxy"]["used"] == f"{cost / 1e9:.9f}".rstrip("0").ljust(4, "0")
 
 
 def _until(condition: Callable[[], bool]) -> None:
