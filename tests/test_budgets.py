@@ -29,6 +29,7 @@ from proxy.gateway.budgets import Amount, BudgetLimit, BudgetPlan, Hold, Standin
 from proxy.gateway.request_body import RequestBody
 from proxy.gateway.stops import Stop
 from proxy.ledger.budgeting import LedgerPricer
+from proxy.protocol.token_classes import TokenClasses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -552,6 +553,30 @@ def test_a_sent_request_without_usage_keeps_its_estimate(tmp_path: Path) -> None
         assert statuses[2] == 200
         (standing,) = _standing(gateway)
     assert 15 + 5 + 15 < standing.used < 100
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_strict_budget_holds_the_dearest_use(tmp_path: Path, strict: bool) -> None:
+    """The whole body written to a cache for an hour costs twice what input does; and whatever model the address is used with."""
+    limits = f'usd = {{ month = "90.00" }}\nstrict = {str(strict).lower()}'
+    body = BODY.replace(b"gpt-4o", b"claude-sonnet-4-5").replace(b'"hi"', b'"wait"')
+    pricer = LedgerPricer()
+    inputs = len(body) if strict else -(-len(body) // budgets.BYTES_PER_TOKEN)
+    outputs = 20 if strict else budgets.OUTPUT_TOKENS
+    uses = TokenClasses(cache_write_1h=inputs, output=outputs) if strict else TokenClasses(inputs, output=outputs)
+    expected = pricer.nano("anthropic", "claude-sonnet-4-5", uses)
+    assert expected is not None
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % limits) as gateway:
+        for path in ("/v1/messages", "/anthropic/v1/messages"):
+            with Client(gateway.port) as client:
+                client.request("POST", path, body, JSON)
+                _until(lambda: gateway.do(lambda: len(gateway.app.runtime.registry.holds("main"))) == 1)
+                held = _standing(gateway)[0].held
+            _until(gateway.idle)
+            dearest = pricer.dearest("anthropic")
+            assert dearest is not None
+            named = -(-(inputs + outputs) * dearest // 1_000_000)
+            assert held == (named if path.startswith("/anthropic") else expected)
 
 
 @pytest.mark.parametrize(

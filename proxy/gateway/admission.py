@@ -386,7 +386,7 @@ class ProjectBudget:
         usual = self._usual_of(attempt.provider, record.model)
         usual.learn(record.bytes_in, inputs, outputs)
         usual.served = scanner.model or usual.served
-        nano = self._nano(attempt.provider, attempt.model or scanner.model, classes, inputs + outputs)
+        nano = self._nano(attempt.provider, attempt.model or scanner.model, [classes], inputs + outputs)
         return Amount(1, inputs + outputs, nano or 0)
 
     def _estimate(self, record: Record, prepared: Prepared, body: RequestBody) -> Amount:
@@ -396,9 +396,13 @@ class ProjectBudget:
         usual = self._usual_of(route.provider.name, record.model)
         size = max(record.bytes_in, body.size, body.length or 0)
         inputs, outputs = budgets.estimate(usual, size, *body.output_limit(), strict=plan.strict)
-        model = route.replace or route.model or usual.served
-        classes = TokenClasses(input=inputs, output=outputs)
-        nano = self._nano(route.provider.name, model, classes, inputs + outputs)
+        model = route.replace or route.model
+        uses = [TokenClasses(input=inputs, output=outputs)]
+        if plan.strict:  # whatever model an address is used with that only names a provider
+            uses = budgets.dearest_uses(inputs, outputs)
+        else:
+            model = model or usual.served
+        nano = self._nano(route.provider.name, model, uses, inputs + outputs)
         if nano is None:
             standing = next(each for each in self.standing(_now_us()) if each.limit.unit == "usd")
             raise ProxyError(
@@ -410,14 +414,15 @@ class ProjectBudget:
             )
         return Amount(1, inputs + outputs, nano)
 
-    def _nano(self, provider: str, model: str | None, classes: TokenClasses, tokens: int) -> int | None:
-        """Return a cost; ``None`` if it is unknown and requests of unknown cost are refused."""
+    def _nano(self, provider: str, model: str | None, uses: list[TokenClasses], tokens: int) -> int | None:
+        """Return the highest cost of ``uses``; ``None`` if it is unknown and requests of unknown cost are refused."""
         plan, pricer = self._plan, self._pricer if self._priced else None
         if not plan.counts_money:
             return 0
-        known = pricer.nano(provider, model, classes) if pricer is not None else None
-        if known is not None:
-            return known
+        costs = [pricer.nano(provider, model, each) for each in uses] if pricer is not None else []
+        known = [each for each in costs if each is not None]
+        if known:
+            return max(known)
         if plan.on_unknown_cost == "ignore":
             return 0
         if plan.on_unknown_cost == "refuse":

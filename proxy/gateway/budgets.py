@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
+from proxy.protocol.token_classes import TokenClasses
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import date
@@ -324,3 +326,12 @@ def estimate(usual: Usual, size: int, own_limit: int | None, choices: int, *, st
     if strict:
         return size, choices * (STRICT_OUTPUT_TOKENS if own_limit is None else own_limit)
     return usual.inputs(size), max(usual.outputs(), choices * (own_limit or 0))
+
+
+_INPUTS: Final = ("input", "cache_write_5m", "cache_write_1h", "audio_in")
+_OUTPUTS: Final = (("output",), ("output", "reasoning"), ("audio_out",))
+
+
+def dearest_uses(inputs: int, outputs: int) -> list[TokenClasses]:
+    """Return what so many tokens may be at worst, by price: written to a cache, audio, reasoning."""
+    return [TokenClasses(**{one: inputs}, **dict.fromkeys(others, outputs)) for one in _INPUTS for others in _OUTPUTS]
