@@ -47,6 +47,8 @@ class Application(Starlette):
         spending = LedgerSpending(ledger, shared=settings.ledger.url is not None) if ledger is not None else None
         stops = LedgerStops(ledger, settings.ledger) if ledger is not None else None
         pricer = LedgerPricer()
+        if ledger is not None:
+            ledger.prepare.append(pricer.attach)
         if ledger is not None and any(
             each.budget is not None and each.budget.usd for each in settings.projects.values()
         ):

@@ -107,10 +107,11 @@ class Gateway:
         The observers are called in the next turn of the loop, after the responses of this turn have left, for all requests
         that ended in it. Done in one batch, the same work takes half the time.
         """
-        try:
-            self.admission.settle(active)
-        except Exception as error:  # noqa: BLE001  (a fault there must not keep the request in the registry)
-            self.log_error(error, active.record.request_id)
+        if active.budget is not None:
+            try:
+                active.budget.settle(active)
+            except Exception as error:  # noqa: BLE001  (a fault there must not keep the request in the registry)
+                self.log_error(error, active.record.request_id)
         self.registry.remove(active)
         record, response = active.record, active.response
         record.duration_s = monotonic() - record.started

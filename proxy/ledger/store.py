@@ -335,6 +335,7 @@ class Store:
             if prune.requests_step(connection, self._keep_seconds) == prune.ROWS_PER_STEP:
                 return True
         with connection.begin():
+            prune.old_holds(connection)
             if prune.unused_names(connection, self._keep_seconds):
                 self.names.forget()
         return prune.shrink_step(connection)

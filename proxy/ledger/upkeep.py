@@ -63,6 +63,7 @@ def remove_old(connection: Connection, keep_seconds: float) -> int:
         if step < prune.ROWS_PER_STEP:
             break
     with connection.begin():
+        prune.old_holds(connection)
         prune.unused_names(connection, keep_seconds)
     more = True
     while more:
