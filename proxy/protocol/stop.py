@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,8 +9,6 @@ from proxy.protocol import clients
 
 if TYPE_CHECKING:
     from proxy.protocol.record import RequestFacts
-
-_HASHED = re.compile(r"[0-9a-f]{16}")
 
 
 class Stop(NamedTuple):
@@ -30,7 +27,7 @@ class Stop(NamedTuple):
         for name, value in (("project", project), ("tool", tool), ("session", session)):
             if value is not None and not (value.isprintable() and 0 < len(value) <= clients.MAX_ID):
                 raise ValueError(f"The {name} is not a text of 1 to {clients.MAX_ID} printable characters.")
-        if session is not None and _HASHED.fullmatch(session) is None:
+        if session is not None and not clients.is_hashed(session):
             session = clients.hashed(session)
         found = cls(project or "", (tool or "").lower(), session or "")
         if not any(found):
