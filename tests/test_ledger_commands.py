@@ -26,8 +26,8 @@ from proxy.config.settings import LedgerSettings
 from proxy.ledger import queries, reading
 from proxy.ledger.columns import TOKENS
 from proxy.ledger.lock import FileLock
-from proxy.ledger.rows import hashed
 from proxy.ledger.schema import MIGRATIONS, VERSION, Bill, OutboxState, State
+from proxy.protocol.clients import hashed
 from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:

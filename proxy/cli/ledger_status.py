@@ -6,7 +6,7 @@ import http.client
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from proxy.cli import addresses, ledger_asking
+from proxy.cli import addresses, ledger_asking, running
 from proxy.cli.ledger_asking import iso, time_of
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.ledger import queries, reading
@@ -110,12 +110,9 @@ def ask_daemon(settings: Settings) -> Writer | str:
     server = settings.server
     if not server.port:
         return "not asked: its port is not known"
-    headers = {"Host": f"localhost:{server.port}" if server.port != 80 else "localhost", "Connection": "close"}
-    if server.keys:
-        headers["Authorization"] = f"Bearer {server.keys[0].reveal()}"
     connection = http.client.HTTPConnection(addresses.hosts(server)[0], server.port, timeout=SECONDS)
     try:
-        connection.request("GET", "/metrics", headers=headers)
+        connection.request("GET", "/metrics", headers=running.headers(connection, server))
         answer = connection.getresponse()
         text = answer.read(_MOST).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException):

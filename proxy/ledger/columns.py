@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the schema: the number of ``schema.MIGRATIONS``."""
 
 NANO_PER_DOLLAR: Final = 1_000_000_000

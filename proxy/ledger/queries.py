@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 from proxy.ledger import histogram
 from proxy.ledger.columns import ROLLUP_KEY, ROLLUP_SUMS, TOKENS, Bill, Kind, OutboxState, State
 from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of, source_of
-from proxy.ledger.rows import hashed, request_id_of
+from proxy.ledger.rows import request_id_of
+from proxy.protocol.clients import hashed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -190,8 +191,12 @@ class StatsLine(NamedTuple):
     """Requests in equal parts of the window, the oldest first; empty for days and hours."""
 
 
+FOREVER_US: Final = 2**62 // HOUR_US * HOUR_US
+"""Later than any request; a whole hour, so that a window up to it has no rest."""
+
+
 class Spent(NamedTuple):
-    """What counts against a budget. ``unknown_requests`` ran and have no price."""
+    """What counts against a budget. ``requests`` were sent; ``unknown_requests`` of them have no price."""
 
     requests: int
     tokens: int
@@ -507,12 +512,21 @@ def sums_by_agent(connection: Connection, wanted: Filter) -> dict[str | None, To
 
 
 def spent(connection: Connection, project: str, since_us: int) -> Spent:
-    """Return what a project has spent on requests received at or after ``since_us``."""
-    try:
-        found = sums(connection, Filter(project=project, since_us=since_us))
-    except UnknownNameError:
-        return Spent(0, 0, 0, 0)
-    return Spent(found.requests, found.tokens, found.nano, found.unknown_requests)
+    """Return what a project has spent on requests received at or after ``since_us``, with the estimates that stay."""
+    number = number_of(connection, Kind.PROJECT, project)
+    return Spent(0, 0, 0, 0) if number is None else spent_by(connection, number, since_us, FOREVER_US)
+
+
+def spent_by(connection: Connection, project: int, since_us: int, until_us: int) -> Spent:
+    """Return what a project, by its number, has spent on requests received from ``since_us`` up to and without ``until_us``."""
+    hours, edges = parts(since_us, until_us)
+    windows = [] if hours is None or hours[0] == hours[1] else [(_SPENT_IN_ROLLUPS, hours)]
+    found = [0, 0, 0, 0]
+    for query, (begin, end) in [*windows, *((_SPENT_IN_ROWS, edge) for edge in edges)]:
+        [row] = ask(connection, query, {"project": project, "begin": begin, "end": end})
+        found = [total + int(each) for total, each in zip(found, row, strict=True)]
+    [(tokens, nano)] = ask(connection, _STAYING, {"project": project, "begin": since_us, "end": until_us})
+    return Spent(found[0], found[1] + int(tokens), found[2] + int(nano), found[3])
 
 
 def parts(since_us: int | None, until_us: int | None) -> tuple[_Hours | None, list[tuple[int | None, int | None]]]:
@@ -590,6 +604,10 @@ def _costed(connection: Connection, numbers: Mapping[str, int], since_us: int | 
             first, last = _one(connection, f"SELECT MIN(seq), MAX(seq) FROM requests{window}")
             conditions += [f"requests.seq >= {first or 0}", f"requests.seq <= {last or 0}"]
         conditions += _within("requests.received_us + 0", since_us, until_us)  # no index of it
+    return _costed_where(conditions)
+
+
+def _costed_where(conditions: Sequence[str]) -> str:
     return (
         f"SELECT {_COSTED_COLUMNS} FROM requests LEFT JOIN attempts ON attempts.request = requests.seq"
         f"{_where(conditions)} GROUP BY requests.seq"
@@ -606,6 +624,32 @@ _COUNTED: Final = {
     },
 }
 _COSTED_SUMS: Final = ", ".join(f"COALESCE({_COUNTED.get(name, f'SUM({name})')}, 0) AS {name}" for name in ROLLUP_SUMS)
+
+
+def _of_project(project: str, time: str) -> list[str]:
+    return [f"{project} = :project", f"{time} >= :begin", f"{time} < :end"]
+
+
+_SPENT: Final = ", ".join(
+    [
+        " + ".join(f"{source.word}_requests" for source in Source if source is not Source.NONE),
+        " + ".join(BILLED_TOKENS),
+        "billed + pending + estimated",
+        "unknown_requests",
+    ]
+)
+_SPENT_IN_ROLLUPS: Final = (
+    f"SELECT {_SPENT} FROM (SELECT {_SUMS} FROM rollups{_where(_of_project('project', 'hour'))}) AS summed"
+)
+_SPENT_ROWS: Final = _costed_where(
+    [f"requests.state <> {State.OPEN}", *_of_project("requests.project", "requests.received_us")]
+)
+_SPENT_IN_ROWS: Final = f"SELECT {_SPENT} FROM (SELECT {_COSTED_SUMS} FROM ({_SPENT_ROWS}) AS costed) AS summed"
+_STAYING: Final = (
+    "SELECT COALESCE(SUM(tokens), 0), COALESCE(SUM(nano), 0) FROM holds"
+    f"{_where([*_of_project('project', 'at_us'), 'expires_us IS NULL'])}"
+)
+"""The sums of a project over rollups and over rows; and of the estimates that stay."""
 
 
 def _batches(
