@@ -805,3 +805,4 @@ def test_what_a_daemon_forwards_is_in_every_command(emulator: Emulator, daemon: 
     assert status["daemon"]["written"] == 2
     assert status["daemon"]["dropped"] == 0
     assert ran("ledger", "check", "--json").json["ok"] is True
+    assert ran("check", "--json").json["ledger"] == {"enabled": True, "place": str(path), "problem": None, "dropped": 0}

@@ -6,7 +6,7 @@ import http.client
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from proxy.cli import addresses, ledger_asking, running
+from proxy.cli import ledger_asking, running
 from proxy.cli.ledger_asking import iso, time_of
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.ledger import queries, reading
@@ -107,19 +107,21 @@ def _size(size: int) -> str:
 
 def ask_daemon(settings: Settings) -> Writer | str:
     """Return what the daemon's metrics say, or why they cannot be had."""
-    server = settings.server
-    if not server.port:
-        return "not asked: its port is not known"
-    connection = http.client.HTTPConnection(addresses.hosts(server)[0], server.port, timeout=SECONDS)
-    try:
-        connection.request("GET", "/metrics", headers=running.headers(connection, server))
-        answer = connection.getresponse()
-        text = answer.read(_MOST).decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException):
-        return "not running"
-    finally:
-        connection.close()
-    if answer.status in (401, 403):
+    found = "not asked: its port is not known"
+    for _, connection in running.ways(settings.server, SECONDS):
+        try:
+            connection.request("GET", "/metrics", headers=running.headers(connection, settings.server))
+            answer = connection.getresponse()
+            return _said(answer.status, answer.read(_MOST).decode("utf-8", "replace"))
+        except (OSError, http.client.HTTPException):
+            found = "not running"
+        finally:
+            connection.close()
+    return found
+
+
+def _said(status: int, text: str) -> Writer | str:
+    if status in (401, 403):
         return "running; it shows its numbers only to a key under [server]"
     found = {name: int(float(number)) for name, number in _METRIC.findall(text)}
     if not found:
