@@ -243,9 +243,9 @@ class Scanner:
         if self._head is not None:
             seen = max(0, len(pending) - 3)
             pending += chunk
-            blank = None
-            if pending.find(b"\n\n", seen) >= 0 or pending.find(b"\r", seen) >= 0:  # much faster than the pattern
-                blank = _BLANK.search(pending, seen)
+            # Without one of these there is no empty line; the pattern alone would be much slower.
+            maybe = any(pending.find(ends, seen) >= 0 for ends in (b"\n\n", b"\n\r", b"\r\r"))
+            blank = _BLANK.search(pending, seen) if maybe else None
             if blank is None:
                 del pending[: -(_TAIL + 4)]
                 return
@@ -290,7 +290,12 @@ class Scanner:
 
     def _skim(self, block: bytes) -> None:
         """Scan whole events by pattern, in a stream with thousands of events that were parsed without a result."""
-        if not self._ended and _ROUGH[self._ending].search(block):
+        ending = self._ending
+        if (
+            not self._ended
+            and any(block.find(mark) >= 0 for mark in _MARKS[ending][1:])
+            and _ROUGH[ending].search(block)
+        ):
             self._ended = True
         if block.find(b'"usage') >= 0 and _COUNTS.search(block):
             self._keep(block[-_KEEP:])
