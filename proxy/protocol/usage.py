@@ -131,7 +131,7 @@ class Scanner:
         self._error: str | None = None
         self._model: str | None = None
         self._id: str | None = None
-        self._usage: dict[str, Any] | None = None  # of a complete body, once it was read
+        self._usage: dict[str, Any] | None = None  # of a complete body, once it was read, or what was noted
         # Events with token counts: raw (parsed on demand), or their usage object.
         self._first: bytes | dict[str, Any] | None = None
         self._last: bytes | dict[str, Any] | None = None
@@ -192,10 +192,14 @@ class Scanner:
         if self._ending in (Ending.MESSAGES, Ending.UNKNOWN):
             usage = _counted(first, 0) | {name: value for name, value in usage.items() if value is not None}
         if self._done:
-            self._usage = usage or None
+            self._usage = usage or self._usage
             self._last = None
             self._first = None
-        return usage or None
+        return usage or self._usage
+
+    def note(self, usage: dict[str, Any]) -> None:
+        """Take a usage object that stands outside of the body. One in the body replaces it."""
+        self._usage = usage
 
     def feed(self, chunk: bytes) -> None:
         """Scan the next bytes of the body. Never raises."""
