@@ -27,8 +27,8 @@ from proxy.gateway.active_request import Registry
 from proxy.gateway.admission import ProjectBudget
 from proxy.gateway.budgets import Amount, BudgetLimit, BudgetPlan, Hold, Standing, Usual, window
 from proxy.gateway.request_body import RequestBody
-from proxy.gateway.stops import Stop
 from proxy.ledger.budgeting import LedgerPricer
+from proxy.protocol.stop import Stop
 from proxy.protocol.token_classes import TokenClasses
 
 if TYPE_CHECKING:

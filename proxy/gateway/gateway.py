@@ -70,7 +70,7 @@ class Gateway:
     ) -> None:
         self.config = ActiveConfig(settings, _engine(settings))
         self.registry = Registry()
-        self.stops = Stops(stop_store, self._warn)
+        self.stops = Stops(stop_store, self.registry.stop, self._warn)
         self.admission = Admission(self.registry, self.stops, self._warn, spending, pricer)
         self.bodies = BodyBudget()
         self.models = ModelList()
@@ -192,6 +192,7 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Close the engines and stop the registry."""
+        await self.stops.aclose()
         self.registry.close()
         for old in self._retired:
             await old.engine.aclose()

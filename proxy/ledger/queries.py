@@ -19,7 +19,7 @@ from sqlalchemy import and_, bindparam, case, func, literal, or_, select
 
 from proxy.ledger import histogram
 from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of
-from proxy.ledger.rows import hashed, request_id_of
+from proxy.ledger.rows import request_id_of
 from proxy.ledger.schema import (
     ROLLUP_KEY,
     ROLLUP_SUMS,
@@ -35,6 +35,7 @@ from proxy.ledger.schema import (
     requests,
     rollups,
 )
+from proxy.protocol.clients import hashed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -267,6 +267,12 @@ def is_undecided() -> tuple[ColumnElement[bool], ...]:
     return attempts.c.bill == int(Bill.PENDING), requests.c.state != int(State.OPEN)
 
 
+def has_pending(connection: Connection) -> bool:
+    """Whether a call waits for its bill."""
+    found = select(attempts.c.request).select_from(attempts.join(requests, requests.c.seq == attempts.c.request))
+    return connection.execute(found.where(*is_undecided()).limit(1)).first() is not None
+
+
 def project_numbers(connection: Connection, projects: Collection[str]) -> list[int]:
     """Return the numbers of projects that the ledger knows."""
     wanted = [storable(each) for each in projects]

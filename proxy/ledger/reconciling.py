@@ -1,6 +1,6 @@
-"""The daemon's reconciler: every ``ledger.reconcile_seconds``, for each account, through the ledger's writer.
+"""The daemon's reconciler: every ``ledger.reconcile_seconds`` while a cost is pending, for each account, by the ledger's writer.
 
-It is quiet while Lava is away: one line when that begins, one when it is over, and longer pauses in between.
+It asks Lava for nothing while no request waits for its bill. It is quiet while Lava is away: one line when that begins, one when it is over, and longer pauses in between.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from proxy.ledger.writer import LedgerUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy import Connection
+
     from proxy.config.settings import Settings
     from proxy.lava.client import ApiSender
     from proxy.ledger.accounts import BillingAccount
     from proxy.ledger.reconcile import Progress
     from proxy.ledger.writer import Ledger
 
-FIRST_SECONDS: Final = 20.0
-"""The first time, at most this long after the start: the daemon serves meanwhile."""
 MAX_PAUSE_SECONDS: Final = 3600.0
 PROGRESS_RECORDS: Final = 10_000
 
@@ -67,13 +67,19 @@ class Reconciling:
                 await task
 
     async def _run(self) -> None:
-        seconds = min(FIRST_SECONDS, self._settings().ledger.reconcile_seconds)
         while True:
+            seconds = self._settings().ledger.reconcile_seconds
             await asyncio.sleep(pause(seconds, self._failures, random.random()))  # noqa: S311 - spreads
             settings = self._settings()
-            seconds = settings.ledger.reconcile_seconds
-            if settings.ledger.reconcile:
+            if settings.ledger.reconcile and await self._is_due():
                 await self._cycle(settings)
+
+    async def _is_due(self) -> bool:
+        """Whether a request waits for its bill, as far as the ledger can be read."""
+        try:
+            return await self._ledger.run(_has_pending)
+        except LedgerUnavailableError:
+            return False
 
     async def _cycle(self, settings: Settings) -> None:
         accounts = accounts_of(settings)
@@ -116,6 +122,12 @@ class Reconciling:
             await Reconciler(lava, account.scope, account.projects, self._ledger, correlate=correlate).cycle(
                 since, show
             )
+
+
+def _has_pending(connection: Connection) -> bool:
+    from proxy.ledger.reconcile import has_pending
+
+    return has_pending(connection)
 
 
 def _load() -> None:

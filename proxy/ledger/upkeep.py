@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
-from proxy.ledger import opening, prune, reading, schema
+from proxy.ledger import opening, prune, reading, schema, stop_rows
 from proxy.ledger.lock import FileLock
 from proxy.ledger.rows import id_bytes
 from proxy.ledger.schema import OutboxState, outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from sqlalchemy import ColumnElement, Connection
 
     from proxy.config.settings import LedgerSettings
+    from proxy.protocol.stop import Stop
 
 
 @contextmanager
@@ -87,6 +88,18 @@ def delete(connection: Connection, ids: Collection[str] | None) -> int:
 def _dead(ids: Collection[str] | None) -> list[ColumnElement[bool]]:
     dead = [outbox.c.state == int(OutboxState.DEAD)]
     return dead if ids is None else [*dead, outbox.c.id.in_([id_bytes(each) for each in ids])]
+
+
+def change_stops(connection: Connection, choose: Callable[[list[Stop]], dict[Stop, bool]]) -> list[Stop]:
+    """Store what ``choose`` says of the stops there are: stopped (True) or resumed (False). Return all stops.
+
+    Raises ``schema.NewerSchemaError``.
+    """
+    with connection.begin():
+        found = schema.version_of(connection)
+        if found > schema.VERSION:
+            raise schema.NewerSchemaError(found)
+        return stop_rows.sync(connection, choose(stop_rows.sync(connection, {})))
 
 
 def migrate(connection: Connection) -> int:
