@@ -16,11 +16,11 @@ from proxy.cli.arguments import UsageError
 from proxy.cli.ledger_asking import iso, money, short, usd
 from proxy.cli.terminal import Exit, Screen, failed, put_json, say
 from proxy.ledger import books
-from proxy.ledger.accounts import accounts_of
+from proxy.ledger.accounts import LIST_RETRIES, accounts_of
 from proxy.ledger.books import ONLY_HERE, Cause, Period, Subtotal
 from proxy.ledger.direct import opened
 from proxy.ledger.heal import Healed, Healing
-from proxy.ledger.reconcile import MISSING_AFTER_US, Reconciler
+from proxy.ledger.reconcile import MISSING_AFTER_US, Reconciler, unbilled_projects
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -128,13 +128,13 @@ def run_heal(config: Path | None, *, since: str | None, everything: bool, as_jso
             _show_healed(Screen(), Healed(amount, left), kept=kept)
         return Exit.OK if kept or not amount.requests else Exit.FAILED
 
-    return _ask(config, work, as_json=as_json)
+    return _ask(config, work, as_json=as_json, make=True)
 
 
 # Asking
 
 
-def _ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool) -> int:
+def _ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool, make: bool = False) -> int:
     """Do ``work``; turn what Lava refuses into one sentence and exit code 1."""
     from proxy.lava.errors import LavaError
 
@@ -147,7 +147,7 @@ def _ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool) -> 
         except LavaError as error:
             return account.refused(error, account.sentence(error, billing[0].base_url), as_json=as_json)
 
-    return ledger_asking.ask(config, guarded, as_json=as_json)
+    return ledger_asking.ask(config, guarded, as_json=as_json, make=make)
 
 
 def _each_account(
@@ -158,9 +158,9 @@ def _each_account(
     async def do() -> list[T]:
         found = []
         for billing in accounts_of(settings):
-            async with billing.client(settings) as lava:
+            async with billing.client(settings, retries=LIST_RETRIES) as lava:
                 correlate = settings.ledger.correlate
-                reconciler = Reconciler(lava, billing.scope, billing.projects, runner, correlate=correlate)
+                reconciler = Reconciler(lava, billing, runner, correlate=correlate)
                 found.append(await work(reconciler, billing))
         return found
 
@@ -169,11 +169,15 @@ def _each_account(
 
 def _balance(book: Book, period: Period, settled_after: str | None) -> tuple[list[Books], bool]:
     missing = ledger_asking.now_us() - (_microseconds(settled_after) if settled_after is not None else MISSING_AFTER_US)
+    accounts = accounts_of(book.settings)
     with opened(book.settings.ledger) as (runner, kept):
 
         async def work(reconciler: Reconciler, billing: BillingAccount) -> Books:
             compared = await books.compare(reconciler, period, missing_before_us=missing, on_progress=_progress())
-            return await books.balance(reconciler, runner, billing.projects, compared, missing_before_us=missing)
+            # What no key can ask for stands in the first books.
+            rest = await runner.run(lambda connection: unbilled_projects(connection, accounts))
+            not_asked = rest if billing == accounts[0] else []
+            return await books.balance(reconciler, runner, compared, missing_before_us=missing, not_asked=not_asked)
 
         return _each_account(book.settings, runner, work), kept
 

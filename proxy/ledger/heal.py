@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sqlalchemy import func, select
 
 from proxy.ledger import matching, rollups
-from proxy.ledger.bills import Bookings
+from proxy.ledger.bills import Bookings, take_turn
 from proxy.ledger.books import Subtotal
 from proxy.ledger.matching import Verdict
 from proxy.ledger.names import find_numbers
@@ -66,6 +66,7 @@ class Healing:
         return Healed(amount, left)
 
     def _step(self, connection: Connection, after: str) -> tuple[str | None, Subtotal, int]:
+        take_turn(connection)
         kept = list(matching.extras(connection, self._scope, after, _PER_STEP))
         phantoms = [each for each in kept if each.verdict is Verdict.PHANTOM and each.record.bill is not Bill.PENDING]
         chosen = [each for each in phantoms if each.record.proxy_id is not None or self._everything]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import delete, func, select, update
 
-from proxy.ledger.leases import living
+from proxy.ledger.leases import Duty, leads, living
 from proxy.ledger.names import find_numbers
 from proxy.ledger.rows import id_bytes, request_id_of, usage_of
 from proxy.ledger.schema import Kind, OutboxState, names, outbox
@@ -30,9 +30,6 @@ ASK_AFTER_US: Final = 5_000_000
 MAX_PROBLEM: Final = 300
 
 _INTENT, _READY, _DEAD = map(int, (OutboxState.INTENT, OutboxState.READY, OutboxState.DEAD))
-
-
-_LEAD: Final = text("SELECT pg_try_advisory_lock(5282, 3)")
 
 
 class Letter(NamedTuple):
@@ -140,7 +137,7 @@ def projects(connection: Connection) -> list[tuple[int, str]]:
     """
     found: list[tuple[int, str]] = []
     last = -1
-    if connection.dialect.name == "postgresql" and not connection.execute(_LEAD).scalar_one():
+    if not leads(connection, Duty.DELIVER):
         return found
     while True:
         query = select(func.min(outbox.c.project)).where(outbox.c.state == _READY, outbox.c.project > last)

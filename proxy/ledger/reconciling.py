@@ -1,5 +1,7 @@
 """The daemon's reconciler: every ``ledger.reconcile_seconds``, for each account, through the ledger's writer.
 
+Of several daemons on one PostgreSQL one does so.
+
 It is quiet while Lava is away: one line when that begins, one when it is over, and longer pauses in between.
 """
 
@@ -13,11 +15,13 @@ from time import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.config.settings import seconds_of
-from proxy.ledger.accounts import accounts_of
+from proxy.ledger.accounts import LIST_RETRIES, accounts_of
 from proxy.ledger.writer import LedgerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy import Connection
 
     from proxy.config.settings import Settings
     from proxy.lava.client import ApiSender
@@ -85,7 +89,8 @@ class Reconciling:
         problem = None
         for account in accounts:
             try:
-                await self._reconcile(settings, account)
+                if await self._ledger.run(_leads):
+                    await self._reconcile(settings, account)
             except (LavaError, LedgerUnavailableError) as error:
                 problem = f"{account.scope}: {error}"
             except Exception as error:  # noqa: BLE001  (the border of the task: the next cycle tries again)
@@ -102,7 +107,7 @@ class Reconciling:
         from proxy.ledger.reconcile import Reconciler
 
         since = int((time() - seconds_of(settings.ledger.reconcile_since)) * 1e6)
-        client = account.client(settings, self._sender(account))
+        client = account.client(settings, self._sender(account), retries=LIST_RETRIES)
         shown = 0
 
         def show(progress: Progress) -> None:
@@ -113,9 +118,13 @@ class Reconciling:
 
         async with client as lava:
             correlate = settings.ledger.correlate
-            await Reconciler(lava, account.scope, account.projects, self._ledger, correlate=correlate).cycle(
-                since, show
-            )
+            await Reconciler(lava, account, self._ledger, correlate=correlate).cycle(since, show)
+
+
+def _leads(connection: Connection) -> bool:
+    from proxy.ledger.leases import Duty, leads
+
+    return leads(connection, Duty.RECONCILE)
 
 
 def _load() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import DBAPIError
 
 from proxy.ledger import opening, prune, reading, schema
-from proxy.ledger.lock import FileLock
+from proxy.ledger.lock import AlreadyRunningError, FileLock
 from proxy.ledger.rows import id_bytes
 from proxy.ledger.schema import OutboxState, outbox
 
@@ -50,6 +50,26 @@ def writing(settings: LedgerSettings) -> Iterator[Connection]:
     raise reading.LedgerUnreadableError(
         f"The ledger cannot be written ({reason}). Check path or url under [ledger], and that this user may write there."
     )
+
+
+def make_missing(settings: LedgerSettings) -> None:
+    """Make an empty file where there is none. A daemon that has it makes it by itself. Raises ``LedgerUnreadableError``."""
+    path = settings.file()
+    if settings.url is not None or path.is_file():
+        return
+    try:
+        lock = FileLock(path)
+        try:
+            with opening.sqlite_engine(path).connect() as connection:
+                opening.migrate(connection)
+        finally:
+            lock.release()
+    except AlreadyRunningError:
+        pass
+    except (DBAPIError, OSError) as error:
+        raise reading.LedgerUnreadableError(
+            f"The ledger {path} cannot be made ({type(error).__name__}). Check path under [ledger], and that this user may write there."
+        ) from None
 
 
 def remove_old(connection: Connection, keep_seconds: float) -> int:
