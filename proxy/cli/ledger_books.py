@@ -93,6 +93,10 @@ def run_close(config: Path | None, month: str, *, settled_after: str | None, as_
             _show_books(screen, each, month)
         screen.line()
         screen.line(f"Unexplained: {ledger_asking.requests(unexplained.requests)}, {money(unexplained.nano)}.")
+        if any(each.cause is Cause.UNDECIDED for account in found for each in account.differences):
+            screen.prose(
+                "Lava may still record what is not decided yet. Close the month an hour after its end.", "note"
+            )
         return Exit.OK if closed else Exit.FAILED
 
     return _ask(config, work, as_json=as_json)
@@ -316,17 +320,17 @@ def _show_named(screen: Screen, found: Books) -> None:
 
 def _show_healed(screen: Screen, found: Healed, *, kept: bool) -> None:
     count = counted(found.amount.requests, "request")
-    if kept:
+    if not found.amount.requests:
+        screen.line("There is nothing to rebuild.")
+    elif kept:
         screen.line(
             f"{count} rebuilt from Lava's records, {money(found.amount.nano)}; without timings, marked as healed."
         )
-    elif found.amount.requests:
+    else:
         screen.prose(
             f"{count} would be rebuilt, {money(found.amount.nano)}. A daemon has the ledger, and one process writes it: stop the "
             "daemon, and run this again."
         )
-    else:
-        screen.line("There is nothing to rebuild.")
     if found.left:
         screen.prose(
             f"{counted(found.left, 'record')} without an id of ours left out: of other programs, or sent with "

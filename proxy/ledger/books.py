@@ -25,7 +25,7 @@ from sqlalchemy import case, func, select
 from proxy.ledger import biller
 from proxy.ledger.matching import Verdict
 from proxy.ledger.reconcile import SECOND_US
-from proxy.ledger.schema import Bill, State, attempts, requests
+from proxy.ledger.schema import Bill, OutboxState, State, attempts, outbox, requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -70,6 +70,7 @@ class Cause(StrEnum):
     UNANSWERED = "no answer came, and Lava has no record of it"
     INTERRUPTED = "the daemon ended during it, and Lava has no record of it"
     ELSEWHERE = "answered without an id of Lava's, which has no record of it"
+    UNREPORTED = "not reported to Lava: see `lava-proxy ledger dead-letters`"
     CHARGED_UNRECORDED = "charged by Lava without a record"
     UNDECIDED = "not decided yet"
     NOTASKED = "its project has no secret key, so Lava cannot be asked"
@@ -79,7 +80,15 @@ class Cause(StrEnum):
 
 
 UNEXPLAINED: Final = frozenset(
-    {Cause.PHANTOM, Cause.UNDECIDED, Cause.NOTASKED, Cause.VANISHED, Cause.CHECKSUM, Cause.SUMS}
+    {
+        Cause.PHANTOM,
+        Cause.UNREPORTED,
+        Cause.UNDECIDED,
+        Cause.NOTASKED,
+        Cause.VANISHED,
+        Cause.CHECKSUM,
+        Cause.SUMS,
+    }
 )
 ONLY_HERE: Final = (Cause.LOST, Cause.REFUSED, Cause.UNANSWERED, Cause.INTERRUPTED, Cause.ELSEWHERE)
 
@@ -335,7 +344,7 @@ def _differences(
         ),
         *(
             BookDifference(cause, False, Subtotal(only_here[cause]))
-            for cause in (*ONLY_HERE, Cause.UNDECIDED, Cause.NOTASKED)
+            for cause in (*ONLY_HERE, Cause.UNREPORTED, Cause.UNDECIDED, Cause.NOTASKED)
         ),
     ]
     vanished = Subtotal(here.billed.requests + here.unmetered, here.billed.nano) - comparison.joined
@@ -388,6 +397,7 @@ class _Group(NamedTuple):
     status: int | None
     state: int
     asked: bool
+    letter: int | None
     newest_us: int
     calls: int
 
@@ -414,10 +424,14 @@ def _only_here(
     day = (requests.c.received_us // DAY_US).label("day")
     has_id = case((attempts.c.lava_id.is_(None), 0), else_=1).label("has_id")
     asked = case((requests.c.project.in_(projects), 1), else_=0).label("asked")
-    key = (day, attempts.c.bill, has_id, attempts.c.status, requests.c.state, asked)
+    key = (day, attempts.c.bill, has_id, attempts.c.status, requests.c.state, asked, outbox.c.state)
     rows = connection.execute(
         select(*key, func.max(requests.c.received_us), func.count())
-        .select_from(attempts.join(requests, requests.c.seq == attempts.c.request))
+        .select_from(
+            attempts.join(requests, requests.c.seq == attempts.c.request).outerjoin(
+                outbox, outbox.c.id == requests.c.id
+            )
+        )
         .where(attempts.c.sent == 1, requests.c.project.in_([*projects, *not_asked]), *_within(period))
         .where(attempts.c.bill.is_(None) | attempts.c.bill.not_in([int(each) for each in _FINAL]))
         .group_by(*key)
@@ -430,10 +444,11 @@ def _only_here(
             status,
             state,
             bool(own),
+            letter,
             newest,
             count,
         )
-        for number, bill, known, status, state, own, newest, count in rows
+        for number, bill, known, status, state, own, letter, newest, count in rows
     ]
 
 
@@ -441,7 +456,9 @@ def _cause(group: _Group, missing_before_us: int) -> Cause:
     if not group.asked:
         return Cause.NOTASKED
     recent = group.bill is None and group.newest_us >= missing_before_us
-    if group.bill == Bill.PENDING or group.state == State.OPEN or recent:
+    if group.letter == OutboxState.DEAD:
+        return Cause.UNREPORTED
+    if group.bill == Bill.PENDING or group.state == State.OPEN or recent or group.letter is not None:
         return Cause.UNDECIDED
     if group.status is not None and group.status >= 400:
         return Cause.REFUSED

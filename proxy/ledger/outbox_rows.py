@@ -13,7 +13,7 @@ from sqlalchemy import delete, func, select, update
 from proxy.ledger.leases import Duty, leads, living
 from proxy.ledger.names import find_numbers
 from proxy.ledger.rows import id_bytes, request_id_of, usage_of
-from proxy.ledger.schema import Kind, OutboxState, names, outbox
+from proxy.ledger.schema import Kind, OutboxState, attempts, names, outbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +29,8 @@ ASK_AFTER_US: Final = 5_000_000
 """Before a try is repeated, Lava is asked whether it worked: not sooner, because its records may be late."""
 MAX_PROBLEM: Final = 300
 
+INTENT_BODY: Final = '{"daemon":'
+"""So begins the body of a row that has no usage yet."""
 _INTENT, _READY, _DEAD = map(int, (OutboxState.INTENT, OutboxState.READY, OutboxState.DEAD))
 
 
@@ -42,13 +44,16 @@ class Letter(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a letter: delivered (``state`` is ``None``), or its new state. ``tried``: something was sent."""
+    """What became of a letter: delivered (``state`` is ``None``), or its new state.
+
+    ``tries`` is what it has had, if the one for which it was taken does not count.
+    """
 
     seq: int
     state: OutboxState | None
     problem: str | None = None
     next_us: int = 0
-    tried: bool = True
+    tries: int | None = None
 
 
 class Waiting(NamedTuple):
@@ -60,12 +65,7 @@ class Waiting(NamedTuple):
 
 
 def add_intent(connection: Connection, record: Record, daemon: str, payer: dict[str, str | None], now_us: int) -> None:
-    """Add the intent of a request. ``payer`` has the names of the customer and the meter.
-
-    Raises ``OSError`` if the request has ended meanwhile: nothing would complete its intent.
-    """
-    if record.outcome is not None:
-        raise OSError("the request has ended")
+    """Add the intent of a request. ``payer`` has the names of the customer and the meter."""
     (project,) = find_numbers(connection, (Kind.PROJECT, record.project))
     body = json.dumps({"daemon": daemon, **payer}, separators=(",", ":"))
     row = {"id": id_bytes(record.request_id), "project": project, "created_us": now_us, "state": _INTENT, "body": body}
@@ -77,12 +77,13 @@ def complete(connection: Connection, stored: Sequence[Stored]) -> int:
     ready = 0
     for each in stored:
         if each.record.intent:
-            ready += _complete(connection, each.record)
+            ready += _complete(connection, each.record, each.seq)
     return ready
 
 
-def _complete(connection: Connection, record: Record) -> bool:
-    where = (outbox.c.id == id_bytes(record.request_id), outbox.c.state == _INTENT)
+def _complete(connection: Connection, record: Record, seq: int) -> bool:
+    # A dead letter with its intent: this daemon was taken for dead.
+    where = (outbox.c.id == id_bytes(record.request_id), outbox.c.body.startswith(INTENT_BODY))
     found = connection.execute(select(outbox.c.body).where(*where)).scalar_one_or_none()
     if found is None:
         return False
@@ -101,7 +102,10 @@ def _complete(connection: Connection, record: Record) -> bool:
         return False
     body = {name: value for name, value in json.loads(found).items() if name != "daemon"} | used
     document = json.dumps(body, separators=(",", ":"))
-    connection.execute(update(outbox).where(*where).values(state=_READY, body=document))
+    connection.execute(update(outbox).where(*where).values(state=_READY, body=document, problem=None))
+    # Lava's record will have our id: the reconciler joins it with this call.
+    call = (attempts.c.request == seq, attempts.c.number == len(record.attempts))
+    connection.execute(update(attempts).where(*call).values(lava_id=record.request_id))
     return True
 
 
@@ -117,7 +121,12 @@ def usage_fields(tokens: TokenClasses) -> dict[str, int]:
 
 
 def recover(connection: Connection, daemon: str) -> int:
-    """Make dead letters of the intents of daemons that ended: what their calls used is not known. Return how many."""
+    """Make dead letters of the intents of daemons that ended: what their calls used is not known. Return how many.
+
+    Of several daemons on one PostgreSQL that one does so which delivers.
+    """
+    if not leads(connection, Duty.DELIVER):
+        return 0
     alive = {daemon}
     if connection.dialect.name == "postgresql":
         alive.update(living(connection))
@@ -186,8 +195,8 @@ def settle(connection: Connection, results: Sequence[Result]) -> None:
         if each.state is not None:
             problem = each.problem[:MAX_PROBLEM] if each.problem is not None else None
             values: dict[str, Any] = {"state": int(each.state), "problem": problem, "next_us": each.next_us}
-            if not each.tried:
-                values["attempts"] = outbox.c.attempts - 1
+            if each.tries is not None:
+                values["attempts"] = each.tries
             connection.execute(update(outbox).where(outbox.c.seq == each.seq).values(values))
 
 

@@ -18,6 +18,7 @@ from sqlalchemy import and_, case, func, or_, select
 
 from proxy.ledger import histogram
 from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of
+from proxy.ledger.outbox_rows import INTENT_BODY
 from proxy.ledger.rows import hashed, request_id_of
 from proxy.ledger.schema import (
     ROLLUP_KEY,
@@ -724,13 +725,14 @@ def extent(connection: Connection) -> Extent:
 
 
 class DeadLetter(NamedTuple):
-    """A usage record that is not delivered by itself any more."""
+    """A usage record that is not delivered by itself any more. ``known``: what was used is known, so it can be replayed."""
 
     id: str
     project: str
     created_us: int
     attempts: int
     problem: str | None
+    known: bool
 
 
 def dead_letters(connection: Connection) -> list[DeadLetter]:
@@ -739,7 +741,14 @@ def dead_letters(connection: Connection) -> list[DeadLetter]:
     found = connection.execute(query).all()
     named = texts(connection, (row.project for row in found))
     return [
-        DeadLetter(request_id_of(bytes(row.id)), named.get(row.project, "?"), row.created_us, row.attempts, row.problem)
+        DeadLetter(
+            request_id_of(bytes(row.id)),
+            named.get(row.project, "?"),
+            row.created_us,
+            row.attempts,
+            row.problem,
+            not (row.body or "").startswith(INTENT_BODY),
+        )
         for row in found
     ]
 

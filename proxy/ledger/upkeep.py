@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from proxy.ledger import opening, prune, reading, schema
 from proxy.ledger.lock import AlreadyRunningError, FileLock
+from proxy.ledger.outbox_rows import INTENT_BODY
 from proxy.ledger.rows import id_bytes
 from proxy.ledger.schema import OutboxState, outbox
 
@@ -91,10 +92,11 @@ def remove_old(connection: Connection, keep_seconds: float) -> int:
 
 
 def replay(connection: Connection, ids: Collection[str] | None) -> int:
-    """Have these dead letters (``None``: all) delivered again. Return how many."""
+    """Have these dead letters (``None``: all) delivered again, if their usage is known. Return how many."""
     again = {"state": int(OutboxState.READY), "attempts": 0, "next_us": 0, "problem": None}
+    known = outbox.c.body.not_like(INTENT_BODY + "%")
     with connection.begin():
-        return connection.execute(outbox.update().where(*_dead(ids)).values(again)).rowcount
+        return connection.execute(outbox.update().where(*_dead(ids), known).values(again)).rowcount
 
 
 def delete(connection: Connection, ids: Collection[str] | None) -> int:
