@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from daemons import run_command
 from ledgers import CHAT, Place, record, recorded, rows_of, wait_until_recorded
-from rawclient import post
+from rawclient import ask, post
 
 from proxy.config.settings import Settings
 from proxy.emulator.biller import TokenPrices
@@ -113,6 +113,10 @@ def test_the_daemon_books_what_lava_billed(books: Books) -> None:
         assert monotonic() < deadline, books.daemon.output()
         sleep(0.05)
     assert books.rows("SELECT sum(billed) FROM attempts") == [(int(billed * 10**9),)]
+    read = b"\nlava_proxy_ledger_reconciled_timestamp_seconds 1."
+    while read not in ask(books.daemon.port, "GET", "/metrics").body:
+        assert monotonic() < deadline
+        sleep(0.05)
     assert books.command("ledger", "check")["ok"]
     books.close_month()
 

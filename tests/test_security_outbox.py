@@ -100,8 +100,8 @@ def stand(request: pytest.FixtureRequest, emulator: Emulator, tmp_path: Path) ->
     return OutboxStand(emulator, tmp_path)
 
 
-BEFORE, INTENT = POINTS[:1], POINTS[1:3]
-"""Points where nothing is stored, and where an intent is: what its call used is not known."""
+BEFORE, INTENT, AFTER_MARK = POINTS[:1], POINTS[1:3], POINTS[5:7]
+"""Points where nothing is stored, where an intent is (what its call used is not known), and where Lava is asked afterwards."""
 CASES = [
     pytest.param(
         point, repeated, id=f"{point}, {repeated}", marks=() if (point, repeated) in QUICK else pytest.mark.full
@@ -119,6 +119,9 @@ def test_a_process_that_is_killed_bills_once(stand: OutboxStand, point: str, rep
     stand.emulator.world.behaviour.biller.repeated = repeated
     stand.run(point, 1)
     assert stand.run() == "empty\n"
+    calls = [each.method for each in stand.emulator.world.received]
+    if point in AFTER_MARK:
+        assert calls == (["POST", "GET"] if point == "after the call" else ["GET", "POST"])
     if point in BEFORE:
         assert (stand.states(), stand.billed()) == ([], [])
     elif point in INTENT:
@@ -468,6 +471,20 @@ async def test_what_is_reported_is_joined_with_its_request(stand: OutboxStand) -
         *[(Bill.COMPLETED,)] * 3,
         (Bill.MISSING,),
     ]
+
+
+@in_loop
+async def test_a_clock_that_is_set_back_holds_no_letter(stand: OutboxStand) -> None:
+    """What waits until a time that is a day away by now is due; what waits for some minutes is not."""
+    async with InProcess(stand) as process:
+        made = await process.requests(2)
+        for seconds, billed in ((290, []), (86_400, made)):
+            until = int((time() + seconds) * 1e6)
+            await process.ledger.run(
+                lambda connection: connection.exec_driver_sql(f"UPDATE outbox SET next_us = {until}")  # noqa: B023
+            )
+            await process.delivery.deliver()
+            assert stand.billed() == billed
 
 
 @in_loop

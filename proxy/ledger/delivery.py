@@ -73,7 +73,7 @@ class _Unavailable(Exception):
 
 
 class Delivery:
-    """Delivers what is due. ``runner`` is the ledger; ``say`` logs a sentence."""
+    """Delivers what is due. ``runner`` is the ledger; ``say`` logs a sentence; ``mask`` hides secrets in what Lava says."""
 
     def __init__(
         self,
@@ -81,11 +81,13 @@ class Delivery:
         settings: Callable[[], Settings],
         sender: Callable[[BillingAccount], ApiSender | None],
         say: Callable[[str], object],
+        mask: Callable[[str], str] = str,
     ) -> None:
         self._runner = runner
         self._settings = settings
         self._sender = sender
         self._say = say
+        self._mask = mask
         self._held: dict[str, Held] = {}
         self._homeless: set[str] = set()
 
@@ -126,7 +128,7 @@ class Delivery:
         letters = await self._runner.run(lambda connection: outbox_rows.take(connection, project, now))
         if not letters:
             due = await self._runner.run(lambda connection: outbox_rows.next_us(connection, project))
-            return MAX_PAUSE_SECONDS if due is None else max(0.0, due / 1e6 - time())
+            return MAX_PAUSE_SECONDS if due is None else min(MAX_PAUSE_SECONDS, max(0.0, due / 1e6 - time()))
         async with account.client(settings, self._sender(account)) as lava:
             results, fault = await self._page(lava, letters, correlate=settings.ledger.correlate)
         await self._runner.run(lambda connection: outbox_rows.settle(connection, results))
@@ -143,7 +145,8 @@ class Delivery:
         results: list[Result] = []
         for at, letter in enumerate(letters):
             try:
-                results.append(await self._one(lava, letter, correlate))
+                result = await self._one(lava, letter, correlate)
+                results.append(result._replace(problem=result.problem and self._mask(result.problem)))
             except _Unavailable as fault:
                 # Whether this one arrived is not known: it is asked for next time. The others were not sent. None was refused.
                 later = int(time() * 1e6) + outbox_rows.ASK_AFTER_US

@@ -191,5 +191,5 @@ class Outbox:
             await asyncio.to_thread(import_module, "proxy.ledger.delivery")
             from proxy.ledger.delivery import Delivery
 
-            self._delivery = Delivery(self._ledger, self._settings, self._sender, self._ledger.say)
+            self._delivery = Delivery(self._ledger, self._settings, self._sender, self._ledger.say, self._ledger.mask)
         return await self._delivery.deliver()

@@ -28,6 +28,8 @@ PAGE: Final = 50
 ASK_AFTER_US: Final = 5_000_000
 """Before a try is repeated, Lava is asked whether it worked: not sooner, because its records may be late."""
 MAX_PROBLEM: Final = 300
+MAX_WAIT_US: Final = 600_000_000
+"""No letter waits as long as this. One that seems to is due: the clock was set back."""
 
 INTENT_BODY: Final = '{"daemon":'
 """So begins the body of a row that has no usage yet."""
@@ -166,14 +168,14 @@ def take(connection: Connection, project: int, now_us: int) -> list[Letter]:
     rows = connection.execute(
         select(outbox.c.seq, outbox.c.id, outbox.c.body, outbox.c.attempts, outbox.c.next_us)
         .where(outbox.c.state == _READY, outbox.c.project == project)
-        .where((outbox.c.next_us <= now_us) | outbox.c.problem.is_(None))
+        .where((outbox.c.next_us <= now_us) | (outbox.c.next_us > now_us + MAX_WAIT_US) | outbox.c.problem.is_(None))
         .order_by(outbox.c.seq)
         .limit(PAGE)
         .with_for_update(skip_locked=True)
     ).all()
     letters = []
     for seq, stored, body, tries, next_us in rows:
-        if next_us > now_us:
+        if now_us < next_us <= now_us + MAX_WAIT_US:
             break
         letters.append(Letter(seq, request_id_of(bytes(stored)), json.loads(body), tries))
     if letters:

@@ -55,6 +55,8 @@ class Reconciling:
         self._settings = settings
         self._sender = sender
         self._failures = 0
+        self.reconciled = 0.0
+        """The time of the last cycle in which all accounts were read."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -87,9 +89,11 @@ class Reconciling:
 
         await asyncio.to_thread(_load)
         problem = None
+        leads = False
         for account in accounts:
             try:
-                if await self._ledger.run(_leads):
+                leads = await self._ledger.run(_leads)
+                if leads:
                     await self._reconcile(settings, account)
             except (LavaError, LedgerUnavailableError) as error:
                 problem = f"{account.scope}: {error}"
@@ -99,7 +103,10 @@ class Reconciling:
             self._failures += 1
             if self._failures == 1:
                 self._ledger.say(f"Costs cannot be read from Lava now, and are asked for again later ({problem}).")
-        elif self._failures:
+            return
+        if leads:
+            self.reconciled = time()
+        if self._failures:
             self._failures = 0
             self._ledger.say("Costs are read from Lava again.")
 

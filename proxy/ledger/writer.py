@@ -90,7 +90,7 @@ class Ledger:
         """Names this process in the database."""
         self._settings = settings.ledger
         self._log = log
-        self._mask = mask
+        self.mask = mask
         self._queue: deque[Record | Opened] = deque()
         self._jobs: deque[_Job[Any]] = deque()
         self._dropped = 0
@@ -213,7 +213,7 @@ class Ledger:
         from proxy.ledger import schema
         from proxy.ledger.store import Store
 
-        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self._mask)
+        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self.mask)
         self._schema = schema.VERSION
         for prepare in self.prepare:
             try:
