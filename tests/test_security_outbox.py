@@ -26,7 +26,7 @@ from security_stand import FULL, case
 from proxy.config.settings import Settings
 from proxy.emulator import Emulator
 from proxy.lava.errors import TimedOut
-from proxy.ledger import books, outbox_rows, queries, upkeep
+from proxy.ledger import books, outbox, outbox_rows, queries, upkeep
 from proxy.ledger.accounts import accounts_of
 from proxy.ledger.books import Cause, Period
 from proxy.ledger.delivery import MAX_TRIES, Delivery
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from daemons import StartDaemon
+    from postgres import Server
     from sqlalchemy import Connection
 
     from proxy.emulator.biller import Repeated
@@ -267,9 +268,9 @@ def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 class InProcess:
-    """A ledger and its outbox in this process, whose letters go to ``url``."""
+    """A ledger and its outbox in this process, whose letters go to ``url``. ``shared`` is the address of a PostgreSQL."""
 
-    def __init__(self, stand: OutboxStand, url: str | None = None) -> None:
+    def __init__(self, stand: OutboxStand, url: str | None = None, shared: str | None = None) -> None:
         self.stand = stand
         self.said: list[str] = []
         self.count = 0
@@ -277,7 +278,7 @@ class InProcess:
         self.settings = Settings.model_validate(
             {
                 "lava": {"secret_key": stand.emulator.world.secret_key, "base_url": url or stand.emulator.base_url},
-                "ledger": {"path": str(stand.path)},
+                "ledger": {"path": str(stand.path)} if shared is None else {"url": shared},
                 "projects": projects,
             }
         )
@@ -543,6 +544,33 @@ async def test_a_letter_without_usage_is_not_replayed(stand: OutboxStand) -> Non
     assert b"1 dead letter will be delivered again" in every.stdout
     assert b"1 dead letter left" in every.stdout
     assert stand.ids(OutboxState.READY) == {known.id}
+
+
+@pytest.mark.postgres
+@in_loop
+async def test_the_intents_of_a_dead_daemon_are_found(
+    stand: OutboxStand, postgres_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another one on the same PostgreSQL, when the lease ends; letters are delivered by one of them."""
+    for name in ("START_SECONDS", "LOOK_SECONDS"):
+        monkeypatch.setattr(outbox, name, 0.2)
+    url = postgres_server.new_database()
+    async with InProcess(stand, shared=url) as other:
+        async with InProcess(stand, shared=url) as dying:
+            made = await dying.requests(3)
+            await dying.outbox.begin(record(outcome=None))
+            other.outbox.start()
+            await _until(lambda: len(stand.billed()) == 3)
+            dying.outbox.start()
+            made += await dying.requests(3)
+            await _until(lambda: len(stand.billed()) == 6)
+            assert sorted(stand.billed()) == sorted(made)
+            while await other.waiting() != Waiting(1, 0, 0):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        ended = f"UPDATE meta SET value = '0' WHERE name = 'daemon {dying.ledger.daemon}'"
+        await other.ledger.run(lambda connection: connection.exec_driver_sql(ended))
+        await _until(lambda: other.outbox.status == OutboxStatus(0, 1))
+        assert await other.dead() == ["the daemon ended during the request: what it used is not known"]
 
 
 @in_loop
