@@ -182,7 +182,7 @@ class Stand:
         self.config.touch(mode=0o600)
         self.config.write_text(
             f'[lava]\nsecret_key = "env:LAVA_KEY"\nbase_url = "{self.base_url}"\n[log]\nlevel = "warning"\n'
-            f"[ledger]\npath = {json.dumps(str(self.path))}\nreconcile_seconds = 2\n",
+            f"[ledger]\npath = {json.dumps(str(self.path))}\nreconcile_seconds = 15\n",
             encoding="utf-8",
         )
 

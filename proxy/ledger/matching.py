@@ -208,11 +208,10 @@ def _keep(connection: Connection, scope: str, extra: Extra) -> None:
     connection.execute(reconciliation.insert(), {"scope": scope, "name": name, "value": value})
 
 
-def forget(connection: Connection, scope: str, record_id: str) -> None:
-    """Delete a record that was kept."""
-    connection.execute(
-        delete(reconciliation).where(reconciliation.c.scope == scope, reconciliation.c.name == EXTRA + record_id)
-    )
+def forget(connection: Connection, scope: str, *record_ids: str) -> None:
+    """Delete records that were kept."""
+    kept = [EXTRA + each for each in record_ids]
+    connection.execute(delete(reconciliation).where(reconciliation.c.scope == scope, reconciliation.c.name.in_(kept)))
 
 
 def _read(value: str) -> Extra:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SECOND_US: Final = 1_000_000
-OVERLAP_US: Final = 300 * SECOND_US
-"""Records this much older than the newest one are read again: a request's row is written after its record."""
+OVERLAP_US: Final = 60 * SECOND_US
+"""Records this much older than the newest one are read again: some come late into the list."""
 MISSING_AFTER_US: Final = 3600 * SECOND_US
 ASK_AFTER_US: Final = 60 * SECOND_US
 """A call is asked for by itself when it is older: the list will have it by then."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 
 from proxy.ledger import opening, prune, reading, schema
@@ -94,7 +95,7 @@ def remove_old(connection: Connection, keep_seconds: float) -> int:
 def replay(connection: Connection, ids: Collection[str] | None) -> int:
     """Have these dead letters (``None``: all) delivered again, if their usage is known. Return how many."""
     again = {"state": int(OutboxState.READY), "attempts": 0, "next_us": 0, "problem": None}
-    known = outbox.c.body.not_like(INTENT_BODY + "%")
+    known = func.coalesce(outbox.c.body, "").not_like(INTENT_BODY + "%")
     with connection.begin():
         return connection.execute(outbox.update().where(*_dead(ids), known).values(again)).rowcount
 
