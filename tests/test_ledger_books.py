@@ -417,7 +417,9 @@ def test_without_a_key_there_is_nothing_to_compare(daemon: StartDaemon, emulator
 
 def test_books_for_people(quiet: Books) -> None:
     """Tables, with the day, the causes and what is unexplained."""
-    ids = quiet.send(2) + quiet.send(1, **{"x-emulator-fault": "record-doubled"})
+    ids = quiet.send(2)
+    for fault in ("record-doubled", "record-lost"):
+        ids += quiet.send(1, **{"x-emulator-fault": fault})
     quiet.recorded(ids)
     config = ["--config", str(quiet.daemon.config), "--settled-after", "0s"]
     env = {"KEY": quiet.emulator.world.secret_key}
@@ -428,6 +430,8 @@ def test_books_for_people(quiet: Books) -> None:
     assert b"Unexplained: 0 requests, $0.00." in closed.stdout
     compared = run_command(["reconcile", *config], home=quiet.folder, env=env)
     assert b"Duplicates at Lava" in compared.stdout
+    (reason,) = [line for line in compared.stdout.splitlines() if line.endswith(b"has no record of it")]
+    assert reason.split()[:2] == [f"{datetime.now(UTC):%Y-%m-%d}".encode(), b"1"]
     assert b"this was done on a copy" in compared.stdout
     wrong = run_command(["close", "2026-13", "--config", str(quiet.daemon.config)], home=quiet.folder, env=env)
     assert wrong.returncode == 2

@@ -17,7 +17,7 @@ from proxy.cli.ledger_asking import iso, money, short, usd
 from proxy.cli.terminal import Exit, Screen, failed, put_json, say
 from proxy.ledger import books
 from proxy.ledger.accounts import LIST_RETRIES, accounts_of
-from proxy.ledger.books import ONLY_HERE, Cause, Period, Subtotal
+from proxy.ledger.books import Cause, Period, Subtotal
 from proxy.ledger.direct import opened
 from proxy.ledger.heal import Healed, Healing
 from proxy.ledger.reconcile import MISSING_AFTER_US, Reconciler, unbilled_projects
@@ -247,13 +247,14 @@ def _show_days(screen: Screen, found: Books, *, title: bool) -> None:
         )
     heads = ["day (UTC)", "matched", "billed", "only here", "only at Lava", "duplicates", "differing", "Lava's sums"]
     screen.table(heads, rows)
-    reasons: dict[Cause, int] = {}
-    for day in found.days.values():
-        for cause, count in day.only_here.items():
-            reasons[cause] = reasons.get(cause, 0) + count
+    reasons = [
+        [name, f"{count:,}", _why(cause)]
+        for name, day in found.days.items()
+        for cause, count in sorted(day.only_here.items())
+    ]
     if reasons:
         screen.title("Only here")
-        screen.pairs([(f"{count:,}", _why(cause)) for cause, count in sorted(reasons.items())])
+        screen.table(["day (UTC)", "requests", "likely reason"], reasons, numbers={1})
     _show_named(screen, found)
 
 
@@ -349,9 +350,7 @@ def _with_money(amount: Subtotal) -> str:
 
 
 def _why(cause: Cause) -> str:
-    return (
-        cause.value if cause in ONLY_HERE else f"{cause.value} (ask again later)" if cause is Cause.UNDECIDED else cause
-    )
+    return f"{cause.value} (ask again later)" if cause is Cause.UNDECIDED else cause.value
 
 
 def _what(each: Differing) -> str:
