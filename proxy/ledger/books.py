@@ -339,9 +339,6 @@ def _differences(
         BookDifference(Cause.BORDER_ATLAVA, True, comparison.border_at_lava),
         BookDifference(Cause.BORDER_HERE, False, comparison.border_here),
         BookDifference(Cause.ELSEWHERE_BOOKED, True, comparison.of_others),
-        BookDifference(
-            Cause.UNDECIDED, True, Subtotal(sum(each is not Verdict.MATCHED for each in comparison.pending.values()))
-        ),
         *(
             BookDifference(cause, False, Subtotal(only_here[cause]))
             for cause in (*ONLY_HERE, Cause.UNREPORTED, Cause.UNDECIDED, Cause.NOTASKED)
@@ -349,13 +346,19 @@ def _differences(
     ]
     vanished = Subtotal(here.billed.requests + here.unmetered, here.billed.nano) - comparison.joined
     found.append(BookDifference(Cause.VANISHED, False, vanished))
+    undecided = Subtotal(sum(each is not Verdict.MATCHED for each in comparison.pending.values()))
     if usage is not None:
         beyond = usage - comparison.lava
         if abs(beyond.nano) <= usage.requests:  # each of two sums rounds by half a billionth per record
             beyond = beyond._replace(nano=0)
         may_be_lost = sum(only_here[cause] for cause in (Cause.LOST, Cause.UNANSWERED, Cause.INTERRUPTED))
-        lost = 0 < beyond.requests <= may_be_lost and beyond.nano >= 0
-        found.append(BookDifference(Cause.CHARGED_UNRECORDED if lost else Cause.CHECKSUM, True, beyond))
+        sound = beyond.requests > 0 and beyond.nano >= 0
+        if sound and may_be_lost < beyond.requests <= may_be_lost + only_here[Cause.UNDECIDED]:
+            undecided += Subtotal(0, beyond.nano)  # the calls stand in our book
+        else:
+            lost = sound and beyond.requests <= may_be_lost
+            found.append(BookDifference(Cause.CHARGED_UNRECORDED if lost else Cause.CHECKSUM, True, beyond))
+    found.append(BookDifference(Cause.UNDECIDED, True, undecided))
     in_lava = comparison.all_duplicates + comparison.all_phantoms + comparison.border_at_lava + comparison.of_others
     rest = comparison.lava.nano - here.billed.nano - (in_lava - comparison.border_here - vanished).nano
     found.append(BookDifference(Cause.SUMS, True, Subtotal(0, rest)))
