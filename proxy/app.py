@@ -43,6 +43,7 @@ class Application(Starlette):
             lambda: len(gateway.registry),
             ledger.status if ledger is not None else None,
             (lambda: self._outbox.status) if ledger is not None else None,
+            (lambda: self._reconciling.reconciled) if ledger is not None else None,
         )
         spending = LedgerSpending(ledger, shared=settings.ledger.url is not None) if ledger is not None else None
         stops = LedgerStops(ledger, settings.ledger) if ledger is not None else None

@@ -1,10 +1,14 @@
-"""What the biller says of upstream calls, put into their rows and into the sums per hour in one transaction."""
+"""What the biller says of upstream calls, put into their rows and into the sums per hour in one transaction.
+
+Where a daemon and commands share a PostgreSQL, one of them books at a time, and the daemon of a request cannot complete its row
+meanwhile: the sums are changed by what the rows were when they were read.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, select, text, update
 
 from proxy.ledger import rollups
 from proxy.ledger.costs import PRICED, AttemptCost, Source, cost_of
@@ -17,13 +21,30 @@ if TYPE_CHECKING:
 
     from proxy.ledger.schema import Bill
 
-_REQUESTS: Final = select(
-    *(
-        requests.c[name]
-        for name in ("seq", "id", "received_us", "project", "provider", "asked", "served", "tool", "outcome", "state")
-    ),
-    *(requests.c[name] for name in TOKENS),
-).where(requests.c.seq.in_(bindparam("seqs", expanding=True)))
+_REQUESTS: Final = (
+    select(
+        *(
+            requests.c[name]
+            for name in (
+                "seq",
+                "id",
+                "received_us",
+                "project",
+                "provider",
+                "asked",
+                "served",
+                "tool",
+                "outcome",
+                "state",
+            )
+        ),
+        *(requests.c[name] for name in TOKENS),
+    )
+    .where(requests.c.seq.in_(bindparam("seqs", expanding=True)))
+    .order_by(requests.c.seq)
+    .with_for_update()
+)
+_LOCK: Final = text("SELECT pg_advisory_xact_lock(5282, 5)")
 _ATTEMPTS: Final = (
     select(attempts)
     .where(attempts.c.request.in_(bindparam("seqs", expanding=True)))
@@ -38,6 +59,12 @@ _NOT_ESTIMATED: Final = (
     update(holds).where(holds.c.id.in_(bindparam("ids", expanding=True)), holds.c.expires_us.is_(None)).values(nano=0)
 )
 """The bill counts against a budget instead of the estimate that stayed."""
+
+
+def take_turn(connection: Connection) -> None:
+    """Wait until no other process books, and keep others from it until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(_LOCK)
 
 
 class Call(NamedTuple):
@@ -75,6 +102,7 @@ class Bookings:
     """Changes of calls within one transaction. ``close`` writes them, and the difference that they make to the rollups."""
 
     def __init__(self, connection: Connection) -> None:
+        take_turn(connection)
         self._connection = connection
         self._loaded: dict[int, Billed] = {}
         self._before: dict[int, dict[str, int]] = {}

@@ -19,6 +19,7 @@ from sqlalchemy import and_, bindparam, case, func, literal, or_, select
 
 from proxy.ledger import histogram
 from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of
+from proxy.ledger.outbox_rows import INTENT_BODY
 from proxy.ledger.rows import request_id_of
 from proxy.ledger.schema import (
     ROLLUP_KEY,
@@ -767,13 +768,14 @@ def extent(connection: Connection) -> Extent:
 
 
 class DeadLetter(NamedTuple):
-    """A usage record that is not delivered by itself any more."""
+    """A usage record that is not delivered by itself any more. ``known``: what was used is known, so it can be replayed."""
 
     id: str
     project: str
     created_us: int
     attempts: int
     problem: str | None
+    known: bool
 
 
 def dead_letters(connection: Connection) -> list[DeadLetter]:
@@ -782,7 +784,14 @@ def dead_letters(connection: Connection) -> list[DeadLetter]:
     found = connection.execute(query).all()
     named = texts(connection, (row.project for row in found))
     return [
-        DeadLetter(request_id_of(bytes(row.id)), named.get(row.project, "?"), row.created_us, row.attempts, row.problem)
+        DeadLetter(
+            request_id_of(bytes(row.id)),
+            named.get(row.project, "?"),
+            row.created_us,
+            row.attempts,
+            row.problem,
+            not (row.body or "").startswith(INTENT_BODY),
+        )
         for row in found
     ]
 

@@ -226,7 +226,7 @@ class Store:
             seqs, done = self._find(connection, asked)
             if done:
                 items = [item for item in items if id_bytes(item[0].request_id) not in done]
-        new = self._new_seqs(connection, len(items))
+        new = new_seqs(connection, len(items))
         rows = Batch(biller_asked=self._settings.reconcile, estimate=self.estimate, mask=self._mask)
         stored: list[Stored] = []
         settled = 0
@@ -257,12 +257,6 @@ class Store:
             for statement in _FORGET:
                 connection.execute(statement, {"seqs": list(replaced.values())})
         return replaced, done
-
-    def _new_seqs(self, connection: Connection, count: int) -> Sequence[int]:
-        if connection.dialect.name == "sqlite":
-            first = int(connection.execute(_LAST_SEQ).scalar_one()) + 1
-            return range(first, first + count)
-        return connection.execute(_NEXT_SEQS, {"count": count}).scalars().all()
 
     def _insert(self, connection: Connection, rows: Batch) -> None:
         plain = self._settings.sessions == "plain"
@@ -365,6 +359,14 @@ class Store:
                 self._warn(
                     f"The ledger {self._path} was removed or replaced while the daemon runs. A new one is begun."
                 )
+
+
+def new_seqs(connection: Connection, count: int) -> Sequence[int]:
+    """Return numbers for new rows of ``requests``."""
+    if connection.dialect.name == "sqlite":
+        first = int(connection.execute(_LAST_SEQ).scalar_one()) + 1
+        return range(first, first + count)
+    return connection.execute(_NEXT_SEQS, {"count": count}).scalars().all()
 
 
 def _states(batch: Sequence[Record | Opened]) -> list[tuple[Record, State]]:

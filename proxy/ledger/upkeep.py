@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 
 from proxy.ledger import opening, prune, reading, schema, stop_rows
-from proxy.ledger.lock import FileLock
+from proxy.ledger.lock import AlreadyRunningError, FileLock
+from proxy.ledger.outbox_rows import INTENT_BODY
 from proxy.ledger.rows import id_bytes
 from proxy.ledger.schema import OutboxState, outbox
 
@@ -53,6 +55,26 @@ def writing(settings: LedgerSettings) -> Iterator[Connection]:
     )
 
 
+def make_missing(settings: LedgerSettings) -> None:
+    """Make an empty file where there is none. A daemon that has it makes it by itself. Raises ``LedgerUnreadableError``."""
+    path = settings.file()
+    if settings.url is not None or path.is_file():
+        return
+    try:
+        lock = FileLock(path)
+        try:
+            with opening.sqlite_engine(path).connect() as connection:
+                opening.migrate(connection)
+        finally:
+            lock.release()
+    except AlreadyRunningError:
+        pass
+    except (DBAPIError, OSError) as error:
+        raise reading.LedgerUnreadableError(
+            f"The ledger {path} cannot be made ({type(error).__name__}). Check path under [ledger], and that this user may write there."
+        ) from None
+
+
 def remove_old(connection: Connection, keep_seconds: float) -> int:
     """Remove the requests older than ``keep_seconds``, in small transactions. Return how many."""
     removed = 0
@@ -73,10 +95,11 @@ def remove_old(connection: Connection, keep_seconds: float) -> int:
 
 
 def replay(connection: Connection, ids: Collection[str] | None) -> int:
-    """Have these dead letters (``None``: all) delivered again. Return how many."""
+    """Have these dead letters (``None``: all) delivered again, if their usage is known. Return how many."""
     again = {"state": int(OutboxState.READY), "attempts": 0, "next_us": 0, "problem": None}
+    known = func.coalesce(outbox.c.body, "").not_like(INTENT_BODY + "%")
     with connection.begin():
-        return connection.execute(outbox.update().where(*_dead(ids)).values(again)).rowcount
+        return connection.execute(outbox.update().where(*_dead(ids), known).values(again)).rowcount
 
 
 def delete(connection: Connection, ids: Collection[str] | None) -> int:

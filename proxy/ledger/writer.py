@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 MAX_QUEUE: Final = 10_000
 BATCH: Final = 500
+JOBS: Final = 100
+"""Done in one transaction."""
 GATHER_SECONDS: Final = 0.08
 OPEN_AFTER_SECONDS: Final = 0.1
 """A request in flight for longer has a row before it ends."""
@@ -88,7 +90,7 @@ class Ledger:
         """Names this process in the database."""
         self._settings = settings.ledger
         self._log = log
-        self._mask = mask
+        self.mask = mask
         self._queue: deque[Record | Opened] = deque()
         self._jobs: deque[_Job[Any]] = deque()
         self._dropped = 0
@@ -137,7 +139,8 @@ class Ledger:
     def _put(self, item: Record | Opened) -> None:
         queue = self._queue
         waiting = len(queue)
-        if waiting >= MAX_QUEUE:
+        if waiting >= MAX_QUEUE and (isinstance(item, Opened) or not (item.intent and item.attempts)):
+            # What is to be billed is never dropped: it was sent, so its intent is committed, and there are few in flight.
             self._dropped += 1
             return
         queue.append(item)
@@ -208,7 +211,7 @@ class Ledger:
         from proxy.ledger import schema
         from proxy.ledger.store import Store
 
-        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self._mask)
+        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self.mask)
         self._schema = schema.VERSION
         for prepare in self.prepare:
             try:
@@ -300,19 +303,31 @@ class Ledger:
             self._warn_sometimes(f"The ledger did not take {counted(refused, 'request')}: {_words(error)}.")
 
     def _do_jobs(self) -> None:
+        """Do what waits: together, because a commit takes longer than most work; one by one if that fails."""
         store = self._store
         while self._jobs and store is not None:
-            job = self._jobs.popleft()
-            try:
-                result = store.run(job.work)
-            except Exception as error:  # noqa: BLE001  (is raised where the job is awaited)
-                if store.is_fault_of_database(error):
-                    self._fail(store, error)
-                    self._settle(job, error=LedgerUnavailableError(_words(error)))
-                else:
-                    self._settle(job, error=error)
-            else:
-                self._settle(job, result=result)
+            taken = [self._jobs.popleft() for _ in range(min(JOBS, len(self._jobs)))]
+            jobs = [each for each in taken if not each.done.cancelled()]
+            if jobs and not self._do(store, jobs):
+                for each in jobs:
+                    self._do(store, [each])
+
+    def _do(self, store: Store, jobs: Sequence[_Job[Any]]) -> bool:
+        """Do jobs in one transaction. Return ``False`` if one of several is at fault: nothing is done then."""
+        try:
+            results = store.run(lambda connection: [each.work(connection) for each in jobs])
+        except Exception as error:  # noqa: BLE001  (is raised where the job is awaited)
+            if store.is_fault_of_database(error):
+                self._fail(store, error)
+                error = LedgerUnavailableError(_words(error))
+            elif len(jobs) > 1:
+                return False
+            for each in jobs:
+                self._settle(each, error=error)
+        else:
+            for each, result in zip(jobs, results, strict=True):
+                self._settle(each, result=result)
+        return True
 
     def _refuse_jobs(self) -> None:
         while self._jobs:
