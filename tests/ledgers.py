@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from proxy.config.settings import Settings
 from proxy.ledger import opening
+from proxy.ledger.pricing import Prices
 from proxy.ledger.rows import request_id_of
 from proxy.ledger.schema import State
 from proxy.ledger.store import Store
@@ -87,11 +88,12 @@ class Place:
         self.settings = Settings.model_validate({"ledger": {**where, **options}})
         self.path = path
         self.warnings: list[str] = []
+        self.prices = Prices()
         self._stores: list[Store] = []
 
     def store(self, daemon: str = "one", mask: Callable[[str], str] = str) -> Store:
         """A store of it, as a daemon of this name has."""
-        made = Store(self.settings.ledger, daemon, self.warnings.append, [], mask)
+        made = Store(self.settings.ledger, daemon, self.warnings.append, [], mask, self.prices)
         self._stores.append(made)
         return made
 

@@ -88,7 +88,7 @@ def test_an_upstream_call_is_one_row(place: Place) -> None:
     assert (first["duration_us"], first["lava_id"]) == (125_000, None)
     assert (second["provider_name"], second["sent"], second["ended_name"], second["status"]) == ("openai", 1, None, 200)
     assert second["lava_id"] == made.lava_request_id
-    assert (second["billed"], second["bill"], second["estimated"]) == (None, Bill.PENDING, None)
+    assert (second["billed"], second["bill"], second["estimated"]) == (None, Bill.PENDING, 4500)
     assert first["bill"] is None
 
 

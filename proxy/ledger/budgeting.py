@@ -16,7 +16,6 @@ from proxy.ledger.writer import LedgerUnavailableError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from proxy.ledger.store import Store
     from proxy.ledger.writer import Ledger
     from proxy.protocol.token_classes import TokenClasses
 
@@ -54,18 +53,14 @@ class LedgerSpending:
 
 
 class LedgerPricer:
-    """Estimates from the price tables. ``load`` reads them in another thread: that takes a quarter of a second."""
+    """Estimates by the prices that the ledger's rows are estimated by. ``load`` reads the tables in another thread."""
 
     def __init__(self, prices: Prices | None = None) -> None:
         self._prices = prices or Prices()
 
-    def estimate_rows(self, store: Store) -> None:
-        """Have rows estimated by the same prices, so that a budget in dollars knows what was used before a restart."""
-        store.estimate = self._prices.estimate
-
     async def load(self) -> None:
         """Read the price tables, if they have not been read."""
-        await asyncio.to_thread(self._prices.highest, "openai")
+        await asyncio.to_thread(self._prices.load)
 
     def nano(self, provider: str, model: str | None, tokens: TokenClasses) -> int | None:
         """Return the cost in billionths of a dollar; ``None`` if it is unknown."""
