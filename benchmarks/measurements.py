@@ -86,6 +86,10 @@ def jobs(groups: list[str], scale: Scale, folder: Path, peers: list[str], refere
     if "features" in groups:
         for name in VARIANTS:
             yield Job("features c=16", name, name, plain(16))
+    if "recording" in groups:
+        for connections in (1, 16):
+            for name, column in (("everything on", "ledger on"), ("without the ledger", "ledger off")):
+                yield Job(f"recording c={connections}", name, column, plain(connections))
     if "tls" in groups:
         for name in ("nginx", "lava-proxy"):
             yield Job("TLS upstream c=16", f"{name} TLS", name, plain(16))
