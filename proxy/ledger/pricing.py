@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gc
 import re
-from contextlib import suppress
 from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -108,13 +107,14 @@ class Prices:
         """Return the estimated cost at a time (microseconds UTC); ``None`` if it is unknown. Never raises."""
         if model is None or classes == NOTHING:
             return None
-        learned = self._learned.get((provider, model))
+        key = provider, model
+        learned = self._learned.get(key)
         if learned is not None:
             nano = learned.cost(classes)
             if nano is not None:
                 return Estimate(nano, LEARNED)
-        tables = self._packaged()
-        prices = tables.find(provider, model, classes, at_us)
+        tables = self._tables or self._packaged()
+        prices = tables.find(key, classes, at_us)
         nano = prices.cost(classes) if prices is not None else None
         return None if nano is None else Estimate(nano, tables.source)
 
@@ -171,7 +171,8 @@ class _Tables:
 
         self._all = providers
         self._providers = {each.id: each for each in providers}
-        self._models: dict[tuple[str, str], ModelInfo | None] = {}
+        # A model with dates or times of the day is looked up again for each estimate.
+        self._models: dict[tuple[str, str], _Bands | ModelInfo | PriceList | None] = {}
         self._bands: dict[int, _Bands] = {}  # by the identity of a ModelPrice, which lives as long as the tables
         self._highest: dict[str, int | None] = {}
         # The newest date on which a table says that it was checked: the package has no date of its own.
@@ -183,22 +184,28 @@ class _Tables:
             # As for the daemon's modules: they stay, and no collection shall traverse them (``daemon.py``).
             gc.freeze()
 
-    def find(self, provider: str, model: str, classes: TokenClasses, at_us: int) -> PriceList | None:
-        """Return the prices of a model at a time, for a request of this size."""
-        info = self._model(provider, model)
-        if info is None:
-            return None
-        prices = info.prices
-        if isinstance(prices, list):  # with dates or times of the day
-            prices = info.get_prices(datetime.fromtimestamp(at_us / 1_000_000, UTC))
+    def find(self, key: tuple[str, str], classes: TokenClasses, at_us: int) -> PriceList | None:
+        """Return the prices of a model of a provider at a time, for a request of this size."""
+        try:
+            found = self._models[key]
+        except KeyError:
+            found = self._look_up(*key)
+            if len(self._models) >= _MAX_MODELS:
+                self._models.clear()
+            self._models[key] = found
+        if found is None or type(found) is PriceList:
+            return found
+        bands = found if isinstance(found, _Bands) else self._bands_at(found, at_us)
+        size = sum(classes[each] or 0 for each in _IN[:-1])
+        index = max(number for number, start in enumerate(bands.starts) if number == 0 or size > start)
+        return bands.lists[index]
+
+    def _bands_at(self, info: ModelInfo, at_us: int) -> _Bands:
+        prices = info.get_prices(datetime.fromtimestamp(at_us / 1_000_000, UTC))
         bands = self._bands.get(id(prices))
         if bands is None:
             bands = self._bands[id(prices)] = _bands(prices)
-        index = 0
-        if len(bands.starts) > 1:
-            size = sum(classes[each] or 0 for each in _IN[:-1])
-            index = max(number for number, start in enumerate(bands.starts) if number == 0 or size > start)
-        return bands.lists[index]
+        return bands
 
     def highest(self, provider: str) -> int | None:
         """Return the highest price of a token at a provider."""
@@ -219,17 +226,14 @@ class _Tables:
             self._highest[provider] = max(prices, default=None)
         return self._highest[provider]
 
-    def _model(self, provider: str, model: str) -> ModelInfo | None:
-        key = provider, model
-        with suppress(KeyError):
-            return self._models[key]
+    def _look_up(self, provider: str, model: str) -> _Bands | ModelInfo | PriceList | None:
         found = self._providers.get(_IDS.get(provider, provider))
         # Not by the package's snapshot, which remembers every name that it was asked for.
         info = found.find_model(model.removeprefix("models/"), all_providers=self._all) if found is not None else None
-        if len(self._models) >= _MAX_MODELS:
-            self._models.clear()
-        self._models[key] = info
-        return info
+        if info is None or isinstance(info.prices, list):
+            return info
+        bands = _bands(info.prices)
+        return bands if len(bands.lists) > 1 else bands.lists[0]
 
 
 def _bands(prices: ModelPrice) -> _Bands:

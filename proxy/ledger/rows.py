@@ -64,9 +64,11 @@ def _usual(raw: dict[str, object]) -> tuple[TokenClasses, str, str] | None:
     inputs, outputs, total = raw.get("prompt_tokens"), raw.get("completion_tokens"), raw.get("total_tokens")
     if type(inputs) is not int or type(outputs) is not int or type(total) is not int:
         return None
-    if inputs + outputs != total or min(inputs, outputs) < 0 or total > MAX_USUAL_TOKENS:
+    if inputs < 0 or outputs < 0 or inputs + outputs != total or total > MAX_USUAL_TOKENS:
         return None
-    return TokenClasses(inputs, output=outputs), ",".join(raw), ",".join(map(str, raw.values()))
+    first, second, third = raw.values()
+    classes = TokenClasses._make((inputs, None, None, None, outputs, None, None, None, None, None))
+    return classes, ",".join(raw), f"{first},{second},{third}"
 
 
 if TYPE_CHECKING:
