@@ -25,8 +25,8 @@ from proxy.cli import ledger_export
 from proxy.config.settings import LedgerSettings
 from proxy.ledger import reading
 from proxy.ledger.lock import FileLock
-from proxy.ledger.rows import hashed
 from proxy.ledger.schema import Bill, OutboxState, State
+from proxy.protocol.clients import hashed
 from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from sqlalchemy import inspect
 
 from proxy.ledger import histogram, prune, schema
 from proxy.ledger.in_flight import Opened
-from proxy.ledger.names import Names
-from proxy.ledger.rows import hashed, id_bytes, request_id_of, usage_of
+from proxy.ledger.names import MAX_NAMES, Names
+from proxy.ledger.rows import id_bytes, request_id_of, usage_of
 from proxy.ledger.schema import Bill, Kind, State
+from proxy.protocol.clients import hashed
 from proxy.protocol.record import Attempt, Outcome
 from proxy.protocol.token_classes import classes_of, flat
 
@@ -235,6 +237,34 @@ def test_names_are_stored_once_and_bounded(place: Place) -> None:
     place.store().write([record(sent=False, model=name) for name in odd], again=False)
     rows = place.rows(f"SELECT text FROM names WHERE kind = {int(Kind.MODEL)}")
     assert sorted(row["text"] for row in rows) == ["m\ufffdl", "x" * 500]
+
+
+def test_a_client_cannot_fill_the_names(place: Place) -> None:
+    """After the most of a kind, the rest are one name; those that are known stay what they are."""
+    store = place.store()
+    tools = [f"tool-{number}" for number in range(MAX_NAMES[Kind.TOOL] + 300)]
+    for start in range(0, len(tools), 500):
+        store.write([record(facts=FACTS._replace(tool=tool)) for tool in tools[start : start + 500]], again=False)
+    store.close()
+    place.store().write([record(facts=FACTS._replace(tool=tool)) for tool in ("tool-1", "new")], again=False)
+    [count] = place.rows(f"SELECT count(*) AS names FROM names WHERE kind = {int(Kind.TOOL)}")
+    assert count["names"] == MAX_NAMES[Kind.TOOL] + 1
+    tally = Counter(row["tool_name"] for row in place.rows(REQUESTS))
+    assert (tally["other"], tally["tool-0"], tally["tool-1"]) == (301, 1, 2)
+    [rollup] = place.rows(
+        "SELECT sum(r.requests) AS sums FROM rollups r JOIN names n ON n.id = r.tool WHERE n.text = 'other'"
+    )
+    assert rollup["sums"] == 301
+
+
+def test_a_new_ledger_knows_when_it_was_begun(place: Place) -> None:
+    """And keeps that time."""
+    before = int(time() * 1e6)
+    place.store().connection()
+    [first] = place.rows("SELECT value FROM meta WHERE name = 'created'")
+    assert before <= int(first["value"]) <= time() * 1e6
+    place.store("two").connection()
+    assert place.rows("SELECT value FROM meta WHERE name = 'created'") == [first]
 
 
 def test_sessions_are_hashed_unless_they_are_wanted_plain(make: Any) -> None:

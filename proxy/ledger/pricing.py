@@ -193,7 +193,7 @@ class _Tables:
             if len(self._models) >= _MAX_MODELS:
                 self._models.clear()
             self._models[key] = found
-        if found is None or type(found) is PriceList:
+        if found is None or isinstance(found, PriceList):
             return found
         bands = found if isinstance(found, _Bands) else self._bands_at(found, at_us)
         size = sum(classes[each] or 0 for each in _IN[:-1])

@@ -18,7 +18,7 @@ from sqlalchemy import and_, case, func, or_, select
 
 from proxy.ledger import histogram
 from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of
-from proxy.ledger.rows import hashed, request_id_of
+from proxy.ledger.rows import request_id_of
 from proxy.ledger.schema import (
     ROLLUP_KEY,
     ROLLUP_SUMS,
@@ -33,6 +33,7 @@ from proxy.ledger.schema import (
     requests,
     rollups,
 )
+from proxy.protocol.clients import hashed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -6,7 +6,6 @@ once, and their sums are added to the rollups once.
 
 from __future__ import annotations
 
-import hashlib
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -36,11 +35,6 @@ def id_bytes(request_id: str) -> bytes:
 def request_id_of(stored: bytes) -> str:
     """Return the request id of its stored form."""
     return f"req_{stored.hex()}" if len(stored) == ID_BYTES else stored.decode("utf-8", "replace")
-
-
-def hashed(identifier: str) -> str:
-    """Return the hash that is stored instead of a session's or an agent's id: 24 hexadecimal digits."""
-    return hashlib.blake2b(identifier.encode("utf-8", "replace"), digest_size=12, person=b"lava-proxy").hexdigest()
 
 
 def usage_of(record: Record) -> tuple[TokenClasses, str | None, str | None]:

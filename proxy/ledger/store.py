@@ -32,10 +32,10 @@ from proxy.ledger.rows import (
     SHARED_COLUMNS,
     SHARED_NAMES,
     Batch,
-    hashed,
     id_bytes,
 )
 from proxy.ledger.schema import Kind, NewerSchemaError, State, requests
+from proxy.protocol.clients import hashed
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:

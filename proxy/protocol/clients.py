@@ -48,8 +48,8 @@ _AGENT: Final = (b"x-claude-code-agent-id", b"x-agent-id")
 
 
 def hashed(identifier: str) -> str:
-    """Return the form in which session and agent ids are stored: the first 16 hexadecimal digits of their SHA-256."""
-    return hashlib.sha256(identifier.encode("utf-8")).hexdigest()[:16]
+    """Return what is stored and shown instead of a session's or an agent's id: 24 hexadecimal digits."""
+    return hashlib.blake2b(identifier.encode("utf-8", "replace"), digest_size=12, person=b"lava-proxy").hexdigest()
 
 
 def facts_of(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str | None, str | None, str | None]:
