@@ -44,6 +44,7 @@ def record(
     model: str = "gpt-4o-mini",
     usage: str = '{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15}',
     sent: bool = True,
+    response_id: str = "x",
     **fields: Any,
 ) -> Record:
     """A settled record; ``fields`` replace its own."""
@@ -65,7 +66,9 @@ def record(
     if sent:
         values["attempts"] = [Attempt("openai", model, started + 0.001, status=200)]
         scanner = values["scanner"] = Scanner(Ending.CHAT, False)
-        scanner.feed(f'{{"id":"x","object":"chat.completion","model":"{model}-2026","usage":{usage}}}'.encode())
+        scanner.feed(
+            f'{{"id":"{response_id}","object":"chat.completion","model":"{model}-2026","usage":{usage}}}'.encode()
+        )
         scanner.finish()
     for name, value in (values | fields).items():
         setattr(made, name, value)
