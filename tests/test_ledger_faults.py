@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 from time import monotonic, sleep, time
@@ -74,32 +75,78 @@ def resource_maximum() -> int:
     return psutil.RLIM_INFINITY
 
 
-@pytest.mark.full
-@LINUX
-def test_a_full_disk(daemon: StartDaemon, upstream: Upstream, tmp_path: Path) -> None:
-    """On a file system of its own, which is filled, and then emptied."""
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is a file system of its own, of 2 MiB."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a file system")
     place = tmp_path / "small"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs", str(place)], check=True, timeout=10)
-    try:
-        ledger = place / "ledger.sqlite"
-        running = daemon(config(upstream, f'path = "{ledger}"'), env=ENV)
-        load = Load(running, 2, 0.005)
-        load.wait_for(50)
-        wait_until_recorded(ledger, load.ids)
-        with contextlib.suppress(OSError), (place / "filler").open("wb", buffering=0) as filler:
-            while True:
-                filler.write(bytes(4096))
-        wait_for_output(running, "The ledger cannot be written")
-        unharmed(load, running)
-        (place / "filler").unlink()
-        wait_until_recorded(ledger, load.stop())
-        assert rows_of(ledger, "PRAGMA quick_check") == [("ok",)]
-        running.stop()
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True, timeout=10)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True, timeout=10)
+
+
+@pytest.mark.full
+@LINUX
+def test_a_full_disk(daemon: StartDaemon, upstream: Upstream, small_disk: Path) -> None:
+    """It is filled under load, and then emptied."""
+    ledger = small_disk / "ledger.sqlite"
+    running = daemon(config(upstream, f'path = "{ledger}"'), env=ENV)
+    load = Load(running, 2, 0.005)
+    load.wait_for(50)
+    wait_until_recorded(ledger, load.ids)
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    wait_for_output(running, "The ledger cannot be written")
+    unharmed(load, running)
+    (small_disk / "filler").unlink()
+    wait_until_recorded(ledger, load.stop())
+    assert rows_of(ledger, "PRAGMA quick_check") == [("ok",)]
+    running.stop()
+
+
+@pytest.mark.full
+@LINUX
+def test_a_read_only_disk(daemon: StartDaemon, upstream: Upstream, small_disk: Path) -> None:
+    """Requests are served without a ledger, and the log says why; what was recorded before stays."""
+    ledger = small_disk / "ledger.sqlite"
+    first = daemon(config(upstream, f'path = "{ledger}"'), env=ENV)
+    load = Load(first, 1)
+    load.wait_for(5)
+    before = load.stop()
+    wait_until_recorded(ledger, before)
+    first.stop()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True, timeout=10)
+    second = daemon(config(upstream, f'path = "{ledger}"'), env=ENV, ready="/readyz")
+    wait_for_output(second, "requests are not recorded")
+    assert "Read-only file system" in second.output()
+    load = Load(second, 1)
+    unharmed(load, second)
+    load.stop()
+    second.stop()
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True, timeout=10)
+    assert set(recorded(ledger)) == before
+
+
+@pytest.mark.full
+def test_a_file_that_is_damaged_under_load(daemon: StartDaemon, upstream: Upstream) -> None:
+    """It is set aside, and a new one is begun; no request notices."""
+    running = daemon(config(upstream), env=ENV)
+    load = Load(running, 2, 0.005)
+    load.wait_for(200)
+    wait_until_recorded(running.ledger, load.ids)
+    # So that the pages are in the file, not in the log.
+    with contextlib.closing(sqlite3.connect(running.ledger)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    os.truncate(running.ledger, 4096)
+    wait_for_output(running, "is damaged")
+    unharmed(load, running)
+    later = load.ids
+    load.wait_for(50)
+    wait_until_recorded(running.ledger, load.stop() - later)
+    assert [path for path in running.ledger.parent.iterdir() if ".damaged-" in path.name]
 
 
 @pytest.mark.full
