@@ -126,13 +126,15 @@ def _streams(book: Book, reference: str) -> Iterator[Figure]:
 def _states(book: Book) -> Iterator[Figure]:
     found = book.facts.get("memory")
     many = _n(found["requests"] if found else 100_000, "{:,.0f}")
+    goal = "≤ 60 MiB; ≤ 55 MiB; + ≤ 5 MiB"
+    name = f"idle RSS; without the ledger; after {many} requests"
     if found is None:
-        yield Figure("idle RSS; after 100,000 requests", "≤ 55 MiB; + ≤ 5 MiB", _why(book, "memory", "memory"), None)
+        yield Figure(name, goal, _why(book, "memory", "memory"), None)
     else:
         more = found["after_mib"] - found["idle_mib"]
-        measured = f"{found['idle_mib']:.1f} MiB; + {more:.1f} MiB, of which {found['after_mib'] - found['warm_mib']:.1f} after the first window"
-        met = found["idle_mib"] <= 55 and more <= 5 and not found["wrong"]
-        yield Figure(f"idle RSS; after {many} requests", "≤ 55 MiB; + ≤ 5 MiB", measured, met)
+        measured = f"{found['idle_mib']:.1f} MiB; {found['off_mib']:.1f} MiB; + {more:.1f} MiB, of which {found['after_mib'] - found['warm_mib']:.1f} after the first window"
+        met = found["idle_mib"] <= 60 and found["off_mib"] <= 55 and more <= 5 and not found["wrong"]
+        yield Figure(name, goal, measured, met)
     start, usage = book.facts.get("start"), book.facts.get("help")
     met = (start or 9) <= 0.8 and (usage or 9) <= 0.25
     measured = f"{_n(start)} s; {_n(usage)} s"
