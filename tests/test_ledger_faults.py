@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -105,6 +107,38 @@ def test_a_full_disk(daemon: StartDaemon, upstream: Upstream, small_disk: Path) 
     wait_until_recorded(ledger, load.stop())
     assert rows_of(ledger, "PRAGMA quick_check") == [("ok",)]
     running.stop()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(180)
+def test_what_is_lost_is_counted(daemon: StartDaemon, upstream: Upstream) -> None:
+    """The database is locked for longer than the queue lasts: each request is recorded or counted as dropped, and the log says so."""
+    running = daemon(config(upstream), env=ENV)
+    load = Load(running, 4)
+    load.wait_for(5)
+    wait_until_recorded(running.ledger, load.ids)
+    with contextlib.closing(sqlite3.connect(running.ledger, isolation_level=None, timeout=20)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        while metric(running, "lava_proxy_ledger_dropped_total") < 50:
+            load.wait_for(100)
+        other.execute("ROLLBACK")
+    wait_for_output(running, "The ledger is written again")
+    made = len(load.stop())
+    assert load.statuses == {200}
+    deadline = monotonic() + 30
+    while metric(running, "lava_proxy_ledger_queue"):
+        assert monotonic() < deadline
+        sleep(0.05)
+    dropped = metric(running, "lava_proxy_ledger_dropped_total")
+    assert len(recorded(running.ledger)) == metric(running, "lava_proxy_ledger_written_total") == made - dropped
+    assert re.search(r"[\d,]+ requests were not recorded since the start", running.output())
+
+
+def metric(daemon: Daemon, name: str) -> int:
+    """A value of the daemon's own metrics."""
+    with urlopen(f"{daemon.url}/metrics", timeout=20) as response:
+        [line] = [line for line in response.read().decode().splitlines() if line.startswith(f"{name} ")]
+    return int(float(line.split()[1]))
 
 
 @pytest.mark.full
