@@ -65,7 +65,7 @@ _FORGET: Final = tuple(
     text(f"DELETE FROM {table} WHERE {column} IN :seqs").bindparams(bindparam("seqs", expanding=True))  # noqa: S608
     for table, column in (("attempts", "request"), ("requests", "seq"))
 )
-_LAST_SEQ: Final = text("SELECT coalesce(max(seq), 0) FROM requests")
+_LAST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM requests"
 _NEXT_SEQS: Final = text(
     "SELECT nextval(pg_get_serial_sequence('requests', 'seq')) FROM generate_series(1, :count) ORDER BY 1"
 )
@@ -266,7 +266,7 @@ class Store:
 
     def _new_seqs(self, connection: Connection, count: int) -> Sequence[int]:
         if connection.dialect.name == "sqlite":
-            first = int(connection.execute(_LAST_SEQ).scalar_one()) + 1
+            first = int(connection.exec_driver_sql(_LAST_SEQ).scalar_one()) + 1
             return range(first, first + count)
         return connection.execute(_NEXT_SEQS, {"count": count}).scalars().all()
 
