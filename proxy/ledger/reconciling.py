@@ -127,8 +127,10 @@ class Reconciling:
                 self._ledger.say(f"{progress.records:,} records of {account.scope} are read so far.")
 
         async with client as lava:
-            correlate = settings.ledger.correlate
-            await Reconciler(lava, account, self._ledger, correlate=correlate).cycle(since, show)
+            reconciler = Reconciler(
+                lava, account, self._ledger, correlate=settings.ledger.correlate, learn=self._ledger.learn
+            )
+            await reconciler.cycle(since, show)
 
 
 def _leads(connection: Connection) -> bool:
