@@ -319,17 +319,6 @@ def test_every_table_has_a_retention_rule(place: Place) -> None:
     assert all(rule.rule for rule in schema.RETENTION.values())
 
 
-def test_the_migrations_make_the_tables(place: Place) -> None:
-    """The tables of the module have the columns, in their order, that the migrations make."""
-    connection = place.store().connection()
-    made = {
-        name: [column["name"] for column in inspect(connection).get_columns(name)]
-        for name in inspect(connection).get_table_names()
-    }
-    connection.rollback()
-    assert made == {name: list(table.columns.keys()) for name, table in schema.metadata.tables.items()}
-
-
 def test_old_requests_are_pruned_and_their_sums_stay(make: Any) -> None:
     place: Place = make(keep="1d")
     store = place.store()

@@ -1,6 +1,6 @@
 """The tables of the ledger, as SQLAlchemy Core objects, and the numbered migrations that create them.
 
-A migration is frozen: a later change of a table is a migration of its own. ``tests/test_ledger_store.py`` compares the tables
+A migration is frozen: a later change of a table is a migration of its own. ``tests/test_ledger_schema.py`` compares the tables
 below with what the migrations create.
 
 Units: times in microseconds UTC since the epoch, durations in microseconds, money in billionths of a dollar. Text that
