@@ -629,6 +629,6 @@ def test_bills_become_the_estimates(books: Books) -> None:
     assert last() == ("learned", True)
     assert books.daemon.output().count("openai/gpt-4o-mini: its last 10 bills are 50.0 % above the price") == 1
     books.daemon.stop()
-    books.start()
+    books.start("reconcile_seconds = 0.5\n")
     send(1)
     assert last() == ("learned", True)
