@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 KEEP = "<!-- what stands below this line is written by hand, and kept -->"
 NOTES = "## Notes: profile of the hot path and the next thing to cut"
-LEDGER = "ledger"
-"""The section that ``ledger.py`` writes; kept when the rest is written anew."""
+LEDGER, BOOKS = "ledger", "books"
+"""The sections that ``ledger.py`` and ``books.py`` write; kept when the rest is written anew."""
 OURS = "lava-proxy"
 
 
@@ -260,8 +260,9 @@ def document(
     if missing:
         lines += ["", "## Missing or wrong", ""]
         lines += [f"- {name}: {one_line(why)}" for name, why in missing.items()]
-    if ledger := section(former, LEDGER):
-        lines += ["", ledger]
+    for name in (LEDGER, BOOKS):
+        if own := section(former, name):
+            lines += ["", own]
     lines += ["", NOTES, ""]
     for what, found in profiles.items():
         lines += [f"### {what[0].upper()}{what[1:]}", ""]

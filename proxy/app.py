@@ -15,6 +15,7 @@ from proxy.http.asgi import ASGIExchange
 from proxy.ledger.budgeting import LedgerPricer, LedgerSpending
 from proxy.ledger.outbox import Outbox
 from proxy.ledger.reconciling import Reconciling
+from proxy.ledger.stopping import LedgerStops
 from proxy.observe.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ class Application(Starlette):
             lambda: len(gateway.registry),
             ledger.status if ledger is not None else None,
             (lambda: self._outbox.status) if ledger is not None else None,
+            (lambda: self._reconciling.reconciled) if ledger is not None else None,
         )
         spending = LedgerSpending(ledger, shared=settings.ledger.url is not None) if ledger is not None else None
+        stops = LedgerStops(ledger, settings.ledger) if ledger is not None else None
         pricer = LedgerPricer(ledger.prices if ledger is not None else None)
-        gateway = self.runtime = Gateway(settings, log, metrics, spending=spending, pricer=pricer)
+        gateway = self.runtime = Gateway(settings, log, metrics, stops, spending, pricer)
         self._ledger = ledger
         if ledger is not None:
             gateway.observers.append(ledger.observe)
@@ -61,7 +64,7 @@ class Application(Starlette):
     def _sender(self, account: BillingAccount) -> ApiSender:
         """Return what carries the reconciler's calls: the engine, so that no second HTTP client is loaded."""
         config = self.runtime.config
-        return ProbeSender(config.engine, config.lava(account.projects[0]))
+        return ProbeSender(config.engine, config.destination.address(account.projects[0]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -77,6 +80,7 @@ class Application(Starlette):
                 self._ledger.start()
                 self._outbox.start()
                 self._reconciling.start()
+                self.runtime.stops.start()
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await self.runtime.aclose()

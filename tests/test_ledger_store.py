@@ -15,11 +15,10 @@ from sqlalchemy import inspect
 from proxy.ledger import histogram, prune, schema
 from proxy.ledger.in_flight import Opened
 from proxy.ledger.names import MAX_NAMES, Names
-from proxy.ledger.rows import id_bytes, request_id_of, usage_of
+from proxy.ledger.rows import id_bytes, request_id_of
 from proxy.ledger.schema import Bill, Kind, State
 from proxy.protocol.clients import hashed
 from proxy.protocol.record import Attempt, Outcome
-from proxy.protocol.token_classes import classes_of, flat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -306,29 +305,6 @@ def test_the_hooks_of_a_batch_are_part_of_its_transaction(make: Any) -> None:
     with pytest.raises(OSError, match="no"):
         store.write([record()], again=False)
     assert len(place.rows("SELECT * FROM requests")) == 2
-
-
-def test_the_usual_usage_is_read_as_any_other() -> None:
-    """The shortcut for it and the general way give the same, also at the borders between them."""
-    chance = random.Random(5282)
-    for _ in range(2000):
-        counts = [chance.choice([0, 1, chance.randrange(10**6), -1, 2**40, 2**60]) for _ in range(2)]
-        usage: dict[str, Any] = {
-            "prompt_tokens": counts[0],
-            "completion_tokens": counts[1],
-            "total_tokens": sum(counts),
-        }
-        if chance.random() < 0.5:
-            usage[chance.choice([*usage, "reasoning_tokens"])] = chance.choice([None, 1.0, True, "1", 7, {}])
-        made = record(usage=json.dumps(usage), facts=FACTS._replace(endpoint=chance.choice(["chat", "speech"])))
-        assert made.facts is not None
-        paths, numbers = flat(usage)
-        expected = (
-            classes_of(usage, "openai", made.facts.endpoint),
-            ",".join(paths) or None,
-            ",".join(map(str, numbers)) or None,
-        )
-        assert usage_of(made) == expected
 
 
 # --- retention -------------------------------------------------------------------------------------------------------

@@ -1,15 +1,19 @@
-"""What the biller says of upstream calls, put into their rows and into the sums per hour in one transaction."""
+"""What the biller says of upstream calls, put into their rows and into the sums per hour in one transaction.
+
+Where a daemon and commands share a PostgreSQL, one of them books at a time, and the daemon of a request cannot complete its row
+meanwhile: the sums are changed by what the rows were when they were read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, select, text, update
 
 from proxy.ledger import rollups
 from proxy.ledger.costs import PRICED, AttemptCost, Source, cost_of
-from proxy.ledger.schema import TOKENS, Bill, State, attempts, requests
+from proxy.ledger.schema import TOKENS, Bill, State, attempts, holds, requests
 from proxy.protocol.token_classes import TokenClasses
 
 if TYPE_CHECKING:
@@ -17,13 +21,30 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-_REQUESTS: Final = select(
-    *(
-        requests.c[name]
-        for name in ("seq", "id", "received_us", "project", "provider", "asked", "served", "tool", "outcome", "state")
-    ),
-    *(requests.c[name] for name in TOKENS),
-).where(requests.c.seq.in_(bindparam("seqs", expanding=True)))
+_REQUESTS: Final = (
+    select(
+        *(
+            requests.c[name]
+            for name in (
+                "seq",
+                "id",
+                "received_us",
+                "project",
+                "provider",
+                "asked",
+                "served",
+                "tool",
+                "outcome",
+                "state",
+            )
+        ),
+        *(requests.c[name] for name in TOKENS),
+    )
+    .where(requests.c.seq.in_(bindparam("seqs", expanding=True)))
+    .order_by(requests.c.seq)
+    .with_for_update()
+)
+_LOCK: Final = text("SELECT pg_advisory_xact_lock(5282, 5)")
 _ATTEMPTS: Final = (
     select(attempts)
     .where(attempts.c.request.in_(bindparam("seqs", expanding=True)))
@@ -34,6 +55,16 @@ _SET: Final = (
     .where(attempts.c.request == bindparam("seq"), attempts.c.number == bindparam("which"))
     .values({name: bindparam(f"new_{name}") for name in ("sent", "lava_id", "response_id", "billed", "bill")})
 )
+_NOT_ESTIMATED: Final = (
+    update(holds).where(holds.c.id.in_(bindparam("ids", expanding=True)), holds.c.expires_us.is_(None)).values(nano=0)
+)
+"""The bill counts against a budget instead of the estimate that stayed."""
+
+
+def take_turn(connection: Connection) -> None:
+    """Wait until no other process books, and keep others from it until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(_LOCK)
 
 
 class Call(NamedTuple):
@@ -84,6 +115,7 @@ class Bookings:
     """Changes of calls within one transaction. ``close`` writes them, and the difference that they make to the rollups."""
 
     def __init__(self, connection: Connection, learn: Learn | None = None) -> None:
+        take_turn(connection)
         self._connection = connection
         self._learn = learn
         self._billed: set[tuple[int, int]] = set()
@@ -161,6 +193,9 @@ class Bookings:
                 for (seq, number), call in sorted(self._changed.items())
             ]
             self._connection.execute(_SET, rows)
+            billed = {self._loaded[seq].id for (seq, _), call in self._changed.items() if call.billed is not None}
+            if billed:
+                self._connection.execute(_NOT_ESTIMATED, {"ids": sorted(billed)})
         changes: rollups.Changes = {}
         for seq, before in self._before.items():
             request = self._loaded[seq]

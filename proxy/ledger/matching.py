@@ -58,6 +58,7 @@ class Taken(NamedTuple):
     """A record and what became of it. ``request_id`` is the request that it belongs to, or claims to.
 
     ``corrected``: the ledger had another amount from an earlier record. ``tokens``: input and output as the ledger has them.
+    ``project`` is the number of the request's project.
     """
 
     record: BillerRecord
@@ -67,6 +68,7 @@ class Taken(NamedTuple):
     received_us: int | None = None
     corrected: bool = False
     tokens: tuple[int | None, int | None] = (None, None)
+    project: int | None = None
 
 
 class Extra(NamedTuple):
@@ -182,6 +184,7 @@ def _book(bookings: Bookings, request: Billed, call: Call, record: BillerRecord)
         request.received_us,
         was_final and changed,
         _counted(request) if len(request.calls) == 1 and request.state != State.OPEN else (None, None),
+        request.key.project,
     )
 
 
@@ -207,11 +210,10 @@ def _keep(connection: Connection, scope: str, extra: Extra) -> None:
     connection.execute(reconciliation.insert(), {"scope": scope, "name": name, "value": value})
 
 
-def forget(connection: Connection, scope: str, record_id: str) -> None:
-    """Delete a record that was kept."""
-    connection.execute(
-        delete(reconciliation).where(reconciliation.c.scope == scope, reconciliation.c.name == EXTRA + record_id)
-    )
+def forget(connection: Connection, scope: str, *record_ids: str) -> None:
+    """Delete records that were kept."""
+    kept = [EXTRA + each for each in record_ids]
+    connection.execute(delete(reconciliation).where(reconciliation.c.scope == scope, reconciliation.c.name.in_(kept)))
 
 
 def _read(value: str) -> Extra:

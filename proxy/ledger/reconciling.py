@@ -1,6 +1,7 @@
-"""The daemon's reconciler: every ``ledger.reconcile_seconds``, for each account, through the ledger's writer.
+"""The daemon's reconciler: every ``ledger.reconcile_seconds`` while a cost is pending, for each account, by the ledger's writer.
 
-It is quiet while Lava is away: one line when that begins, one when it is over, and longer pauses in between.
+It asks Lava for nothing while no request waits for its bill. Of several daemons on one PostgreSQL one does so. It is quiet while
+Lava is away: one line when that begins, one when it is over, and longer pauses in between.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from time import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.config.settings import seconds_of
-from proxy.ledger.accounts import accounts_of
+from proxy.ledger.accounts import LIST_RETRIES, accounts_of
 from proxy.ledger.writer import LedgerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy import Connection
 
     from proxy.config.settings import Settings
     from proxy.lava.client import ApiSender
@@ -25,8 +28,6 @@ if TYPE_CHECKING:
     from proxy.ledger.reconcile import Progress
     from proxy.ledger.writer import Ledger
 
-FIRST_SECONDS: Final = 20.0
-"""The first time, at most this long after the start: the daemon serves meanwhile."""
 MAX_PAUSE_SECONDS: Final = 3600.0
 PROGRESS_RECORDS: Final = 10_000
 
@@ -51,6 +52,8 @@ class Reconciling:
         self._settings = settings
         self._sender = sender
         self._failures = 0
+        self.reconciled = 0.0
+        """The time of the last cycle in which all accounts were read."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -67,13 +70,19 @@ class Reconciling:
                 await task
 
     async def _run(self) -> None:
-        seconds = min(FIRST_SECONDS, self._settings().ledger.reconcile_seconds)
         while True:
+            seconds = self._settings().ledger.reconcile_seconds
             await asyncio.sleep(pause(seconds, self._failures, random.random()))  # noqa: S311 - spreads
             settings = self._settings()
-            seconds = settings.ledger.reconcile_seconds
-            if settings.ledger.reconcile:
+            if settings.ledger.reconcile and await self._is_due():
                 await self._cycle(settings)
+
+    async def _is_due(self) -> bool:
+        """Whether a request waits for its bill, as far as the ledger can be read."""
+        try:
+            return await self._ledger.run(_has_pending)
+        except LedgerUnavailableError:
+            return False
 
     async def _cycle(self, settings: Settings) -> None:
         accounts = accounts_of(settings)
@@ -83,9 +92,12 @@ class Reconciling:
 
         await asyncio.to_thread(_load)
         problem = None
+        leads = False
         for account in accounts:
             try:
-                await self._reconcile(settings, account)
+                leads = await self._ledger.run(_leads)
+                if leads:
+                    await self._reconcile(settings, account)
             except (LavaError, LedgerUnavailableError) as error:
                 problem = f"{account.scope}: {error}"
             except Exception as error:  # noqa: BLE001  (the border of the task: the next cycle tries again)
@@ -94,7 +106,10 @@ class Reconciling:
             self._failures += 1
             if self._failures == 1:
                 self._ledger.say(f"Costs cannot be read from Lava now, and are asked for again later ({problem}).")
-        elif self._failures:
+            return
+        if leads:
+            self.reconciled = time()
+        if self._failures:
             self._failures = 0
             self._ledger.say("Costs are read from Lava again.")
 
@@ -102,7 +117,7 @@ class Reconciling:
         from proxy.ledger.reconcile import Reconciler
 
         since = int((time() - seconds_of(settings.ledger.reconcile_since)) * 1e6)
-        client = account.client(settings, self._sender(account))
+        client = account.client(settings, self._sender(account), retries=LIST_RETRIES)
         shown = 0
 
         def show(progress: Progress) -> None:
@@ -113,14 +128,21 @@ class Reconciling:
 
         async with client as lava:
             reconciler = Reconciler(
-                lava,
-                account.scope,
-                account.projects,
-                self._ledger,
-                correlate=settings.ledger.correlate,
-                learn=self._ledger.learn,
+                lava, account, self._ledger, correlate=settings.ledger.correlate, learn=self._ledger.learn
             )
             await reconciler.cycle(since, show)
+
+
+def _leads(connection: Connection) -> bool:
+    from proxy.ledger.leases import Duty, leads
+
+    return leads(connection, Duty.RECONCILE)
+
+
+def _has_pending(connection: Connection) -> bool:
+    from proxy.ledger.reconcile import has_pending
+
+    return has_pending(connection)
 
 
 def _load() -> None:

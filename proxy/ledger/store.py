@@ -36,6 +36,7 @@ from proxy.ledger.rows import (
 )
 from proxy.ledger.schema import Kind, NewerSchemaError, State, requests
 from proxy.protocol.clients import hashed
+from proxy.protocol.threads import leave_signals_to_main
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class Store:
         self._checked = True
 
     def _check_beside(self, path: Path) -> None:
+        leave_signals_to_main()
         try:
             opening.check(path)
         except opening.DamagedError as error:
@@ -232,7 +234,7 @@ class Store:
             seqs, done = self._find(connection, asked)
             if done:
                 items = [item for item in items if id_bytes(item[0].request_id) not in done]
-        new = self._new_seqs(connection, len(items))
+        new = new_seqs(connection, len(items))
         rows = Batch(biller_asked=self._settings.reconcile, estimate=self._prices.estimate, mask=self._mask)
         stored: list[Stored] = []
         settled = 0
@@ -263,12 +265,6 @@ class Store:
             for statement in _FORGET:
                 connection.execute(statement, {"seqs": list(replaced.values())})
         return replaced, done
-
-    def _new_seqs(self, connection: Connection, count: int) -> Sequence[int]:
-        if connection.dialect.name == "sqlite":
-            first = int(connection.exec_driver_sql(_LAST_SEQ).scalar_one()) + 1
-            return range(first, first + count)
-        return connection.execute(_NEXT_SEQS, {"count": count}).scalars().all()
 
     def _insert(self, connection: Connection, rows: Batch) -> None:
         plain = self._settings.sessions == "plain"
@@ -367,6 +363,7 @@ class Store:
             if prune.requests_step(connection, self._keep_seconds) == prune.ROWS_PER_STEP:
                 return True
         with connection.begin():
+            prune.old_holds(connection)
             if prune.unused_names(connection, self._keep_seconds):
                 self.names.forget()
         return prune.shrink_step(connection)
@@ -396,6 +393,14 @@ class Store:
                 self._warn(
                     f"The ledger {self._path} was removed or replaced while the daemon runs. A new one is begun."
                 )
+
+
+def new_seqs(connection: Connection, count: int) -> Sequence[int]:
+    """Return numbers for new rows of ``requests``."""
+    if connection.dialect.name == "sqlite":
+        first = int(connection.exec_driver_sql(_LAST_SEQ).scalar_one()) + 1
+        return range(first, first + count)
+    return connection.execute(_NEXT_SEQS, {"count": count}).scalars().all()
 
 
 def _states(batch: Sequence[Record | Opened]) -> list[tuple[Record, State]]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 
-from proxy.ledger import opening, prune, reading, schema
-from proxy.ledger.lock import FileLock
+from proxy.ledger import opening, prune, reading, schema, stop_rows
+from proxy.ledger.lock import AlreadyRunningError, FileLock
+from proxy.ledger.outbox_rows import INTENT_BODY
 from proxy.ledger.rows import id_bytes
 from proxy.ledger.schema import OutboxState, outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from sqlalchemy import ColumnElement, Connection
 
     from proxy.config.settings import LedgerSettings
+    from proxy.protocol.stop import Stop
 
 
 @contextmanager
@@ -52,6 +55,26 @@ def writing(settings: LedgerSettings) -> Iterator[Connection]:
     )
 
 
+def make_missing(settings: LedgerSettings) -> None:
+    """Make an empty file where there is none. A daemon that has it makes it by itself. Raises ``LedgerUnreadableError``."""
+    path = settings.file()
+    if settings.url is not None or path.is_file():
+        return
+    try:
+        lock = FileLock(path)
+        try:
+            with opening.sqlite_engine(path).connect() as connection:
+                opening.migrate(connection)
+        finally:
+            lock.release()
+    except AlreadyRunningError:
+        pass
+    except (DBAPIError, OSError) as error:
+        raise reading.LedgerUnreadableError(
+            f"The ledger {path} cannot be made ({type(error).__name__}). Check path under [ledger], and that this user may write there."
+        ) from None
+
+
 def remove_old(connection: Connection, keep_seconds: float) -> int:
     """Remove the requests older than ``keep_seconds``, in small transactions. Return how many."""
     removed = 0
@@ -62,6 +85,7 @@ def remove_old(connection: Connection, keep_seconds: float) -> int:
         if step < prune.ROWS_PER_STEP:
             break
     with connection.begin():
+        prune.old_holds(connection)
         prune.unused_names(connection, keep_seconds)
     more = True
     while more:
@@ -71,10 +95,11 @@ def remove_old(connection: Connection, keep_seconds: float) -> int:
 
 
 def replay(connection: Connection, ids: Collection[str] | None) -> int:
-    """Have these dead letters (``None``: all) delivered again. Return how many."""
+    """Have these dead letters (``None``: all) delivered again, if their usage is known. Return how many."""
     again = {"state": int(OutboxState.READY), "attempts": 0, "next_us": 0, "problem": None}
+    known = func.coalesce(outbox.c.body, "").not_like(INTENT_BODY + "%")
     with connection.begin():
-        return connection.execute(outbox.update().where(*_dead(ids)).values(again)).rowcount
+        return connection.execute(outbox.update().where(*_dead(ids), known).values(again)).rowcount
 
 
 def delete(connection: Connection, ids: Collection[str] | None) -> int:
@@ -86,6 +111,18 @@ def delete(connection: Connection, ids: Collection[str] | None) -> int:
 def _dead(ids: Collection[str] | None) -> list[ColumnElement[bool]]:
     dead = [outbox.c.state == int(OutboxState.DEAD)]
     return dead if ids is None else [*dead, outbox.c.id.in_([id_bytes(each) for each in ids])]
+
+
+def change_stops(connection: Connection, choose: Callable[[list[Stop]], dict[Stop, bool]]) -> list[Stop]:
+    """Store what ``choose`` says of the stops there are: stopped (True) or resumed (False). Return all stops.
+
+    Raises ``schema.NewerSchemaError``.
+    """
+    with connection.begin():
+        found = schema.version_of(connection)
+        if found > schema.VERSION:
+            raise schema.NewerSchemaError(found)
+        return stop_rows.sync(connection, choose(stop_rows.sync(connection, {})))
 
 
 def migrate(connection: Connection) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import signal
 import threading
 from collections import deque
 from secrets import token_hex
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, Typ
 
 from proxy.ledger.in_flight import Opened
 from proxy.ledger.pricing import Prices
+from proxy.protocol.threads import leave_signals_to_main
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 MAX_QUEUE: Final = 10_000
 BATCH: Final = 500
+JOBS: Final = 100
+"""Done in one transaction."""
 GATHER_SECONDS: Final = 0.08
 OPEN_AFTER_SECONDS: Final = 0.1
 """A request in flight for longer has a row before it ends."""
@@ -90,7 +92,7 @@ class Ledger:
         """Names this process in the database."""
         self._settings = settings.ledger
         self._log = log
-        self._mask = mask
+        self.mask = mask
         self._queue: deque[Record | Opened] = deque()
         self._jobs: deque[_Job[Any]] = deque()
         self._dropped = 0
@@ -139,7 +141,8 @@ class Ledger:
     def _put(self, item: Record | Opened) -> None:
         queue = self._queue
         waiting = len(queue)
-        if waiting >= MAX_QUEUE:
+        if waiting >= MAX_QUEUE and (isinstance(item, Opened) or not (item.intent and item.attempts)):
+            # What is to be billed is never dropped: it was sent, so its intent is committed, and there are few in flight.
             self._dropped += 1
             return
         queue.append(item)
@@ -189,9 +192,7 @@ class Ledger:
     # the writer's thread
 
     def _run(self) -> None:
-        if hasattr(signal, "pthread_sigmask"):
-            # Signals are the main thread's, which blocks them at the end of the daemon.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        leave_signals_to_main()
         try:
             self._wait(START_SECONDS)
             self._store = self._import()
@@ -217,7 +218,7 @@ class Ledger:
         from proxy.ledger import schema
         from proxy.ledger.store import Store
 
-        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self._mask, self.prices)
+        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self.mask, self.prices)
         self._schema = schema.VERSION
         if gc.get_freeze_count():
             # As for the other modules: they stay, and no collection shall traverse them (``daemon.py``).
@@ -304,19 +305,31 @@ class Ledger:
             self._warn_sometimes(f"The ledger did not take {counted(refused, 'request')}: {_words(error)}.")
 
     def _do_jobs(self) -> None:
+        """Do what waits: together, because a commit takes longer than most work; one by one if that fails."""
         store = self._store
         while self._jobs and store is not None:
-            job = self._jobs.popleft()
-            try:
-                result = store.run(job.work)
-            except Exception as error:  # noqa: BLE001  (is raised where the job is awaited)
-                if store.is_fault_of_database(error):
-                    self._fail(store, error)
-                    self._settle(job, error=LedgerUnavailableError(_words(error)))
-                else:
-                    self._settle(job, error=error)
-            else:
-                self._settle(job, result=result)
+            taken = [self._jobs.popleft() for _ in range(min(JOBS, len(self._jobs)))]
+            jobs = [each for each in taken if not each.done.cancelled()]
+            if jobs and not self._do(store, jobs):
+                for each in jobs:
+                    self._do(store, [each])
+
+    def _do(self, store: Store, jobs: Sequence[_Job[Any]]) -> bool:
+        """Do jobs in one transaction. Return ``False`` if one of several is at fault: nothing is done then."""
+        try:
+            results = store.run(lambda connection: [each.work(connection) for each in jobs])
+        except Exception as error:  # noqa: BLE001  (is raised where the job is awaited)
+            if store.is_fault_of_database(error):
+                self._fail(store, error)
+                error = LedgerUnavailableError(_words(error))
+            elif len(jobs) > 1:
+                return False
+            for each in jobs:
+                self._settle(each, error=error)
+        else:
+            for each, result in zip(jobs, results, strict=True):
+                self._settle(each, result=result)
+        return True
 
     def _refuse_jobs(self) -> None:
         while self._jobs:
