@@ -30,7 +30,8 @@ from sqlalchemy import create_engine
 
 from proxy.config.settings import LedgerSettings
 from proxy.ledger import histogram, queries, reading
-from proxy.ledger.schema import ROLLUP_KEY, ROLLUP_SUMS, Bill, Kind, State, attempts, migrate, requests, rollups
+from proxy.ledger.columns import ROLLUP_KEY, ROLLUP_SUMS, Bill, Kind, State
+from proxy.ledger.schema import attempts, migrate, requests, rollups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

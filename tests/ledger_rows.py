@@ -12,19 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import create_engine, event, insert
 
 from proxy.ledger import histogram
-from proxy.ledger.schema import (
-    ROLLUP_KEY,
-    ROLLUP_SUMS,
-    TOKENS,
-    Bill,
-    Kind,
-    State,
-    attempts,
-    migrate,
-    names,
-    requests,
-    rollups,
-)
+from proxy.ledger.columns import ROLLUP_KEY, ROLLUP_SUMS, TOKENS, Bill, Kind, State
+from proxy.ledger.schema import attempts, migrate, names, requests, rollups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -128,6 +128,16 @@ def test_the_ledgers_table_is_printed_and_kept(tmp_path: Path) -> None:
     assert written.rstrip().endswith("By hand.")
 
 
+def test_the_books_close(tmp_path: Path) -> None:
+    """Some hundred requests, cut at every stage, with late, lost and doubled records: every goal is met, and kept."""
+    results = tmp_path / "RESULTS.md"
+    done = command("books.py", "--requests", "300", "--write", str(results))
+    assert done.returncode == 0, (done.stdout, done.stderr[-3000:])
+    assert "300 requests, `close` beside the daemon" in done.stdout
+    assert "req_planted; exit 1" in done.stdout
+    assert results.read_text(encoding="utf-8").count("## Books") == 1
+
+
 @pytest.mark.timeout(300)
 def test_a_row_takes_at_most_250_bytes(module: Any, tmp_path: Path) -> None:
     """``requests`` with its indexes, at a million rows with ids, sessions and token counts of usual length."""

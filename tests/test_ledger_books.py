@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
 import threading
 from datetime import UTC, datetime
 from decimal import Decimal
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from daemons import run_command
-from ledgers import CHAT, recorded, rows_of, wait_until_recorded
-from rawclient import post
+from ledgers import CHAT, Place, record, recorded, rows_of, wait_until_recorded
+from rawclient import ask, post
 
+from proxy.config.settings import Settings
 from proxy.emulator.biller import TokenPrices
-from proxy.emulator.records import StoredRequest
-from proxy.ledger.schema import Bill, State
+from proxy.emulator.records import IssuedKey, StoredRequest, new_id
+from proxy.ledger import opening
+from proxy.ledger.accounts import accounts_of
+from proxy.ledger.columns import Bill, State
+from proxy.ledger.direct import Direct
+from proxy.ledger.reconcile import Reconciler
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from daemons import Daemon, StartDaemon
+    from postgres import Server
+    from sqlalchemy import Connection
 
     from proxy.emulator import Emulator
 
@@ -31,21 +40,29 @@ if TYPE_CHECKING:
 class Books:
     """A daemon in front of an emulator, and the commands that compare them."""
 
-    def __init__(self, start: StartDaemon, emulator: Emulator, folder: Path, more: str = "") -> None:
+    def __init__(
+        self,
+        start: StartDaemon,
+        emulator: Emulator,
+        folder: Path,
+        more: str = "",
+        *,
+        env: Mapping[str, str] | None = None,
+        url: str | None = None,
+    ) -> None:
         self.emulator = emulator
         self.folder = folder
         self.path = folder / "ledger.sqlite"
         self._start = start
-        key = emulator.world.secret_key
-        self._config = (
-            f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{emulator.base_url}"\n[ledger]\npath = "{self.path}"\n{more}'
-        )
-        self._env = {"KEY": key}
-        self.daemon: Daemon = self.start()
+        self._lava = f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{emulator.base_url}"\n[ledger]\n'
+        self._lava += f'path = "{self.path}"\n' if url is None else f'url = "{url}"\n'
+        self.env = {"KEY": emulator.world.secret_key, **(env or {})}
+        self.daemon: Daemon = self.start(more)
         emulator.world.account.wallet_balance = Decimal(1_000_000)
 
-    def start(self) -> Daemon:
-        self.daemon = self._start(self._config, env=self._env, secrets=self._env.values())
+    def start(self, more: str = "") -> Daemon:
+        """Start a daemon; ``more`` follows its [ledger]."""
+        self.daemon = self._start(self._lava + more, env=self.env, secrets=self.env.values())
         return self.daemon
 
     def send(self, count: int, model: str = "gpt-4o-mini", **headers: str) -> list[str]:
@@ -63,7 +80,7 @@ class Books:
 
     def command(self, *words: str, code: int = 0) -> Any:
         """The JSON of a command, which must exit with ``code``."""
-        done = run_command([*words, "--json", "--config", str(self.daemon.config)], home=self.folder, env=self._env)
+        done = run_command([*words, "--json", "--config", str(self.daemon.config)], home=self.folder, env=self.env)
         assert done.returncode == code, (done.stdout, done.stderr)
         return json.loads(done.stdout)
 
@@ -96,6 +113,10 @@ def test_the_daemon_books_what_lava_billed(books: Books) -> None:
         assert monotonic() < deadline, books.daemon.output()
         sleep(0.05)
     assert books.rows("SELECT sum(billed) FROM attempts") == [(int(billed * 10**9),)]
+    read = b"\nlava_proxy_ledger_reconciled_timestamp_seconds 1."
+    while read not in ask(books.daemon.port, "GET", "/metrics").body:
+        assert monotonic() < deadline
+        sleep(0.05)
     assert books.command("ledger", "check")["ok"]
     books.close_month()
 
@@ -161,6 +182,14 @@ def test_a_late_record_is_waited_for(quiet: Books) -> None:
     assert causes(quiet.close_month(after="1h")) == {}
 
 
+def test_a_charge_whose_record_may_still_come_is_undecided(quiet: Books) -> None:
+    """Lava's sums have it already. It is one request, not one in each book."""
+    quiet.recorded(quiet.send(1, **{"x-emulator-fault": "record-lost"}))
+    (charged,) = quiet.emulator.world.billing.records.values()
+    document = quiet.close_month(code=1, after="1h")
+    assert (document["unexplained_requests"], document["unexplained_usd"]) == (1, f"{charged.cost:.9f}")
+
+
 def test_a_missing_record_that_turns_up_is_booked(quiet: Books) -> None:
     """Taken as missing first, and billed when it is listed after all."""
     world = quiet.emulator.world
@@ -207,7 +236,7 @@ def test_lost_rows_are_rebuilt(quiet: Books) -> None:
     quiet.daemon.stop()
     for suffix in ("", "-wal", "-shm"):
         quiet.path.with_name(quiet.path.name + suffix).unlink(missing_ok=True)
-    quiet.start()
+    quiet.start(QUIET)
     more = quiet.send(1)
     quiet.recorded(more)
     assert causes(quiet.close_month(code=1))["phantom"] == 5
@@ -224,6 +253,117 @@ def test_lost_rows_are_rebuilt(quiet: Books) -> None:
     assert sorted(found) == sorted((each[4:], None) for each in ids)
     assert causes(quiet.close_month()) == {"duplicate": 1}
     assert quiet.command("ledger", "check")["ok"]
+
+
+def test_a_deleted_file_is_rebuilt_without_a_daemon(quiet: Books) -> None:
+    """The file is made anew, and its figures are those of Lava's records."""
+    quiet.recorded(quiet.send(3) + quiet.send(1, **{"x-emulator-fault": "record-unmetered"}))
+    quiet.daemon.stop()
+    quiet.path.unlink()
+    billed = sum(each.cost for each in quiet.emulator.world.billing.records.values())
+    healed = quiet.command("ledger", "heal")
+    assert (healed["healed"], healed["billed_usd"]) == (4, f"{billed:.9f}")
+    assert causes(quiet.close_month()) == {}
+    rows = quiet.rows("SELECT r.state, billed, bill FROM requests r JOIN attempts ON request = seq ORDER BY bill")
+    assert [(state, bill) for state, _, bill in rows] == [
+        *[(State.HEALED, Bill.COMPLETED)] * 3,
+        (State.HEALED, Bill.UNMETERED),
+    ]
+    assert sum(nano or 0 for _, nano, _ in rows) == int(billed * 10**9)
+    (sums,) = quiet.command("stats")["groups"]
+    assert (sums["requests"], sums["billed_usd"]) == (4, f"{billed:.9f}")
+    assert quiet.command("ledger", "check")["ok"]
+
+
+PROJECTS = """
+[projects.plain]
+keys = ["env:PLAIN"]
+[projects.own]
+keys = ["env:OWN"]
+secret_key = "env:OWN_KEY"
+byok = {openai = "env:PROVIDER"}
+[projects.keyless]
+keys = ["env:KEYLESS"]
+spend_key = "env:SPEND"
+"""
+NAMES = ("plain", "own", "keyless")
+
+
+def several(emulator: Emulator, own_key: str) -> dict[str, str]:
+    """The environment of ``PROJECTS``."""
+    keys = {name.upper(): f"local-key-of-{name}" for name in NAMES}
+    return keys | {
+        "OWN_KEY": own_key,
+        "SPEND": emulator.world.keys.spend_keys["openai"],
+        "PROVIDER": "sk-of-the-provider-0123456789",
+    }
+
+
+def send_from(books: Books, name: str, count: int, **headers: str) -> list[str]:
+    """Send chats from a project of ``PROJECTS``."""
+    return books.send(count, authorization=f"Bearer {books.env[name.upper()]}", **headers)
+
+
+def test_two_accounts_have_a_book_each(daemon: StartDaemon, emulator: Emulator, tmp_path: Path) -> None:
+    """What Lava has no record of stands in one of them; a phantom is named in the account that has it."""
+    world = emulator.world
+    assert world.sandbox is not None
+    books = Books(daemon, emulator, tmp_path, QUIET + PROJECTS, env=several(emulator, world.keys.test_key))
+    for name, count in (("plain", 2), ("own", 3)):
+        books.recorded(send_from(books, name, count) + send_from(books, name, 1, **{"x-emulator-fault": "record-lost"}))
+    document = books.close_month()
+    found = [(each["here"]["billed"], each["here"]["requests"]) for each in document["accounts"]]
+    assert found == [(2, 3), (3, 4)]
+    for account in document["accounts"]:
+        assert {each["cause"]: each["requests"] for each in account["differences"]} == {
+            "lost": 1,
+            "charged_unrecorded": 1,
+        }
+    real = next(iter(world.sandbox.billing.records.values()))
+    planted = StoredRequest("req_planted", "completed", "openai", real.endpoint, real.created_at)
+    planted.cost = planted.charge = Decimal("0.125")
+    world.sandbox.billing.add(planted, 100)
+    document = books.close_month(code=1)
+    assert [len(each["phantoms"]) for each in document["accounts"]] == [0, 1]
+    assert (document["unexplained_requests"], document["unexplained_usd"]) == (1, "0.125000000")
+
+
+@pytest.mark.full
+def test_two_keys_of_one_account(daemon: StartDaemon, emulator: Emulator, tmp_path: Path) -> None:
+    """Each of them sees all records. Those of a spend key and of a provider's own key are joined, too."""
+    issued = IssuedKey("key_own", "Own", "aks_live_" + "0wn" * 10, 0.0)
+    emulator.world.keys.secret_key_records.append(issued)
+    books = Books(daemon, emulator, tmp_path, QUIET + PROJECTS, env=several(emulator, issued.key))
+    for count, name in enumerate(NAMES, 1):
+        books.recorded(send_from(books, name, count))
+    document = books.close_month()
+    assert document["closed"]
+    assert [each["here"]["billed"] for each in document["accounts"]] == [4, 2]
+    assert [
+        {each["cause"]: each["requests"] for each in account["differences"]} for account in document["accounts"]
+    ] == [{"elsewhere_booked": 2}, {"elsewhere_booked": 4}]
+
+
+@pytest.mark.full
+def test_a_project_may_be_renamed(daemon: StartDaemon, emulator: Emulator, tmp_path: Path) -> None:
+    """With one account, the requests of the former name stay in its books."""
+    first = '[projects.first]\nkeys = ["env:PLAIN"]\n'
+    books = Books(daemon, emulator, tmp_path, QUIET + first, env={"PLAIN": "local-key-of-plain"})
+    books.recorded(send_from(books, "plain", 2) + send_from(books, "plain", 1, **{"x-emulator-fault": "record-lost"}))
+    books.daemon.stop()
+    books.start(QUIET + first.replace("first", "second"))
+    books.recorded(send_from(books, "plain", 1))
+    document = books.close_month()
+    assert causes(document) == {"lost": 1, "charged_unrecorded": 1}
+    assert document["accounts"][0]["here"]["requests"] == 4
+
+
+@pytest.mark.full
+def test_lava_limits_the_calls(quiet: Books) -> None:
+    """A list that was refused with 429 is read on when Lava says so, not from its beginning."""
+    quiet.recorded(quiet.send(1))
+    quiet.emulator.world.behaviour.account_faults = ["lava-429", "lava-500"]
+    assert causes(quiet.close_month()) == {}
 
 
 def test_records_of_other_programs_are_not_taken_in(quiet: Books) -> None:
@@ -259,7 +399,7 @@ def test_what_a_killed_daemon_was_doing_is_billed(quiet: Books) -> None:
     quiet.daemon.process.send_signal(signal.SIGKILL)
     quiet.daemon.process.wait()
     thread.join()
-    quiet.start()
+    quiet.start(QUIET)
     quiet.recorded(quiet.send(1))
     quiet.daemon.stop()
     assert causes(quiet.close_month()) == {}
@@ -288,7 +428,9 @@ def test_without_a_key_there_is_nothing_to_compare(daemon: StartDaemon, emulator
 
 def test_books_for_people(quiet: Books) -> None:
     """Tables, with the day, the causes and what is unexplained."""
-    ids = quiet.send(2) + quiet.send(1, **{"x-emulator-fault": "record-doubled"})
+    ids = quiet.send(2)
+    for fault in ("record-doubled", "record-lost"):
+        ids += quiet.send(1, **{"x-emulator-fault": fault})
     quiet.recorded(ids)
     config = ["--config", str(quiet.daemon.config), "--settled-after", "0s"]
     env = {"KEY": quiet.emulator.world.secret_key}
@@ -299,6 +441,194 @@ def test_books_for_people(quiet: Books) -> None:
     assert b"Unexplained: 0 requests, $0.00." in closed.stdout
     compared = run_command(["reconcile", *config], home=quiet.folder, env=env)
     assert b"Duplicates at Lava" in compared.stdout
+    (reason,) = [line for line in compared.stdout.splitlines() if line.endswith(b"has no record of it")]
+    assert reason.split()[:2] == [f"{datetime.now(UTC):%Y-%m-%d}".encode(), b"1"]
     assert b"this was done on a copy" in compared.stdout
     wrong = run_command(["close", "2026-13", "--config", str(quiet.daemon.config)], home=quiet.folder, env=env)
     assert wrong.returncode == 2
+
+
+# Reading the list, without a daemon
+
+
+class Listed:
+    """A ledger with calls, and Lava's records of them, at times of the test's choice."""
+
+    def __init__(self, emulator: Emulator, folder: Path) -> None:
+        self.world = emulator.world
+        self.world.behaviour.biller.keep = 10**6
+        self.place = Place(folder / "ledger.sqlite")
+        self.store = self.place.store()
+        settings = Settings.model_validate(
+            {"lava": {"secret_key": self.world.secret_key, "base_url": emulator.base_url}, "ledger": {"path": "unused"}}
+        )
+        (self._account,) = accounts_of(settings)
+        self._settings = settings
+
+    def add(self, count: int, age: float, *, known_here: bool = True, listed_at: float = 0.0) -> list[StoredRequest]:
+        """Add records, the oldest first, which is so many seconds old; five seconds between two."""
+        made = []
+        for number in range(count):
+            created = time() - age + 5 * number
+            one = StoredRequest(new_id("req_"), "completed", "openai", "POST https://api.openai.com/v1", created)
+            one.cost, one.listed_at = Decimal("0.001"), listed_at
+            self.world.billing.add(one, 10**6)
+            made.append(one)
+        if known_here:
+            calls = [record(lava_request_id=each.request_id, started=monotonic() - age) for each in made]
+            self.store.write(calls, again=False)
+        return made
+
+    def cycle(self, since: float = 86_400.0, on_page: Callable[[], object] = lambda: None) -> int:
+        """Do what the daemon does. Return how many pages of the list it read."""
+        engine = opening.sqlite_engine(self.place.settings.ledger.file())
+        before = len(self.world.received)
+
+        async def work(connection: Connection) -> None:
+            async with self._account.client(self._settings) as lava:
+                reconciler = Reconciler(lava, self._account, Direct(connection))
+                await reconciler.cycle(int((time() - since) * 1e6), lambda progress: on_page())
+
+        self.store.close()
+        with engine.connect() as connection:
+            asyncio.run(work(connection))
+        new = list(self.world.received)[before:]
+        return len([each for each in new if each.target.startswith("/v1/requests?") and "metadata" not in each.target])
+
+    def undecided(self) -> int:
+        (row,) = self.place.rows("SELECT count(*) AS number FROM attempts WHERE bill = 1")
+        return int(row["number"])
+
+
+@pytest.fixture
+def listed(emulator: Emulator, tmp_path: Path) -> Iterator[Listed]:
+    made = Listed(emulator, tmp_path)
+    yield made
+    made.place.close()
+
+
+def test_the_first_reading_is_bounded(listed: Listed) -> None:
+    """By ``reconcile_since``: an old account may have a million records. Later ones end at what is known."""
+    listed.add(500, 10 * 86_400, known_here=False)
+    listed.add(250, 3600)
+    assert listed.cycle() == 3
+    assert listed.undecided() == 0
+    listed.add(20, 200)
+    assert listed.cycle() == 2
+    assert listed.undecided() == 0
+
+
+def test_records_that_are_added_meanwhile_are_read_next_time(listed: Listed) -> None:
+    """They come at the front of the list, whose cursor stays right."""
+    listed.add(250, 3600)
+    added = iter([True])
+
+    def add() -> None:
+        if next(added, False):
+            listed.add(120, 620)
+
+    assert listed.cycle(on_page=add) == 3
+    assert listed.undecided() == 0  # asked for, each by itself
+    assert len([each for each in listed.world.received if each.target.startswith("/v1/requests/")]) == 120
+    listed.add(1, 1)
+    assert listed.cycle() == 2
+    assert listed.undecided() == 0
+
+
+def test_a_record_that_comes_late_into_the_list_is_asked_for(listed: Listed) -> None:
+    """Behind many that are known: a list that is read to those does not show it."""
+    (late,) = listed.add(1, 3000, listed_at=time() + 3600)
+    listed.add(450, 2900)
+    assert listed.cycle() == 5
+    assert listed.undecided() == 1
+    late.listed_at = 0.0
+    assert listed.cycle() == 1
+    assert listed.undecided() == 0
+    assert listed.place.rows("SELECT count(*) AS number FROM attempts WHERE bill = 2") == [{"number": 451}]
+
+
+# Several daemons
+
+
+@pytest.mark.postgres
+def test_one_of_several_daemons_reconciles(
+    daemon: StartDaemon, emulator: Emulator, tmp_path: Path, postgres_server: Server
+) -> None:
+    """The other one does when it is killed. Commands book beside them, and nothing is booked twice."""
+    url = postgres_server.new_database()
+    books = Books(daemon, emulator, tmp_path, "reconcile_seconds = 0.2\n", url=url)
+    place = Place(url=url)
+
+    def wait_for(statement: str, value: object) -> None:
+        deadline = monotonic() + 30
+        while place.rows(statement) != [{"found": value}]:
+            assert monotonic() < deadline, books.daemon.output()
+            sleep(0.05)
+
+    def billed(count: int) -> None:
+        wait_for("SELECT to_regclass('attempts') IS NOT NULL AS found", True)
+        wait_for("SELECT count(*) AS found FROM attempts WHERE bill = 2", count)
+
+    books.send(5)
+    billed(5)
+    first = books.daemon
+    books.start("reconcile_seconds = 0.2\n")
+    books.send(5)
+    billed(10)
+    locks = "SELECT count(*) AS number FROM pg_locks WHERE locktype = 'advisory' AND classid = 5282 AND objid = 4"
+    assert place.rows(locks) == [{"number": 1}]
+    closing = [threading.Thread(target=books.close_month) for _ in range(3)]
+    books.send(20)
+    for each in closing:
+        each.start()
+    for each in closing:
+        each.join()
+    billed(30)
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait()
+    books.send(5)
+    billed(35)
+    assert place.rows(locks) == [{"number": 1}]
+    assert books.command("ledger", "check")["ok"]
+    assert causes(books.close_month()) == {}
+
+
+def test_bills_become_the_estimates(books: Books) -> None:
+    """Five bills teach the price of a model; the tables are used before. A change is reported once; a restart forgets nothing."""
+    biller = books.emulator.world.behaviour.biller
+    sizes = iter(range(1, 1000))
+
+    def send(count: int) -> None:
+        """Send chats of different sizes, and wait until they are billed."""
+        before = len(recorded(books.path))
+        ids = set()
+        for _ in range(count):
+            chat = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "word " * 7 * next(sizes)}]}
+            response = post(books.daemon.port, "/v1/chat/completions", chat)
+            ids.add(response.header("x-lava-proxy-request-id") or "")
+        wait_until_recorded(books.path, ids)
+        deadline = monotonic() + 20
+        while books.rows("SELECT count(*) FROM attempts WHERE bill = 2") != [(before + count,)]:
+            assert monotonic() < deadline, books.daemon.output()
+            sleep(0.05)
+
+    def last() -> tuple[str, bool]:
+        """Where the last estimate came from, and whether it is the bill."""
+        [(source, equal)] = books.rows(
+            "SELECT n.text, a.estimated = a.billed FROM attempts a JOIN names n ON n.id = a.prices ORDER BY a.request DESC LIMIT 1"
+        )
+        return source.partition(" ")[0], bool(equal)
+
+    send(6)
+    assert last() == ("genai-prices", False)
+    send(1)
+    assert last() == ("learned", True)
+    biller.set_prices(TokenPrices(Decimal("0.0000015"), output=Decimal("0.000006")))
+    send(11)
+    send(1)
+    assert last() == ("learned", True)
+    assert books.daemon.output().count("openai/gpt-4o-mini: its last 10 bills are 50.0 % above the price") == 1
+    books.daemon.stop()
+    books.start("reconcile_seconds = 0.5\n")
+    send(1)
+    assert last() == ("learned", True)

@@ -24,9 +24,9 @@ from test_cli import at_terminal, called, command
 from proxy.cli import ledger_export
 from proxy.config.settings import LedgerSettings
 from proxy.ledger import queries, reading
-from proxy.ledger.columns import TOKENS
+from proxy.ledger.columns import TOKENS, VERSION, Bill, OutboxState, State
 from proxy.ledger.lock import FileLock
-from proxy.ledger.schema import MIGRATIONS, VERSION, Bill, OutboxState, State
+from proxy.ledger.schema import MIGRATIONS
 from proxy.protocol.clients import hashed
 from proxy.protocol.redaction import Secret
 

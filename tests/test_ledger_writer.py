@@ -10,7 +10,7 @@ import pytest
 from ledgers import in_flight, record, rows_of
 
 from proxy.config.settings import Settings
-from proxy.ledger import schema, writer
+from proxy.ledger import columns, writer
 from proxy.ledger.writer import Ledger, LedgerUnavailableError
 
 if TYPE_CHECKING:
@@ -122,6 +122,51 @@ def test_work_is_done_in_one_transaction_after_the_records_so_far(tmp_path: Path
     assert run(path, work) == []
 
 
+def test_work_that_waits_is_done_together(tmp_path: Path) -> None:
+    """In one transaction; if one fails, the others are done nevertheless, and what nobody waits for is not."""
+
+    def insert(value: str, *, fails: bool = False) -> Callable[[Connection], None]:
+        def work(connection: Connection) -> None:
+            connection.exec_driver_sql("INSERT INTO meta (name, value) VALUES (?, '')", (value,))
+            if fails:
+                raise KeyError(value)
+
+        return work
+
+    def found(connection: Connection) -> list[str]:
+        return list(connection.exec_driver_sql("SELECT name FROM meta WHERE name LIKE 'job%'").scalars())
+
+    async def work(ledger: Ledger) -> None:
+        ledger.start()
+        given_up = asyncio.create_task(ledger.run(insert("job given up")))
+        waiting = [
+            asyncio.create_task(ledger.run(each))
+            for each in (insert("job 1"), insert("job 2", fails=True), insert("job 3"))
+        ]
+        await asyncio.sleep(0)
+        given_up.cancel()
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(each) for each in done] == [type(None), KeyError, type(None)]
+        assert sorted(await ledger.run(found)) == ["job 1", "job 3"]
+
+    assert run(tmp_path / "ledger.sqlite", work) == []
+
+
+def test_a_record_that_is_to_be_billed_is_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its intent is committed, so there are few of them."""
+    monkeypatch.setattr(writer, "MAX_QUEUE", 2)
+
+    async def work(ledger: Ledger) -> None:
+        for _ in range(3):
+            ledger.observe(record())
+        ledger.observe(record(intent=True))
+        ledger.observe(record(intent=True, sent=False))
+        assert (ledger.status().queued, ledger.status().dropped) == (3, 2)
+        ledger.start()
+
+    run(tmp_path / "ledger.sqlite", work)
+
+
 def test_work_without_a_database_is_refused(tmp_path: Path) -> None:
     """And before the start, and after the end."""
     (tmp_path / "file").write_bytes(b"")
@@ -182,7 +227,7 @@ def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
         connection.execute("UPDATE meta SET value = '99' WHERE name = 'schema'")
     connection.close()
     events = run(path, work)
-    assert f"has schema 99, and this lava-proxy knows schemas up to {schema.VERSION}" in events[0]
+    assert f"has schema 99, and this lava-proxy knows schemas up to {columns.VERSION}" in events[0]
     assert rows_of(path, "SELECT count(*) FROM requests") == [(1,)]
 
 

@@ -8,6 +8,8 @@ import sys
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import __version__
+from proxy.ledger.outbox import OutboxStatus
+from proxy.ledger.writer import Status
 from proxy.observe.metrics import Metrics
 from proxy.protocol.record import Outcome, Record
 
@@ -119,3 +121,15 @@ def test_nothing_heavy_is_loaded_before_the_figures_are_asked_for() -> None:
         "assert 'prometheus_client' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_the_ledgers_numbers_are_shown() -> None:
+    """What waits to be written and to be reported, what is not reported by itself, and when costs were read."""
+    status = Status(queued=3, dropped=2, written=40, lag_s=0.0, problem=None, schema=1)
+    metrics = Metrics(lambda: 0, lambda: status, lambda: OutboxStatus(waiting=5, dead=1), lambda: 1.8e9)
+    assert _value(metrics, "lava_proxy_ledger_queue") == 3
+    assert _value(metrics, "lava_proxy_ledger_dropped_total") == 2
+    assert _value(metrics, "lava_proxy_ledger_written_total") == 40
+    assert _value(metrics, "lava_proxy_outbox_waiting") == 5
+    assert _value(metrics, "lava_proxy_outbox_dead_letters") == 1
+    assert _value(metrics, "lava_proxy_ledger_reconciled_timestamp_seconds") == 1.8e9

@@ -15,7 +15,20 @@ TESTS = Path(__file__).parent
 LIST = TESTS / "hostile-cases.json"
 WAITING = frozenset(f"LIF-{number:02}" for number in (15,))
 """Cases that come with a later part."""
-LARGE = ("BOD-09", "CLI-06", "LOD-01", "LOD-02", "LOD-05", "LOD-09", "LIF-01", "LIF-02", "LIF-06", "LIF-09", "LIF-18")
+LARGE = (
+    "BOD-09",
+    "CLI-06",
+    "LOD-01",
+    "LOD-02",
+    "LOD-05",
+    "LOD-09",
+    "LIF-01",
+    "LIF-02",
+    "LIF-06",
+    "LIF-09",
+    "LIF-14",
+    "LIF-18",
+)
 """Cases that have a size; their full form takes minutes."""
 
 

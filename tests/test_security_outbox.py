@@ -12,11 +12,11 @@ import sys
 import threading
 import tracemalloc
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from daemons import clean_environment
+from daemons import clean_environment, run_command
 from ledgers import record, recorded, rows_of
 from outbox_child import POINTS
 from ports import free_port
@@ -26,21 +26,25 @@ from security_stand import FULL, case
 from proxy.config.settings import Settings
 from proxy.emulator import Emulator
 from proxy.lava.errors import TimedOut
-from proxy.ledger import outbox_rows, queries, upkeep
+from proxy.ledger import books, outbox, outbox_rows, queries, upkeep
 from proxy.ledger.accounts import accounts_of
+from proxy.ledger.books import Cause, Period
+from proxy.ledger.columns import Bill, OutboxState
 from proxy.ledger.delivery import MAX_TRIES, Delivery
 from proxy.ledger.delivery import pause as delivery_pause
 from proxy.ledger.outbox import Outbox, OutboxStatus
 from proxy.ledger.outbox_rows import Waiting
+from proxy.ledger.reconcile import Reconciler
 from proxy.ledger.rows import request_id_of
-from proxy.ledger.schema import OutboxState
 from proxy.ledger.writer import Ledger
+from proxy.protocol.headers import PROXY_ID
 from proxy.protocol.record import Attempt, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from daemons import StartDaemon
+    from postgres import Server
     from sqlalchemy import Connection
 
     from proxy.emulator.biller import Repeated
@@ -97,8 +101,8 @@ def stand(request: pytest.FixtureRequest, emulator: Emulator, tmp_path: Path) ->
     return OutboxStand(emulator, tmp_path)
 
 
-BEFORE, INTENT = POINTS[:1], POINTS[1:3]
-"""Points where nothing is stored, and where an intent is: what its call used is not known."""
+BEFORE, INTENT, AFTER_MARK = POINTS[:1], POINTS[1:3], POINTS[5:7]
+"""Points where nothing is stored, where an intent is (what its call used is not known), and where Lava is asked afterwards."""
 CASES = [
     pytest.param(
         point, repeated, id=f"{point}, {repeated}", marks=() if (point, repeated) in QUICK else pytest.mark.full
@@ -116,6 +120,9 @@ def test_a_process_that_is_killed_bills_once(stand: OutboxStand, point: str, rep
     stand.emulator.world.behaviour.biller.repeated = repeated
     stand.run(point, 1)
     assert stand.run() == "empty\n"
+    calls = [each.method for each in stand.emulator.world.received]
+    if point in AFTER_MARK:
+        assert calls == (["POST", "GET"] if point == "after the call" else ["GET", "POST"])
     if point in BEFORE:
         assert (stand.states(), stand.billed()) == ([], [])
     elif point in INTENT:
@@ -132,10 +139,14 @@ def test_random_kills_lose_no_committed_usage(stand: OutboxStand) -> None:
     choose = random.Random(20_261_129).uniform
     committed: set[str] = set()
     intents: set[str] = set()
-    for _ in range(200 if FULL else 4):
+    for number in range(200 if FULL else 4):
+        before = len(recorded(stand.path)) if stand.path.exists() else 0
         process = stand.start(count=100_000)
-        wait_until(stand.path.exists)
-        sleep(choose(0.2, 1.2))
+        if number % 2:
+            sleep(choose(0.2, 1.5))
+        else:
+            wait_until(lambda: stand.path.exists() and len(recorded(stand.path)) > before)  # noqa: B023
+            sleep(choose(0.0, 0.7))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         committed |= stand.ids(OutboxState.READY)
@@ -257,9 +268,9 @@ def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 class InProcess:
-    """A ledger and its outbox in this process, whose letters go to ``url``."""
+    """A ledger and its outbox in this process, whose letters go to ``url``. ``shared`` is the address of a PostgreSQL."""
 
-    def __init__(self, stand: OutboxStand, url: str | None = None) -> None:
+    def __init__(self, stand: OutboxStand, url: str | None = None, shared: str | None = None) -> None:
         self.stand = stand
         self.said: list[str] = []
         self.count = 0
@@ -267,7 +278,7 @@ class InProcess:
         self.settings = Settings.model_validate(
             {
                 "lava": {"secret_key": stand.emulator.world.secret_key, "base_url": url or stand.emulator.base_url},
-                "ledger": {"path": str(stand.path)},
+                "ledger": {"path": str(stand.path)} if shared is None else {"url": shared},
                 "projects": projects,
             }
         )
@@ -439,6 +450,142 @@ async def test_an_answer_with_other_numbers_is_a_dead_letter(stand: OutboxStand)
             )
         await process.delivery.deliver()
         assert await process.dead() == ["Lava has this id with other numbers: input_tokens is 1, not 10"]
+
+
+@in_loop
+async def test_what_is_reported_is_joined_with_its_request(stand: OutboxStand) -> None:
+    """Lava's record has our id, and its cost is the request's; what could not be reported stays visible in the books."""
+    async with InProcess(stand) as process:
+        made = await process.requests(3, lava_request_id=None)
+        await process.requests(1, lava_request_id=None, usage="null")
+        await process.delivery.deliver()
+        (account,) = accounts_of(process.settings)
+        assert {each.metadata[PROXY_ID] for each in stand.emulator.world.billing.records.values()} == set(made)
+        async with account.client(process.settings) as lava:
+            reconciler = Reconciler(lava, account, process.ledger)
+            now = int(time() * 1e6)
+            compared = await books.compare(reconciler, Period(0, now), missing_before_us=now)
+            found = await books.balance(reconciler, process.ledger, compared, missing_before_us=now)
+        assert [(each.cause, each.amount.requests) for each in found.differences] == [(Cause.UNREPORTED, 1)]
+        assert found.unexplained.requests == 1
+    assert rows_of(stand.path, "SELECT bill FROM attempts ORDER BY request") == [
+        *[(Bill.COMPLETED,)] * 3,
+        (Bill.MISSING,),
+    ]
+
+
+@in_loop
+async def test_a_clock_that_is_set_back_holds_no_letter(stand: OutboxStand) -> None:
+    """What waits until a time that is a day away by now is due; what waits for some minutes is not."""
+    async with InProcess(stand) as process:
+        made = await process.requests(2)
+        for seconds, billed in ((290, []), (86_400, made)):
+            until = int((time() + seconds) * 1e6)
+            await process.ledger.run(
+                lambda connection: connection.exec_driver_sql(f"UPDATE outbox SET next_us = {until}")  # noqa: B023
+            )
+            await process.delivery.deliver()
+            assert stand.billed() == billed
+
+
+@in_loop
+async def test_a_project_with_many_letters_holds_no_other(stand: OutboxStand) -> None:
+    """A page of each project in turn; within a project in order."""
+    async with InProcess(stand) as process:
+        many = await process.requests(outbox_rows.PAGE * 3)
+        few = await process.requests(2, project="other")
+        await process.delivery.deliver()
+        billed = stand.billed()
+        assert [each for each in billed if each not in few] == many
+        assert billed.index(few[-1]) < outbox_rows.PAGE + 2
+
+
+@in_loop
+async def test_faults_of_lava_are_no_refusals(stand: OutboxStand) -> None:
+    """A letter that waited through many of them has all of its eight tries left, and asks first."""
+    async with InProcess(stand) as process:
+        await process.requests(1)
+        stand.emulator.world.behaviour.account_faults = ["lava-500"] * (MAX_TRIES + 1)
+        for _ in range(MAX_TRIES + 1):
+            await process.delivery.deliver()
+            await process.make_due()
+        await process.ledger.run(
+            lambda connection: connection.exec_driver_sql(
+                "UPDATE outbox SET body = replace(body, 'conn_demo', 'conn_gone')"
+            )
+        )
+        await process.delivery.deliver()
+        assert await process.waiting() == Waiting(0, 1, 0)
+        assert stand.billed() == []
+
+
+@in_loop
+async def test_a_letter_without_usage_is_not_replayed(stand: OutboxStand) -> None:
+    """It would be billed as nothing. The command says so, and which are left."""
+    async with InProcess(stand) as process:
+        await process.requests(1, usage="null")
+        await process.requests(1)
+        await process.ledger.run(lambda connection: connection.exec_driver_sql("UPDATE outbox SET state = 2"))
+        unknown, known = await process.ledger.run(queries.dead_letters)
+        assert (unknown.known, known.known) == (False, True)
+    config = stand.path.parent / "config.toml"
+    config.write_text(f'[ledger]\npath = "{stand.path}"\n')
+    config.chmod(0o600)
+
+    def replay(*words: str) -> Any:
+        words = ("ledger", "dead-letters", "replay", *words, "--config", str(config))
+        return run_command(words, home=stand.path.parent)
+
+    one = replay(unknown.id)
+    assert one.returncode == 1
+    assert b"what it used is not known" in one.stderr
+    every = replay("--all")
+    assert every.returncode == 0, every.stderr
+    assert b"1 dead letter will be delivered again" in every.stdout
+    assert b"1 dead letter left" in every.stdout
+    assert stand.ids(OutboxState.READY) == {known.id}
+
+
+@pytest.mark.postgres
+@in_loop
+async def test_the_intents_of_a_dead_daemon_are_found(
+    stand: OutboxStand, postgres_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another one on the same PostgreSQL, when the lease ends; letters are delivered by one of them."""
+    for name in ("START_SECONDS", "LOOK_SECONDS"):
+        monkeypatch.setattr(outbox, name, 0.2)
+    url = postgres_server.new_database()
+    async with InProcess(stand, shared=url) as other:
+        async with InProcess(stand, shared=url) as dying:
+            made = await dying.requests(3)
+            await dying.outbox.begin(record(outcome=None))
+            other.outbox.start()
+            await _until(lambda: len(stand.billed()) == 3)
+            dying.outbox.start()
+            made += await dying.requests(3)
+            await _until(lambda: len(stand.billed()) == 6)
+            assert sorted(stand.billed()) == sorted(made)
+            while await other.waiting() != Waiting(1, 0, 0):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        ended = f"UPDATE meta SET value = '0' WHERE name = 'daemon {dying.ledger.daemon}'"
+        await other.ledger.run(lambda connection: connection.exec_driver_sql(ended))
+        await _until(lambda: other.outbox.status == OutboxStatus(0, 1))
+        assert await other.dead() == ["the daemon ended during the request: what it used is not known"]
+
+
+@in_loop
+async def test_an_intent_of_a_daemon_taken_for_dead_is_completed(stand: OutboxStand) -> None:
+    """It was cut off from the database, and has its usage after all."""
+    async with InProcess(stand) as process:
+        one = record(outcome=None)
+        await process.outbox.begin(one)
+        assert await process.ledger.run(lambda connection: outbox_rows.recover(connection, "another")) == 1
+        assert await process.waiting() == Waiting(0, 0, 1)
+        one.outcome = Outcome.OK
+        process.ledger.observe(one)
+        await _until(lambda: process.ledger.status().written == 1)
+        await process.delivery.deliver()
+        assert stand.billed() == [one.request_id]
 
 
 @in_loop

@@ -26,13 +26,17 @@ _WIDEST = 28
 """Characters of a name in a table."""
 
 
-def ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool) -> int:
+def ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool, make: bool = False) -> int:
     """Do ``work`` with the configured ledger and return its exit code, or 1 and why it could not be done.
 
-    Exits with 78 if the configuration cannot be used.
+    ``make``: a file that is missing is made. Exits with 78 if the configuration cannot be used.
     """
     settings = loading.settings(config, as_json=as_json)
     try:
+        if make:
+            from proxy.ledger import upkeep
+
+            upkeep.make_missing(settings.ledger)
         return work(Book(settings, reading.open_readonly(settings.ledger)))
     except reading.LedgerUnreadableError as error:
         return terminal.failed(str(error), as_json=as_json, code="ledger_unreadable")

@@ -16,11 +16,11 @@ from proxy.cli.arguments import UsageError
 from proxy.cli.ledger_asking import iso, money, short, usd
 from proxy.cli.terminal import Exit, Screen, failed, put_json, say
 from proxy.ledger import books
-from proxy.ledger.accounts import accounts_of
-from proxy.ledger.books import ONLY_HERE, Cause, Period, Subtotal
+from proxy.ledger.accounts import LIST_RETRIES, accounts_of
+from proxy.ledger.books import Cause, Period, Subtotal
 from proxy.ledger.direct import opened
 from proxy.ledger.heal import Healed, Healing
-from proxy.ledger.reconcile import MISSING_AFTER_US, Reconciler
+from proxy.ledger.reconcile import MISSING_AFTER_US, Reconciler, unbilled_projects
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -93,6 +93,10 @@ def run_close(config: Path | None, month: str, *, settled_after: str | None, as_
             _show_books(screen, each, month)
         screen.line()
         screen.line(f"Unexplained: {ledger_asking.requests(unexplained.requests)}, {money(unexplained.nano)}.")
+        if any(each.cause is Cause.UNDECIDED for account in found for each in account.differences):
+            screen.prose(
+                "Lava may still record what is not decided yet. Close the month an hour after its end.", "note"
+            )
         return Exit.OK if closed else Exit.FAILED
 
     return _ask(config, work, as_json=as_json)
@@ -128,13 +132,13 @@ def run_heal(config: Path | None, *, since: str | None, everything: bool, as_jso
             _show_healed(Screen(), Healed(amount, left), kept=kept)
         return Exit.OK if kept or not amount.requests else Exit.FAILED
 
-    return _ask(config, work, as_json=as_json)
+    return _ask(config, work, as_json=as_json, make=True)
 
 
 # Asking
 
 
-def _ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool) -> int:
+def _ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool, make: bool = False) -> int:
     """Do ``work``; turn what Lava refuses into one sentence and exit code 1."""
     from proxy.lava.errors import LavaError
 
@@ -147,7 +151,7 @@ def _ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool) -> 
         except LavaError as error:
             return account.refused(error, account.sentence(error, billing[0].base_url), as_json=as_json)
 
-    return ledger_asking.ask(config, guarded, as_json=as_json)
+    return ledger_asking.ask(config, guarded, as_json=as_json, make=make)
 
 
 def _each_account(
@@ -158,9 +162,9 @@ def _each_account(
     async def do() -> list[T]:
         found = []
         for billing in accounts_of(settings):
-            async with billing.client(settings) as lava:
+            async with billing.client(settings, retries=LIST_RETRIES) as lava:
                 correlate = settings.ledger.correlate
-                reconciler = Reconciler(lava, billing.scope, billing.projects, runner, correlate=correlate)
+                reconciler = Reconciler(lava, billing, runner, correlate=correlate)
                 found.append(await work(reconciler, billing))
         return found
 
@@ -169,11 +173,15 @@ def _each_account(
 
 def _balance(book: Book, period: Period, settled_after: str | None) -> tuple[list[Books], bool]:
     missing = ledger_asking.now_us() - (_microseconds(settled_after) if settled_after is not None else MISSING_AFTER_US)
+    accounts = accounts_of(book.settings)
     with opened(book.settings.ledger) as (runner, kept):
 
         async def work(reconciler: Reconciler, billing: BillingAccount) -> Books:
             compared = await books.compare(reconciler, period, missing_before_us=missing, on_progress=_progress())
-            return await books.balance(reconciler, runner, billing.projects, compared, missing_before_us=missing)
+            # What no key can ask for stands in the first books.
+            rest = await runner.run(lambda connection: unbilled_projects(connection, accounts))
+            not_asked = rest if billing == accounts[0] else []
+            return await books.balance(reconciler, runner, compared, missing_before_us=missing, not_asked=not_asked)
 
         return _each_account(book.settings, runner, work), kept
 
@@ -239,13 +247,14 @@ def _show_days(screen: Screen, found: Books, *, title: bool) -> None:
         )
     heads = ["day (UTC)", "matched", "billed", "only here", "only at Lava", "duplicates", "differing", "Lava's sums"]
     screen.table(heads, rows)
-    reasons: dict[Cause, int] = {}
-    for day in found.days.values():
-        for cause, count in day.only_here.items():
-            reasons[cause] = reasons.get(cause, 0) + count
+    reasons = [
+        [name, f"{count:,}", _why(cause)]
+        for name, day in found.days.items()
+        for cause, count in sorted(day.only_here.items())
+    ]
     if reasons:
         screen.title("Only here")
-        screen.pairs([(f"{count:,}", _why(cause)) for cause, count in sorted(reasons.items())])
+        screen.table(["day (UTC)", "requests", "likely reason"], reasons, numbers={1})
     _show_named(screen, found)
 
 
@@ -312,17 +321,17 @@ def _show_named(screen: Screen, found: Books) -> None:
 
 def _show_healed(screen: Screen, found: Healed, *, kept: bool) -> None:
     count = counted(found.amount.requests, "request")
-    if kept:
+    if not found.amount.requests:
+        screen.line("There is nothing to rebuild.")
+    elif kept:
         screen.line(
             f"{count} rebuilt from Lava's records, {money(found.amount.nano)}; without timings, marked as healed."
         )
-    elif found.amount.requests:
+    else:
         screen.prose(
             f"{count} would be rebuilt, {money(found.amount.nano)}. A daemon has the ledger, and one process writes it: stop the "
             "daemon, and run this again."
         )
-    else:
-        screen.line("There is nothing to rebuild.")
     if found.left:
         screen.prose(
             f"{counted(found.left, 'record')} without an id of ours left out: of other programs, or sent with "
@@ -341,9 +350,7 @@ def _with_money(amount: Subtotal) -> str:
 
 
 def _why(cause: Cause) -> str:
-    return (
-        cause.value if cause in ONLY_HERE else f"{cause.value} (ask again later)" if cause is Cause.UNDECIDED else cause
-    )
+    return f"{cause.value} (ask again later)" if cause is Cause.UNDECIDED else cause.value
 
 
 def _what(each: Differing) -> str:

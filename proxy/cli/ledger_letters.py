@@ -39,6 +39,12 @@ def run(config: Path | None, action: Action, ids: Sequence[str], *, all_: bool, 
             return failed(
                 f"There is no dead letter {missing[0]}. `lava-proxy ledger dead-letters` lists them", as_json=as_json
             )
+        unknown = [each.id for each in letters if not each.known and each.id in ids]
+        if action == "replay" and unknown:
+            return failed(
+                f"{unknown[0]} cannot be reported: what it used is not known. Delete it, once you have billed it otherwise",
+                as_json=as_json,
+            )
         chosen = len(letters) if all_ else len(set(ids))
         question = f"Delete {counted(chosen, 'dead letter')}? Their usage is then never billed."
         if action == "delete" and not yes and not agreed(question):
@@ -55,6 +61,8 @@ def run(config: Path | None, action: Action, ids: Sequence[str], *, all_: bool, 
         else:
             done = "deleted" if action == "delete" else "will be delivered again when the daemon runs"
             Screen().line(f"{counted(count, 'dead letter')} {done}.")
+            if action == "replay" and count < chosen:
+                Screen().line(f"{counted(chosen - count, 'dead letter')} left: what they used is not known.", "note")
         return Exit.OK
 
     return ledger_asking.ask(config, work, as_json=as_json)
@@ -70,6 +78,7 @@ def _list(letters: list[DeadLetter], *, as_json: bool) -> int:
                     "created": iso(each.created_us),
                     "attempts": each.attempts,
                     "problem": each.problem,
+                    "replayable": each.known,
                 }
                 for each in letters
             ]

@@ -56,7 +56,8 @@ class Lava(Resources):
     what Lava permits it. ``base_url`` is ``auto`` (the sandbox for ``aks_test_`` keys, as the SDK does) or an address, to
     which ``/v1`` is added if it has no path. ``timeout`` is in seconds, for one try of an account call.
 
-    GETs, and POSTs by their ``Idempotency-Key``, are retried ``retries`` times after a broken connection, 429 or 5xx.
+    GETs, and POSTs by their ``Idempotency-Key``, are retried ``retries`` times after a broken connection, 429 or 5xx,
+    unless Lava asks for a wait above ``max_wait`` seconds.
     Lava's reference says that every POST supports that header; ``idempotency=False`` neither sends nor trusts it.
 
     ``ca_file`` names further trusted certificates, ``proxy`` is an outbound proxy's URL; no proxy variable is read.
@@ -74,6 +75,7 @@ class Lava(Resources):
         timeout: float = 30.0,
         retries: int = 2,
         backoff: float = 0.5,
+        max_wait: float = 20.0,
         idempotency: bool = True,
         ca_file: str = "",
         proxy: str = "",
@@ -87,7 +89,7 @@ class Lava(Resources):
         self.base_url: str = base_url_for(key) if base_url == "auto" else _normal(base_url)
         self.providers = Providers(self.base_url)
         self._timeout = timeout
-        self._patience = Patience(retries, backoff)
+        self._patience = Patience(retries, backoff, max_wait)
         self._idempotency = idempotency
         self._transport = Transport(self.base_url, ca_file=ca_file, proxy=proxy)
         self._sender: ApiSender = sender or self._transport

@@ -66,7 +66,7 @@ def read(kind: type[R], reply: ApiReply, redactor: Redactor, now: float) -> R:
     """Return the answer as a record. Raises a ``LavaError``."""
     if not reply.ok:
         raise refusal(reply, redactor, now)
-    about: dict[str, Any] = {"status": reply.status, "request_id": reply.request_id}
+    about: dict[str, Any] = {"status": reply.status, "request_id": _request_id(reply, redactor)}
     if not reply.body.strip():
         value: Any = {}  # 204, or a 200 without a body
     else:
@@ -105,9 +105,13 @@ def refusal(reply: ApiReply, redactor: Redactor, now: float) -> LavaError:
         message or _description(reply) + SILENT,
         status=reply.status,
         code=code or None,
-        request_id=reply.request_id,
+        request_id=_request_id(reply, redactor),
         retry_after=retry_after(reply, now),
     )
+
+
+def _request_id(reply: ApiReply, redactor: Redactor) -> str | None:
+    return redactor.text(reply.request_id) if reply.request_id is not None else None
 
 
 def retry_after(reply: ApiReply, now: float) -> float | None:

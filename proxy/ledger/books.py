@@ -4,7 +4,8 @@ Theory. The biller's book has its records by the time it gives them, ours the ca
 record and a call that are joined are the same charge, and the amount is the biller's. What is in one book only has a cause:
 
 - a second record of one call (*duplicate*), a record of no call (*phantom*), a call whose record lies on the other side of the
-  time's border, a call that the biller does not know, for one of several reasons.
+  time's border, a call that the biller does not know, for one of several reasons, or a record of a call that is in the books of
+  another account, because the configuration gives its project another key now (or two keys are of one account).
 
 The biller's own sums per day are the checksum: what they have beyond its list can only be calls that it charged and keeps no
 record of. What is left over is *unexplained*: phantoms, calls that are undecided or cannot be asked for, and any amount that
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from sqlalchemy import case, func, select
 
 from proxy.ledger import biller
+from proxy.ledger.columns import Bill, OutboxState, State
 from proxy.ledger.matching import Verdict
-from proxy.ledger.reconcile import SECOND_US, project_numbers
-from proxy.ledger.schema import Bill, State, attempts, requests
+from proxy.ledger.reconcile import SECOND_US
+from proxy.ledger.schema import attempts, outbox, requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -63,11 +65,13 @@ class Cause(StrEnum):
     PHANTOM = "at Lava only"
     BORDER_ATLAVA = "received before or after this time"
     BORDER_HERE = "Lava's record lies before or after this time"
+    ELSEWHERE_BOOKED = "of a project that this key does not bill, by the configuration"
     LOST = "Lava answered, and has no record of it"
     REFUSED = "an error that Lava has no record of"
     UNANSWERED = "no answer came, and Lava has no record of it"
     INTERRUPTED = "the daemon ended during it, and Lava has no record of it"
     ELSEWHERE = "answered without an id of Lava's, which has no record of it"
+    UNREPORTED = "not reported to Lava: see `lava-proxy ledger dead-letters`"
     CHARGED_UNRECORDED = "charged by Lava without a record"
     UNDECIDED = "not decided yet"
     NOTASKED = "its project has no secret key, so Lava cannot be asked"
@@ -77,7 +81,15 @@ class Cause(StrEnum):
 
 
 UNEXPLAINED: Final = frozenset(
-    {Cause.PHANTOM, Cause.UNDECIDED, Cause.NOTASKED, Cause.VANISHED, Cause.CHECKSUM, Cause.SUMS}
+    {
+        Cause.PHANTOM,
+        Cause.UNREPORTED,
+        Cause.UNDECIDED,
+        Cause.NOTASKED,
+        Cause.VANISHED,
+        Cause.CHECKSUM,
+        Cause.SUMS,
+    }
 )
 ONLY_HERE: Final = (Cause.LOST, Cause.REFUSED, Cause.UNANSWERED, Cause.INTERRUPTED, Cause.ELSEWHERE)
 
@@ -175,8 +187,10 @@ def _total(amounts: Iterable[Subtotal]) -> Subtotal:
 class Comparison:
     """Adds up what becomes of the records."""
 
-    def __init__(self, period: Period) -> None:
+    def __init__(self, period: Period, projects: Collection[int]) -> None:
         self.period = period
+        self.projects = frozenset(projects)
+        """The numbers of those in these books."""
         self.days: dict[str, Day] = {}
         self.lava = Subtotal()
         """Completed records of the time."""
@@ -185,7 +199,7 @@ class Comparison:
         """By the record's id."""
         self.joined = Subtotal()
         """Final records of requests received in the time, also if the record's own time is another."""
-        self.border_at_lava = self.border_here = Subtotal()
+        self.border_at_lava = self.border_here = self.of_others = Subtotal()
         self.phantoms: list[Taken] = []
         self.duplicates: list[Taken] = []
         self.differing: list[Differing] = []
@@ -215,7 +229,10 @@ class Comparison:
                 self.lava += amount
             else:
                 self.unmetered += 1
-        if taken.verdict is Verdict.MATCHED:
+        if taken.verdict is Verdict.MATCHED and taken.project not in self.projects:
+            if at_lava:
+                self.of_others += amount
+        elif taken.verdict is Verdict.MATCHED:
             here = self.period.has(taken.received_us)
             if here:
                 self.joined += amount
@@ -259,7 +276,7 @@ async def compare(
     Calls received before ``missing_before_us`` that Lava does not know are booked as missing. Raises ``LavaError`` and
     ``LedgerUnavailableError``.
     """
-    comparison = Comparison(period)
+    comparison = Comparison(period, await reconciler.own_projects())
     await reconciler.recheck()
     await reconciler.read_list(period.start_us - MARGIN_US, on_page=comparison.take, on_progress=on_progress)
     await reconciler.ask(
@@ -274,17 +291,17 @@ async def compare(
 async def balance(
     reconciler: Reconciler,
     runner: Runner,
-    projects: Collection[str],
     comparison: Comparison,
     *,
     missing_before_us: int,
+    not_asked: Collection[int] = (),
 ) -> Books:
-    """Return both books after a comparison."""
-    period = comparison.period
+    """Return both books after a comparison. ``not_asked`` are the numbers of projects that no account bills."""
+    period, projects = comparison.period, comparison.projects
     usage = await reconciler.usage(*period)
     here = await runner.run(lambda connection: _here(connection, projects, period))
     causes: Counter[tuple[Cause, str]] = Counter()
-    for group in await runner.run(lambda connection: _only_here(connection, projects, period)):
+    for group in await runner.run(lambda connection: _only_here(connection, projects, not_asked, period)):
         cause = _cause(group, missing_before_us)
         causes[cause, group.day] += group.calls
     for (cause, name), count in causes.items():
@@ -322,23 +339,28 @@ def _differences(
         BookDifference(Cause.PHANTOM, True, comparison.all_phantoms),
         BookDifference(Cause.BORDER_ATLAVA, True, comparison.border_at_lava),
         BookDifference(Cause.BORDER_HERE, False, comparison.border_here),
-        BookDifference(
-            Cause.UNDECIDED, True, Subtotal(sum(each is not Verdict.MATCHED for each in comparison.pending.values()))
-        ),
+        BookDifference(Cause.ELSEWHERE_BOOKED, True, comparison.of_others),
         *(
             BookDifference(cause, False, Subtotal(only_here[cause]))
-            for cause in (*ONLY_HERE, Cause.UNDECIDED, Cause.NOTASKED)
+            for cause in (*ONLY_HERE, Cause.UNREPORTED, Cause.UNDECIDED, Cause.NOTASKED)
         ),
     ]
     vanished = Subtotal(here.billed.requests + here.unmetered, here.billed.nano) - comparison.joined
     found.append(BookDifference(Cause.VANISHED, False, vanished))
+    undecided = Subtotal(sum(each is not Verdict.MATCHED for each in comparison.pending.values()))
     if usage is not None:
         beyond = usage - comparison.lava
         if abs(beyond.nano) <= usage.requests:  # each of two sums rounds by half a billionth per record
             beyond = beyond._replace(nano=0)
-        lost = 0 < beyond.requests <= only_here[Cause.LOST] + only_here[Cause.UNANSWERED] and beyond.nano >= 0
-        found.append(BookDifference(Cause.CHARGED_UNRECORDED if lost else Cause.CHECKSUM, True, beyond))
-    in_lava = comparison.all_duplicates + comparison.all_phantoms + comparison.border_at_lava
+        may_be_lost = sum(only_here[cause] for cause in (Cause.LOST, Cause.UNANSWERED, Cause.INTERRUPTED))
+        sound = beyond.requests > 0 and beyond.nano >= 0
+        if sound and may_be_lost < beyond.requests <= may_be_lost + only_here[Cause.UNDECIDED]:
+            undecided += Subtotal(0, beyond.nano)  # the calls stand in our book
+        else:
+            lost = sound and beyond.requests <= may_be_lost
+            found.append(BookDifference(Cause.CHARGED_UNRECORDED if lost else Cause.CHECKSUM, True, beyond))
+    found.append(BookDifference(Cause.UNDECIDED, True, undecided))
+    in_lava = comparison.all_duplicates + comparison.all_phantoms + comparison.border_at_lava + comparison.of_others
     rest = comparison.lava.nano - here.billed.nano - (in_lava - comparison.border_here - vanished).nano
     found.append(BookDifference(Cause.SUMS, True, Subtotal(0, rest)))
     return [each for each in found if each.amount != NOTHING]
@@ -379,12 +401,12 @@ class _Group(NamedTuple):
     status: int | None
     state: int
     asked: bool
+    letter: int | None
     newest_us: int
     calls: int
 
 
-def _here(connection: Connection, projects: Collection[str], period: Period) -> BookTotals:
-    numbers = project_numbers(connection, projects)
+def _here(connection: Connection, projects: Collection[int], period: Period) -> BookTotals:
     completed = (attempts.c.bill == int(Bill.COMPLETED)) & attempts.c.billed.is_not(None)
     row = connection.execute(
         select(
@@ -395,21 +417,26 @@ def _here(connection: Connection, projects: Collection[str], period: Period) -> 
             func.count(case((attempts.c.bill == int(Bill.PENDING), 1))),
         )
         .select_from(attempts.join(requests, requests.c.seq == attempts.c.request))
-        .where(attempts.c.sent == 1, requests.c.project.in_(numbers), *_within(period))
+        .where(attempts.c.sent == 1, requests.c.project.in_(projects), *_within(period))
     ).one()
     return BookTotals(row[0], Subtotal(row[1], int(row[2])), row[3], row[4])
 
 
-def _only_here(connection: Connection, projects: Collection[str], period: Period) -> list[_Group]:
-    numbers = project_numbers(connection, projects)
+def _only_here(
+    connection: Connection, projects: Collection[int], not_asked: Collection[int], period: Period
+) -> list[_Group]:
     day = (requests.c.received_us // DAY_US).label("day")
     has_id = case((attempts.c.lava_id.is_(None), 0), else_=1).label("has_id")
-    asked = case((requests.c.project.in_(numbers), 1), else_=0).label("asked")
-    key = (day, attempts.c.bill, has_id, attempts.c.status, requests.c.state, asked)
+    asked = case((requests.c.project.in_(projects), 1), else_=0).label("asked")
+    key = (day, attempts.c.bill, has_id, attempts.c.status, requests.c.state, asked, outbox.c.state)
     rows = connection.execute(
         select(*key, func.max(requests.c.received_us), func.count())
-        .select_from(attempts.join(requests, requests.c.seq == attempts.c.request))
-        .where(attempts.c.sent == 1, *_within(period))
+        .select_from(
+            attempts.join(requests, requests.c.seq == attempts.c.request).outerjoin(
+                outbox, outbox.c.id == requests.c.id
+            )
+        )
+        .where(attempts.c.sent == 1, requests.c.project.in_([*projects, *not_asked]), *_within(period))
         .where(attempts.c.bill.is_(None) | attempts.c.bill.not_in([int(each) for each in _FINAL]))
         .group_by(*key)
     )
@@ -421,10 +448,11 @@ def _only_here(connection: Connection, projects: Collection[str], period: Period
             status,
             state,
             bool(own),
+            letter,
             newest,
             count,
         )
-        for number, bill, known, status, state, own, newest, count in rows
+        for number, bill, known, status, state, own, letter, newest, count in rows
     ]
 
 
@@ -432,7 +460,9 @@ def _cause(group: _Group, missing_before_us: int) -> Cause:
     if not group.asked:
         return Cause.NOTASKED
     recent = group.bill is None and group.newest_us >= missing_before_us
-    if group.bill == Bill.PENDING or group.state == State.OPEN or recent:
+    if group.letter == OutboxState.DEAD:
+        return Cause.UNREPORTED
+    if group.bill == Bill.PENDING or group.state == State.OPEN or recent or group.letter is not None:
         return Cause.UNDECIDED
     if group.status is not None and group.status >= 400:
         return Cause.REFUSED

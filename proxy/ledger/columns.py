@@ -60,6 +60,10 @@ class OutboxState(IntEnum):
     DEAD = 2  # not delivered by itself any more; ``problem`` says why
 
 
+INTENT_BODY: Final = '{"daemon":'
+"""So begins the body of a row of ``outbox`` that has no usage yet."""
+
+
 TOKENS: Final = (
     "input",
     "cache_read",

@@ -19,8 +19,9 @@ from proxy.lava.errors import (
 )
 from proxy.ledger import outbox_rows
 from proxy.ledger.accounts import accounts_of
+from proxy.ledger.columns import OutboxState
 from proxy.ledger.outbox_rows import Result
-from proxy.ledger.schema import OutboxState
+from proxy.protocol.headers import PROXY_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +73,7 @@ class _Unavailable(Exception):
 
 
 class Delivery:
-    """Delivers what is due. ``runner`` is the ledger; ``say`` logs a sentence."""
+    """Delivers what is due. ``runner`` is the ledger; ``say`` logs a sentence; ``mask`` hides secrets in what Lava says."""
 
     def __init__(
         self,
@@ -80,11 +81,13 @@ class Delivery:
         settings: Callable[[], Settings],
         sender: Callable[[BillingAccount], ApiSender | None],
         say: Callable[[str], object],
+        mask: Callable[[str], str] = str,
     ) -> None:
         self._runner = runner
         self._settings = settings
         self._sender = sender
         self._say = say
+        self._mask = mask
         self._held: dict[str, Held] = {}
         self._homeless: set[str] = set()
 
@@ -93,52 +96,62 @@ class Delivery:
 
         Raises ``LedgerUnavailableError``.
         """
+        while True:
+            pauses = await self._round()
+            if None not in pauses:
+                return min((each for each in pauses if each is not None), default=None)
+
+    async def _round(self) -> list[float | None]:
+        """Deliver a page of each project: one that has a million letters does not hold the others.
+
+        Return for each project the seconds until more is due; ``None``: more may be due now.
+        """
         settings = self._settings()
         accounts = {project: each for each in accounts_of(settings) for project in each.projects}
-        soonest: float | None = None
+        pauses: list[float | None] = []
         for number, name in await self._runner.run(outbox_rows.projects):
             account = accounts.get(name)
-            if account is None:
-                if name not in self._homeless:
-                    self._homeless.add(name)
-                    self._say(f'Usage of project "{name}" cannot be reported: no Lava secret key is configured for it.')
-                left = MAX_PAUSE_SECONDS
-            else:
-                left = await self._of_project(settings, account, number)
-            soonest = left if soonest is None else min(soonest, left)
-        return soonest
+            if account is not None:
+                pauses.append(await self._of_project(settings, account, number))
+                continue
+            if name not in self._homeless:
+                self._homeless.add(name)
+                self._say(f'Usage of project "{name}" cannot be reported: no Lava secret key is configured for it.')
+            pauses.append(MAX_PAUSE_SECONDS)
+        return pauses
 
-    async def _of_project(self, settings: Settings, account: BillingAccount, project: int) -> float:
-        """Deliver what is due of a project. Return the seconds until more is; after nothing is left, a long time."""
+    async def _of_project(self, settings: Settings, account: BillingAccount, project: int) -> float | None:
         held = self._held.get(account.scope)
         if held is not None and held.until > monotonic():
             return held.until - monotonic()
+        now = int(time() * 1e6)
+        letters = await self._runner.run(lambda connection: outbox_rows.take(connection, project, now))
+        if not letters:
+            due = await self._runner.run(lambda connection: outbox_rows.next_us(connection, project))
+            return MAX_PAUSE_SECONDS if due is None else min(MAX_PAUSE_SECONDS, max(0.0, due / 1e6 - time()))
         async with account.client(settings, self._sender(account)) as lava:
-            while True:
-                now = int(time() * 1e6)
-                letters = await self._runner.run(lambda connection: outbox_rows.take(connection, project, now))  # noqa: B023
-                if not letters:
-                    due = await self._runner.run(lambda connection: outbox_rows.next_us(connection, project))
-                    return MAX_PAUSE_SECONDS if due is None else max(0.0, due / 1e6 - time())
-                results, fault = await self._page(lava, letters)
-                await self._runner.run(lambda connection: outbox_rows.settle(connection, results))  # noqa: B023
-                if fault is not None:
-                    return self._hold(account.scope, fault)
-                if self._held.pop(account.scope, None) is not None:
-                    self._say(f"Usage is reported to Lava again ({account.scope}).")
+            results, fault = await self._page(lava, letters, correlate=settings.ledger.correlate)
+        await self._runner.run(lambda connection: outbox_rows.settle(connection, results))
+        if fault is not None:
+            return self._hold(account.scope, fault)
+        if self._held.pop(account.scope, None) is not None:
+            self._say(f"Usage is reported to Lava again ({account.scope}).")
+        return None
 
-    async def _page(self, lava: Lava, letters: list[Letter]) -> tuple[list[Result], _Unavailable | None]:
+    async def _page(
+        self, lava: Lava, letters: list[Letter], *, correlate: bool
+    ) -> tuple[list[Result], _Unavailable | None]:
         """Send letters in their order, up to the first that cannot be sent now."""
         results: list[Result] = []
         for at, letter in enumerate(letters):
             try:
-                results.append(await self._one(lava, letter))
+                result = await self._one(lava, letter, correlate)
+                results.append(result._replace(problem=result.problem and self._mask(result.problem)))
             except _Unavailable as fault:
-                # Whether this one arrived is not known: it is asked for next time. The others were not sent.
-                results.append(
-                    Result(letter.seq, OutboxState.READY, None, int(time() * 1e6) + outbox_rows.ASK_AFTER_US)
-                )
-                results += [Result(each.seq, OutboxState.READY, tried=False) for each in letters[at + 1 :]]
+                # Whether this one arrived is not known: it is asked for next time. The others were not sent. None was refused.
+                later = int(time() * 1e6) + outbox_rows.ASK_AFTER_US
+                results.append(Result(letter.seq, OutboxState.READY, None, later, max(1, letter.tries)))
+                results += [Result(each.seq, OutboxState.READY, tries=each.tries) for each in letters[at + 1 :]]
                 return results, fault
         return results, None
 
@@ -150,14 +163,15 @@ class Delivery:
             self._say(f"Usage cannot be reported to Lava now, and waits in the outbox ({scope}: {fault}).")
         return left
 
-    async def _one(self, lava: Lava, letter: Letter) -> Result:
+    async def _one(self, lava: Lava, letter: Letter, correlate: bool) -> Result:
         """Deliver a letter. Raises ``_Unavailable``."""
         try:
             if letter.tries:
                 existing = await _retrieve(lava, letter.id)
                 if existing is not None:
                     return _judged(letter, existing)
-            return _judged(letter, await lava.requests.create(**_fields(letter), idempotency_key=letter.id))
+            fields = _fields(letter) | ({"metadata": {PROXY_ID: letter.id}} if correlate else {})
+            return _judged(letter, await lava.requests.create(**fields, idempotency_key=letter.id))
         except Conflict as error:
             try:
                 existing = await _retrieve(lava, letter.id)
@@ -180,9 +194,7 @@ async def _retrieve(lava: Lava, request_id: str) -> Request | None:
 
 
 def _fields(letter: Letter) -> dict[str, Any]:
-    known = {
-        name: letter.body[name] for name in (*_USED, "customer_id", "metadata") if letter.body.get(name) is not None
-    }
+    known = {name: letter.body[name] for name in (*_USED, "customer_id") if letter.body.get(name) is not None}
     return {"request_id": letter.id, "meter_slug": letter.body.get("meter_slug") or "", **known}
 
 

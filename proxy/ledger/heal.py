@@ -9,15 +9,17 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from proxy.ledger import matching, rollups
-from proxy.ledger.bills import Bookings
+from proxy.ledger.bills import Call, cost_columns, take_turn
 from proxy.ledger.books import Subtotal
+from proxy.ledger.columns import Bill, Kind, State
 from proxy.ledger.matching import Verdict
 from proxy.ledger.names import find_numbers
 from proxy.ledger.rows import ID_BYTES, id_bytes
-from proxy.ledger.schema import Bill, Kind, State, requests
+from proxy.ledger.schema import attempts, requests
+from proxy.ledger.store import new_seqs
 from proxy.protocol.record import Outcome
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class Healing:
         self._scope = scope
         self._projects = projects
         self._everything = everything
+        self._numbers: dict[tuple[str | None, ...], list[int | None]] = {}
 
     async def heal(self) -> Healed:
         """Rebuild the requests of the records that are kept as phantoms. Raises ``LedgerUnavailableError``."""
@@ -66,6 +69,7 @@ class Healing:
         return Healed(amount, left)
 
     def _step(self, connection: Connection, after: str) -> tuple[str | None, Subtotal, int]:
+        take_turn(connection)
         kept = list(matching.extras(connection, self._scope, after, _PER_STEP))
         phantoms = [each for each in kept if each.verdict is Verdict.PHANTOM and each.record.bill is not Bill.PENDING]
         chosen = [each for each in phantoms if each.record.proxy_id is not None or self._everything]
@@ -74,12 +78,11 @@ class Healing:
             bytes(stored)
             for stored in connection.execute(select(requests.c.id).where(requests.c.id.in_(list(first)))).scalars()
         }
-        amount = Subtotal()
-        for stored, extra in first.items():
-            if stored not in there:
-                self._rebuild(connection, stored, extra.record)
-                matching.forget(connection, self._scope, extra.record.id)
-                amount += Subtotal(1, extra.record.nano or 0)
+        new = {stored: extra.record for stored, extra in first.items() if stored not in there}
+        if new:
+            self._rebuild(connection, new)
+            matching.forget(connection, self._scope, *(each.id for each in new.values()))
+        amount = Subtotal(len(new), sum(each.nano or 0 for each in new.values()))
         # A second record of one request is a duplicate of the first, now that there is one.
         rest = [
             each.record for each in chosen if each is not first[_id_of(each.record)] or _id_of(each.record) in there
@@ -88,40 +91,33 @@ class Healing:
             matching.take(connection, self._scope, rest)
         return (kept[-1].record.id if kept else None), amount, len(phantoms) - len(chosen)
 
-    def _rebuild(self, connection: Connection, stored: bytes, record: BillerRecord) -> None:
-        outcome = Outcome.OK if record.bill is Bill.COMPLETED else HEALED
-        project, provider, model, outcome_number = find_numbers(
-            connection,
-            (Kind.PROJECT, self._project_of(record)),
-            (Kind.PROVIDER, record.provider),
-            (Kind.MODEL, record.model),
-            (Kind.OUTCOME, outcome),
-        )
-        received = _received_us(record)
-        row = {
-            "id": stored,
-            "received_us": received,
-            "project": project,
-            "provider": provider,
-            "asked": model,
-            "outcome": outcome_number,
-            "input": record.input_tokens,
-            "output": record.output_tokens,
-            "state": int(State.HEALED),
-        }
-        if connection.dialect.name == "sqlite":
-            row["seq"] = 1 + connection.execute(select(func.coalesce(func.max(requests.c.seq), 0))).scalar_one()
-        seq = connection.execute(requests.insert().returning(requests.c.seq), row).scalar_one()
-        key = rollups.Key(received // rollups.HOUR_US, project or 0, provider or 0, model or 0, 0, outcome_number or 0)
-        sums = {"requests": 1, "input": record.input_tokens or 0, "output": record.output_tokens or 0}
+    def _rebuild(self, connection: Connection, records: Mapping[bytes, BillerRecord]) -> None:
+        """Insert requests with one call each, and count them. Their stored ids are the keys."""
+        made, calls = [], []
         changes: rollups.Changes = {}
-        rollups.merge(changes, key, sums, {})
+        for seq, (stored, record) in zip(new_seqs(connection, len(records)), records.items(), strict=True):
+            outcome_name = Outcome.OK if record.bill is Bill.COMPLETED else HEALED
+            names = (self._project_of(record), record.provider, record.model, outcome_name)
+            project, provider, model, outcome = self._numbers_of(connection, names)
+            received = _received_us(record)
+            used = {"input": record.input_tokens, "output": record.output_tokens}
+            asked = {"provider": provider, "asked": model, "outcome": outcome, "state": int(State.HEALED)}
+            made.append({"seq": seq, "id": stored, "received_us": received, "project": project, **asked, **used})
+            call = Call(1, provider, model, None, True, record.id, None, None, record.nano, int(record.bill))
+            calls.append(call._asdict() | {"request": seq, "started_us": received, "sent": 1})
+            key = rollups.Key(received // rollups.HOUR_US, project or 0, provider or 0, model or 0, 0, outcome or 0)
+            counted = {name: number or 0 for name, number in used.items()}
+            rollups.merge(changes, key, {"requests": 1, **counted, **cost_columns([call])}, {})
+        connection.execute(requests.insert(), made)
+        connection.execute(attempts.insert(), calls)
         rollups.apply(connection, changes)
-        bookings = Bookings(connection)
-        request = bookings.load([seq])[seq]
-        call = bookings.add_call(request, model, provider)
-        bookings.book(request, call, record.bill, record.nano, record.id, None)
-        bookings.close()
+
+    def _numbers_of(self, connection: Connection, names: tuple[str | None, ...]) -> list[int | None]:
+        found = self._numbers.get(names)
+        if found is None:
+            kinds = (Kind.PROJECT, Kind.PROVIDER, Kind.MODEL, Kind.OUTCOME)
+            found = self._numbers[names] = find_numbers(connection, *zip(kinds, names, strict=True))
+        return found
 
     def _project_of(self, record: BillerRecord) -> str:
         """The project that a record names by its customer, or the only one; Lava's records have no other sign of it."""

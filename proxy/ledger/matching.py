@@ -14,16 +14,17 @@ from sqlalchemy import bindparam, delete, select
 
 from proxy.ledger.biller import BillerRecord
 from proxy.ledger.bills import Bookings
+from proxy.ledger.columns import Bill, Kind, State
 from proxy.ledger.names import find_numbers
 from proxy.ledger.rows import id_bytes, request_id_of
-from proxy.ledger.schema import Bill, Kind, State, attempts, reconciliation, requests
+from proxy.ledger.schema import attempts, reconciliation, requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
 
-    from proxy.ledger.bills import Billed, Call
+    from proxy.ledger.bills import Billed, Call, Learn
 
 EXTRA: Final = "extra "
 _DAY_US: Final = 86_400_000_000
@@ -58,6 +59,7 @@ class Taken(NamedTuple):
     """A record and what became of it. ``request_id`` is the request that it belongs to, or claims to.
 
     ``corrected``: the ledger had another amount from an earlier record. ``tokens``: input and output as the ledger has them.
+    ``project`` is the number of the request's project.
     """
 
     record: BillerRecord
@@ -67,6 +69,7 @@ class Taken(NamedTuple):
     received_us: int | None = None
     corrected: bool = False
     tokens: tuple[int | None, int | None] = (None, None)
+    project: int | None = None
 
 
 class Extra(NamedTuple):
@@ -77,10 +80,12 @@ class Extra(NamedTuple):
     request_id: str | None
 
 
-def take(connection: Connection, scope: str, records: Sequence[BillerRecord]) -> list[Taken]:
-    """Join up to some hundred records with the ledger, in the caller's transaction."""
+def take(
+    connection: Connection, scope: str, records: Sequence[BillerRecord], learn: Learn | None = None
+) -> list[Taken]:
+    """Join up to some hundred records with the ledger, in the caller's transaction. ``learn`` is passed the new bills."""
     records = list({each.id: each for each in records}.values())
-    bookings = Bookings(connection)
+    bookings = Bookings(connection, learn)
     found = _Candidates(connection, bookings, records)
     extras = _extras(connection, scope, records)
     taken = []
@@ -180,6 +185,7 @@ def _book(bookings: Bookings, request: Billed, call: Call, record: BillerRecord)
         request.received_us,
         was_final and changed,
         _counted(request) if len(request.calls) == 1 and request.state != State.OPEN else (None, None),
+        request.key.project,
     )
 
 
@@ -205,11 +211,10 @@ def _keep(connection: Connection, scope: str, extra: Extra) -> None:
     connection.execute(reconciliation.insert(), {"scope": scope, "name": name, "value": value})
 
 
-def forget(connection: Connection, scope: str, record_id: str) -> None:
-    """Delete a record that was kept."""
-    connection.execute(
-        delete(reconciliation).where(reconciliation.c.scope == scope, reconciliation.c.name == EXTRA + record_id)
-    )
+def forget(connection: Connection, scope: str, *record_ids: str) -> None:
+    """Delete records that were kept."""
+    kept = [EXTRA + each for each in record_ids]
+    connection.execute(delete(reconciliation).where(reconciliation.c.scope == scope, reconciliation.c.name.in_(kept)))
 
 
 def _read(value: str) -> Extra:

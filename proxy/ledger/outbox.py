@@ -46,6 +46,10 @@ LOOK_SECONDS: Final = 60.0
 """How often it looks for letters that a command has replayed, once the outbox is used."""
 
 
+class RequestEndedError(Exception):
+    """The request ended before its intent was committed."""
+
+
 class OutboxStatus(NamedTuple):
     """How many requests are to be reported, and how many are not reported by themselves any more."""
 
@@ -103,6 +107,8 @@ class Outbox:
         def add(connection: Connection) -> None:
             from proxy.ledger.outbox_rows import add_intent
 
+            if record.outcome is not None:  # nothing would complete its intent
+                raise RequestEndedError
             add_intent(connection, record, daemon, payer, now)
 
         try:
@@ -112,6 +118,8 @@ class Outbox:
             raise OSError(f"no commit within {COMMIT_SECONDS:g} s") from None
         except LedgerUnavailableError as error:
             raise OSError(str(error)) from None
+        except RequestEndedError:
+            raise OSError("the request has ended") from None
 
     def on_batch(self, connection: Connection, stored: Sequence[Stored]) -> None:
         """Write the usage of these requests. In the writer's thread, in the transaction of their rows."""
@@ -128,14 +136,16 @@ class Outbox:
 
     async def _run(self) -> None:
         await asyncio.sleep(START_SECONDS)
-        recovered = used = False
+        shared = self._settings().ledger.url is not None
+        recovered, used = -LOOK_SECONDS, shared
         while True:
             self._wake.clear()
             pause: float | None = AGAIN_SECONDS
             with contextlib.suppress(LedgerUnavailableError):
-                if not recovered:
+                # Again and again where other daemons may end.
+                if recovered < 0 or (shared and monotonic() - recovered >= LOOK_SECONDS):
                     await self._recover()
-                    recovered = True
+                    recovered = monotonic()
                 pause = await self._deliver()
                 used = used or self.status != OutboxStatus() or pause is not None
                 if pause is None or pause > LOOK_SECONDS:
@@ -181,5 +191,5 @@ class Outbox:
             await asyncio.to_thread(import_module, "proxy.ledger.delivery")
             from proxy.ledger.delivery import Delivery
 
-            self._delivery = Delivery(self._ledger, self._settings, self._sender, self._ledger.say)
+            self._delivery = Delivery(self._ledger, self._settings, self._sender, self._ledger.say, self._ledger.mask)
         return await self._delivery.deliver()

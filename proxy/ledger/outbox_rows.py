@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import delete, func, select, update
 
-from proxy.ledger.leases import living
+from proxy.ledger.columns import INTENT_BODY, Kind, OutboxState
+from proxy.ledger.leases import Duty, leads, living
 from proxy.ledger.names import find_numbers
 from proxy.ledger.rows import id_bytes, request_id_of, usage_of
-from proxy.ledger.schema import Kind, OutboxState, names, outbox
+from proxy.ledger.schema import attempts, names, outbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,11 +29,10 @@ PAGE: Final = 50
 ASK_AFTER_US: Final = 5_000_000
 """Before a try is repeated, Lava is asked whether it worked: not sooner, because its records may be late."""
 MAX_PROBLEM: Final = 300
+MAX_WAIT_US: Final = 600_000_000
+"""No letter waits as long as this. One that seems to is due: the clock was set back."""
 
 _INTENT, _READY, _DEAD = map(int, (OutboxState.INTENT, OutboxState.READY, OutboxState.DEAD))
-
-
-_LEAD: Final = text("SELECT pg_try_advisory_lock(5282, 3)")
 
 
 class Letter(NamedTuple):
@@ -45,13 +45,16 @@ class Letter(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a letter: delivered (``state`` is ``None``), or its new state. ``tried``: something was sent."""
+    """What became of a letter: delivered (``state`` is ``None``), or its new state.
+
+    ``tries`` is what it has had, if the one for which it was taken does not count.
+    """
 
     seq: int
     state: OutboxState | None
     problem: str | None = None
     next_us: int = 0
-    tried: bool = True
+    tries: int | None = None
 
 
 class Waiting(NamedTuple):
@@ -63,12 +66,7 @@ class Waiting(NamedTuple):
 
 
 def add_intent(connection: Connection, record: Record, daemon: str, payer: dict[str, str | None], now_us: int) -> None:
-    """Add the intent of a request. ``payer`` has the names of the customer and the meter.
-
-    Raises ``OSError`` if the request has ended meanwhile: nothing would complete its intent.
-    """
-    if record.outcome is not None:
-        raise OSError("the request has ended")
+    """Add the intent of a request. ``payer`` has the names of the customer and the meter."""
     (project,) = find_numbers(connection, (Kind.PROJECT, record.project))
     body = json.dumps({"daemon": daemon, **payer}, separators=(",", ":"))
     row = {"id": id_bytes(record.request_id), "project": project, "created_us": now_us, "state": _INTENT, "body": body}
@@ -80,12 +78,13 @@ def complete(connection: Connection, stored: Sequence[Stored]) -> int:
     ready = 0
     for each in stored:
         if each.record.intent:
-            ready += _complete(connection, each.record)
+            ready += _complete(connection, each.record, each.seq)
     return ready
 
 
-def _complete(connection: Connection, record: Record) -> bool:
-    where = (outbox.c.id == id_bytes(record.request_id), outbox.c.state == _INTENT)
+def _complete(connection: Connection, record: Record, seq: int) -> bool:
+    # A dead letter with its intent: this daemon was taken for dead.
+    where = (outbox.c.id == id_bytes(record.request_id), outbox.c.body.startswith(INTENT_BODY))
     found = connection.execute(select(outbox.c.body).where(*where)).scalar_one_or_none()
     if found is None:
         return False
@@ -104,7 +103,10 @@ def _complete(connection: Connection, record: Record) -> bool:
         return False
     body = {name: value for name, value in json.loads(found).items() if name != "daemon"} | used
     document = json.dumps(body, separators=(",", ":"))
-    connection.execute(update(outbox).where(*where).values(state=_READY, body=document))
+    connection.execute(update(outbox).where(*where).values(state=_READY, body=document, problem=None))
+    # Lava's record will have our id: the reconciler joins it with this call.
+    call = (attempts.c.request == seq, attempts.c.number == len(record.attempts))
+    connection.execute(update(attempts).where(*call).values(lava_id=record.request_id))
     return True
 
 
@@ -120,7 +122,12 @@ def usage_fields(tokens: TokenClasses) -> dict[str, int]:
 
 
 def recover(connection: Connection, daemon: str) -> int:
-    """Make dead letters of the intents of daemons that ended: what their calls used is not known. Return how many."""
+    """Make dead letters of the intents of daemons that ended: what their calls used is not known. Return how many.
+
+    Of several daemons on one PostgreSQL that one does so which delivers.
+    """
+    if not leads(connection, Duty.DELIVER):
+        return 0
     alive = {daemon}
     if connection.dialect.name == "postgresql":
         alive.update(living(connection))
@@ -140,7 +147,7 @@ def projects(connection: Connection) -> list[tuple[int, str]]:
     """
     found: list[tuple[int, str]] = []
     last = -1
-    if connection.dialect.name == "postgresql" and not connection.execute(_LEAD).scalar_one():
+    if not leads(connection, Duty.DELIVER):
         return found
     while True:
         query = select(func.min(outbox.c.project)).where(outbox.c.state == _READY, outbox.c.project > last)
@@ -160,14 +167,14 @@ def take(connection: Connection, project: int, now_us: int) -> list[Letter]:
     rows = connection.execute(
         select(outbox.c.seq, outbox.c.id, outbox.c.body, outbox.c.attempts, outbox.c.next_us)
         .where(outbox.c.state == _READY, outbox.c.project == project)
-        .where((outbox.c.next_us <= now_us) | outbox.c.problem.is_(None))
+        .where((outbox.c.next_us <= now_us) | (outbox.c.next_us > now_us + MAX_WAIT_US) | outbox.c.problem.is_(None))
         .order_by(outbox.c.seq)
         .limit(PAGE)
         .with_for_update(skip_locked=True)
     ).all()
     letters = []
     for seq, stored, body, tries, next_us in rows:
-        if next_us > now_us:
+        if now_us < next_us <= now_us + MAX_WAIT_US:
             break
         letters.append(Letter(seq, request_id_of(bytes(stored)), json.loads(body), tries))
     if letters:
@@ -189,8 +196,8 @@ def settle(connection: Connection, results: Sequence[Result]) -> None:
         if each.state is not None:
             problem = each.problem[:MAX_PROBLEM] if each.problem is not None else None
             values: dict[str, Any] = {"state": int(each.state), "problem": problem, "next_us": each.next_us}
-            if not each.tried:
-                values["attempts"] = outbox.c.attempts - 1
+            if each.tries is not None:
+                values["attempts"] = each.tries
             connection.execute(update(outbox).where(outbox.c.seq == each.seq).values(values))
 
 

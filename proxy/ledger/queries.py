@@ -21,7 +21,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from proxy.ledger import histogram
-from proxy.ledger.columns import ROLLUP_KEY, ROLLUP_SUMS, TOKENS, Bill, Kind, OutboxState, State
+from proxy.ledger.columns import INTENT_BODY, ROLLUP_KEY, ROLLUP_SUMS, TOKENS, Bill, Kind, OutboxState, State
 from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of, source_of
 from proxy.ledger.rows import request_id_of
 from proxy.protocol.clients import hashed
@@ -843,23 +843,31 @@ def extent(connection: Connection) -> Extent:
 
 
 class DeadLetter(NamedTuple):
-    """A usage record that is not delivered by itself any more."""
+    """A usage record that is not delivered by itself any more. ``known``: what was used is known, so it can be replayed."""
 
     id: str
     project: str
     created_us: int
     attempts: int
     problem: str | None
+    known: bool
 
 
 def dead_letters(connection: Connection) -> list[DeadLetter]:
     """Return the dead letters, the oldest first."""
-    columns = "id, project, created_us, attempts, problem"
+    columns = "id, project, created_us, attempts, problem, body"
     found = list(ask(connection, f"SELECT {columns} FROM outbox WHERE state = {OutboxState.DEAD} ORDER BY seq"))
     named = texts(connection, (project for _, project, *_ in found))
     return [
-        DeadLetter(request_id_of(bytes(stored)), named.get(project, "?"), created_us, tries, problem)
-        for stored, project, created_us, tries, problem in found
+        DeadLetter(
+            request_id_of(bytes(stored)),
+            named.get(project, "?"),
+            created_us,
+            tries,
+            problem,
+            not (body or "").startswith(INTENT_BODY),
+        )
+        for stored, project, created_us, tries, problem, body in found
     ]
 
 

@@ -18,27 +18,30 @@ from sqlalchemy import bindparam, delete, select, update
 
 from proxy.ledger import biller, matching
 from proxy.ledger.bills import Bookings
+from proxy.ledger.columns import Bill, Kind, State
 from proxy.ledger.matching import Verdict
 from proxy.ledger.names import storable
 from proxy.ledger.rows import request_id_of
-from proxy.ledger.schema import Bill, Kind, State, attempts, names, reconciliation, requests
+from proxy.ledger.schema import attempts, names, reconciliation, requests
 from proxy.protocol.headers import PROXY_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import ColumnElement, Connection
 
     from proxy.lava import Lava
     from proxy.lava.records import UsageReport
+    from proxy.ledger.accounts import BillingAccount
     from proxy.ledger.biller import BillerRecord
+    from proxy.ledger.bills import Learn
     from proxy.ledger.matching import Taken
 
 T = TypeVar("T")
 
 SECOND_US: Final = 1_000_000
-OVERLAP_US: Final = 300 * SECOND_US
-"""Records this much older than the newest one are read again: a request's row is written after its record."""
+OVERLAP_US: Final = 60 * SECOND_US
+"""Records this much older than the newest one are read again: some come late into the list."""
 MISSING_AFTER_US: Final = 3600 * SECOND_US
 ASK_AFTER_US: Final = 60 * SECOND_US
 """A call is asked for by itself when it is older: the list will have it by then."""
@@ -76,16 +79,23 @@ class PendingCall(NamedTuple):
 
 
 class Reconciler:
-    """Reconciles one account. ``correlate``: requests carry our id."""
+    """Reconciles one account. ``correlate``: requests carry our id. ``learn`` is passed the new bills."""
 
     def __init__(
-        self, lava: Lava, scope: str, projects: Collection[str], runner: Runner, *, correlate: bool = True
+        self,
+        lava: Lava,
+        account: BillingAccount,
+        runner: Runner,
+        *,
+        correlate: bool = True,
+        learn: Learn | None = None,
     ) -> None:
         self._lava = lava
-        self.scope = scope
-        self._projects = projects
+        self.scope = account.scope
+        self._account = account
         self._runner = runner
         self._correlate = correlate
+        self._learn = learn
 
     async def read_list(
         self,
@@ -183,17 +193,21 @@ class Reconciler:
 
         await self._runner.run(done)
 
+    async def own_projects(self) -> list[int]:
+        """Return the numbers of the projects that the account bills. Raises ``LedgerUnavailableError``."""
+        return await self._runner.run(lambda connection: own_projects(connection, self._account))
+
     # the database's side
 
     async def _take(self, records: Sequence[BillerRecord]) -> list[Taken]:
         if not records:
             return []
-        return await self._runner.run(lambda connection: matching.take(connection, self.scope, records))
+        return await self._runner.run(lambda connection: matching.take(connection, self.scope, records, self._learn))
 
     def _pending(
         self, connection: Connection, after: tuple[int, int], since_us: int, until_us: int
     ) -> list[PendingCall]:
-        projects = project_numbers(connection, self._projects)
+        projects = own_projects(connection, self._account)
         rows = connection.execute(
             select(attempts.c.request, attempts.c.number, requests.c.id, requests.c.received_us, attempts.c.lava_id)
             .select_from(attempts.join(requests, requests.c.seq == attempts.c.request))
@@ -242,7 +256,7 @@ class Reconciler:
             elif records and call.lava_id is not None and call.lava_id not in {each.id for each in records}:
                 # Lava does not know the id that it gave; the record with our id is this call's.
                 connection.execute(_UNNAME, {"seq": call.seq, "which": call.number})
-        taken = matching.take(connection, self.scope, found) if found else []
+        taken = matching.take(connection, self.scope, found, self._learn) if found else []
         if missing:
             bookings = Bookings(connection)
             loaded = bookings.load(each.seq for each in missing)
@@ -258,7 +272,7 @@ class Reconciler:
         kept = list(matching.extras(connection, self.scope, after, 500, ours=True))
         records = [each.record for each in kept if each.verdict is Verdict.PHANTOM]
         for start in range(0, len(records), _PER_STEP):
-            matching.take(connection, self.scope, records[start : start + _PER_STEP])
+            matching.take(connection, self.scope, records[start : start + _PER_STEP], self._learn)
         return kept[-1].record.id if kept else None
 
 
@@ -273,11 +287,20 @@ def has_pending(connection: Connection) -> bool:
     return connection.execute(found.where(*is_undecided()).limit(1)).first() is not None
 
 
-def project_numbers(connection: Connection, projects: Collection[str]) -> list[int]:
-    """Return the numbers of projects that the ledger knows."""
-    wanted = [storable(each) for each in projects]
-    rows = connection.execute(select(names.c.id).where(names.c.kind == int(Kind.PROJECT), names.c.text.in_(wanted)))
-    return list(rows.scalars())
+def own_projects(connection: Connection, account: BillingAccount) -> list[int]:
+    """Return the numbers of the projects in the ledger that ``account`` bills."""
+    if account.alone:
+        chosen = names.c.text.not_in([storable(each) for each in account.others])
+    else:
+        chosen = names.c.text.in_([storable(each) for each in account.projects])
+    return list(connection.execute(select(names.c.id).where(names.c.kind == int(Kind.PROJECT), chosen)).scalars())
+
+
+def unbilled_projects(connection: Connection, accounts: Sequence[BillingAccount]) -> list[int]:
+    """Return the numbers of the projects in the ledger that none of ``accounts`` bills."""
+    billed = {number for each in accounts for number in own_projects(connection, each)}
+    known = connection.execute(select(names.c.id).where(names.c.kind == int(Kind.PROJECT))).scalars()
+    return [number for number in known if number not in billed]
 
 
 def value_of(connection: Connection, scope: str, name: str) -> str | None:

@@ -1,6 +1,7 @@
 """The daemon's reconciler: every ``ledger.reconcile_seconds`` while a cost is pending, for each account, by the ledger's writer.
 
-It asks Lava for nothing while no request waits for its bill. It is quiet while Lava is away: one line when that begins, one when it is over, and longer pauses in between.
+It asks Lava for nothing while no request waits for its bill. Of several daemons on one PostgreSQL one does so. It is quiet while
+Lava is away: one line when that begins, one when it is over, and longer pauses in between.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from time import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.config.settings import seconds_of
-from proxy.ledger.accounts import accounts_of
+from proxy.ledger.accounts import LIST_RETRIES, accounts_of
 from proxy.ledger.writer import LedgerUnavailableError
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Reconciling:
         self._settings = settings
         self._sender = sender
         self._failures = 0
+        self.reconciled = 0.0
+        """The time of the last cycle in which all accounts were read."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -89,9 +92,12 @@ class Reconciling:
 
         await asyncio.to_thread(_load)
         problem = None
+        leads = False
         for account in accounts:
             try:
-                await self._reconcile(settings, account)
+                leads = await self._ledger.run(_leads)
+                if leads:
+                    await self._reconcile(settings, account)
             except (LavaError, LedgerUnavailableError) as error:
                 problem = f"{account.scope}: {error}"
             except Exception as error:  # noqa: BLE001  (the border of the task: the next cycle tries again)
@@ -100,7 +106,10 @@ class Reconciling:
             self._failures += 1
             if self._failures == 1:
                 self._ledger.say(f"Costs cannot be read from Lava now, and are asked for again later ({problem}).")
-        elif self._failures:
+            return
+        if leads:
+            self.reconciled = time()
+        if self._failures:
             self._failures = 0
             self._ledger.say("Costs are read from Lava again.")
 
@@ -108,7 +117,7 @@ class Reconciling:
         from proxy.ledger.reconcile import Reconciler
 
         since = int((time() - seconds_of(settings.ledger.reconcile_since)) * 1e6)
-        client = account.client(settings, self._sender(account))
+        client = account.client(settings, self._sender(account), retries=LIST_RETRIES)
         shown = 0
 
         def show(progress: Progress) -> None:
@@ -118,10 +127,16 @@ class Reconciling:
                 self._ledger.say(f"{progress.records:,} records of {account.scope} are read so far.")
 
         async with client as lava:
-            correlate = settings.ledger.correlate
-            await Reconciler(lava, account.scope, account.projects, self._ledger, correlate=correlate).cycle(
-                since, show
+            reconciler = Reconciler(
+                lava, account, self._ledger, correlate=settings.ledger.correlate, learn=self._ledger.learn
             )
+            await reconciler.cycle(since, show)
+
+
+def _leads(connection: Connection) -> bool:
+    from proxy.ledger.leases import Duty, leads
+
+    return leads(connection, Duty.RECONCILE)
 
 
 def _has_pending(connection: Connection) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 
-from proxy.ledger import opening, prune, reading, schema, stop_rows
-from proxy.ledger.lock import FileLock
+from proxy.ledger import columns, opening, prune, reading, schema, stop_rows
+from proxy.ledger.columns import INTENT_BODY, OutboxState
+from proxy.ledger.lock import AlreadyRunningError, FileLock
 from proxy.ledger.rows import id_bytes
-from proxy.ledger.schema import OutboxState, outbox
+from proxy.ledger.schema import outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -44,13 +46,33 @@ def writing(settings: LedgerSettings) -> Iterator[Connection]:
     except (DBAPIError, OSError, ModuleNotFoundError) as error:
         # The words of the database are left out: they may quote the address, and with it the password.
         reason = type(getattr(error, "orig", None) or error).__name__
-    except schema.NewerSchemaError as error:
+    except columns.NewerSchemaError as error:
         raise reading.LedgerUnreadableError(str(error)) from None
     else:
         return
     raise reading.LedgerUnreadableError(
         f"The ledger cannot be written ({reason}). Check path or url under [ledger], and that this user may write there."
     )
+
+
+def make_missing(settings: LedgerSettings) -> None:
+    """Make an empty file where there is none. A daemon that has it makes it by itself. Raises ``LedgerUnreadableError``."""
+    path = settings.file()
+    if settings.url is not None or path.is_file():
+        return
+    try:
+        lock = FileLock(path)
+        try:
+            with opening.sqlite_engine(path).connect() as connection:
+                opening.migrate(connection)
+        finally:
+            lock.release()
+    except AlreadyRunningError:
+        pass
+    except (DBAPIError, OSError) as error:
+        raise reading.LedgerUnreadableError(
+            f"The ledger {path} cannot be made ({type(error).__name__}). Check path under [ledger], and that this user may write there."
+        ) from None
 
 
 def remove_old(connection: Connection, keep_seconds: float) -> int:
@@ -73,10 +95,11 @@ def remove_old(connection: Connection, keep_seconds: float) -> int:
 
 
 def replay(connection: Connection, ids: Collection[str] | None) -> int:
-    """Have these dead letters (``None``: all) delivered again. Return how many."""
+    """Have these dead letters (``None``: all) delivered again, if their usage is known. Return how many."""
     again = {"state": int(OutboxState.READY), "attempts": 0, "next_us": 0, "problem": None}
+    known = func.coalesce(outbox.c.body, "").not_like(INTENT_BODY + "%")
     with connection.begin():
-        return connection.execute(outbox.update().where(*_dead(ids)).values(again)).rowcount
+        return connection.execute(outbox.update().where(*_dead(ids), known).values(again)).rowcount
 
 
 def delete(connection: Connection, ids: Collection[str] | None) -> int:
@@ -93,17 +116,17 @@ def _dead(ids: Collection[str] | None) -> list[ColumnElement[bool]]:
 def change_stops(connection: Connection, choose: Callable[[list[Stop]], dict[Stop, bool]]) -> list[Stop]:
     """Store what ``choose`` says of the stops there are: stopped (True) or resumed (False). Return all stops.
 
-    Raises ``schema.NewerSchemaError``.
+    Raises ``columns.NewerSchemaError``.
     """
     with connection.begin():
         found = schema.version_of(connection)
-        if found > schema.VERSION:
-            raise schema.NewerSchemaError(found)
+        if found > columns.VERSION:
+            raise columns.NewerSchemaError(found)
         return stop_rows.sync(connection, choose(stop_rows.sync(connection, {})))
 
 
 def migrate(connection: Connection) -> int:
-    """Bring the schema up to date. Return the version that was found. Raises ``schema.NewerSchemaError``."""
+    """Bring the schema up to date. Return the version that was found. Raises ``columns.NewerSchemaError``."""
     with connection.begin():
         there = connection.dialect.has_table(connection, "meta")
         found = schema.version_of(connection) if there else 0

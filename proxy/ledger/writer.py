@@ -20,6 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from proxy.ledger.in_flight import Opened
+from proxy.ledger.pricing import Prices
 from proxy.protocol.threads import leave_signals_to_main
 from proxy.protocol.wording import counted
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from proxy.config.settings import Settings
+    from proxy.ledger.bills import NewBill
     from proxy.ledger.store import Store, Stored
     from proxy.protocol.record import Record
 
@@ -36,6 +38,8 @@ T = TypeVar("T")
 
 MAX_QUEUE: Final = 10_000
 BATCH: Final = 500
+JOBS: Final = 100
+"""Done in one transaction."""
 GATHER_SECONDS: Final = 0.08
 OPEN_AFTER_SECONDS: Final = 0.1
 """A request in flight for longer has a row before it ends."""
@@ -78,17 +82,17 @@ class Ledger:
     """Records requests. All methods are called in the event loop's thread.
 
     ``mask`` hides secrets in text. ``in_batch`` are called in the transaction of each batch, with the settled requests in it; they must not wait.
-    ``prepare`` are called once in the writer's thread before the first batch, for instance to load a price table.
+    ``prices`` estimate the rows; what the biller charges is learned into them.
     """
 
     def __init__(self, settings: Settings, log: LedgerLog | None = None, mask: Callable[[str], str] = str) -> None:
         self.in_batch: list[Callable[[Connection, Sequence[Stored]], None]] = []
-        self.prepare: list[Callable[[Store], None]] = []
+        self.prices = Prices()
         self.daemon = token_hex(8)
         """Names this process in the database."""
         self._settings = settings.ledger
         self._log = log
-        self._mask = mask
+        self.mask = mask
         self._queue: deque[Record | Opened] = deque()
         self._jobs: deque[_Job[Any]] = deque()
         self._dropped = 0
@@ -137,7 +141,8 @@ class Ledger:
     def _put(self, item: Record | Opened) -> None:
         queue = self._queue
         waiting = len(queue)
-        if waiting >= MAX_QUEUE:
+        if waiting >= MAX_QUEUE and (isinstance(item, Opened) or not (item.intent and item.attempts)):
+            # What is to be billed is never dropped: it was sent, so its intent is committed, and there are few in flight.
             self._dropped += 1
             return
         queue.append(item)
@@ -156,6 +161,11 @@ class Ledger:
         self._jobs.append(_Job(work, loop, done))
         self._wake.set()
         return await done
+
+    def learn(self, connection: Connection, bills: Sequence[NewBill]) -> None:
+        """Learn prices from bills, in the transaction that books them. Called in the writer's thread, by the work of ``run``."""
+        if self._store is not None:
+            self._store.learn(connection, bills)
 
     def status(self) -> Status:
         """Return the state of the ledger."""
@@ -205,16 +215,11 @@ class Ledger:
                 self._on_end()
 
     def _import(self) -> Store:
-        from proxy.ledger import schema
+        from proxy.ledger import columns
         from proxy.ledger.store import Store
 
-        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self._mask)
-        self._schema = schema.VERSION
-        for prepare in self.prepare:
-            try:
-                prepare(store)
-            except Exception as error:  # noqa: BLE001  (what cannot be prepared is left out)
-                self._warn(f"The ledger could not load {getattr(prepare, '__name__', 'a part')}: {_words(error)}.")
+        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self.mask, self.prices)
+        self._schema = columns.VERSION
         if gc.get_freeze_count():
             # As for the other modules: they stay, and no collection shall traverse them (``daemon.py``).
             gc.freeze()
@@ -300,19 +305,31 @@ class Ledger:
             self._warn_sometimes(f"The ledger did not take {counted(refused, 'request')}: {_words(error)}.")
 
     def _do_jobs(self) -> None:
+        """Do what waits: together, because a commit takes longer than most work; one by one if that fails."""
         store = self._store
         while self._jobs and store is not None:
-            job = self._jobs.popleft()
-            try:
-                result = store.run(job.work)
-            except Exception as error:  # noqa: BLE001  (is raised where the job is awaited)
-                if store.is_fault_of_database(error):
-                    self._fail(store, error)
-                    self._settle(job, error=LedgerUnavailableError(_words(error)))
-                else:
-                    self._settle(job, error=error)
-            else:
-                self._settle(job, result=result)
+            taken = [self._jobs.popleft() for _ in range(min(JOBS, len(self._jobs)))]
+            jobs = [each for each in taken if not each.done.cancelled()]
+            if jobs and not self._do(store, jobs):
+                for each in jobs:
+                    self._do(store, [each])
+
+    def _do(self, store: Store, jobs: Sequence[_Job[Any]]) -> bool:
+        """Do jobs in one transaction. Return ``False`` if one of several is at fault: nothing is done then."""
+        try:
+            results = store.run(lambda connection: [each.work(connection) for each in jobs])
+        except Exception as error:  # noqa: BLE001  (is raised where the job is awaited)
+            if store.is_fault_of_database(error):
+                self._fail(store, error)
+                error = LedgerUnavailableError(_words(error))
+            elif len(jobs) > 1:
+                return False
+            for each in jobs:
+                self._settle(each, error=error)
+        else:
+            for each, result in zip(jobs, results, strict=True):
+                self._settle(each, result=result)
+        return True
 
     def _refuse_jobs(self) -> None:
         while self._jobs:

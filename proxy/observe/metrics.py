@@ -54,10 +54,12 @@ class Metrics:
         in_flight: Callable[[], int],
         ledger: Callable[[], LedgerStatus] | None = None,
         outbox: Callable[[], OutboxNumbers] | None = None,
+        reconciled: Callable[[], float] | None = None,
     ) -> None:
         self._in_flight = in_flight
         self._ledger = ledger
         self._outbox = outbox
+        self._reconciled = reconciled
         self._projects: dict[str | None, str] = {None: _NONE}
         self._providers: dict[str | None, str] = {None: _NONE}
         self._series: dict[tuple[str, str], _Series] = {}
@@ -157,6 +159,12 @@ class Metrics:
             yield GaugeMetricFamily("lava_proxy_outbox_waiting", "Usage records to be reported.", outbox.waiting)
             yield GaugeMetricFamily(
                 "lava_proxy_outbox_dead_letters", "Usage records that are not reported by themselves.", outbox.dead
+            )
+        if self._reconciled is not None:
+            yield GaugeMetricFamily(
+                "lava_proxy_ledger_reconciled_timestamp_seconds",
+                "When costs were last read from Lava, by this daemon; 0: not yet.",
+                self._reconciled(),
             )
         build = GaugeMetricFamily("lava_proxy_build_info", "Always 1; says which version runs.", labels=["version"])
         build.add_metric([__version__], 1)
