@@ -387,6 +387,8 @@ def main(words: list[str]) -> int:
             f"Written by `python benchmarks/ledger.py --rows {options.rows}`, {time.strftime('%Y-%m-%d')}, at a load average of "
             f"{os.getloadavg()[0]:.1f}. The rows are of {DAYS} days, with {hours:,} sums per hour."
         )
+        if os.getloadavg()[0] > (os.cpu_count() or 1):
+            about += " Other programs used the processors, too: the clock's figures are too high, those of processor time are not."
         body = "\n".join(["## Ledger", "", about, "", *report.goals(found, markdown=True)])
         former = options.write.read_text(encoding="utf-8") if options.write.exists() else ""
         options.write.write_text(report.with_section(former, report.LEDGER, body), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 - ``commands.py``   the commands and their options, for people; loads nothing that one of them alone needs
 - ``terminal.py``   how things are shown: a terminal, a pipe, JSON
+- ``drawing.py``    bars and sparklines; ``times.py`` times as they are written after a command
 - ``loading.py``    the configuration, or its faults and exit code 78
 - ``addresses.py``  the addresses of the configured daemon; ``running.py`` connections to it; ``payers.py`` who pays for what
 - one module for each command: ``serve``, ``demo`` (with ``demo_client.py``), ``init``, ``check``, ``token``, ``health``,
@@ -9,6 +10,7 @@
 - ``account.py``    calls Lava's account API for a command; ``rendering.py`` shows its records. ``api`` (with
   ``arguments.py``) has every action of the table; ``wallet``, ``connections``, ``usage``, ``models``, ``keys`` and
   ``checkout`` are commands for frequent ones
+- ``ledger_asking.py``  opens the ledger for a command; ``ledger_logs``, ``ledger_stats`` and so on are its commands
 
 ``main`` always ends in an exit code and never in a traceback, because the message of an exception of a library may quote
 a secret.
