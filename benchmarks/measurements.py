@@ -306,10 +306,8 @@ class State:
         return dict(vars(self))
 
 
-def state(target: Target, mock: Target) -> State:
-    """What the daemon holds now, by the system, by its own /metrics, and by the upstream."""
-    process = target.process
-    assert process is not None
+def metrics(target: Target) -> dict[str, float]:
+    """The daemon's own /metrics, by name with labels."""
     status, text = processes.get(target.port, "/metrics", {"authorization": f"Bearer {SERVER_KEY}"})
     if status != 200:
         raise processes.Unavailable(f"/metrics answered {status}")
@@ -318,6 +316,14 @@ def state(target: Target, mock: Target) -> State:
         name, _, value = line.rpartition(" ")
         if name and not name.startswith("#"):
             told[name] = float(value)
+    return told
+
+
+def state(target: Target, mock: Target) -> State:
+    """What the daemon holds now, by the system, by its own /metrics, and by the upstream."""
+    process = target.process
+    assert process is not None
+    told = metrics(target)
     descriptors = process.descriptors()
     if descriptors is None:  # not our user's to see; the daemon counts its own
         own = told.get("process_open_fds")
@@ -337,11 +343,17 @@ def _threads(process: processes.Process) -> int:
 
 
 def started(target: Target, mock: Target) -> State:
-    """The state of a daemon once it has all its threads: two seconds on, it looks at its files for the first time, in a
-    thread that it keeps."""
+    """The state of a daemon once it has all its threads and its ledger is open.
+
+    Two seconds on, it looks at its files for the first time, in a thread that it keeps.
+    """
     assert target.process is not None
+    windows.with_load("requests", target, connections=1, seconds=0.1)
     deadline = time.monotonic() + 10.0
-    while _threads(target.process) < 3 and time.monotonic() < deadline:  # the loop's, the log's, the files'
+    while time.monotonic() < deadline and (
+        _threads(target.process) < 4  # the loop's, the log's, the ledger's, the files'
+        or not metrics(target).get("lava_proxy_ledger_written_total")
+    ):
         time.sleep(0.1)
     return state(target, mock)
 

@@ -15,6 +15,7 @@ from proxy.http.asgi import ASGIExchange
 from proxy.ledger.budgeting import LedgerPricer, LedgerSpending
 from proxy.ledger.outbox import Outbox
 from proxy.ledger.reconciling import Reconciling
+from proxy.ledger.stopping import LedgerStops
 from proxy.observe.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -45,12 +46,15 @@ class Application(Starlette):
             (lambda: self._reconciling.reconciled) if ledger is not None else None,
         )
         spending = LedgerSpending(ledger, shared=settings.ledger.url is not None) if ledger is not None else None
+        stops = LedgerStops(ledger, settings.ledger) if ledger is not None else None
         pricer = LedgerPricer()
+        if ledger is not None:
+            ledger.prepare.append(pricer.attach)
         if ledger is not None and any(
             each.budget is not None and each.budget.usd for each in settings.projects.values()
         ):
             ledger.prepare.append(pricer.estimate_rows)
-        gateway = self.runtime = Gateway(settings, log, metrics, spending=spending, pricer=pricer)
+        gateway = self.runtime = Gateway(settings, log, metrics, stops, spending, pricer)
         self._ledger = ledger
         if ledger is not None:
             gateway.observers.append(ledger.observe)
@@ -66,7 +70,7 @@ class Application(Starlette):
     def _sender(self, account: BillingAccount) -> ApiSender:
         """Return what carries the reconciler's calls: the engine, so that no second HTTP client is loaded."""
         config = self.runtime.config
-        return ProbeSender(config.engine, config.lava(account.projects[0]))
+        return ProbeSender(config.engine, config.destination.address(account.projects[0]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -82,6 +86,7 @@ class Application(Starlette):
                 self._ledger.start()
                 self._outbox.start()
                 self._reconciling.start()
+                self.runtime.stops.start()
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await self.runtime.aclose()

@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from proxy.config.watching import Reloader
 from proxy.http.connection import ConnectionSet, StrictProtocol
 from proxy.http.framing import Limits
+from proxy.protocol.threads import leave_signals_to_main
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -469,7 +470,7 @@ def run_loop(main: Coroutine[Any, Any, int]) -> int:
     Unlike ``asyncio.run`` it waits neither without limit for tasks that ignore their cancellation, nor for threads.
     """
     loop = _new_loop()
-    threads = ThreadPoolExecutor(4, thread_name_prefix="lava-proxy")
+    threads = ThreadPoolExecutor(4, thread_name_prefix="lava-proxy", initializer=leave_signals_to_main)
     loop.set_default_executor(threads)
     try:
         return loop.run_until_complete(main)

@@ -381,7 +381,7 @@ def test_the_questions_go_where_the_requests_go(
     engine = Noting()
     config = ActiveConfig(settings, engine)
     fault = ProxyError("lava_unauthorized", "No.", "Look.", owner="lava")
-    asyncio.run(config.explain(fault, "web"))
+    asyncio.run(config.destination.explain(fault, "web", None))
     assert fault.details["diagnosis_failed"] == "Lava's account API cannot be reached: nobody is there"
     [(out, body)] = engine.sent
     assert (out.method, out.target, body) == (b"GET", path + b"wallet", None)
@@ -679,7 +679,7 @@ async def main():
     settings = load(None)
     engine = create_engine(settings.upstream)
     config = ActiveConfig(settings, engine)
-    account = await ask(config.subject("default"), ProbeSender(engine, config.lava("default")), 10.0)
+    account = await ask(config.destination.subject("default"), ProbeSender(engine, config.destination.address("default")), 10.0)
     await engine.aclose()
     return account
 account = asyncio.run(main())

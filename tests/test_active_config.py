@@ -41,7 +41,7 @@ def configured(engine: Any = None, **tables: Any) -> ActiveConfig:
 )
 def test_lavas_host_follows_each_projects_own_credential(project: dict[str, Any], host: str) -> None:
     """Sandbox for a test key, also inside a ready token; production for everything else."""
-    lava = configured(projects={"one": project}).lava("one")
+    lava = configured(projects={"one": project}).destination.address("one")
     assert (lava.origin.scheme, lava.origin.host, lava.origin.port) == ("https", host, 443)
     assert (lava.host, lava.base_path) == (host.encode(), b"/v1")
 
@@ -51,7 +51,7 @@ def test_an_explicit_address_is_used_for_all() -> None:
     made = configured(
         lava={"base_url": "http://127.0.0.1:8000/other/v1"}, projects={"one": {"secret_key": Secret(TEST)}}
     )
-    lava = made.lava("one")
+    lava = made.destination.address("one")
     assert (lava.origin.port, lava.host, lava.base_path) == (8000, b"127.0.0.1:8000", b"/other/v1")
 
 
@@ -80,7 +80,7 @@ def test_the_tools_own_key_is_not_kept() -> None:
     other = prepared_of(made, "tool", "another-tool-key-012345")
     assert other.outgoing.headers != passing.outgoing.headers
     assert other.outgoing.origin != passing.outgoing.origin
-    assert [each.payment.project for each in made._credentials.values()] == ["own"]
+    assert [each.payment.project for each in made.destination._credentials.values()] == ["own"]
 
 
 def test_no_repr_shows_a_secret() -> None:

@@ -718,7 +718,7 @@ def test_the_tools_own_key_is_remembered_in_nothing_prepared(tmp_path: Path, mon
             assert template is not None
             assert len(template.prepared) == 0
             assert work.of(client, more=heads[1]) == (1, 1)
-        assert served.app.runtime.config._credentials == {}
+        assert served.app.runtime.config.destination._credentials == {}
         tokens = [each.header(b"authorization") for each in upstream.requests]
         assert tokens[0] == tokens[1] == tokens[2] != tokens[3]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +25,11 @@ from proxy.config.settings import Budget
 from proxy.gateway import admission, budgets
 from proxy.gateway.active_request import Registry
 from proxy.gateway.admission import ProjectBudget
-from proxy.gateway.budgets import Amount, BudgetLimit, BudgetPlan, Hold, Usual, window
+from proxy.gateway.budgets import Amount, BudgetLimit, BudgetPlan, Hold, Standing, Usual, window
 from proxy.gateway.request_body import RequestBody
+from proxy.ledger.budgeting import LedgerPricer
+from proxy.protocol.stop import Stop
+from proxy.protocol.token_classes import TokenClasses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,29 +138,31 @@ def test_a_request_holds_in_the_period_in_which_it_was_admitted() -> None:
 
 def test_an_estimate_follows_recent_requests() -> None:
     usual = Usual()
-    assert budgets.estimate(usual, 400, None, strict=False) == (100, budgets.OUTPUT_TOKENS)
+    assert budgets.estimate(usual, 400, None, 3, strict=False) == (100, budgets.OUTPUT_TOKENS)
     for outputs in range(1, 101):
         usual.learn(300, 100, outputs)
-    assert budgets.estimate(usual, 600, None, strict=False) == (200, 95)
-    assert budgets.estimate(usual, 600, 5000, strict=False) == (200, 5000)
-    assert budgets.estimate(usual, 600, None, strict=True) == (600, budgets.STRICT_OUTPUT_TOKENS)
-    assert budgets.estimate(usual, 600, 30, strict=True) == (600, 30)
+    assert budgets.estimate(usual, 600, None, 1, strict=False) == (200, 95)
+    assert budgets.estimate(usual, 600, 5000, 1, strict=False) == (200, 5000)
+    assert budgets.estimate(usual, 600, 40, 3, strict=False) == (200, 120)
+    assert budgets.estimate(usual, 600, None, 2, strict=True) == (600, 2 * budgets.STRICT_OUTPUT_TOKENS)
+    assert budgets.estimate(usual, 600, 30, 1, strict=True) == (600, 30)
 
 
 @pytest.mark.parametrize(
     ("body", "limit"),
     [
-        (b'{"max_tokens":7}', 7),
-        (b'{"max_completion_tokens" : 8, "max_tokens": 3}', 8),
-        (b'{"max_output_tokens":9}', 9),
-        (b'{"generationConfig":{"maxOutputTokens":10,"candidateCount":2}}', 20),
-        (b'{"n":3,"max_tokens":7}', 21),
-        (b'{"messages":[{"content":"\\"max_tokens\\": 99"}]}', None),
-        (b'{"messages":"' + b"x" * 300_000 + b'","max_tokens":11}', 11),
-        (b"", None),
+        (b'{"max_tokens":7}', (7, 1)),
+        (b'{"max_completion_tokens" : 8, "max_tokens": 3}', (8, 1)),
+        (b'{"max_output_tokens":9}', (9, 1)),
+        (b'{"generationConfig":{"maxOutputTokens":10,"candidateCount":2}}', (10, 2)),
+        (b'{"n":3,"max_tokens":7}', (7, 3)),
+        (b'{"messages":[{"content":"\\"max_tokens\\": 99"}]}', (None, 1)),
+        (b'{"messages":"' + b"x" * 300_000 + b'","max_tokens":11}', (11, 1)),
+        (b'{"n":4}', (None, 4)),
+        (b"", (None, 1)),
     ],
 )
-def test_the_clients_limit_is_found_in_the_body(body: bytes, limit: int | None) -> None:
+def test_the_clients_limit_is_found_in_the_body(body: bytes, limit: tuple[int | None, int]) -> None:
     content = RequestBody(None)  # type: ignore[arg-type]
     content.send(body)
     assert content.output_limit() == limit
@@ -304,15 +311,46 @@ def test_a_budget_that_resets_within_a_minute_is_worth_a_retry(tmp_path: Path) -
     assert upstream.requests == []
 
 
+_UNHEARD_OF = BODY.replace(b"gpt-4o", b"gpt-unheard-of")
+
+
+def _say_unheard_of(peer: Peer) -> None:
+    while peer.request() is not None:
+        peer.send(answer(200, _USAGE.replace(b"gpt-4o", b"gpt-unheard-of"), _TYPE))
+
+
 @pytest.mark.parametrize(("rule", "status"), [("count", 429), ("ignore", 200), ("refuse", 429)])
 def test_a_cost_that_is_unknown_follows_its_rule(tmp_path: Path, rule: str, status: int) -> None:
     budget = _BUDGET % f'usd = {{ month = "0.0001" }}\non_unknown_cost = "{rule}"'
-    body = BODY.replace(b"gpt-4o", b"gpt-unheard-of")
-    with Upstream(_say) as upstream, Served(tmp_path, upstream, budget) as gateway:
-        answered = ask(gateway.port, "POST", "/openai/v1/chat/completions", body, JSON)
-    assert answered.status == status
-    if rule == "refuse":
-        assert "is unknown" in answered.json()["error"]["message"]
+    with Upstream(_say_unheard_of) as upstream, Served(tmp_path, upstream, budget) as gateway:
+        answered = ask(gateway.port, "POST", "/openai/v1/chat/completions", _UNHEARD_OF, JSON)
+        _until(gateway.idle)
+        (standing,) = _standing(gateway)
+    assert (answered.status, standing.used) == (status, 0)
+    if status == 429:
+        ours = answered.json()["error"]["lava_proxy"]
+        assert ("is unknown" in answered.json()["error"]["message"]) == (rule == "refuse")
+        assert [ours[name] for name in ("budget", "limit", "used", "held")] == [
+            "usd per month",
+            "0.0001",
+            "0.00",
+            "0.00",
+        ]
+        assert answered.header("x-should-retry") == "false"
+
+
+def test_a_cost_that_is_unknown_counts_by_the_dearest_price_of_the_provider(tmp_path: Path) -> None:
+    """The answer's fifteen tokens, not the estimate."""
+    with (
+        Upstream(_say_unheard_of) as upstream,
+        Served(tmp_path, upstream, _BUDGET % 'usd = { month = "9.00" }') as gateway,
+    ):
+        assert ask(gateway.port, "POST", "/v1/chat/completions", _UNHEARD_OF, JSON).status == 200
+        _until(gateway.idle)
+        (standing,) = _standing(gateway)
+        dearest = LedgerPricer().dearest("openai")
+    assert dearest is not None
+    assert standing.used == 15 * dearest // 1_000_000
 
 
 def test_no_address_goes_around_a_budget_and_other_projects_have_none(tmp_path: Path) -> None:
@@ -325,8 +363,16 @@ def test_no_address_goes_around_a_budget_and_other_projects_have_none(tmp_path: 
             "/anthropic/v1/messages",
             "/v1beta/models/gemini-2.5-flash:generateContent",
             "/openai/v1/files",
+            "/google/upload/v1beta/files",
+            "/upload/v1beta/files",
+            "/google/v1beta/models/gemini-2.5-flash:streamGenerateContent",
+            "/openai/v1/anything",
         ):
-            assert ask(gateway.port, "POST", f"/p/main{path}", BODY, JSON).status == 429
+            for method in ("POST", "PUT", "PATCH", "DELETE"):
+                refused = ask(gateway.port, method, f"/p/main{path}", BODY, JSON)
+                assert refused.header("x-lava-proxy-error") == "budget_exceeded", (method, path)
+        crossing = BODY.replace(b"gpt-4o", b"anthropic/claude-sonnet-4-5")
+        assert ask(gateway.port, "POST", "/p/main/v1/chat/completions", crossing, JSON).status == 429
         assert ask(gateway.port, "GET", "/p/main/openai/v1/files", None, {}).status == 429
         free = ask(gateway.port, "POST", "/p/other/v1/chat/completions", BODY, JSON)
     assert free.status == 200
@@ -349,11 +395,20 @@ def _say(peer: Peer) -> None:
     while (received := peer.request()) is not None:
         if b"cut" in received.body:
             return
-        if b"fail" in received.body:
-            peer.send(answer(500, b'{"error":{"message":"broken","type":"server_error","param":null}}', _TYPE))
+        if (failed := re.search(rb"fail (\d+)", received.body)) is not None:
+            error = b'{"error":{"message":"broken","type":"server_error","param":null}}'
+            peer.send(answer(int(failed[1]), error, _TYPE))
         elif b"stream" in received.body:
             event = b'data: {"id":"x","object":"chat.completion.chunk","choices":[]}\n\n'
             peer.send(answer(200, chunked(event, b"data: [DONE]\n\n"), _SSE, length=False))
+        elif b"lava" in received.body:
+            peer.send(answer(404, b'{"error":{"code":"forward_x","message":"no","status":404}}', _TYPE))
+        elif b"open" in received.body:
+            peer.send(answer(200, chunked(b"data: {}\n\n"), _SSE, length=False))
+        elif b"stall" in received.body:
+            peer.send(answer(200, chunked(b"data: {}\n\n", end=False), _SSE, length=False))
+            peer.request()
+            return
         elif b"half" in received.body:
             peer.send(answer(200, chunked(b"data: {}\n\n", end=False), _SSE, length=False))
             return
@@ -367,27 +422,95 @@ def _say(peer: Peer) -> None:
 _TYPE = [(b"content-type", b"application/json")]
 
 
-def test_nothing_is_held_when_no_request_is_in_flight(tmp_path: Path) -> None:
-    """After two hundred requests of every outcome. What ran counts as a request, also if its answer never came."""
-    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % "requests = { month = 170 }") as gateway:
-        statuses = []
-        for number in range(200):
-            content = ("hello", "fail", "stream", "half", "cut")[number % 5]
-            if number % 20 == 19 and number < 170:  # the client leaves while the upstream is silent
-                with Client(gateway.port) as client:
-                    client.ask("wait")
-                    _until(lambda: len(upstream.requests) > number)  # noqa: B023  (called here)
-            else:
-                with Client(gateway.port) as client:
-                    client.ask(content)
-                    statuses.append(client.response().status)
+_LIMITS_OF_TIME = "[upstream]\nfirst_byte = 0.2\nidle = 0.2\n"
+_OUTCOMES = {
+    *(
+        "ok",
+        "provider_error",
+        "lava_error",
+        "refused",
+        "upstream_error",
+        "truncated",
+        "incomplete",
+        "stalled",
+        "timeout",
+    ),
+    *("client_gone", "client_error"),
+}
+
+
+def _play(port: int, number: int) -> None:
+    """One request with one of the ends that there are, and with one of the moments at which a client can leave."""
+    ends = ("hello", "fail 400", "fail 504", "lava", "stream", "open", "half", "cut", "wait", "stall")
+    leaves = ("wait", "stall", "stream", "hello")
+    number %= len(ends) + len(leaves) + 5
+    with Client(port) as client:
+        if number < len(ends):
+            client.ask(ends[number])
+            client.response()
+            return
+        number -= len(ends)
+        if number < len(leaves):  # with a reset, without looking at the answer
+            client.ask(leaves[number])
+            time.sleep(random.choice((0.0, 0.001, 0.01)))
+            client.reset()
+            return
+        head = "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
+        whole = (head + "Content-Length: %d\r\n\r\n") % ("/v1/chat/completions", port, len(BODY))
+        named = (head + "Content-Length: %d\r\n\r\n") % ("/openai/v1/chat/completions", port, 9999)
+        broken = (head + "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n") % ("/openai/v1/chat/completions", port)
+        match number - len(leaves):
+            case 0:  # before the body is there, so nothing is held yet
+                client.send(whole.encode() + BODY[:20])
+            case 1:  # during an upload
+                client.send(named.encode() + BODY)
+            case 2:
+                client.send(broken.encode())
+                time.sleep(0.05)
+                client.send(b"zz\r\n")
+                client.closed()
+            case 3:
+                client.ask(model="elevenlabs/x")
+                assert client.response().status == 400
+            case _:
+                client.ask("stream")
+                client.head()
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_nothing_is_held_at_rest_after_every_outcome(tmp_path: Path, count: int) -> None:
+    limits = 'requests = { month = 1_000_000 }\ntokens = { month = 1_000_000_000 }\nusd = { month = "90000.00" }'
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % limits + _LIMITS_OF_TIME) as gateway:
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(lambda number: _play(gateway.port, number), range(count)))
+        _until(gateway.idle)
+        with Client(gateway.port) as last:
+            last.ask("wait")
+            _until(lambda: gateway.do(lambda: len(gateway.app.runtime.registry.holds("main"))) == 1)
+            assert [each.held > 0 for each in _standing(gateway)] == [True] * 3
+            gateway.do(gateway.app.runtime.cut)
+            assert last.response().status == 503
+        _until(gateway.idle)
+        assert gateway.app.runtime.registry.holds("main") == []
+        assert [each.held for each in _standing(gateway)] == [0, 0, 0]
+        seen = {line["outcome"] for line in gateway.told(count // 2)}
+    assert seen == _OUTCOMES
+
+
+def test_what_ran_counts_as_a_request_even_if_its_answer_never_came(tmp_path: Path) -> None:
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % "requests = { month = 5 }") as gateway:
+        for content in ("hello", "fail 500", "half", "cut", "wait", "hello"):
+            with Client(gateway.port) as client:
+                before = len(upstream.requests)
+                client.ask(content)
+                if content == "wait":  # the client leaves while the upstream is silent
+                    _until(lambda: len(upstream.requests) > before)  # noqa: B023  (called here)
+                else:
+                    status = client.response().status
             _until(gateway.idle)
-        admission, registry = gateway.app.runtime.admission, gateway.app.runtime.registry
-        assert registry.holds("main") == []
-        (standing,) = gateway.do(lambda: admission._projects["main"].standing(time.time_ns() // 1000))
-        assert (standing.held, standing.used, standing.left) == (0, 170, 0)
-    assert statuses.count(429) == 30
-    assert len(upstream.requests) == 170
+        (standing,) = _standing(gateway)
+    assert (status, standing.held, standing.used, standing.left) == (429, 0, 5, 0)
+    assert len(upstream.requests) == 5
 
 
 def test_what_is_in_flight_is_held(tmp_path: Path) -> None:
@@ -428,10 +551,93 @@ def test_a_sent_request_without_usage_keeps_its_estimate(tmp_path: Path) -> None
         assert statuses[:2] == [200, 502]
         # The first answer had five tokens: from then on that is what is held.
         assert statuses[2] == 200
-        (standing,) = gateway.do(
-            lambda: gateway.app.runtime.admission._projects["main"].standing(time.time_ns() // 1000)
-        )
+        (standing,) = _standing(gateway)
     assert 15 + 5 + 15 < standing.used < 100
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_strict_budget_holds_the_dearest_use(tmp_path: Path, strict: bool) -> None:
+    """The whole body written to a cache for an hour costs twice what input does; and whatever model the address is used with."""
+    limits = f'usd = {{ month = "90.00" }}\nstrict = {str(strict).lower()}'
+    body = BODY.replace(b"gpt-4o", b"claude-sonnet-4-5").replace(b'"hi"', b'"wait"')
+    pricer = LedgerPricer()
+    inputs = len(body) if strict else -(-len(body) // budgets.BYTES_PER_TOKEN)
+    outputs = 20 if strict else budgets.OUTPUT_TOKENS
+    uses = TokenClasses(cache_write_1h=inputs, output=outputs) if strict else TokenClasses(inputs, output=outputs)
+    expected = pricer.nano("anthropic", "claude-sonnet-4-5", uses)
+    assert expected is not None
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % limits) as gateway:
+        for path in ("/v1/messages", "/anthropic/v1/messages"):
+            with Client(gateway.port) as client:
+                client.request("POST", path, body, JSON)
+                _until(lambda: gateway.do(lambda: len(gateway.app.runtime.registry.holds("main"))) == 1)
+                held = _standing(gateway)[0].held
+            _until(gateway.idle)
+            dearest = pricer.dearest("anthropic")
+            assert dearest is not None
+            named = -(-(inputs + outputs) * dearest // 1_000_000)
+            assert held == (named if path.startswith("/anthropic") else expected)
+
+
+@pytest.mark.parametrize(
+    ("status", "kept"), [(400, False), (404, False), (429, False), (500, False), (503, False), (502, True), (504, True)]
+)
+def test_an_error_costs_nothing_unless_the_answer_was_lost(tmp_path: Path, status: int, kept: bool) -> None:
+    """It is a request all the same."""
+    limits = 'requests = { month = 9 }\ntokens = { month = 90_000 }\nusd = { month = "9.00" }'
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % limits) as gateway:
+        with Client(gateway.port) as client:
+            client.ask(f"fail {status}")
+            assert client.response().status == status
+        _until(gateway.idle)
+        requests, tokens, dollars = _standing(gateway)
+    assert (requests.used, tokens.used > 0, dollars.used > 0) == (1, kept, kept)
+
+
+def test_an_estimate_that_stays_is_known_after_a_restart(daemon: StartDaemon, tmp_path: Path) -> None:
+    """Of a request whose answer was lost: its usage never becomes known."""
+    path = tmp_path / "ledger.sqlite"
+    with Upstream(_say) as upstream:
+
+        def start(limits: str) -> Daemon:
+            return daemon(
+                f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n[ledger]\npath = {json.dumps(str(path))}\n'
+                f"[projects.main.budget]\nstrict = true\n{limits}\n",
+                env={"KEY": LAVA_KEY},
+                secrets=[LAVA_KEY],
+            )
+
+        body = BODY.replace(b'"hi"', b'"cut"')
+        first = start('tokens = { month = 5000 }\nusd = { month = "5.00" }')
+        assert [ask(first.port, "POST", "/v1/chat/completions", each, JSON).status for each in (body, BODY)] == [
+            502,
+            200,
+        ]
+        assert first.stop() == 0
+        expected = {"tokens = { month = 1 }": len(body) + 20 + 15, 'usd = { month = "0.000001" }': None}
+        for limits, used in expected.items():
+            running = start(limits)
+            refused = ask(running.port, "POST", "/v1/chat/completions", BODY, JSON).json()["error"]["lava_proxy"]
+            assert running.stop() == 0
+            if used is not None:
+                assert refused["used"] == used
+            else:
+                nano = len(body) * 2500 + 20 * 10_000 + 10 * 2500 + 5 * 10_000
+                assert refused["used"] == f"{nano / 1e9:.9f}".rstrip("0")
+
+
+@pytest.mark.parametrize(
+    "path", ["/openai/v1/files", "/anthropic/v1/messages/count_tokens", "/openai/v1/uploads/x/parts"]
+)
+def test_what_costs_nothing_needs_no_room_for_tokens(tmp_path: Path, path: str) -> None:
+    limits = 'requests = { month = 2 }\ntokens = { month = 1 }\nusd = { month = "0.000000001" }'
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % limits) as gateway:
+        assert ask(gateway.port, "POST", path, BODY, JSON).status == 200
+        _until(gateway.idle)
+        assert [each.used for each in _standing(gateway)] == [1, 0, 0]
+        assert ask(gateway.port, "GET", "/openai/v1/responses/x").status == 200  # it repeats the usage of another one
+        _until(gateway.idle)
+        assert [each.used for each in _standing(gateway)] == [2, 0, 0]
 
 
 def test_a_new_limit_holds_from_the_reload_on(daemon: StartDaemon, emulator: Emulator) -> None:
@@ -444,6 +650,28 @@ def test_a_new_limit_holds_from_the_reload_on(daemon: StartDaemon, emulator: Emu
     assert [each.status for each in answers] == [200, 429]
     ours = answers[1].json()["error"]["lava_proxy"]
     assert (ours["limit"], ours["used"]) == (2, 2)
+
+
+def _standing(gateway: Served) -> list[Standing]:
+    """The limits of the project, in the order of the configuration."""
+    budget = gateway.app.runtime.admission._projects["main"]
+    return gateway.do(lambda: budget.standing(time.time_ns() // 1000))
+
+
+def test_a_limit_in_dollars_that_came_with_a_reload_is_known_after_a_restart(
+    daemon: StartDaemon, emulator: Emulator, tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    first = _start(daemon, emulator, "requests = { month = 9 }", path)
+    first.config.write_text(first.config.read_text() + 'usd = { month = "50.00" }\n')
+    first.process.send_signal(signal.SIGHUP)
+    _until(lambda: "configuration reloaded" in first.output())
+    usage = ask(first.port, "POST", "/v1/chat/completions", BODY, JSON).json()["usage"]
+    assert first.stop() == 0
+    second = _start(daemon, emulator, 'usd = { month = "0.000000001" }', path)
+    refused = ask(second.port, "POST", "/v1/chat/completions", BODY, JSON)
+    cost = usage["prompt_tokens"] * 2500 + usage["completion_tokens"] * 10_000
+    assert refused.json()["error"]["lava_proxy"]["used"] == f"{cost / 1e9:.9f}".rstrip("0").ljust(4, "0")
 
 
 def _until(condition: Callable[[], bool]) -> None:
@@ -459,15 +687,22 @@ def _until(condition: Callable[[], bool]) -> None:
 class _Stored:
     """A ledger of a test: ``sums`` are what it has, ``None`` while it is away."""
 
-    def __init__(self, sums: tuple[int, int, int] | None, *, shared: bool = False) -> None:
+    shared = False
+
+    def __init__(self, sums: tuple[int, int, int] | None) -> None:
         self.sums = sums
-        self.shared = shared
 
     async def spent(self, project: str, since_us: int) -> tuple[int, int, int]:
         assert project == "main"
         if self.sums is None:
             raise OSError("away")
         return self.sums
+
+    async def claim(self, *_: object) -> tuple[bool, dict[int, Any]]:
+        raise OSError("away")
+
+    def release(self, request_id: str) -> None:
+        """Nothing is claimed here."""
 
 
 def _budget_of(stored: _Stored, warnings: list[str]) -> ProjectBudget:
@@ -495,24 +730,64 @@ def test_while_the_ledger_is_away_a_budget_counts_from_0_and_the_log_says_so(mon
     assert _used(budget) == 7
 
 
-@pytest.mark.parametrize(("shared", "used"), [(True, 8), (False, 3)])
-def test_what_other_daemons_used_counts_when_it_is_read_again(
-    monkeypatch: pytest.MonkeyPatch, shared: bool, used: int
-) -> None:
-    monkeypatch.setattr(admission, "AGAIN_SECONDS", 0.0)
-    stored = _Stored((3, 0, 0), shared=shared)
-    budget = _budget_of(stored, [])
-    stored.sums = (8, 0, 0)
-    asyncio.run(budget.load())
-    assert _used(budget) == used
+# What answers and the log say
 
 
 def test_every_answer_says_what_is_left_of_the_tightest_limit(tmp_path: Path) -> None:
     limits = 'requests = { month = 4, day = 100 }\nusd = { month = "100.00" }'
     with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % limits) as gateway:
         left = []
-        for content in ("hello", "fail", "stream", "cut", "hello"):
+        for content in ("hello", "fail 500", "stream", "cut", "hello"):
             with Client(gateway.port) as client:
                 client.ask(content)
                 left.append(client.response().header("x-lava-proxy-budget-left"))
     assert left == [f"requests per month {number}" for number in (3, 2, 1, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/models", 200),
+        ("POST", "/v1/chat/completions", 400),
+        ("POST", "/openai/v1/chat/completions", 200),
+    ],
+)
+def test_the_first_answer_says_it_too(tmp_path: Path, method: str, path: str, status: int) -> None:
+    """Also one that is refused before anything is counted."""
+    body = None if method == "GET" else BODY.replace(b"gpt-4o", b"elevenlabs/x")
+
+    def say(peer: Peer) -> None:
+        while (received := peer.request()) is not None:
+            listed = b'{"object":"list","data":[]}'
+            peer.send(answer(200, listed if received.target.endswith(b"models") else _USAGE, _TYPE))
+
+    with Upstream(say) as upstream, Served(tmp_path, upstream, _BUDGET % "requests = { month = 4 }") as gateway:
+        answered = ask(gateway.port, method, path, body, JSON)
+    assert answered.status == status
+    left = 3 if path.startswith("/openai") else 4
+    assert answered.header("x-lava-proxy-budget-left") == f"requests per month {left}"
+
+
+def test_a_stopped_project_says_it_too(tmp_path: Path) -> None:
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % "requests = { month = 4 }") as gateway:
+        asyncio.run_coroutine_threadsafe(gateway.app.runtime.stops.add(Stop("main")), gateway._loop).result(20)
+        answered = ask(gateway.port, "POST", "/v1/chat/completions", BODY, JSON)
+    assert answered.status == 403
+    assert answered.header("x-lava-proxy-budget-left") == "requests per month 4"
+
+
+def test_the_log_warns_once_per_threshold_and_period(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the next minute again; not once more when the clock is set back, where what was used still counts."""
+    now = [_us("2026-11-29T12:00:30")]
+    monkeypatch.setattr(admission, "_now_us", lambda: now[0])
+    with Upstream(_say) as upstream, Served(tmp_path, upstream, _BUDGET % "requests = { minute = 5 }") as gateway:
+        statuses = []
+        for step in (0, 60, -60):
+            now[0] += step * SECOND
+            for _ in range(7):
+                statuses.append(ask(gateway.port, "POST", "/v1/chat/completions", BODY, JSON).status)
+                _until(gateway.idle)
+        log = gateway._log
+    assert statuses == ([200] * 5 + [429] * 2) * 2 + [429] * 7
+    text = log.read_text()
+    assert (text.count("is used to 80 %"), text.count("is used up")) == (2, 2)

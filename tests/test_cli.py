@@ -132,7 +132,7 @@ KEY = {"LAVA_SECRET_KEY": LAVA_KEY}
 COMMANDS = (
     *("serve", "demo", "init", "check", "token", "health", "emulator"),
     *("login", "logout", "whoami", "wallet", "connections", "usage", "models", "checkout"),
-    *("logs", "stats", "cost", "export", "reconcile", "close", "api", "keys", "ledger"),
+    *("logs", "stats", "cost", "export", "reconcile", "close", "stop", "resume", "api", "keys", "ledger"),
 )
 
 

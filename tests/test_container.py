@@ -322,6 +322,8 @@ def test_the_image_is_what_the_dockerfile_promises(image: Image) -> None:
         state = (root / STATE.lstrip("/")).stat()
         assert (state.st_uid, state.st_gid, state.st_mode & 0o777) == (UID, UID, 0o700)
         assert __version__ in _run(*image.run_command(container, {}, "lava-proxy", "--version"))
+        driver = "import psycopg; print(psycopg.pq.__impl__)"  # for a ledger on PostgreSQL
+        assert _run(*image.run_command(container, {}, "/opt/lava-proxy/bin/python", "-c", driver)).strip() == "binary"
         image.buildah("umount", container)
 
 

@@ -17,7 +17,7 @@ from rawclient import RawClient
 from searching import cut
 from upstream import Peer, Upstream, answer, chunked
 
-from proxy.protocol.body import Edit, decode, replaced, search_usage_option
+from proxy.protocol.body import Edit, decode, replaced, search_usage_option, usage_option
 from proxy.protocol.usage_filter import UsageFilter
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def _run(steps: Generator[None, None, Edit | None]) -> Edit | None:
 
 
 def _asking(body: bytes, size: int | None = None) -> bytes | None:
-    """The body that is sent; ``None``: unchanged."""
+    """The body that is sent; ``None``: unchanged. ``size``: it comes in such pieces."""
     pieces = cut(body, size or len(body) or 1)
-    edit = _run(search_usage_option(pieces, b"application/json", None, LIMIT))
+    edit = _run(search_usage_option(pieces, b"application/json", None, LIMIT)) if size else usage_option(body)
     return None if edit is None else b"".join(replaced(pieces, edit.span, edit.new))
 
 
@@ -57,6 +57,18 @@ CHANGED = {
     b'{"stream_options":{},"stream":true}': b'{"stream_options":{"include_usage":true},"stream":true}',
     b'{"stream_options": { "include_obfuscation" : false} ,"stream":true}': (
         b'{"stream_options": {"include_usage":true, "include_obfuscation" : false} ,"stream":true}'
+    ),
+    b'{"stream":true,"stream_options":{"include_usage":false}}': (
+        b'{"stream":true,"stream_options":{"include_usage":true}}'
+    ),
+    b'{"stream":true,"stream_options": {"a":1,"include_us\\u0061ge" :  null }}': (
+        b'{"stream":true,"stream_options": {"a":1,"include_us\\u0061ge" :  true }}'
+    ),
+    b'{"stream":true,"stream_options":{"include_usage":true,"x":{"include_usage":true},"include_usage":false}}': (
+        b'{"stream":true,"stream_options":{"include_usage":true,"x":{"include_usage":true},"include_usage":true}}'
+    ),
+    b'{"stream_options":{"include_usage":true},"stream":true,"stream_options":{}}': (
+        b'{"stream_options":{"include_usage":true},"stream":true,"stream_options":{"include_usage":true}}'
     ),
     b'{"\\u0073tream":true}': b'{"stream_options":{"include_usage":true},"\\u0073tream":true}',
     b'{"stream":false,"stream":true}': b'{"stream_options":{"include_usage":true},"stream":false,"stream":true}',
@@ -75,8 +87,11 @@ UNCHANGED = [
     b'{"stream":true,"stream":false}',
     b'{"stream":true,"stream":"x","a":1}',
     b'{"stream":true,"stream_options":{"include_usage":true}}',
-    b'{"stream":true,"stream_options":{"include_usage":false}}',
-    b'{"stream":true,"stream_options":{"include_us\\u0061ge":null}}',
+    b'{"stream":true,"stream_options":{"include_usage":0}}',
+    b'{"stream":true,"stream_options":{"include_us\\u0061ge":"no"}}',
+    b'{"stream":true,"stream_options":{"include_usage":false,"include_usage":true}}',
+    b'{"stream":true,"stream_options":{},"stream_options":{"include_usage":true}}',
+    b'{"stream":true,"stream_options":{"include_usage":false}',
     b'{"stream":true,"stream_options":"x"}',
     b'{"stream":true,"stream_options":[]}',
     b'{"stream":true',
@@ -88,13 +103,13 @@ UNCHANGED = [
 @pytest.mark.parametrize("body", CHANGED, ids=repr)
 def test_a_stream_is_asked_for_its_usage_and_no_other_byte_changes(body: bytes) -> None:
     """Wherever the members stand, in any pieces."""
-    assert {_asking(body, size) for size in range(1, len(body) + 1)} == {CHANGED[body]}
+    assert {_asking(body, size) for size in range(len(body) + 1)} == {CHANGED[body]}
 
 
 @pytest.mark.parametrize("body", UNCHANGED, ids=lambda body: repr(body[:70]))
 def test_other_bodies_stay_as_they_are(body: bytes) -> None:
-    """No stream, a client that says it itself, or nothing that can be read."""
-    assert [_asking(body, size) for size in (1, 3, len(body) or 1)] == [None] * 3
+    """No stream, a client that asks for it itself, or nothing that can be read."""
+    assert [_asking(body, size) for size in (0, 1, 3, len(body) or 1)] == [None] * 4
 
 
 _VALUES = st.recursive(
@@ -111,7 +126,7 @@ _VALUES = st.recursive(
     ),
     st.sampled_from([None, True, False]),
     st.sampled_from([{}, {"indent": 1}, {"separators": (",", ":")}]),
-    st.integers(1, 40),
+    st.integers(0, 40),
 )
 def test_any_body_means_the_same_afterwards(
     document: dict[str, Any], stream: bool | None, style: dict[str, Any], size: int
@@ -122,7 +137,7 @@ def test_any_body_means_the_same_afterwards(
     changed = _asking(json.dumps(document, **style).encode(), size)
     options = document.get("stream_options")
     wanted = document.get("stream") is True and (
-        options is None or (isinstance(options, dict) and "include_usage" not in options)
+        options is None or (isinstance(options, dict) and (options.get("include_usage") or False) is False)
     )
     if wanted:
         assert changed is not None
@@ -303,7 +318,6 @@ def test_streams_are_asked_and_their_usage_is_hidden(start: Callable[..., Daemon
     [
         ("plain", {"stream": True}),
         ("counted", {"stream": True, "stream_options": {"include_usage": True}}),
-        ("counted", {"stream": True, "stream_options": {"include_usage": False}}),
         ("counted", {"stream": False}),
         ("counted", {}),
     ],
@@ -311,12 +325,53 @@ def test_streams_are_asked_and_their_usage_is_hidden(start: Callable[..., Daemon
 def test_other_requests_and_their_streams_stay_as_they_are(
     start: Callable[..., Daemon], project: str, more: dict[str, Any]
 ) -> None:
-    """Of other projects, of clients that say it themselves, and of no stream."""
+    """Of other projects, of clients that ask for it themselves, and of no stream."""
     body = json.dumps({**CHAT, **more}).encode()
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip, br", "Content-Digest": "sha-256=:AA==:"}
     with Upstream(_streams) as upstream, RawClient(start(upstream).port) as client:
-        client.request("POST", f"/p/{project}/v1/chat/completions", body, {"Content-Type": "application/json"})
-        assert client.response().body == STREAM
-        assert [each.body for each in upstream.requests] == [body]
+        for path in ("v1", "openai/v1"):
+            client.request("POST", f"/p/{project}/{path}/chat/completions", body, headers)
+            assert client.response().body == STREAM
+        for received in upstream.requests:
+            assert (received.body, received.header(b"accept-encoding")) == (body, b"gzip, br")
+            assert received.header(b"content-digest") == b"sha-256=:AA==:"
+
+
+@pytest.mark.parametrize("path", ["v1", "openai/v1"])
+def test_what_the_client_says_of_its_request_stays(start: Callable[..., Daemon], path: str) -> None:
+    """Also of a chunked upload, and of a client that wants no usage. The length is that of the new body."""
+    body = json.dumps({**CHAT, "stream": True, "stream_options": {"include_usage": False}}).encode()
+    said = {"Idempotency-Key": "key-1", "Content-Digest": "sha-256=:AA==:", "Content-MD5": "AA==", "Accept": "*/*"}
+    headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked", **said}
+    with Upstream(_streams) as upstream, RawClient(start(upstream).port) as client:
+        client.request("POST", f"/p/counted/{path}/chat/completions", None, headers)
+        for piece in cut(chunked(*cut(body, 7)), 50):
+            client.send(piece)
+        assert client.response().body == SHOWN
+        (received,) = upstream.requests
+        assert received.body == body.replace(b"false", b"true")
+        assert received.header(b"content-length") == b"%d" % len(received.body)
+        assert received.header(b"transfer-encoding") is None
+        for name, value in said.items():
+            assert received.header(name.encode()) == value.encode()
+
+
+def test_other_endpoints_stay_as_they_are(start: Callable[..., Daemon]) -> None:
+    """A form, and streams of other APIs, of a project that wants its usage."""
+    body = b'{"model":"gpt-4o","stream":true}'
+    form = b'--x\r\nContent-Disposition: form-data; name="stream"\r\n\r\ntrue\r\n--x--\r\n'
+    calls = [
+        ("v1/completions", "application/json", body),
+        ("v1/responses", "application/json", body),
+        ("v1/messages", "application/json", body.replace(b"gpt-4o", b"claude-opus-4-6")),
+        ("openai/v1/chat/completions", "multipart/form-data; boundary=x", form),
+        ("openai/v1/audio/transcriptions", "multipart/form-data; boundary=x", form),
+    ]
+    with Upstream(_streams) as upstream, RawClient(start(upstream).port) as client:
+        for path, kind, content in calls:
+            client.request("POST", f"/p/counted/{path}", content, {"Content-Type": kind})
+            assert client.response().body == STREAM
+        assert [each.body for each in upstream.requests] == [content for _, _, content in calls]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br"])

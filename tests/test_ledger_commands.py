@@ -25,8 +25,8 @@ from proxy.cli import ledger_export
 from proxy.config.settings import LedgerSettings
 from proxy.ledger import reading
 from proxy.ledger.lock import FileLock
-from proxy.ledger.rows import hashed
-from proxy.ledger.schema import Bill, OutboxState, State
+from proxy.ledger.schema import VERSION, Bill, OutboxState, State
+from proxy.protocol.clients import hashed
 from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:
@@ -131,8 +131,8 @@ def test_an_older_schema_is_migrated_by_the_command(book: Book) -> None:
     with closing(sqlite3.connect(book.path)) as connection, connection:
         connection.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
     assert "ledger migrate" in book("logs", code=1).err
-    assert "from schema 0 to 1" in book("ledger", "migrate").out
-    assert "has schema 1 already" in book("ledger", "migrate").out
+    assert f"from schema 0 to {VERSION}" in book("ledger", "migrate").out
+    assert f"has schema {VERSION} already" in book("ledger", "migrate").out
     assert "There is no such request" in book("logs").out
 
 
@@ -486,7 +486,7 @@ def test_status_shows_what_there_is(book: Book) -> None:
     found = book("ledger", "status", "--json").json
     assert found["ledger"] == str(book.path)
     assert found["requests"] == 21
-    assert found["schema"] == 1
+    assert found["schema"] == VERSION
     assert found["keep"] == "90d"
     assert set(found["retention"]) >= {"requests", "attempts", "rollups", "outbox"}
     assert found["bytes"] == book.path.stat().st_size

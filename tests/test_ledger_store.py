@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,10 @@ from sqlalchemy import inspect
 from proxy.ledger import histogram, prune, schema
 from proxy.ledger.in_flight import Opened
 from proxy.ledger.names import Names
-from proxy.ledger.rows import hashed, id_bytes, request_id_of, usage_of
+from proxy.ledger.rows import id_bytes, request_id_of
 from proxy.ledger.schema import Bill, Kind, State
+from proxy.protocol.clients import hashed
 from proxy.protocol.record import Attempt, Outcome
-from proxy.protocol.token_classes import classes_of, flat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -278,29 +277,6 @@ def test_the_hooks_of_a_batch_are_part_of_its_transaction(make: Any) -> None:
     assert len(place.rows("SELECT * FROM requests")) == 2
 
 
-def test_the_usual_usage_is_read_as_any_other() -> None:
-    """The shortcut for it and the general way give the same, also at the borders between them."""
-    chance = random.Random(5282)
-    for _ in range(2000):
-        counts = [chance.choice([0, 1, chance.randrange(10**6), -1, 2**40, 2**60]) for _ in range(2)]
-        usage: dict[str, Any] = {
-            "prompt_tokens": counts[0],
-            "completion_tokens": counts[1],
-            "total_tokens": sum(counts),
-        }
-        if chance.random() < 0.5:
-            usage[chance.choice([*usage, "reasoning_tokens"])] = chance.choice([None, 1.0, True, "1", 7, {}])
-        made = record(usage=json.dumps(usage), facts=FACTS._replace(endpoint=chance.choice(["chat", "speech"])))
-        assert made.facts is not None
-        paths, numbers = flat(usage)
-        expected = (
-            classes_of(usage, "openai", made.facts.endpoint),
-            ",".join(paths) or None,
-            ",".join(map(str, numbers)) or None,
-        )
-        assert usage_of(made) == expected
-
-
 # --- retention -------------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +287,17 @@ def test_every_table_has_a_retention_rule(place: Place) -> None:
     connection.rollback()
     assert tables == set(schema.RETENTION)
     assert all(rule.rule for rule in schema.RETENTION.values())
+
+
+def test_the_migrations_make_the_tables(place: Place) -> None:
+    """The tables of the module have the columns, in their order, that the migrations make."""
+    connection = place.store().connection()
+    made = {
+        name: [column["name"] for column in inspect(connection).get_columns(name)]
+        for name in inspect(connection).get_table_names()
+    }
+    connection.rollback()
+    assert made == {name: list(table.columns.keys()) for name, table in schema.metadata.tables.items()}
 
 
 def test_old_requests_are_pruned_and_their_sums_stay(make: Any) -> None:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,7 +28,6 @@ from proxy.protocol.redaction import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from daemons import Daemon, StartDaemon
 
@@ -172,6 +172,20 @@ def test_signals_that_come_late_do_not_change_the_exit_code(daemon: StartDaemon)
         codes.add(running.process.returncode)
     # 1 where one of them came before the drain was over: that is the second signal.
     assert codes <= {0, 1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_only_the_main_thread_takes_signals(daemon: StartDaemon) -> None:
+    """Another one would take a signal while the main thread exchanges its handlers, and end the process by it."""
+    running = daemon('[lava]\nsecret_key = "env:KEY"\n', env={"KEY": KEY}, secrets=[KEY])
+    tasks = Path(f"/proc/{running.process.pid}/task")
+    wait_for(lambda: len(list(tasks.iterdir())) >= 4)  # with the log's, the ledger's, and one that looks at files
+    blocked = {
+        int(task.name): int(re.findall(r"^SigBlk:\t(\w+)$", (task / "status").read_text(), re.MULTILINE)[0], 16)
+        for task in tasks.iterdir()
+    }
+    term = 1 << (signal.SIGTERM - 1)
+    assert [task for task, mask in blocked.items() if not mask & term] == [running.process.pid]
 
 
 def test_a_client_between_two_requests_is_let_go_at_once(daemon: StartDaemon) -> None:

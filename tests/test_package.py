@@ -157,7 +157,7 @@ def test_the_locks_have_what_is_declared_and_what_that_needs() -> None:
                         waiting.append(each)
         return {key.partition("[")[0] for key in found}
 
-    runtime = PROJECT["dependencies"]
+    runtime = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["postgres"]]
     everything = [*runtime, *PROJECT["optional-dependencies"]["dev"]]
     for texts, name in ((runtime, "requirements.lock"), (everything, "requirements-dev.lock")):
         lock = pinned(name)

@@ -39,6 +39,7 @@ from proxy.emulator.faults import FAULTS
 from proxy.gateway import access, dispatch, ending, pages, routing
 from proxy.gateway.active_config import ActiveConfig
 from proxy.gateway.destinations import lava as destination
+from proxy.gateway.destinations.lava import LavaDestination
 from proxy.gateway.gateway import Gateway
 from proxy.gateway.template import Template
 from proxy.lava import tokens
@@ -529,8 +530,8 @@ def booms() -> list[Exception]:
 PLACES: dict[str, tuple[Any, str]] = {
     "Logs.request": (logs.Logs, "request"),
     "Metrics.observe": (metrics.Metrics, "observe"),
-    "ActiveConfig.credential": (ActiveConfig, "credential"),
-    "ActiveConfig.origin": (ActiveConfig, "origin"),
+    "LavaDestination.credential": (LavaDestination, "credential"),
+    "LavaDestination.address": (LavaDestination, "address"),
     "ActiveConfig.usable": (ActiveConfig, "usable"),
     "ActiveConfig.redactor_of_all": (ActiveConfig, "redactor_of_all"),
     "gate.key_of": (access, "key_of"),
@@ -677,9 +678,9 @@ def test_no_dump_of_anything_that_lives_shows_a_secret(settings_of_all: Settings
         things[part] = getattr(settings_of_all, part)
     for name, project in settings_of_all.projects.items():
         things[f"project {name}"] = project
-        things[f"lava of {name}"] = made_ready.lava(name)
+        things[f"lava of {name}"] = made_ready.destination.address(name)
         provider = "openai"
-        made = made_ready.credential(name, provider, CLIENT_KEY)
+        made = made_ready.destination.credential(name, provider, CLIENT_KEY)
         things[f"credential of {name}"] = made
         things[f"redactor of {name}"] = made_ready.redactor(made)
         things[f"mask of {name}"] = made_ready.redactor(made).stream()
@@ -697,12 +698,12 @@ def test_no_dump_of_anything_that_lives_shows_a_secret(settings_of_all: Settings
         heads = ResponseHeads()
         heads.read(b"HTTP/1.1 401 No\r\nx-echo: " + prepared.credential.authorization[:200])
         things[f"heads that echo {name}"] = heads
-    client = made_ready.credential("lab", "anthropic", CLIENT_KEY)
+    client = made_ready.destination.credential("lab", "anthropic", CLIENT_KEY)
     things["credential with the tool's own key"] = client
-    things["all credentials"] = made_ready._credentials
+    things["all credentials"] = made_ready.destination._credentials
     values = [
         *SECRETS,
-        *(each.authorization.decode().removeprefix("Bearer ") for each in made_ready._credentials.values()),
+        *(each.authorization.decode().removeprefix("Bearer ") for each in made_ready.destination._credentials.values()),
     ]
     for name, thing in things.items():
         for text in shown(thing):

@@ -130,11 +130,11 @@ PLACES = [
     ("proxy.lava.tokens", "credential"),
     ("proxy.lava.tokens", "needs_client_key"),
     ("proxy.lava.tokens", "mint_token"),
-    ("proxy.gateway.active_config", "ActiveConfig.lava"),
-    ("proxy.gateway.active_config", "ActiveConfig.credential"),
+    ("proxy.gateway.destinations.lava", "LavaDestination.address"),
+    ("proxy.gateway.destinations.lava", "LavaDestination.credential"),
     ("proxy.gateway.active_config", "ActiveConfig.redactor"),
     ("proxy.gateway.active_config", "ActiveConfig.project"),
-    ("proxy.gateway.active_config", "ActiveConfig.origin"),
+    ("proxy.gateway.destinations.lava", "LavaDestination._origin"),
     ("proxy.gateway.admit", "admit"),
     ("proxy.gateway.admission", "Admission.permit"),
     ("proxy.gateway.request_body", "read"),
@@ -427,7 +427,7 @@ def test_settings_objects(stand: Stand) -> None:
     from proxy.upstream import create_engine
 
     config = ActiveConfig(settings, create_engine(settings.upstream))
-    parts += [config, config.credential("main", "openai", None), config.table]
+    parts += [config, config.destination.credential("main", "openai", None), config.table]
     for part in parts:
         for show in (
             repr,

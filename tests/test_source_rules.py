@@ -356,6 +356,17 @@ def test_nothing_relies_on_writelines() -> None:
     assert [path for path in sources() if ".writelines(" in path.read_text("utf-8")] == []
 
 
+def test_no_request_goes_around_the_budget() -> None:
+    """One place forwards, after the hold. The two others that send something ask Lava for its list of models and for the account."""
+    sending = {name_of(path) for path in sources() if "engine.open(" in path.read_text("utf-8")}
+    assert sending == {f"proxy/gateway/{name}.py" for name in ("dispatch", "model_list", "destinations/account_probe")}
+    forwarding = [path for path in sources() if "await dispatch(" in path.read_text("utf-8")]
+    assert list(map(name_of, forwarding)) == ["proxy/gateway/serve.py"]
+    text = forwarding[0].read_text("utf-8")
+    assert text.count("await dispatch(") == 1
+    assert text.index("active.budget.hold(") < text.index("await dispatch(")
+
+
 #: Lava in a name that belongs to this product: its own name, and its headers.
 _OWN_NAME = re.compile(r"lava-proxy|x-lava-[a-z-]*", re.IGNORECASE)
 

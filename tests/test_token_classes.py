@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from profiles import examples
 
 from proxy.ledger import schema
-from proxy.protocol.token_classes import MAX_NUMBERS, TokenClasses, classes_of, counted, flat
+from proxy.protocol.token_classes import MAX_NUMBERS, TokenClasses, classes_of, columns_of, counted, flat
 
 # dialect, endpoint, usage, classes; the source stands above each.
 VENDORS: dict[str, tuple[str, str, dict[str, Any], TokenClasses]] = {
@@ -601,6 +601,174 @@ def test_a_repeated_zero_beside_the_count_is_ignored() -> None:
     assert counted(raw) == (206, 208)
 
 
+# --- properties ------------------------------------------------------------------------------------------------------
+
+Documented = tuple[str, str, dict[str, Any], TokenClasses]
+"""Dialect, endpoint, a usage object with a total, and the classes that were put into it."""
+_N = st.integers(0, 10**6)
+_MAYBE = st.none() | _N
+
+
+def _said(**counts: Any) -> dict[str, Any]:
+    return {name: count for name, count in counts.items() if count is not None}
+
+
+def _sum(*counts: int | None) -> int:
+    return sum(count or 0 for count in counts)
+
+
+@st.composite
+def _openai(draw: st.DrawFn) -> Documented:
+    """openai-python 3.54, types/completion_usage.py and types/responses/response_usage.py: all parts are in the sums."""
+    chat = draw(st.booleans())
+    text, read, write, audio, cached_audio = draw(_N), draw(_MAYBE), draw(_MAYBE), draw(_MAYBE), draw(st.integers(0, 9))
+    output, reasoning, audio_out = draw(_N), draw(_MAYBE), draw(_MAYBE if chat else st.none())
+    cached_audio = cached_audio if read and audio is not None and read >= cached_audio else 0
+    output += reasoning or 0
+    inputs, outputs = _sum(text, read, write, audio), _sum(output, audio_out)
+    details = _said(
+        cached_tokens=read,
+        cache_write_tokens=write,
+        audio_tokens=None if audio is None else audio + cached_audio,
+        cached_tokens_details={"audio_tokens": cached_audio} if cached_audio else None,
+    )
+    made = _said(reasoning_tokens=reasoning, audio_tokens=audio_out)
+    raw: dict[str, Any] = {"total_tokens": inputs + outputs}
+    if chat:
+        raw |= {"prompt_tokens": inputs, "completion_tokens": outputs}
+        raw |= {"prompt_tokens_details": details, "completion_tokens_details": made}
+    else:
+        raw |= {"input_tokens": inputs, "output_tokens": outputs}
+        raw |= {"input_tokens_details": details, "output_tokens_details": made}
+    expected = TokenClasses(text, read, write, None, output, reasoning, audio, audio_out)
+    return "openai", "chat" if chat else "responses", raw, expected
+
+
+@st.composite
+def _reasoning_beside(draw: st.DrawFn) -> Documented:
+    """docs.x.ai, "Reasoning": the reasoning is in the total, and not in the completion."""
+    inputs, shown, reasoning = draw(_N), draw(_N), draw(st.integers(1, 10**6))
+    raw = {
+        "prompt_tokens": inputs,
+        "completion_tokens": shown,
+        "total_tokens": inputs + shown + reasoning,
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+    return "openai", "chat", raw, TokenClasses(inputs, output=shown + reasoning, reasoning=reasoning)
+
+
+@st.composite
+def _anthropic(draw: st.DrawFn) -> Documented:
+    """anthropic-python 2.12, types/usage.py: the cache stands beside the input. The total is of this test."""
+    inputs, read, short, long = draw(_N), draw(_MAYBE), draw(_MAYBE), draw(_MAYBE)
+    thinking = draw(_MAYBE)
+    output = draw(_N) + (thinking or 0)
+    split = None
+    if long is not None:
+        short = short or 0
+        split = {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": long}
+    raw = _said(
+        input_tokens=inputs,
+        cache_read_input_tokens=read,
+        cache_creation_input_tokens=None if short is None else _sum(short, long),
+        cache_creation=split,
+        output_tokens=output,
+        output_tokens_details=None if thinking is None else {"thinking_tokens": thinking},
+    )
+    expected = TokenClasses(inputs, read, short, long, output, thinking)
+    return "anthropic", "messages", raw | {"total_tokens": _sum(*expected[:5])}, expected
+
+
+@st.composite
+def _google(draw: st.DrawFn) -> Documented:
+    """ai.google.dev/api/generate-content, UsageMetadata: the cache is in the prompt, tools and thoughts are beside it."""
+    text, read, audio, tools = draw(_N), draw(_MAYBE), draw(_MAYBE), draw(_MAYBE)
+    shown, thoughts = draw(_N), draw(_MAYBE)
+    prompt = _sum(text, read, audio)
+    raw = _said(
+        promptTokenCount=prompt,
+        cachedContentTokenCount=read,
+        toolUsePromptTokenCount=tools,
+        candidatesTokenCount=shown or None,  # what is 0 is left out
+        thoughtsTokenCount=thoughts,
+        totalTokenCount=_sum(prompt, tools, shown, thoughts),
+        promptTokensDetails=None if audio is None else [{"modality": "AUDIO", "tokenCount": audio}],
+    )
+    output = _sum(shown, thoughts)
+    return "google", "generate", raw, TokenClasses(_sum(text, tools), read, None, None, output, thoughts, audio)
+
+
+@st.composite
+def _only_input(draw: st.DrawFn) -> Documented:
+    """platform.openai.com/docs/api-reference/embeddings."""
+    count = draw(_N)
+    return "openai", "embeddings", {"prompt_tokens": count, "total_tokens": count}, TokenClasses(count)
+
+
+@st.composite
+def _transcription(draw: st.DrawFn) -> Documented:
+    """platform.openai.com/docs/api-reference/audio/json-object."""
+    text, audio, output = draw(_N), draw(_N), draw(_N)
+    raw = {
+        "type": "tokens",
+        "input_tokens": text + audio,
+        "input_token_details": {"text_tokens": text, "audio_tokens": audio},
+        "output_tokens": output,
+        "total_tokens": text + audio + output,
+    }
+    return "openai", "transcriptions", raw, TokenClasses(text, output=output, audio_in=audio)
+
+
+@st.composite
+def _speech(draw: st.DrawFn) -> Documented:
+    """platform.openai.com/docs/api-reference/audio/speech-audio-done-event: the output is audio."""
+    inputs, audio = draw(_N), draw(_N)
+    raw = {"input_tokens": inputs, "output_tokens": audio, "total_tokens": inputs + audio}
+    return "openai", "speech", raw, TokenClasses(inputs, audio_out=audio)
+
+
+_DOCUMENTED = {
+    "openai": _openai(),
+    "reasoning beside": _reasoning_beside(),
+    "anthropic": _anthropic(),
+    "google": _google(),
+    "embeddings": _only_input(),
+    "transcription": _transcription(),
+    "speech": _speech(),
+}
+
+
+@pytest.mark.parametrize("vendor", _DOCUMENTED)
+@examples(200)
+@given(data=st.data())
+def test_the_classes_of_a_documented_object_add_up_to_its_total(vendor: str, data: st.DataObject) -> None:
+    """Each token is in one class, in the one where it was put, whatever the counts are."""
+    dialect, endpoint, raw, expected = data.draw(_DOCUMENTED[vendor])
+    found = classes_of(raw, dialect, endpoint)
+    assert found == expected
+    tokens = found._replace(reasoning=None, images=None, characters=None)
+    assert _sum(*tokens) == raw.get("total_tokens", raw.get("totalTokenCount"))
+    assert (found.reasoning or 0) <= (found.output or 0)
+
+
+_USUAL_COUNT = st.sampled_from([0, 1, -1, 10**15, 10**15 + 1, 2**70]) | _N | st.none() | st.booleans() | st.just(1.0)
+
+
+@examples(500)
+@given(
+    inputs=_USUAL_COUNT,
+    outputs=_USUAL_COUNT,
+    more=st.sampled_from([0, 0, 0, 1]),
+    endpoint=st.sampled_from(["chat", "completions", "embeddings", "messages", "speech"]),
+)
+def test_the_usual_usage_is_read_as_any_other(inputs: Any, outputs: Any, more: int, endpoint: str) -> None:
+    """The shortcut for it and the general way give the same. One more member keeps an object from the shortcut."""
+    total = (inputs or 0) + (outputs or 0) + more
+    raw = {"prompt_tokens": inputs, "completion_tokens": outputs, "total_tokens": total}
+    assert columns_of(raw, "openai", endpoint) == columns_of({**raw, "x": None}, "openai", endpoint)
+    assert columns_of(raw, "openai", endpoint)[0] == classes_of(raw, "openai", endpoint)
+
+
 _NAMES = st.sampled_from(sorted({name for _, _, raw, _ in VENDORS.values() for name in raw}))
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -629,8 +797,10 @@ def test_anything_is_read_without_an_error(raw: dict[str, Any], dialect: str, en
     """No exception, no negative number, and bounds on what is kept of a hostile object."""
     assert all(count is None or count >= 0 for count in classes_of(raw, dialect, endpoint))
     counted(raw)
+    columns_of(raw, dialect, endpoint)
     paths, numbers = flat(raw)
     assert len(paths) == len(numbers) <= MAX_NUMBERS
+    assert all(abs(number) <= 10**15 for number in numbers)
     assert all(path.replace(".", "").replace("_", "").replace("-", "").isalnum() and path.isascii() for path in paths)
 
 

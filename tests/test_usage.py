@@ -6,8 +6,10 @@ import gzip
 import itertools
 import json
 import random
+import sys
 import tracemalloc
 import zlib
+from threading import Thread
 from typing import Any
 
 import brotli  # type: ignore[import-untyped]  # it has no stubs
@@ -16,7 +18,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
+from searching import cut as _cut
 
+from proxy.protocol import body as bodies
+from proxy.protocol.body import Decoding
 from proxy.protocol.dialects import Ending
 from proxy.protocol.token_classes import classes_of
 from proxy.protocol.usage import EncodedScanner, Scanner
@@ -483,7 +488,7 @@ def _packed(body: bytes, encoding: bytes) -> bytes:
     pack = {
         b"gzip": gzip.compress,
         b"deflate": zlib.compress,
-        b"br": brotli.compress,
+        b"br": lambda plain: brotli.compress(plain, quality=1),
         b"zstd": zstandard.ZstdCompressor().compress,
     }
     for name in encoding.split(b", "):
@@ -524,18 +529,79 @@ def test_a_wrong_or_unknown_encoding_tells_nothing(encoding: bytes) -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=bytes.decode)
 def test_a_bomb_is_not_decoded(encoding: bytes) -> None:
-    """24 MiB in some bytes: decoding stops within its limit, whatever the size of the chunks."""
-    bomb = _packed(b"data: " + b"x" * (24 << 20), encoding)
+    """48 MiB in some bytes: decoding stops within its limits, whatever the size of the chunks."""
+    bomb = _packed(b"data: " + b"x" * (48 << 20), encoding)
     for size in (512, len(bomb)):
-        scanner = EncodedScanner(Ending.CHAT, True, encoding)
+        decoding, most, whole = Decoding(encoding), 0, 0
+        for chunk in _cut(bomb, size):
+            decoded = sum(map(len, decoding.feed(chunk, 1 << 20)))
+            most, whole = max(most, decoded), whole + decoded
+        assert most <= 4 << 20  # zstandard decodes up to 2 MiB in one call
+        assert whole <= bodies.FREE_BYTES + bodies.MAX_RATIO * len(bomb) + most
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=bytes.decode)
+def test_a_bomb_holds_little_memory(encoding: bytes) -> None:
+    """As an event and as a document."""
+    for sse, before in ((True, b"data: "), (False, b"{")):
+        bomb = _packed(before + b"x" * (24 << 20), encoding)
+        scanner = EncodedScanner(Ending.CHAT, sse, encoding)
         tracemalloc.start()
-        for at in range(0, len(bomb), size):
-            scanner.feed(bomb[at : at + size])
+        for chunk in _cut(bomb, 512):
+            scanner.feed(chunk)
+        scanner.finish()
         _held, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        scanner.finish()
         assert scanner.raw_usage is None
         assert peak < 24 << 20
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=bytes.decode)
+def test_a_compressed_body_may_arrive_faster_than_it_is_decoded(encoding: bytes) -> None:
+    """A document of some MiB, in few chunks: the counts at its end are found."""
+    rng = random.Random(5282)
+    tokens = "".join(f'{{"token":"{rng.randrange(999)}","logprob":-0.{rng.randrange(99)}}},' for _ in range(9000))
+    document = b'{"id":"r1","model":"m","data":[%b0],"usage":{"prompt_tokens":5}}' % (tokens * 10).encode()
+    scanner = _scan(Ending.CHAT, *_cut(_packed(document, encoding), 256 << 10), sse=False, encoding=encoding)
+    assert (scanner.tokens, scanner.model, scanner.response_id) == ((5, None), "m", "r1")
+
+
+def test_a_large_compressed_body_is_decoded() -> None:
+    """Twenty MiB that are packed as usual are no bomb."""
+    document = (
+        b'{"model":"m","data":"%b","usage":{"prompt_tokens":5}}' % random.Random(1).randbytes(10 << 20).hex().encode()
+    )
+    packed = gzip.compress(document, 1)
+    scanner = _scan(Ending.CHAT, *_cut(packed, 64 << 10), sse=False, encoding=b"gzip")
+    assert scanner.tokens == (5, None)
+
+
+def test_several_threads_read_the_same() -> None:
+    """The log's and the ledger's read a scanner when the request is over, at the same time."""
+    interval = sys.getswitchinterval()
+    document = json.dumps({"id": "r1", "model": "m", "usage": {"prompt_tokens": 5}, "x": "y" * 3000}).encode()
+    made = [
+        _scan(Ending.MESSAGES, MESSAGES) if each % 2 else _scan(Ending.CHAT, document, sse=False)
+        for each in range(4000)
+    ]
+    read: list[list[tuple[object, ...]]] = [[], []]
+
+    def work(into: list[tuple[object, ...]]) -> None:
+        into.extend((scanner.raw_usage, scanner.tokens, scanner.model, scanner.response_id) for scanner in made)
+
+    threads = [Thread(target=work, args=(into,)) for into in read]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    expected: list[tuple[object, ...]] = []
+    work(expected)
+    assert read == [expected, expected]
+    assert all(usage is not None for usage, *_ in expected)
 
 
 @pytest.mark.parametrize(
@@ -622,6 +688,52 @@ def test_the_short_way_counts_what_the_general_way_counts(usage: dict[str, Any],
         scanner = _scan_document(ending, {"model": "m", "usage": usage, **more})
         told.append((_usage(scanner), scanner.model, scanner.error, scanner.ended))
     assert told[0] == told[1]
+
+
+_PLACES = [
+    *(
+        "usage",
+        "usageMetadata",
+        "response",
+        "message",
+        "delta",
+        "x_groq",
+        "meta",
+        "billed_units",
+        "model",
+        "id",
+        "type",
+    ),
+    *("error", "candidates", "finishReason"),
+    *_NAMES,
+]
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("\ud800"),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(max_size=3) | st.sampled_from(_PLACES),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=30,
+)
+
+
+@examples(300)
+@given(st.sampled_from(list(Ending)), _JSON, st.booleans())
+def test_any_json_is_read_without_an_error(ending: Ending, document: Any, pretty: bool) -> None:
+    """As a document and as an event: what is found is a usage object, a name, an id, or nothing."""
+    text = json.dumps(document, indent=1 if pretty else None).replace("\n", "\ndata: ").encode()
+    for sse, body in ((False, text.replace(b"\ndata: ", b"\n")), (True, b"data: " + text + b"\n\n")):
+        scanner = _scan(ending, body, sse=sse)
+        assert isinstance(scanner.raw_usage, dict | None)
+        for found in (scanner.model, scanner.response_id, scanner.error):
+            assert found is None or 0 < len(found) <= 200
+        if scanner.raw_usage is not None:
+            classes = classes_of(scanner.raw_usage, "other", "other")
+            assert all(count is None or count >= 0 for count in classes)
 
 
 def _scan_document(ending: Ending, document: dict[str, Any]) -> Scanner:

@@ -3,7 +3,7 @@
 - ``commands.py``   the commands and their options, for people; loads nothing that one of them alone needs
 - ``terminal.py``   how things are shown: a terminal, a pipe, JSON
 - ``loading.py``    the configuration, or its faults and exit code 78
-- ``addresses.py``  the addresses of the configured daemon; ``payers.py`` who pays for what
+- ``addresses.py``  the addresses of the configured daemon; ``running.py`` connections to it; ``payers.py`` who pays for what
 - one module for each command: ``serve``, ``demo`` (with ``demo_client.py``), ``init``, ``check``, ``token``, ``health``,
   ``emulator``; ``login`` (also ``logout`` and ``whoami``; with ``callback.py`` and ``browser.py``)
 - ``account.py``    calls Lava's account API for a command; ``rendering.py`` shows its records. ``api`` (with

@@ -47,6 +47,8 @@ def application() -> typer.Typer:
         app.command()(reading)
     for comparing in (reconcile, close):
         app.command()(comparing)
+    for stopping in (stop, resume):
+        app.command()(stopping)
     app.add_typer(_ledger(), name="ledger")
     # Its arguments are parsed by the table of the account API, --help included.
     app.command(
@@ -607,6 +609,51 @@ def close(
     from proxy.cli.ledger_books import run_close
 
     raise typer.Exit(run_close(_config(context, config), month, settled_after=settled_after, as_json=as_json))
+
+
+Stopped = Annotated[str | None, typer.Argument(metavar="PROJECT", help="A project of the configuration.")]
+OfTool = Annotated[
+    str | None, typer.Option("--tool", metavar="NAME", help="Of this tool alone, such as claude-code or codex.")
+]
+OfSession = Annotated[
+    str | None,
+    typer.Option("--session", metavar="ID", help="Of this session alone, as the tool sends it or as logs shows it."),
+]
+
+
+def stop(
+    context: typer.Context,
+    project: Stopped = None,
+    tool: OfTool = None,
+    session: OfSession = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Stop a project, a tool or a session at once.
+
+    Its requests in flight are ended, and new ones refused until "lava-proxy resume", also after a restart. Without
+    arguments: show what is stopped.
+    """
+    from proxy.cli.stop import run
+
+    raise typer.Exit(run(_config(context, config), "stop", project, tool, session, as_json=as_json))
+
+
+def resume(
+    context: typer.Context,
+    project: Stopped = None,
+    tool: OfTool = None,
+    session: OfSession = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Allow again what was stopped.
+
+    With a project alone: also the tools and sessions stopped in it.
+    """
+    from proxy.cli.stop import run
+
+    raise typer.Exit(run(_config(context, config), "resume", project, tool, session, as_json=as_json))
 
 
 def ledger_heal(

@@ -8,14 +8,11 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from proxy.cli import addresses, loading
+from proxy.cli import loading, running
 from proxy.cli.terminal import Exit, Screen, put_json, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-    from proxy.config.settings import Server
 
 SECONDS = 3.0
 """Time limit for one address. The health check of a container usually ends after 30 seconds."""
@@ -28,7 +25,7 @@ def run(config: Path | None, host: str | None, port: int | None, *, as_json: boo
     settings = loading.settings(config, {"server.host": host, "server.port": port}, as_json=as_json)
     at, reason = "", "port = 0 lets the system choose, so the port is not known: use --port or unix_socket"
     asked: dict[str, str] = {}
-    for at, connection in _ways(settings.server):
+    for at, connection in running.ways(settings.server, SECONDS):
         reason = asked[at] = _ask(connection)
         if not reason.startswith(_NO_ANSWER):
             break
@@ -47,34 +44,10 @@ def run(config: Path | None, host: str | None, port: int | None, *, as_json: boo
     return Exit.FAILED if reason else Exit.OK
 
 
-class _Unix(http.client.HTTPConnection):
-    """A connection to a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(SECONDS)
-        self.sock.connect(self._path)
-
-
-def _ways(server: Server) -> Iterator[tuple[str, http.client.HTTPConnection]]:
-    """Yield the connections to try, in order. All of them reach the same daemon."""
-    if server.port:
-        for host in addresses.hosts(server):
-            yield addresses.url(host, server.port), http.client.HTTPConnection(host, server.port, timeout=SECONDS)
-    if server.unix_socket and hasattr(socket, "AF_UNIX"):
-        yield f"unix:{server.unix_socket}", _Unix(server.unix_socket)
-
-
 def _ask(connection: http.client.HTTPConnection) -> str:
     """Return why the daemon is not ready, or an empty string."""
-    # The daemon accepts this name on every address.
-    name = "localhost" if isinstance(connection, _Unix) or connection.port == 80 else f"localhost:{connection.port}"
     try:
-        connection.request("GET", "/readyz", headers={"Host": name, "Connection": "close"})
+        connection.request("GET", "/readyz", headers=running.headers(connection))
         response = connection.getresponse()
         status, body = response.status, response.read(_MOST)
     except TimeoutError:

@@ -6,7 +6,7 @@ import http.client
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from proxy.cli import addresses, ledger_asking
+from proxy.cli import addresses, ledger_asking, running
 from proxy.cli.ledger_asking import iso, time_of
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.ledger import queries, reading, schema
@@ -109,12 +109,9 @@ def _writer(settings: Settings) -> Writer | None:
     server = settings.server
     if not server.port:
         return None
-    headers = {"Host": f"localhost:{server.port}" if server.port != 80 else "localhost", "Connection": "close"}
-    if server.keys:
-        headers["Authorization"] = f"Bearer {server.keys[0].reveal()}"
     connection = http.client.HTTPConnection(addresses.hosts(server)[0], server.port, timeout=SECONDS)
     try:
-        connection.request("GET", "/metrics", headers=headers)
+        connection.request("GET", "/metrics", headers=running.headers(connection, server))
         answer = connection.getresponse()
         text = answer.read(_MOST).decode("utf-8", "replace") if answer.status == 200 else ""
     except (OSError, http.client.HTTPException):

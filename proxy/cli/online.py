@@ -40,12 +40,12 @@ async def _reports(settings: Settings) -> Mapping[str, Report]:
     limit = asyncio.Semaphore(_AT_ONCE)
 
     async def about(name: str) -> Report:
-        subject = config.subject(name)
-        mask = config.mask_of(subject)
+        subject = config.destination.subject(name)
+        mask = config.destination.mask_of(subject)
         if subject.key is None or (subject.silent is not None and subject.kind != "spend key"):
             return report(subject, AccountReport(), mask)
         who = (subject.key.reveal(), subject.base_url)
-        sender = senders.get(who) or senders.setdefault(who, _Once(engine, config.lava(name)))
+        sender = senders.get(who) or senders.setdefault(who, _Once(engine, config.destination.address(name)))
         async with limit:
             return report(subject, await ask(subject, sender, _LIMIT_S, _MAX_QUESTIONS), mask)
 

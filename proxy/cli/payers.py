@@ -98,7 +98,7 @@ def accounts(settings: Settings) -> Iterator[PayingAccount]:
     any_keys = bool(config.keys)
     for name, project in table.projects.items():
         is_default = name == table.default_project
-        lava = config.lava(name)
+        lava = config.destination.address(name)
         key, reachable = _local_key(project, settings, any_keys)
         from_tool = [provider for provider, value in project.byok.items() if value == "client"]
         if from_tool:
@@ -129,7 +129,7 @@ def _shares(config: ActiveConfig, name: str, project: Project) -> Iterator[Share
 
 def _share(config: ActiveConfig, name: str, project: Project, provider: str, providers: tuple[str, ...]) -> Share:
     try:
-        made = config.credential(name, provider, TOOLS_KEY if needs_client_key(project, provider) else None)
+        made = config.destination.credential(name, provider, TOOLS_KEY if needs_client_key(project, provider) else None)
     except ProxyError as fault:
         if fault.code == "byok_key_missing":
             return Share(providers, None, "no account (refused: the project has only the provider keys above)")

@@ -37,7 +37,7 @@ def run(config: Path | None, project: str, provider: str | None, *, reveal: bool
         return failed(f'there is no provider "{name}"{hint}', as_json=as_json, code="provider_not_found")
     from_tool = needs_client_key(chosen, name)
     try:
-        made = active_config.credential(project, name, payers.TOOLS_KEY if from_tool else None)
+        made = active_config.destination.credential(project, name, payers.TOOLS_KEY if from_tool else None)
     except ProxyError as fault:
         return failed(f"{fault.message} {fault.hint}", as_json=as_json, code=fault.code)
     if reveal and from_tool:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from proxy.gateway.admission import ProjectBudget
     from proxy.gateway.budgets import Hold
     from proxy.gateway.request_body import BodyBudget, RequestBody
-    from proxy.gateway.stops import Stop
     from proxy.gateway.template import Prepared, Template
     from proxy.http.exchange import Exchange, Pairs
     from proxy.protocol.record import Outcome, Record
+    from proxy.protocol.stop import Stop
     from proxy.protocol.tasks import RequestTask
     from proxy.upstream import UpstreamResponse
 
@@ -213,15 +213,20 @@ class Registry:
         """Whether an active request uses ``config``."""
         return any(request.config is config for request in self._requests)
 
-    def stop(self, stop: Stop) -> int:
-        """End the active requests that ``stop`` matches. Return their number."""
-        ended = 0
+    def stop(self, stop: Stop) -> list[Record]:
+        """End the active requests that ``stop`` matches. Return their records."""
+        ended = []
         for request in list(self._requests):
-            record = request.record
-            if record.facts is not None and record.project is not None and stop.matches(record.project, record.facts):
+            record, project = request.record, request.permitted
+            if (
+                request.ended is None
+                and record.facts is not None
+                and project is not None
+                and stop.matches(project, record.facts)
+            ):
                 request.stop = stop
                 request.end("stopped")
-                ended += 1
+                ended.append(record)
         return ended
 
     def end_all(self, reason: EndReason) -> None:

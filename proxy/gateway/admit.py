@@ -49,10 +49,13 @@ def _judge(active: ActiveRequest) -> Template:
     elif head.method == "OPTIONS" and b"access-control-request-method" in received.noted:
         template.page = pages.preflight
         return template
-    caller = template.caller = access.check_key(received, path, config, method=head.method, query=query)
+    by_socket = exchange.server is not None and exchange.server[1] is None
+    caller = template.caller = access.check_key(
+        received, path, config, method=head.method, query=query, by_socket=by_socket
+    )
     if path not in access.OPEN_PATHS:
         exchange.passed_access()
-    template.page = pages.control(path, head.method, caller)
+    template.page = pages.page_at(template, by_socket=by_socket)
     if template.page is not None:
         return template
     endpoint = template.endpoint = routing.locate(head.method, path, received.noted, config.table)

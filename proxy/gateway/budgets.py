@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
+from proxy.protocol.token_classes import TokenClasses
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import date
@@ -241,6 +243,22 @@ class Standing(NamedTuple):
         """What is left, never below 0."""
         return max(0, self.limit.most - self.used - self.held)
 
+    @property
+    def resets_at(self) -> str:
+        """When its period ends, for people and programs."""
+        return datetime.fromtimestamp(self.resets_us // MICROSECONDS, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def details(self) -> dict[str, int | str]:
+        """Return the fields of an error that refuses a request; dollars as text."""
+        amounts = {"limit": self.limit.most, "used": self.used, "held": self.held}
+        if self.limit.unit == "usd":
+            return {
+                "budget": self.limit.name,
+                **{name: self.limit.shown(amount) for name, amount in amounts.items()},
+                "resets_at": self.resets_at,
+            }
+        return {"budget": self.limit.name, **amounts, "resets_at": self.resets_at}
+
 
 # --- estimates -------------------------------------------------------------------------------------------------------
 
@@ -261,20 +279,26 @@ class Usual:
     def __init__(self) -> None:
         self.served: str | None = None
         """The model in the last answer: the only known one, where the address names only a provider."""
-        self._seen: deque[tuple[int, int, int]] = deque(maxlen=RECENT)
+        self._seen: deque[tuple[int, int, int]] = deque()
+        self._bytes = self._inputs = 0
         self._high_output: int | None = None
 
     def learn(self, size: int, inputs: int, outputs: int) -> None:
         """Add a finished request: bytes of its body, tokens in and out."""
         self._seen.append((size, inputs, outputs))
+        self._bytes += size
+        self._inputs += inputs
+        if len(self._seen) > RECENT:
+            oldest = self._seen.popleft()
+            self._bytes -= oldest[0]
+            self._inputs -= oldest[1]
         self._high_output = None
 
     def inputs(self, size: int) -> int:
         """Return the tokens of a body of this size, rounded up."""
-        sizes, tokens = sum(each[0] for each in self._seen), sum(each[1] for each in self._seen)
-        if not sizes or not tokens:
+        if not self._bytes or not self._inputs:
             return -(-size // BYTES_PER_TOKEN)
-        return -(-size * tokens // sizes)
+        return -(-size * self._inputs // self._bytes)
 
     def outputs(self) -> int:
         """Return the 95th percentile of the output."""
@@ -284,8 +308,30 @@ class Usual:
         return self._high_output
 
 
-def estimate(usual: Usual, size: int, own_limit: int | None, *, strict: bool) -> tuple[int, int]:
-    """Return the tokens, in and out, that a request with a body of ``size`` bytes holds. ``own_limit`` is the client's."""
+FREE_ENDPOINTS: Final = frozenset({"count_tokens", "files"})
+"""What costs neither tokens nor dollars (``dialects.endpoint_name``)."""
+_LOST_ANSWERS: Final = frozenset({408, 499, 502, 504, 524})
+
+
+def costs_nothing(status: int | None) -> bool:
+    """Whether a response of this status is an error, or a redirect, that no provider charges for.
+
+    With some statuses something between us and the model says that it lost the answer: the model may have run.
+    """
+    return status is not None and status >= 300 and status not in _LOST_ANSWERS
+
+
+def estimate(usual: Usual, size: int, own_limit: int | None, choices: int, *, strict: bool) -> tuple[int, int]:
+    """Return the tokens, in and out, that a request with a body of ``size`` bytes holds. ``own_limit`` is the client's, per choice."""
     if strict:
-        return size, STRICT_OUTPUT_TOKENS if own_limit is None else own_limit
-    return usual.inputs(size), max(usual.outputs(), own_limit or 0)
+        return size, choices * (STRICT_OUTPUT_TOKENS if own_limit is None else own_limit)
+    return usual.inputs(size), max(usual.outputs(), choices * (own_limit or 0))
+
+
+_INPUTS: Final = ("input", "cache_write_5m", "cache_write_1h", "audio_in")
+_OUTPUTS: Final = (("output",), ("output", "reasoning"), ("audio_out",))
+
+
+def dearest_uses(inputs: int, outputs: int) -> list[TokenClasses]:
+    """Return what so many tokens may be at worst, by price: written to a cache, audio, reasoning."""
+    return [TokenClasses(**{one: inputs}, **dict.fromkeys(others, outputs)) for one in _INPUTS for others in _OUTPUTS]

@@ -95,7 +95,9 @@ async def conclude(active: ActiveRequest, error: RequestEnded | ClientDisconnect
     if reason == "shutdown":
         outcome, fault = Outcome.SHUTDOWN, shutting_down()
     elif reason == "stopped" and active.stop is not None:
-        outcome, fault = Outcome.SHUTDOWN, stopped(active.stop, active.record.project)
+        # What was not sent has cost nothing, like any request that is refused.
+        outcome = Outcome.SHUTDOWN if active.record.attempts else Outcome.REFUSED
+        fault = stopped(active.stop, active.record.project)
     else:
         outcome = Outcome.STALLED if active.answering and reason == "idle" else Outcome.TIMEOUT
         fault = _overdue(reason, active)

@@ -70,7 +70,7 @@ class Gateway:
     ) -> None:
         self.config = ActiveConfig(settings, _engine(settings))
         self.registry = Registry()
-        self.stops = Stops(stop_store, self._warn)
+        self.stops = Stops(stop_store, self.registry.stop, self._warn)
         self.admission = Admission(self.registry, self.stops, self._warn, spending, pricer)
         self.bodies = BodyBudget()
         self.models = ModelList()
@@ -107,10 +107,11 @@ class Gateway:
         The observers are called in the next turn of the loop, after the responses of this turn have left, for all requests
         that ended in it. Done in one batch, the same work takes half the time.
         """
-        try:
-            self.admission.settle(active)
-        except Exception as error:  # noqa: BLE001  (a fault there must not keep the request in the registry)
-            self.log_error(error, active.record.request_id)
+        if active.budget is not None:
+            try:
+                active.budget.settle(active)
+            except Exception as error:  # noqa: BLE001  (a fault there must not keep the request in the registry)
+                self.log_error(error, active.record.request_id)
         self.registry.remove(active)
         record, response = active.record, active.response
         record.duration_s = monotonic() - record.started
@@ -191,6 +192,7 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Close the engines and stop the registry."""
+        await self.stops.aclose()
         self.registry.close()
         for old in self._retired:
             await old.engine.aclose()

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from proxy import HOMEPAGE, SUMMARY, __version__
-from proxy.gateway import access
+from proxy.gateway import access, control
 from proxy.gateway.active_request import Phase
 from proxy.http import asgi
 from proxy.protocol import errors
@@ -24,26 +24,42 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from proxy.gateway.access import Caller
     from proxy.gateway.active_request import ActiveRequest
     from proxy.gateway.gateway import Gateway
     from proxy.gateway.template import Page, Template
     from proxy.http.exchange import Pairs
 
-CONTROL = frozenset({b"/", b"/healthz", b"/readyz", b"/metrics"})
+_READ = ("GET", "HEAD")
+CONTROL = {
+    b"/": _READ,
+    b"/healthz": _READ,
+    b"/readyz": _READ,
+    b"/metrics": _READ,
+    b"/api/stops": _READ,
+    b"/api/stop": ("POST",),
+    b"/api/resume": ("POST",),
+}
+"""The methods of each control page."""
 _CONTROL_PATHS = frozenset(path.decode("ascii") for path in CONTROL)
 
 
-def control(path: bytes, method: str, caller: Caller) -> Page | None:
-    """Return the control page at ``path``, or ``None``. Raises ``ProxyError`` if this request may not have it."""
-    if path not in CONTROL:
+def page_at(template: Template, *, by_socket: bool) -> Page | None:
+    """Return the control page of a request, or ``None``. Raises ``ProxyError`` if this request may not have it.
+
+    ``by_socket``: it came over the unix socket.
+    """
+    path, caller = template.path, template.caller
+    methods = CONTROL.get(path)
+    if methods is None:
         return None
-    if method not in ("GET", "HEAD"):
+    if path in access.OWNER_PATHS:
+        control.check_caller(template.received, caller, by_socket=by_socket)
+    if template.method not in methods:
         raise ProxyError(
             "method_not_allowed",
-            f"Only GET is served at {path.decode('ascii')}.",
-            "Use GET; API requests go to /v1/… or /<provider>/….",
-            headers=[(b"allow", b"GET, HEAD")],
+            f"Only {methods[0]} is served at {path.decode('ascii')}.",
+            f"Use {methods[0]}; API requests go to /v1/… or /<provider>/….",
+            headers=[(b"allow", ", ".join(methods).encode("ascii"))],
         )
     if path == b"/metrics" and caller.project is not None:
         raise ProxyError(
@@ -75,7 +91,7 @@ async def routed(gateway: Gateway, active: ActiveRequest, template: Template) ->
 
         await routes(scope, receive, amended)
 
-    await in_task(asgi.run(application, active.exchange))
+    await in_task(asgi.run(application, active.exchange, {"request_id": active.record.request_id}))
     return True
 
 
@@ -146,7 +162,8 @@ def routes(gateway: Gateway) -> list[Route]:
 
         return Route(path, serve)
 
-    return [route("/healthz", healthz), route("/readyz", readyz), route("/metrics", metrics)]
+    pages = [route("/healthz", healthz), route("/readyz", readyz), route("/metrics", metrics)]
+    return [*pages, *control.routes(gateway)]
 
 
 def _json(status: int, document: dict[str, str]) -> Response:

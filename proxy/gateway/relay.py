@@ -100,8 +100,7 @@ async def _relay_body(
     active: ActiveRequest, name: str, response: UpstreamResponse, scanner: Scanner, usage_filter: UsageFilter | None
 ) -> None:
     """Write every chunk as it arrives. One chunk is held at a time. ``name`` is the destination's."""
-    record, exchange = active.record, active.exchange
-    write, feed = exchange.write, scanner.feed
+    record, write, feed = active.record, active.exchange.write, scanner.feed
 
     def take(chunk: bytes) -> bool:
         # Called for every chunk, in the turn of the loop in which it arrived.
@@ -110,21 +109,12 @@ async def _relay_body(
         record.bytes_out += len(chunk)
         return write(chunk)
 
-    def write_shown(shown: bytes) -> bool:
-        record.bytes_out += len(shown)
-        return write(shown) if shown else exchange.ready
-
-    def take_filtered(chunk: bytes) -> bool:
-        active.since = monotonic()
-        feed(chunk)
-        return usage_filter is None or write_shown(usage_filter.feed(chunk))
-
-    taken = take if usage_filter is None else take_filtered
+    taken = take if usage_filter is None else _take_filtered(active, scanner, usage_filter)
     active.wait(Phase.READ)
     try:
         while not await response.pour(taken):
             active.wait(Phase.WRITE)
-            await exchange.drain()
+            await active.exchange.drain()
             active.wait(Phase.READ)
     except UpstreamError as error:
         record.upstream_error = error.detail
@@ -133,7 +123,22 @@ async def _relay_body(
         ) from error.with_traceback(None)
     finally:
         if usage_filter is not None:
-            write_shown(usage_filter.finish())
+            _write_shown(active, usage_filter.finish())
+
+
+def _take_filtered(active: ActiveRequest, scanner: Scanner, usage_filter: UsageFilter) -> Callable[[bytes], bool]:
+    def take(chunk: bytes) -> bool:
+        active.since = monotonic()
+        scanner.feed(chunk)
+        return _write_shown(active, usage_filter.feed(chunk))
+
+    return take
+
+
+def _write_shown(active: ActiveRequest, shown: bytes) -> bool:
+    """Write what the filter passed on, perhaps nothing. Return whether more may be written without waiting."""
+    active.record.bytes_out += len(shown)
+    return active.exchange.write(shown) if shown else active.exchange.ready
 
 
 def _settle(

@@ -36,7 +36,7 @@ _SEARCHED = 64 * 1024
 _OUTPUT_LIMIT = re.compile(
     rb'"(?:max_tokens|max_completion_tokens|max_output_tokens|max_tokens_to_sample|maxOutputTokens)"\s*:\s*(\d{1,9})'
 )
-_CHOICES = re.compile(rb'"(?:n|candidateCount)"\s*:\s*(\d{1,3})')
+_CHOICES = re.compile(rb'"(?:n|best_of|candidateCount)"\s*:\s*(\d{1,3})')
 _Found = TypeVar("_Found")
 _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -117,8 +117,8 @@ class RequestBody:
         self._content = None
         self._give_up()
 
-    def output_limit(self) -> int | None:
-        """Return the client's limit of the output in tokens, for all its choices together; ``None`` if none is found.
+    def output_limit(self) -> tuple[int | None, int]:
+        """Return the client's limit of the output in tokens (``None`` if none is found), and how many choices it asks for.
 
         Only the first and the last 64 KiB of a collected body are searched, by pattern.
         """
@@ -127,7 +127,7 @@ class RequestBody:
         elif self.collected:
             pieces = list(self)
         else:
-            return None
+            return None, 1
         ends = b"".join(_first(pieces, _SEARCHED)) + b"\n"
         if sum(map(len, pieces)) > _SEARCHED:
             last = [
@@ -136,7 +136,7 @@ class RequestBody:
             ends += b"".join(reversed(last))
         limits = [int(found[1]) for found in _OUTPUT_LIMIT.finditer(ends)]
         choices = [int(found[1]) for found in _CHOICES.finditer(ends)]
-        return max(limits) * max([1, *choices]) if limits else None
+        return max(limits, default=None), max([1, *choices])
 
     async def search(self, received: RequestHeaders, limit: int) -> bodies.BodyModel:
         """Return the model of a collected body that is large or not plain JSON."""

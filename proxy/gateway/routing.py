@@ -485,13 +485,7 @@ def choose_project(bound: str | None, in_path: str | None, in_header: bytes | No
     if wanted is not None:
         if wanted in table.projects:
             return wanted
-        close = nearest(wanted, table.projects)
-        raise ProxyError(
-            "project_not_found",
-            f'There is no project "{wanted[:100]}". '
-            + (f'Did you mean "{close}"?' if close else f"Configured projects: {_listed(table.projects)}."),
-            f"Configured projects: {_listed(table.projects)}.",
-        )
+        raise unknown_project(wanted, table)
     if table.default_project is not None:
         return table.default_project
     raise ProxyError(
@@ -499,6 +493,13 @@ def choose_project(bound: str | None, in_path: str | None, in_header: bytes | No
         f"No project was chosen, and there are several: {_listed(table.projects)}.",
         "Use /p/<project>/v1 as the base URL, that project's local key, or set default_project.",
     )
+
+
+def unknown_project(wanted: str, table: RoutingTable) -> ProxyError:
+    """Return the error for a project that is not configured, with the nearest name."""
+    close, known = nearest(wanted, table.projects), f"Configured projects: {_listed(table.projects)}."
+    meant = f'Did you mean "{close}"?' if close else known
+    return ProxyError("project_not_found", f'There is no project "{wanted[:100]}". {meant}', known)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -33,7 +33,8 @@ async def serve(exchange: Exchange, gateway: Gateway, task: RequestTask) -> None
         if template.page is None or not await template.page(gateway, active, template):
             body = await request_body.read(active, template)  # whole only if `model` in it decides
             prepared = await targets.prepare(active, template, body)  # provider, token, headers
-            await gateway.admission.hold(active, prepared, body)  # the project's budget
+            if active.budget is not None:
+                await active.budget.hold(active, prepared, body)  # an estimate, if there is room for it
             response = await dispatch(active, prepared, body, gateway.intents)  # sent once; the response's head
             await relay(active, prepared, response)  # the response's headers and bytes
     except ProxyError as error:

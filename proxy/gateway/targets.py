@@ -22,11 +22,14 @@ async def prepare(active: ActiveRequest, template: Template, body: RequestBody) 
     """Return the request to send. ``body`` is changed if the target needs another model name. Raises ``ProxyError``."""
     if not body.collected:
         return _note(active, _for_model(active, template, None))
-    if template.usage_option:
-        return await _prepare_asking_for_usage(active, template, body)
     whole = b""
     if template.plain_json and body.size <= SMALL_BODY_BYTES:
         whole = body.whole if body.whole is not None else b"".join(body)
+    if template.usage_option:
+        prepared = await _ask_for_usage(active, template, body, whole)
+        if prepared is not None:
+            return _note(active, prepared)
+    if whole:
         raw = bodies.raw_model(whole)
         known = template.prepared.get(raw) if raw else None
         if known is not None:
@@ -52,22 +55,30 @@ async def prepare(active: ActiveRequest, template: Template, body: RequestBody) 
     return _note(active, prepared)
 
 
-async def _prepare_asking_for_usage(active: ActiveRequest, template: Template, body: RequestBody) -> Prepared:
-    """Prepare a chat request whose stream, if it is one, is to have its usage. Raises ``ProxyError``."""
-    limit = active.config.max_body_bytes
-    option = await body.search_usage_option(template.received, limit)
+async def _ask_for_usage(active: ActiveRequest, template: Template, body: RequestBody, whole: bytes) -> Prepared | None:
+    """Prepare a chat request so that its stream has the usage, and note to hide it. Raises ``ProxyError``.
+
+    ``whole`` is a small body of plain JSON. Returns ``None`` if nothing is to be added, and ``model`` decides the target: such a
+    request is as any other.
+    """
+    received, limit = template.received, active.config.max_body_bytes
+    reads_model = template.endpoint.reads_body
+    option = bodies.usage_option(whole) if whole else await body.search_usage_option(received, limit)
+    if option is None and reads_model:
+        return None
     found = bodies.BodyModel(None)
-    if template.endpoint.reads_body:
-        found = await body.search(template.received, limit)
-    prepared = _for_model(active, template, found.name)
-    edits = [] if option is None else [option]
+    if reads_model:
+        found = bodies.model_of(whole, bodies.raw_model(whole)) if whole else await body.search(received, limit)
+    if option is None:
+        body.send_pieces(active, body.taken(), body.size)
+        return _for_model(active, template, None)
+    active.hides_usage = True
+    prepared = _for_model(active, template, found.name, decoded=option.decoded, hides_usage=True)
+    edits = [option]
     if prepared.route.replace is not None:
-        edits.append(_rename(b"", found, prepared.route.replace))
-    if any(edit.decoded for edit in edits):
-        prepared = _for_model(active, template, found.name, decoded=True)
-    active.hides_usage = option is not None
+        edits.append(_rename(whole, found, prepared.route.replace))
     _send_edited(active, template, body, edits)
-    return _note(active, prepared)
+    return prepared
 
 
 def _note(active: ActiveRequest, prepared: Prepared) -> Prepared:
@@ -87,7 +98,7 @@ def _send_edited(active: ActiveRequest, template: Template, body: RequestBody, e
     """Send the body with these changes and every other byte unchanged; decoded if it was compressed."""
     pieces = body.taken()
     size = body.size
-    if edits and edits[0].decoded:
+    if edits[0].decoded:
         limit = active.config.max_body_bytes
         pieces = bodies.decoded(pieces, template.received.noted[b"content-encoding"], limit)
         size = edits[0].size
@@ -97,14 +108,17 @@ def _send_edited(active: ActiveRequest, template: Template, body: RequestBody, e
     body.send_pieces(active, pieces, size)
 
 
-def _for_model(active: ActiveRequest, template: Template, model: str | None, *, decoded: bool = False) -> Prepared:
-    """Return the prepared request for a model. It is made once for each head and model."""
-    prepared = template.prepared.get(model) if not decoded else None
+def _for_model(
+    active: ActiveRequest, template: Template, model: str | None, *, decoded: bool = False, hides_usage: bool = False
+) -> Prepared:
+    """Return the prepared request for a model. It is made once for each head and model, unless the body is decoded."""
+    key = (model,) if hides_usage else model
+    prepared = template.prepared.get(key) if not decoded else None
     if prepared is None:
         config = template.config
         route = routing.route(template.method, template.endpoint, template.query, template.project, model, config.table)
         active.record.provider, active.record.model = route.provider.name, route.model
-        prepared = config.destination.prepare(template, route, decoded=decoded)
+        prepared = config.destination.prepare(template, route, decoded=decoded, hides_usage=hides_usage)
         if prepared.reusable and not decoded:
-            template.keep(model, prepared)
+            template.keep(key, prepared)
     return prepared

@@ -37,6 +37,10 @@ PREPARED_BYTES: Final = 32 * 1024
 """Limit for the prepared requests of one template: about ten, two for each model that a client alternates between."""
 
 
+PreparedKey = str | bytes | tuple[str | None] | None
+"""The body's model; its raw JSON string, if nothing in the body is replaced; in a tuple, if usage is hidden from the client."""
+
+
 class Prepared(Unshown):
     """One request to a destination, complete except for its body.
 
@@ -119,9 +123,8 @@ class Template(Unshown):
         """The page that answers without an upstream, if any."""
         noted = received.noted
         self.plain_json = bodies.is_plain_json(noted.get(b"content-type"), noted.get(b"content-encoding"))
-        self.prepared: BoundedDict[str | bytes | None, Prepared] = BoundedDict(PREPARED_BYTES)
-        """By the body's model, or by its raw JSON string if nothing in the body is replaced."""
+        self.prepared: BoundedDict[PreparedKey, Prepared] = BoundedDict(PREPARED_BYTES)
 
-    def keep(self, model: str | bytes | None, prepared: Prepared) -> None:
-        """Store ``prepared`` for the next request with this model."""
-        self.prepared.keep(model, prepared, prepared.size + len(model or ""))
+    def keep(self, key: PreparedKey, prepared: Prepared) -> None:
+        """Store ``prepared`` for the next request with this key."""
+        self.prepared.keep(key, prepared, prepared.size + len(key or ""))

@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, select, text, update
 
 from proxy.ledger import rollups
 from proxy.ledger.costs import PRICED, AttemptCost, Source, cost_of
-from proxy.ledger.schema import TOKENS, State, attempts, requests
+from proxy.ledger.schema import TOKENS, State, attempts, holds, requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -55,6 +55,10 @@ _SET: Final = (
     .where(attempts.c.request == bindparam("seq"), attempts.c.number == bindparam("which"))
     .values({name: bindparam(f"new_{name}") for name in ("sent", "lava_id", "response_id", "billed", "bill")})
 )
+_NOT_ESTIMATED: Final = (
+    update(holds).where(holds.c.id.in_(bindparam("ids", expanding=True)), holds.c.expires_us.is_(None)).values(nano=0)
+)
+"""The bill counts against a budget instead of the estimate that stayed."""
 
 
 def take_turn(connection: Connection) -> None:
@@ -168,6 +172,9 @@ class Bookings:
                 for (seq, number), call in sorted(self._changed.items())
             ]
             self._connection.execute(_SET, rows)
+            billed = {self._loaded[seq].id for (seq, _), call in self._changed.items() if call.billed is not None}
+            if billed:
+                self._connection.execute(_NOT_ESTIMATED, {"ids": sorted(billed)})
         changes: rollups.Changes = {}
         for seq, before in self._before.items():
             request = self._loaded[seq]

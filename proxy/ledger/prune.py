@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
 ROWS_PER_STEP: Final = 500
 PAGES_PER_STEP: Final = 200
-NAMES_MARGIN_US: Final = 2 * 86_400_000_000
+DAY_US: Final = 86_400_000_000
+NAMES_MARGIN_US: Final = 2 * DAY_US
 """``names.used_us`` is right within this time."""
+
+HOLDS_US: Final = 32 * DAY_US
+"""Longer than any period of a budget."""
 
 FOREVER: Final = (Kind.PROJECT, Kind.PROVIDER, Kind.MODEL, Kind.TOOL, Kind.OUTCOME)
 """Kinds that rollups refer to."""
@@ -24,6 +28,7 @@ FOREVER: Final = (Kind.PROJECT, Kind.PROVIDER, Kind.MODEL, Kind.TOOL, Kind.OUTCO
 _OLD = text("SELECT seq FROM requests WHERE received_us < :before AND state <> :open ORDER BY received_us LIMIT :rows")
 _DELETE_ATTEMPTS = text("DELETE FROM attempts WHERE request IN :seqs").bindparams(bindparam("seqs", expanding=True))
 _DELETE_REQUESTS = text("DELETE FROM requests WHERE seq IN :seqs").bindparams(bindparam("seqs", expanding=True))
+_DELETE_HOLDS = text("DELETE FROM holds WHERE at_us < :before OR expires_us < :expired")
 _DELETE_NAMES = text("DELETE FROM names WHERE used_us < :before AND kind NOT IN :forever").bindparams(
     bindparam("forever", expanding=True)
 )
@@ -44,6 +49,12 @@ def unused_names(connection: Connection, keep_seconds: float) -> int:
     before = int((time() - keep_seconds) * 1e6) - NAMES_MARGIN_US
     forever = [int(kind) for kind in FOREVER]
     return connection.execute(_DELETE_NAMES, {"before": before, "forever": forever}).rowcount
+
+
+def old_holds(connection: Connection) -> int:
+    """Delete the estimates that count against no budget any more, in the caller's transaction. Return how many."""
+    now = int(time() * 1e6)
+    return connection.execute(_DELETE_HOLDS, {"before": now - HOLDS_US, "expired": now - DAY_US}).rowcount
 
 
 def shrink_step(connection: Connection) -> bool:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from sqlalchemy import and_, case, func, or_, select
+from sqlalchemy import and_, bindparam, case, func, literal, or_, select
 
 from proxy.ledger import histogram
 from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of
 from proxy.ledger.outbox_rows import INTENT_BODY
-from proxy.ledger.rows import hashed, request_id_of
+from proxy.ledger.rows import request_id_of
 from proxy.ledger.schema import (
     ROLLUP_KEY,
     ROLLUP_SUMS,
@@ -29,17 +30,19 @@ from proxy.ledger.schema import (
     OutboxState,
     State,
     attempts,
+    holds,
     names,
     outbox,
     requests,
     rollups,
 )
+from proxy.protocol.clients import hashed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import tzinfo
 
-    from sqlalchemy import ColumnElement, Connection
+    from sqlalchemy import ColumnElement, Connection, Select
 
 HOUR_US: Final = 3_600_000_000
 DAY_US: Final = 24 * HOUR_US
@@ -184,8 +187,12 @@ class StatsLine(NamedTuple):
     """Requests in equal parts of the window, the oldest first; empty for days and hours."""
 
 
+FOREVER_US: Final = 2**62 // HOUR_US * HOUR_US
+"""Later than any request; a whole hour, so that a window up to it has no rest."""
+
+
 class Spent(NamedTuple):
-    """What counts against a budget. ``unknown_requests`` ran and have no price."""
+    """What counts against a budget. ``requests`` were sent; ``unknown_requests`` of them have no price."""
 
     requests: int
     tokens: int
@@ -402,12 +409,45 @@ def sums_by_agent(connection: Connection, wanted: Filter) -> dict[str | None, To
 
 
 def spent(connection: Connection, project: str, since_us: int) -> Spent:
-    """Return what a project has spent on requests received at or after ``since_us``."""
-    try:
-        found = sums(connection, Filter(project=project, since_us=since_us))
-    except UnknownNameError:
-        return Spent(0, 0, 0, 0)
-    return Spent(found.requests, found.tokens, found.nano, found.unknown_requests)
+    """Return what a project has spent on requests received at or after ``since_us``, with the estimates that stay."""
+    number = number_of(connection, Kind.PROJECT, project)
+    return Spent(0, 0, 0, 0) if number is None else spent_by(connection, number, since_us, FOREVER_US)
+
+
+def spent_by(connection: Connection, project: int, since_us: int, until_us: int) -> Spent:
+    """Return what a project, by its number, has spent on requests received from ``since_us`` up to and without ``until_us``."""
+    sums, staying = _spent_statements()
+    hours, edges = parts(since_us, until_us)
+    windows = [(rollups, hours)] if hours is not None and hours[0] != hours[1] else []
+    found = [0, 0, 0, 0]
+    for table, (begin, end) in [*windows, *((requests, edge) for edge in edges)]:
+        row = connection.execute(sums[table.name], {"project": project, "begin": begin, "end": end}).one()
+        found = [total + int(each) for total, each in zip(found, row, strict=True)]
+    tokens, nano = connection.execute(staying, {"project": project, "begin": since_us, "end": until_us}).one()
+    return Spent(found[0], found[1] + int(tokens), found[2] + int(nano), found[3])
+
+
+@cache
+def _spent_statements() -> tuple[dict[str, Select[Any]], Select[Any]]:
+    """Return the sums over the rollups and over the rows of a window, and those of the estimates that stay. Made once."""
+
+    def window(project: ColumnElement[int], time: ColumnElement[int]) -> list[ColumnElement[bool]]:
+        return [project == bindparam("project"), time >= bindparam("begin"), time < bindparam("end")]
+
+    rows = _costed_where([requests.c.state != int(State.OPEN), *window(requests.c.project, requests.c.received_us)])
+    tables = {
+        rollups.name: select(*_rollup_sums()).where(*window(rollups.c.project, rollups.c.hour)).subquery(),
+        requests.name: select(*_costed_sums(rows)).subquery(),
+    }
+    statements = {}
+    for name, table in tables.items():
+        sent = sum((table.c[f"{each.word}_requests"] for each in Source if each is not Source.NONE), literal(0))
+        tokens = sum((table.c[each] for each in BILLED_TOKENS), literal(0))
+        statements[name] = select(
+            sent, tokens, table.c.billed + table.c.pending + table.c.estimated, table.c.unknown_requests
+        )
+    staying = select(func.coalesce(func.sum(holds.c.tokens), 0), func.coalesce(func.sum(holds.c.nano), 0))
+    return statements, staying.where(*window(holds.c.project, holds.c.at_us), holds.c.expires_us.is_(None))
 
 
 def parts(since_us: int | None, until_us: int | None) -> tuple[_Hours | None, list[tuple[int | None, int | None]]]:
@@ -485,8 +525,11 @@ def _costed(connection: Connection, numbers: Mapping[str, int], since_us: int | 
             conditions.append(received >= since_us)
         if until_us is not None:
             conditions.append(received < until_us)
+    return _costed_where([requests.c.state != int(State.OPEN), *conditions])
+
+
+def _costed_where(conditions: Sequence[ColumnElement[bool]]) -> Any:
     source = _source()
-    ended = requests.c.state != int(State.OPEN)
 
     def amount(of: Source, column: ColumnElement[int | None]) -> ColumnElement[int]:
         return func.coalesce(func.sum(case((source == int(of), column), else_=None)), 0)
@@ -502,7 +545,7 @@ def _costed(connection: Connection, numbers: Mapping[str, int], since_us: int | 
             amount(Source.ESTIMATED, attempts.c.estimated).label("estimated"),
         )
         .select_from(requests.outerjoin(attempts, attempts.c.request == requests.c.seq))
-        .where(ended, *conditions)
+        .where(*conditions)
         .group_by(requests.c.seq)
         .subquery()
     )

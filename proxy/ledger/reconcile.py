@@ -270,6 +270,12 @@ def is_undecided() -> tuple[ColumnElement[bool], ...]:
     return attempts.c.bill == int(Bill.PENDING), requests.c.state != int(State.OPEN)
 
 
+def has_pending(connection: Connection) -> bool:
+    """Whether a call waits for its bill."""
+    found = select(attempts.c.request).select_from(attempts.join(requests, requests.c.seq == attempts.c.request))
+    return connection.execute(found.where(*is_undecided()).limit(1)).first() is not None
+
+
 def own_projects(connection: Connection, account: BillingAccount) -> list[int]:
     """Return the numbers of the projects in the ledger that ``account`` bills."""
     if account.alone:

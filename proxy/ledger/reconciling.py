@@ -1,8 +1,7 @@
-"""The daemon's reconciler: every ``ledger.reconcile_seconds``, for each account, through the ledger's writer.
+"""The daemon's reconciler: every ``ledger.reconcile_seconds`` while a cost is pending, for each account, by the ledger's writer.
 
-Of several daemons on one PostgreSQL one does so.
-
-It is quiet while Lava is away: one line when that begins, one when it is over, and longer pauses in between.
+It asks Lava for nothing while no request waits for its bill, and of several daemons on one PostgreSQL one asks. It is quiet while
+Lava is away: one line when that begins, one when it is over, and longer pauses in between.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from proxy.ledger.reconcile import Progress
     from proxy.ledger.writer import Ledger
 
-FIRST_SECONDS: Final = 20.0
-"""The first time, at most this long after the start: the daemon serves meanwhile."""
 MAX_PAUSE_SECONDS: Final = 3600.0
 PROGRESS_RECORDS: Final = 10_000
 
@@ -56,7 +53,7 @@ class Reconciling:
         self._sender = sender
         self._failures = 0
         self.reconciled = 0.0
-        """The time of the last cycle in which all accounts were read."""
+        """When all accounts were read, or no request waited for its bill."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -73,13 +70,22 @@ class Reconciling:
                 await task
 
     async def _run(self) -> None:
-        seconds = min(FIRST_SECONDS, self._settings().ledger.reconcile_seconds)
         while True:
+            seconds = self._settings().ledger.reconcile_seconds
             await asyncio.sleep(pause(seconds, self._failures, random.random()))  # noqa: S311 - spreads
             settings = self._settings()
-            seconds = settings.ledger.reconcile_seconds
-            if settings.ledger.reconcile:
+            if settings.ledger.reconcile and await self._is_due():
                 await self._cycle(settings)
+
+    async def _is_due(self) -> bool:
+        """Whether a request waits for its bill, as far as the ledger can be read."""
+        try:
+            due = await self._ledger.run(_has_pending)
+        except LedgerUnavailableError:
+            return False
+        if not due:
+            self.reconciled = time()
+        return due
 
     async def _cycle(self, settings: Settings) -> None:
         accounts = accounts_of(settings)
@@ -132,6 +138,12 @@ def _leads(connection: Connection) -> bool:
     from proxy.ledger.leases import Duty, leads
 
     return leads(connection, Duty.RECONCILE)
+
+
+def _has_pending(connection: Connection) -> bool:
+    from proxy.ledger.reconcile import has_pending
+
+    return has_pending(connection)
 
 
 def _load() -> None:

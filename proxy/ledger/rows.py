@@ -6,12 +6,11 @@ once, and their sums are added to the rollups once.
 
 from __future__ import annotations
 
-import hashlib
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.ledger.schema import Bill, Kind, State
-from proxy.protocol.token_classes import NOTHING, TokenClasses, classes_of, flat
+from proxy.protocol.token_classes import NOTHING, TokenClasses, columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from proxy.protocol.record import Attempt, Record
 
 ID_BYTES: Final = 12
-MAX_USUAL_TOKENS: Final = 2**40
 _USUAL_IDS: Final = ("chatcmpl-", "msg_", "resp_")
 """How ids of responses begin that are not searched for secrets."""
 
@@ -38,35 +36,13 @@ def request_id_of(stored: bytes) -> str:
     return f"req_{stored.hex()}" if len(stored) == ID_BYTES else stored.decode("utf-8", "replace")
 
 
-def hashed(identifier: str) -> str:
-    """Return the hash that is stored instead of a session's or an agent's id: 24 hexadecimal digits."""
-    return hashlib.blake2b(identifier.encode("utf-8", "replace"), digest_size=12, person=b"lava-proxy").hexdigest()
-
-
 def usage_of(record: Record) -> tuple[TokenClasses, str | None, str | None]:
     """Return the token classes of a record, and the paths and numbers of its usage; unknown where the response has none."""
     raw = record.scanner.raw_usage if record.scanner is not None else None
     if raw is None:
         return NOTHING, None, None
-    usual = _usual(raw)
     facts = record.facts
-    if usual is not None and (facts is None or facts.endpoint != "speech"):
-        return usual
-    classes = classes_of(raw, facts.dialect if facts is not None else "", facts.endpoint if facts is not None else "")
-    paths, numbers = flat(raw)
-    return classes, ",".join(paths) or None, ",".join(map(str, numbers)) or None
-
-
-def _usual(raw: dict[str, object]) -> tuple[TokenClasses, str, str] | None:
-    """Return what ``usage_of`` does for the usage of most OpenAI-compatible providers: input, output, and their sum."""
-    if len(raw) != 3:
-        return None
-    inputs, outputs, total = raw.get("prompt_tokens"), raw.get("completion_tokens"), raw.get("total_tokens")
-    if type(inputs) is not int or type(outputs) is not int or type(total) is not int:
-        return None
-    if inputs + outputs != total or min(inputs, outputs) < 0 or total > MAX_USUAL_TOKENS:
-        return None
-    return TokenClasses(inputs, output=outputs), ",".join(raw), ",".join(map(str, raw.values()))
+    return columns_of(raw, facts.dialect if facts is not None else "", facts.endpoint if facts is not None else "")
 
 
 if TYPE_CHECKING:

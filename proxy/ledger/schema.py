@@ -1,6 +1,6 @@
 """The tables of the ledger, as SQLAlchemy Core objects, and the numbered migrations that create them.
 
-A migration is frozen: a later change of a table is a migration of its own. ``tests/test_ledger_schema.py`` compares the tables
+A migration is frozen: a later change of a table is a migration of its own. ``tests/test_ledger_store.py`` compares the tables
 below with what the migrations create.
 
 Units: times in microseconds UTC since the epoch, durations in microseconds, money in billionths of a dollar. Text that
@@ -220,13 +220,15 @@ holds = Table(
     metadata,
     Column("id", LargeBinary, primary_key=True),
     Column("project", Integer, nullable=False),
-    Column("daemon", Integer, nullable=False),
+    Column("daemon", Integer),
+    Column("at_us", BigInteger, nullable=False),
     Column("requests", BigInteger, nullable=False),
     Column("tokens", BigInteger, nullable=False),
     Column("nano", BigInteger, nullable=False),
-    Column("expires_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger),
 )
-"""Estimates of the requests in flight, only where several daemons share the database."""
+"""Estimates that count against a budget, by request id: of requests in flight, where several daemons share the database (until
+``expires_us`` by its clock, which their daemon extends), and without end of requests whose usage never became known."""
 
 meta = Table("meta", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
 
@@ -246,7 +248,9 @@ RETENTION: Final = {
     "reconciliation": Retention("forever: a few rows per account and day"),
     "prices": Retention("forever: one row per model and token class"),
     "stops": Retention("until resumed"),
-    "holds": Retention("until settled, or their lease ends"),
+    "holds": Retention(
+        "until settled, or their lease ends; estimates that stay: 32 days, as long as any budget's period"
+    ),
     "meta": Retention("forever"),
 }
 
@@ -289,7 +293,14 @@ _FIRST: Final = (
     "requests BIGINT NOT NULL, tokens BIGINT NOT NULL, nano BIGINT NOT NULL, expires_us BIGINT NOT NULL)",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST,)
+_SECOND: Final = (
+    "DROP TABLE holds",  # never written before
+    "CREATE TABLE holds (id {blob} NOT NULL PRIMARY KEY, project INTEGER NOT NULL, daemon INTEGER, "
+    "at_us BIGINT NOT NULL, requests BIGINT NOT NULL, tokens BIGINT NOT NULL, nano BIGINT NOT NULL, expires_us BIGINT){without_rowid}",
+    "CREATE INDEX holds_project ON holds (project, at_us)",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST, _SECOND)
 """By version, the first is version 1."""
 VERSION: Final = len(MIGRATIONS)
 

@@ -31,10 +31,11 @@ from proxy.ledger.rows import (
     SHARED_COLUMNS,
     SHARED_NAMES,
     Batch,
-    hashed,
     id_bytes,
 )
 from proxy.ledger.schema import Kind, NewerSchemaError, State, requests
+from proxy.protocol.clients import hashed
+from proxy.protocol.threads import leave_signals_to_main
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ class Store:
         self._checked = True
 
     def _check_beside(self, path: Path) -> None:
+        leave_signals_to_main()
         try:
             opening.check(path)
         except opening.DamagedError as error:
@@ -327,6 +329,7 @@ class Store:
             if prune.requests_step(connection, self._keep_seconds) == prune.ROWS_PER_STEP:
                 return True
         with connection.begin():
+            prune.old_holds(connection)
             if prune.unused_names(connection, self._keep_seconds):
                 self.names.forget()
         return prune.shrink_step(connection)

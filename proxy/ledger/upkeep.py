@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 
-from proxy.ledger import opening, prune, reading, schema
+from proxy.ledger import opening, prune, reading, schema, stop_rows
 from proxy.ledger.lock import AlreadyRunningError, FileLock
 from proxy.ledger.outbox_rows import INTENT_BODY
 from proxy.ledger.rows import id_bytes
 from proxy.ledger.schema import OutboxState, outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from sqlalchemy import ColumnElement, Connection
 
     from proxy.config.settings import LedgerSettings
+    from proxy.protocol.stop import Stop
 
 
 @contextmanager
@@ -84,6 +85,7 @@ def remove_old(connection: Connection, keep_seconds: float) -> int:
         if step < prune.ROWS_PER_STEP:
             break
     with connection.begin():
+        prune.old_holds(connection)
         prune.unused_names(connection, keep_seconds)
     more = True
     while more:
@@ -109,6 +111,18 @@ def delete(connection: Connection, ids: Collection[str] | None) -> int:
 def _dead(ids: Collection[str] | None) -> list[ColumnElement[bool]]:
     dead = [outbox.c.state == int(OutboxState.DEAD)]
     return dead if ids is None else [*dead, outbox.c.id.in_([id_bytes(each) for each in ids])]
+
+
+def change_stops(connection: Connection, choose: Callable[[list[Stop]], dict[Stop, bool]]) -> list[Stop]:
+    """Store what ``choose`` says of the stops there are: stopped (True) or resumed (False). Return all stops.
+
+    Raises ``schema.NewerSchemaError``.
+    """
+    with connection.begin():
+        found = schema.version_of(connection)
+        if found > schema.VERSION:
+            raise schema.NewerSchemaError(found)
+        return stop_rows.sync(connection, choose(stop_rows.sync(connection, {})))
 
 
 def migrate(connection: Connection) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import signal
 import threading
 from collections import deque
 from secrets import token_hex
@@ -21,6 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from proxy.ledger.in_flight import Opened
+from proxy.protocol.threads import leave_signals_to_main
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -185,9 +185,7 @@ class Ledger:
     # the writer's thread
 
     def _run(self) -> None:
-        if hasattr(signal, "pthread_sigmask"):
-            # Signals are the main thread's, which blocks them at the end of the daemon.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        leave_signals_to_main()
         try:
             self._wait(START_SECONDS)
             self._store = self._import()

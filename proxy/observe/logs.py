@@ -23,7 +23,6 @@ import json
 import logging
 import os
 import re
-import signal
 import stat
 import sys
 import time
@@ -31,6 +30,8 @@ import traceback
 from collections import deque
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+from proxy.protocol.threads import leave_signals_to_main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
@@ -314,9 +315,7 @@ class Logs:
     # ----------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        if hasattr(signal, "pthread_sigmask"):
-            # Signals are the main thread's, which blocks them at the end of the daemon.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        leave_signals_to_main()
         while True:
             self._wake.wait()
             self._busy = True

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import zlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -46,6 +48,9 @@ _BINARY = (
     b"application/pdf",
 )
 _FORM = b"multipart/form-data"
+FREE_BYTES = 16 * 1024 * 1024  # decoded of any response, whatever it is packed into
+MAX_RATIO = 32  # above which more of a response is not decoded; JSON and event streams are packed 3 to 15 times smaller
+MAX_WAITING_BYTES = 1024 * 1024  # of a response that arrives faster than it is decoded
 WINDOW = 64 * 1024  # bytes searched in one step: a few milliseconds at worst, in which the loop is blocked
 
 
@@ -82,15 +87,24 @@ def search_usage_option(
 ) -> Generator[None, None, Edit | None]:
     """Search, step by step, how a chat request must be changed so that its stream has the usage. Never raises.
 
-    The last step returns ``None`` if nothing must be changed: it is no stream, it says ``include_usage`` itself, or it cannot
-    be read. Else ``stream_options.include_usage`` is added.
+    The last step returns ``None`` if nothing must be changed: it is no stream, it asks for ``include_usage`` itself, or it
+    cannot be read. Else ``stream_options.include_usage`` is added, or becomes true.
     """
     if not isinstance(_finder(content_type or b""), _Json):
         return None
-    finder = _Options()
-    size = yield from _fed(finder, pieces, content_encoding, limit)
-    change = finder.change() if size is not None else None
+    members = _Members(_STREAMING)
+    size = yield from _fed(members, pieces, content_encoding, limit)
+    change = _usage_change(members) if size is not None else None
     return None if change is None or size is None else Edit(*change, size, bool(_names(content_encoding or b"")))
+
+
+def usage_option(body: bytes) -> Edit | None:
+    """Return what ``search_usage_option`` finds in a small body of plain JSON."""
+    if body.find(b"stream") < 0 and body.find(b"\\u") < 0:
+        return None
+    members = _Members(_STREAMING)
+    change = _usage_change(members) if members.feed(body) else None
+    return None if change is None else Edit(*change, len(body), False)
 
 
 def _fed(
@@ -417,37 +431,27 @@ class _Json:
         self._raw, self._span = (text[start:end], (self._at + start, self._at + end)) if fits else (b"", None)
 
 
-_MAX_OPTIONS = 16 * 1024  # bytes of a value that is kept
+_MAX_KEPT = 16 * 1024  # bytes of a value
 _STREAMING = _Grammar("stream", "stream_options", strings=False)
-_OPTION = b'"include_usage":true'
+_INCLUDE_USAGE = _Grammar("include_usage", strings=False)
 
 
-class _Options(_Json):
-    """The members ``stream`` and ``stream_options`` of the outermost object; the last one of each if it occurs twice."""
+class _Members(_Json):
+    """The values of some members of the outermost object, as written; the last one of each if it occurs twice."""
 
     __slots__ = ("_from", "_kept", "_opening", "_start", "_values")
 
-    def __init__(self) -> None:
-        super().__init__(_STREAMING)
+    def __init__(self, grammar: _Grammar) -> None:
+        super().__init__(grammar)
         self._opening = 0  # the position after the outermost brace
-        self._values: dict[str, tuple[int, bytes]] = {}  # position and raw value
+        self._values: dict[str, tuple[int, bytes]] = {}  # position and raw value; b"": too long
         self._start = 0  # the position of the value being read
         self._from = -1  # its start, or that of its next part, in the text; -1: there is none
         self._kept = b""  # its parts in earlier chunks
 
-    def change(self) -> tuple[tuple[int, int], bytes] | None:
-        """Return the span to replace, and what takes its place. Called at the end."""
-        if self._state != _Behind or self._values.get("stream", (0, b""))[1] != b"true":
-            return None
-        if "stream_options" not in self._values:
-            return (self._opening, self._opening), b'"stream_options":{%b},' % _OPTION
-        at, raw = self._values["stream_options"]
-        if raw == b"null":
-            return (at, at + 4), b"{%b}" % _OPTION
-        options = fast_json.read(raw)
-        if not isinstance(options, dict) or "include_usage" in options:
-            return None
-        return (at + 1, at + 1), _OPTION + b"," * bool(options)
+    def value(self, name: str) -> tuple[int, bytes | None]:
+        """Return the position and the raw value of a member; without one, the position after the brace and ``None``."""
+        return self._values.get(name, (self._opening, None)) if self._state == _Behind else (0, None)
 
     def feed(self, piece: bytes) -> bool:
         text = self._rest + piece
@@ -456,13 +460,13 @@ class _Options(_Json):
         if self._from >= 0:
             self._kept += text[self._from : len(text) - len(self._rest)]
             self._from = 0
-        return len(self._kept) <= _MAX_OPTIONS
+        return len(self._kept) <= _MAX_KEPT
 
     def _member(self, text: bytes, at: int) -> int:
         state = self._state
         if self._from >= 0 and state == _After:
             raw = self._kept + text[self._from : at]
-            raw = raw.rstrip(b" \t\r\n") if len(raw) <= _MAX_OPTIONS else b""
+            raw = raw.rstrip(b" \t\r\n") if len(raw) <= _MAX_KEPT else b""
             self._values[json.loads(self._key)] = self._start, raw
             self._from, self._kept = -1, b""
         at = super()._member(text, at)
@@ -473,6 +477,27 @@ class _Options(_Json):
     def _begin(self, text: bytes, at: int, mark: int) -> bool:
         self._start, self._from, self._kept = self._at + at, at, b""
         return True
+
+
+def _usage_change(members: _Members) -> tuple[tuple[int, int], bytes] | None:
+    """Return the span to replace so that a stream is asked for its usage, and what takes its place."""
+    if members.value("stream")[1] != b"true":
+        return None
+    at, raw = members.value("stream_options")
+    option = b'"include_usage":true'
+    if raw is None:
+        return (at, at), b'"stream_options":{%b},' % option
+    if raw == b"null":
+        return (at, at + 4), b"{%b}" % option
+    options = fast_json.read(raw)
+    if not isinstance(options, dict) or not (options.get("include_usage") is None or options["include_usage"] is False):
+        return None
+    inner = _Members(_INCLUDE_USAGE)
+    inner.feed(raw)
+    start, value = inner.value("include_usage")
+    if value is None:
+        return (at + start, at + start), option + b"," * bool(options)
+    return (at + start, at + start + len(value)), b"true"
 
 
 # --- multipart -------------------------------------------------------------------------------------------------------
@@ -590,48 +615,62 @@ def decode(body: bytes, content_encoding: bytes, limit: int) -> bytes | None:
 
 
 class Decoding:
-    """Decodes a body while it arrives, within limits (bytes): ``at_once`` for one chunk, ``limit`` in total."""
+    """Decodes a body while it arrives, for reading along with it. What is not decoded at once waits for the next call.
 
-    __slots__ = ("_arriving", "_at_once", "_plain")
+    It ends at a fault, at more than ``MAX_RATIO`` times what arrived (beyond some MiB), or when too much waits: then nothing
+    more is returned.
+    """
 
-    def __init__(self, content_encoding: bytes, at_once: int, limit: int) -> None:
-        self._at_once = at_once
+    __slots__ = ("_arriving", "_left", "_plain")
+
+    def __init__(self, content_encoding: bytes) -> None:
         self._arriving = _Arriving()
-        self._plain = _decoded(self._arriving, _names(content_encoding), limit)
+        self._left = FREE_BYTES
+        self._plain = _decoded(self._arriving, _names(content_encoding), sys.maxsize)
 
-    def feed(self, chunk: bytes) -> list[bytes] | None:
-        """Return the next decoded bytes; ``None``, now and later, if the body is unreadable or above a limit. Never raises."""
+    def feed(self, chunk: bytes, at_once: int) -> list[bytes]:
+        """Return the next decoded bytes, some more than ``at_once`` at most. Never raises."""
         arriving = self._arriving
-        arriving.chunk, arriving.asked = chunk, False
+        arriving.add(chunk)
+        self._left += MAX_RATIO * len(chunk)
         plain: list[bytes] = []
         size = 0
         try:
-            while not arriving.asked:
+            while not arriving.asked and size <= at_once:
                 plain.append(next(self._plain))
                 size += len(plain[-1])
-                if size > self._at_once:
-                    self._plain = iter(())
-                    return None
         except (_Unreadable, StopIteration):
-            return None
+            self._left = -1
+        self._left -= size
+        if self._left < 0 or arriving.waiting > MAX_WAITING_BYTES:
+            self._plain = iter(())
+            arriving.chunks.clear()
         return plain
 
 
 class _Arriving:
-    """Iterates over a body's chunks, and over empty ones when there is no other: the last chunk is decoded then."""
+    """Iterates over a body's chunks, and over empty ones when there is no other (``asked``): the last chunk is decoded then."""
 
-    __slots__ = ("asked", "chunk")
+    __slots__ = ("asked", "chunks", "waiting")
 
     def __init__(self) -> None:
-        self.chunk = b""
+        self.chunks: deque[bytes] = deque()
+        self.waiting = 0
         self.asked = False
+
+    def add(self, chunk: bytes) -> None:
+        self.asked = False
+        if chunk:
+            self.chunks.append(chunk)
+            self.waiting += len(chunk)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        chunk, self.chunk = self.chunk, b""
-        self.asked = not chunk
+        self.asked = not self.chunks
+        chunk = self.chunks.popleft() if self.chunks else b""
+        self.waiting -= len(chunk)
         return chunk
 
 

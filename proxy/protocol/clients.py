@@ -45,11 +45,17 @@ _SESSION: Final = (
     b"x-opencode-session",
 )
 _AGENT: Final = (b"x-claude-code-agent-id", b"x-agent-id")
+_HASHED = re.compile(r"[0-9a-f]{24}")
 
 
 def hashed(identifier: str) -> str:
-    """Return the form in which session and agent ids are stored: the first 16 hexadecimal digits of their SHA-256."""
-    return hashlib.sha256(identifier.encode("utf-8")).hexdigest()[:16]
+    """Return the form in which session and agent ids are stored and shown: 24 hexadecimal digits."""
+    return hashlib.blake2b(identifier.encode("utf-8", "replace"), digest_size=12, person=b"lava-proxy").hexdigest()
+
+
+def is_hashed(identifier: str) -> bool:
+    """Whether this has the form that ``hashed`` returns."""
+    return _HASHED.fullmatch(identifier) is not None
 
 
 def facts_of(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str | None, str | None, str | None]:

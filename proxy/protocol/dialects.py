@@ -75,6 +75,9 @@ _ENDPOINT_NAMES: Mapping[bytes, str] = {
     b"transcriptions": "transcriptions",
     b"translations": "translations",
     b"speech": "speech",
+    b"files": "files",
+    b"uploads": "files",
+    b"parts": "files",  # of an upload
 }
 _IMAGE_WORDS = frozenset({b"generations", b"edits", b"variations"})
 _GOOGLE_METHODS: Mapping[bytes, str] = {

@@ -92,5 +92,7 @@ class Record:
     """For the ledger: 0 until this request was handed to it while in flight, then 1 and the number of attempts it had."""
     intent: bool = False
     """Whether its usage is to be reported to Lava, and an intent may stand in the outbox."""
+    estimate_kept: tuple[int, int] | None = None
+    """Tokens and billionths of a dollar that a budget goes on counting, because its usage is not known; ``None`` without one."""
     scanner: Scanner | None = None
     """Has the usage, which is read only after the request."""

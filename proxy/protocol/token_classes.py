@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from math import isfinite
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,6 +58,31 @@ def classes_of(raw: Mapping[str, object], dialect: str, endpoint: str) -> TokenC
 
     ``dialect`` is a ``Dialect``, ``endpoint`` one of ``dialects.ENDPOINT_NAMES``.
     """
+    return _usual(raw, endpoint) or _classes_of(raw, dialect, endpoint)
+
+
+def columns_of(raw: Mapping[str, object], dialect: str, endpoint: str) -> tuple[TokenClasses, str | None, str | None]:
+    """Return the classes of a usage object, and the paths and the numbers of ``flat``, each joined by commas. Never raises."""
+    usual = _usual(raw, endpoint)
+    if usual is not None:
+        return usual, ",".join(raw), ",".join(map(str, raw.values()))
+    paths, numbers = flat(raw)
+    return _classes_of(raw, dialect, endpoint), ",".join(paths) or None, ",".join(map(str, numbers)) or None
+
+
+def _usual(raw: Mapping[str, object], endpoint: str) -> TokenClasses | None:
+    """Return the classes of the usage of most OpenAI-compatible providers: input, output and their sum. A shortcut."""
+    if len(raw) != 3 or endpoint == "speech":
+        return None
+    inputs, outputs, total = raw.get("prompt_tokens"), raw.get("completion_tokens"), raw.get("total_tokens")
+    if type(inputs) is not int or type(outputs) is not int or type(total) is not int:
+        return None
+    if inputs + outputs != total or min(inputs, outputs) < 0 or total > _MAX_COUNT:
+        return None
+    return TokenClasses(inputs, output=outputs)
+
+
+def _classes_of(raw: Mapping[str, object], dialect: str, endpoint: str) -> TokenClasses:
     if isinstance(raw.get("billed_units"), dict) or isinstance(raw.get("tokens"), dict):
         return _cohere(raw)
     if not _GOOGLE.isdisjoint(raw):
@@ -94,7 +118,7 @@ def _flatten(value: object, path: str, paths: list[str], numbers: list[int | flo
         kind = type(each)
         if each is None or kind is str or (place := _path(path, key)) is None:
             continue
-        if (kind is int and -_MAX_COUNT <= each <= _MAX_COUNT) or (kind is float and isfinite(each)):
+        if (kind is int or kind is float) and -_MAX_COUNT <= each <= _MAX_COUNT:
             paths.append(place)
             numbers.append(int(each) if each == int(each) else each)
         elif depth and (kind is dict or kind is list):

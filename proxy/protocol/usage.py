@@ -6,6 +6,9 @@ parsed only for the events that matter (an end marker, an error, the model), or 
 event with token counts. Quotes inside JSON strings are escaped, so ``"usage"`` with its quotes is never a part
 of a generated text.
 
+After ``finish`` the properties are read by several threads at once (the log's, the ledger's): what is parsed on demand may be
+parsed twice, and its source is cleared only after its results are set.
+
 The line and event rules are those of the HTML standard, section "Server-sent events": a line ends with CR
 LF, CR or LF, an event with an empty line; a line that begins with a colon is a comment; one space after the
 field's colon is dropped.
@@ -33,9 +36,10 @@ _DOCUMENT_TAIL = 64 * 1024
 # would each hold a long event.
 _KEEP = 4 * 1024
 _MAX_ID = 200  # characters
-# Of a compressed body: bytes decoded for one chunk (a few milliseconds), and in total.
+# Bytes of a compressed body that are decoded in one go: at most some ten milliseconds, with their scanning. At the end of a
+# document, which is not scanned while it arrives, more.
 _DECODED_AT_ONCE = 1024 * 1024
-_DECODED = 16 * 1024 * 1024
+_DECODED_AT_THE_END = 4 * 1024 * 1024
 
 # Atomic groups: without them "\r\n" could be read as two line ends.
 _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)+")
@@ -181,14 +185,16 @@ class Scanner:
     def raw_usage(self) -> dict[str, Any] | None:
         """The usage object as the provider wrote it: of the last event (or document) with one; Anthropic's two joined."""
         self._read()
-        if self._last is None:
+        first, last = self._first, self._last  # in this order: they are cleared in the other
+        if last is None:
             return self._usage
-        usage = _counted(self._last, -1)
+        usage = _counted(last, -1)
         if self._ending in (Ending.MESSAGES, Ending.UNKNOWN):
-            first = _counted(self._first, 0)
-            usage = first | {name: value for name, value in usage.items() if value is not None}
+            usage = _counted(first, 0) | {name: value for name, value in usage.items() if value is not None}
         if self._done:
-            self._usage, self._first, self._last = usage or None, None, None
+            self._usage = usage or None
+            self._last = None
+            self._first = None
         return usage or None
 
     def feed(self, chunk: bytes) -> None:
@@ -220,9 +226,11 @@ class Scanner:
             return
         self._done = True
         if not self._sse:
-            # Parsed on demand, after the request.
+            # Parsed on demand, after the request; a long one now, because thousands may wait for the ledger.
             self._unread = b"".join(self._document)
             self._document.clear()
+            if len(self._unread) > _KEEP:
+                self._read()
         elif self._head is not None:
             self._long(self._head, bytes(self._pending).rstrip(b"\r\n")[-_TAIL:])
         elif self._pending:
@@ -235,7 +243,9 @@ class Scanner:
         if self._head is not None:
             seen = max(0, len(pending) - 3)
             pending += chunk
-            blank = _BLANK.search(pending, seen)
+            blank = None
+            if pending.find(b"\n\n", seen) >= 0 or pending.find(b"\r", seen) >= 0:  # much faster than the pattern
+                blank = _BLANK.search(pending, seen)
             if blank is None:
                 del pending[: -(_TAIL + 4)]
                 return
@@ -379,10 +389,13 @@ class Scanner:
             self._size = sum(map(len, kept))
 
     def _read(self) -> None:
-        """Parse the complete document, once."""
-        whole, self._unread = self._unread, None
-        if whole is None:
-            return
+        """Parse the complete document, unless that was done."""
+        whole = self._unread
+        if whole is not None:
+            self._parse(whole)
+            self._unread = None
+
+    def _parse(self, whole: bytes) -> None:
         if self._head is not None:
             tail = whole[-_DOCUMENT_TAIL:]
             self._model = _first_model(self._head) or _first_model(tail)
@@ -408,14 +421,14 @@ class EncodedScanner(Scanner):
     """Scans a response body with a Content-Encoding, in a copy that is decoded while it arrives.
 
     It finds no end marker and no boundary: nothing can be put between the events of a compressed stream, so the relay treats
-    it like a stream that it cannot read. A body that is broken or decodes to too much is scanned up to there.
+    it like a stream that it cannot read. A body that is broken or decodes to too much is scanned up to there (``Decoding``).
     """
 
     __slots__ = ("_decoding",)
 
     def __init__(self, ending: Ending, sse: bool, encoding: bytes) -> None:
         super().__init__(ending, sse)
-        self._decoding: Decoding | None = Decoding(encoding, _DECODED_AT_ONCE, _DECODED)
+        self._decoding = Decoding(encoding)
 
     @property
     def at_boundary(self) -> bool:
@@ -427,19 +440,18 @@ class EncodedScanner(Scanner):
 
     def feed(self, chunk: bytes) -> None:
         """Scan the next bytes of the body. Never raises."""
-        if self._decoding is None or self._blind or self._done:
-            return
-        plain = self._decoding.feed(chunk)
-        if plain is None:
-            self._decoding = None
-            return
-        for piece in plain:
-            super().feed(piece)
+        self._decode(chunk, _DECODED_AT_ONCE)
 
     def finish(self) -> None:
         """End the body, complete or not. Never raises."""
-        self._decoding = None
+        # What is left of a body that arrived faster than it was decoded.
+        self._decode(b"", _DECODED_AT_ONCE if self._sse else _DECODED_AT_THE_END)
         super().finish()
+
+    def _decode(self, chunk: bytes, at_once: int) -> None:
+        if not self._blind and not self._done:
+            for piece in self._decoding.feed(chunk, at_once):
+                super().feed(piece)
 
 
 def _events(block: bytes) -> list[bytes]:

@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from httptools import HttpParserError, HttpResponseParser
 
 from proxy.protocol.tasks import Signal, in_task
+from proxy.protocol.threads import leave_signals_to_main
 from proxy.upstream import (
     MAX_CONNECTIONS,
     MAX_HEAD_BYTES,
@@ -1064,6 +1065,7 @@ def _literal(origin: Origin) -> list[Address]:
 
 def _look_up(loop: asyncio.AbstractEventLoop, lookup: asyncio.Future[list[Address]], origin: Origin) -> None:
     """Look up the addresses of ``origin``, with alternating families (RFC 8305, section 4). Runs in its own thread."""
+    leave_signals_to_main()
     fault: BaseException | None = None
     addresses: list[Address] = []
     try:

@@ -45,8 +45,13 @@ class Destination(Protocol):
     def unusable(self, projects: Iterable[str]) -> str | None:
         """Return why requests of none of these projects can be served; ``None`` if those of one can."""
 
-    def prepare(self, template: Template, route: Target, *, decoded: bool = False) -> Prepared:
-        """Return the request for ``route``; ``decoded``: the body is sent without its content encoding.
+    def prepare(
+        self, template: Template, route: Target, *, decoded: bool = False, hides_usage: bool = False
+    ) -> Prepared:
+        """Return the request for ``route``.
+
+        ``decoded``: the body is sent without its content encoding. ``hides_usage``: an event may have to be removed from the
+        response, which must therefore not be compressed.
 
         Raises ``ProxyError`` if there is no credential, or if a header of the client cannot be sent.
         """
