@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import processes
 import psutil
 import windows
-from proxies import SERVER_KEY, VARIANTS, Stage, lava_proxy
+from proxies import SERVER_KEY, VARIANTS, WITHOUT_LEDGER, Stage, lava_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,6 +86,10 @@ def jobs(groups: list[str], scale: Scale, folder: Path, peers: list[str], refere
     if "features" in groups:
         for name in VARIANTS:
             yield Job("features c=16", name, name, plain(16))
+    if "recording" in groups:
+        for connections in (1, 16):
+            for name, column in (("everything on", "ledger on"), ("without the ledger", "ledger off")):
+                yield Job(f"recording c={connections}", name, column, plain(connections))
     if "tls" in groups:
         for name in ("nginx", "lava-proxy"):
             yield Job("TLS upstream c=16", f"{name} TLS", name, plain(16))
@@ -254,12 +258,18 @@ def help_seconds(stage: Stage, count: int) -> list[float]:
 
 
 def memory(stage: Stage, requests: int) -> dict[str, float]:
-    """Resident memory in MiB of a fresh daemon: idle, after its first requests, after many."""
-    target = lava_proxy(stage.folder / "memory", f"http://127.0.0.1:{stage.json().port}")
+    """Resident memory in MiB of a fresh daemon: idle (also without the ledger), after its first requests, after many."""
+    upstream = f"http://127.0.0.1:{stage.json().port}"
+    without = lava_proxy(stage.folder / "memory-off", upstream, WITHOUT_LEDGER).process
+    assert without is not None
+    time.sleep(1.0)
+    off = without.rss_mib()
+    without.stop()
+    target = lava_proxy(stage.folder / "memory", upstream)
     process = target.process
     assert process is not None
     try:
-        time.sleep(1.0)
+        time.sleep(3.0)  # the ledger is opened after the start
         idle = process.rss_mib()
         made = wrong = 0.0
         warm = 0.0
@@ -272,7 +282,14 @@ def memory(stage: Stage, requests: int) -> dict[str, float]:
             if not window.number("requests"):
                 break
         time.sleep(1.0)
-        return {"idle_mib": idle, "warm_mib": warm, "after_mib": process.rss_mib(), "requests": made, "wrong": wrong}
+        return {
+            "off_mib": off,
+            "idle_mib": idle,
+            "warm_mib": warm,
+            "after_mib": process.rss_mib(),
+            "requests": made,
+            "wrong": wrong,
+        }
     finally:
         process.stop()
 

@@ -34,6 +34,7 @@ class Features:
     routing: bool = True
     #: A project with connection and meter, metadata and all; else the bare merchant key.
     project: bool = True
+    ledger: bool = True
 
     @property
     def path(self) -> str:
@@ -42,7 +43,9 @@ class Features:
 
 
 EVERYTHING = Features()
-NOTHING = Features(keys=False, logging=False, routing=False, project=False)
+NOTHING = Features(keys=False, logging=False, routing=False, project=False, ledger=False)
+
+WITHOUT_LEDGER = Features(ledger=False)
 
 VARIANTS = {
     "everything on": EVERYTHING,
@@ -50,6 +53,7 @@ VARIANTS = {
     "without the request log": Features(logging=False),
     "without routing by model": Features(routing=False),
     "without project, meter and metadata": Features(project=False),
+    "without the ledger": WITHOUT_LEDGER,
     "everything off": NOTHING,
 }
 """Name -> what is on. Usage counting and metrics have no switch: they are in every row."""
@@ -68,6 +72,8 @@ def configuration(
         lines += [f"max_concurrent = {max_concurrent}"]
     lines += ["[lava]", f'secret_key = "{LAVA_KEY}"', f'base_url = "{upstream}/v1"']
     lines += ["[log]", f'level = "{"info" if features.logging else "error"}"', f'file = "{folder / "requests.log"}"']
+    if not features.ledger:
+        lines += ["[ledger]", "enabled = false"]
     if ca_file:
         lines += ["[upstream]", f'ca_file = "{ca_file}"']
     if features.project:

@@ -87,12 +87,21 @@ def _ratios(book: Book, reference: str) -> Iterator[Figure]:
     yield _figure(
         "all features on against all off", "≥ 0.75 ×", value, (value or 0) >= 0.75, f"{_n(value)} × ({rates})"
     )
+    row, on, off = "recording c=16", "ledger on", "ledger off"
+    value = book.ratio(row, on, off, "per_s")
+    own, other = book.median(row, on, "cpu_us"), book.median(row, off, "cpu_us")
+    measured = f"{_n(value)} × ({_rate(book, row, on)} of {_rate(book, row, off)} requests/s); "
+    measured += f"processor time {_n(other, '{:.0f}')} to {_n(own, '{:.0f}')} µs"
+    yield _figure("ledger on against off at c=16", "≥ 0.95 ×", value, (value or 0) >= 0.95, measured)
 
 
 def _times(book: Book) -> Iterator[Figure]:
     p50, p99 = (book.difference("requests c=1", OURS, "direct", figure) for figure in ("p50_ms", "p99_ms"))
     met = p50 is not None and p99 is not None and p50 <= 0.30 and p99 <= 0.8
     yield _figure("added p50 / p99 at c=1 against direct", "≤ 0.30 / ≤ 0.8 ms", p50, met, f"{_n(p50)} / {_n(p99)} ms")
+    added = book.difference("recording c=1", "ledger on", "ledger off", "p50_ms")
+    measured = f"{_n(added, '{:.3f}')} ms (median)"
+    yield _figure("added p50 at c=1 by the ledger", "≤ 0.02 ms", added, (added or 0) <= 0.02, measured)
     added = book.difference("time to first event", OURS, "direct", "p50_ms")
     measured = f"{_n(added)} ms (median)"
     yield _figure("added time to first SSE event, one paced stream", "≤ 0.5 ms", added, (added or 9) <= 0.5, measured)
@@ -117,13 +126,15 @@ def _streams(book: Book, reference: str) -> Iterator[Figure]:
 def _states(book: Book) -> Iterator[Figure]:
     found = book.facts.get("memory")
     many = _n(found["requests"] if found else 100_000, "{:,.0f}")
+    goal = "≤ 60 MiB; ≤ 55 MiB; + ≤ 5 MiB"
+    name = f"idle RSS; without the ledger; after {many} requests"
     if found is None:
-        yield Figure("idle RSS; after 100,000 requests", "≤ 55 MiB; + ≤ 5 MiB", _why(book, "memory", "memory"), None)
+        yield Figure(name, goal, _why(book, "memory", "memory"), None)
     else:
         more = found["after_mib"] - found["idle_mib"]
-        measured = f"{found['idle_mib']:.1f} MiB; + {more:.1f} MiB, of which {found['after_mib'] - found['warm_mib']:.1f} after the first window"
-        met = found["idle_mib"] <= 55 and more <= 5 and not found["wrong"]
-        yield Figure(f"idle RSS; after {many} requests", "≤ 55 MiB; + ≤ 5 MiB", measured, met)
+        measured = f"{found['idle_mib']:.1f} MiB; {found['off_mib']:.1f} MiB; + {more:.1f} MiB, of which {found['after_mib'] - found['warm_mib']:.1f} after the first window"
+        met = found["idle_mib"] <= 60 and found["off_mib"] <= 55 and more <= 5 and not found["wrong"]
+        yield Figure(name, goal, measured, met)
     start, usage = book.facts.get("start"), book.facts.get("help")
     met = (start or 9) <= 0.8 and (usage or 9) <= 0.25
     measured = f"{_n(start)} s; {_n(usage)} s"

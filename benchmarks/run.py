@@ -31,6 +31,7 @@ GROUPS = (
     "requests",
     "peers",
     "features",
+    "recording",
     "tls",
     "bodies",
     "events",

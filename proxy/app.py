@@ -47,13 +47,7 @@ class Application(Starlette):
         )
         spending = LedgerSpending(ledger, shared=settings.ledger.url is not None) if ledger is not None else None
         stops = LedgerStops(ledger, settings.ledger) if ledger is not None else None
-        pricer = LedgerPricer()
-        if ledger is not None:
-            ledger.prepare.append(pricer.attach)
-        if ledger is not None and any(
-            each.budget is not None and each.budget.usd for each in settings.projects.values()
-        ):
-            ledger.prepare.append(pricer.estimate_rows)
+        pricer = LedgerPricer(ledger.prices if ledger is not None else None)
         gateway = self.runtime = Gateway(settings, log, metrics, stops, spending, pricer)
         self._ledger = ledger
         if ledger is not None:

@@ -17,6 +17,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Protocol
 
 import forked
+import psutil
 from ports import free_port
 
 import proxy
@@ -128,6 +129,15 @@ class Daemon:
     def output(self) -> str:
         """Everything it printed so far, standard output and standard error together."""
         return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def rss(self) -> int:
+        """Bytes of memory that it holds, once its ledger is open: what that imports is not what a test measures."""
+        log = self.ledger.with_name(f"{self.ledger.name}-wal")
+        deadline = time.monotonic() + START_LIMIT
+        while "[ledger]" not in self.config.read_text(encoding="utf-8") and not log.exists():
+            assert time.monotonic() < deadline, f"the ledger was not opened:\n{self.output()}"
+            time.sleep(0.02)
+        return int(psutil.Process(self.process.pid).memory_info().rss)
 
     def get(self, path: str) -> int:
         """The status of a GET on the daemon's own port; OSError or HTTPException when no answer comes."""

@@ -33,6 +33,7 @@ _MESSAGE = 1 << 20
 _READ_AT_START = ("PYTHON", "LC_", "LANG", "TZ", "LD_", "MALLOC", "OPENSSL", "SSL_", "NO_COLOR", "FORCE_COLOR", "TERM")
 #: All that a daemon and the commands import, also late.
 _PRELOADED = (
+    "genai_prices.data",
     "http.server",
     "httptools",
     "prometheus_client",

@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from proxy.config.settings import Settings
 from proxy.ledger import opening
+from proxy.ledger.pricing import Prices
 from proxy.ledger.rows import request_id_of
 from proxy.ledger.schema import State
 from proxy.ledger.store import Store
@@ -43,6 +44,7 @@ def record(
     model: str = "gpt-4o-mini",
     usage: str = '{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15}',
     sent: bool = True,
+    response_id: str = "x",
     **fields: Any,
 ) -> Record:
     """A settled record; ``fields`` replace its own."""
@@ -64,7 +66,9 @@ def record(
     if sent:
         values["attempts"] = [Attempt("openai", model, started + 0.001, status=200)]
         scanner = values["scanner"] = Scanner(Ending.CHAT, False)
-        scanner.feed(f'{{"id":"x","object":"chat.completion","model":"{model}-2026","usage":{usage}}}'.encode())
+        scanner.feed(
+            f'{{"id":"{response_id}","object":"chat.completion","model":"{model}-2026","usage":{usage}}}'.encode()
+        )
         scanner.finish()
     for name, value in (values | fields).items():
         setattr(made, name, value)
@@ -87,11 +91,12 @@ class Place:
         self.settings = Settings.model_validate({"ledger": {**where, **options}})
         self.path = path
         self.warnings: list[str] = []
+        self.prices = Prices()
         self._stores: list[Store] = []
 
     def store(self, daemon: str = "one", mask: Callable[[str], str] = str) -> Store:
         """A store of it, as a daemon of this name has."""
-        made = Store(self.settings.ledger, daemon, self.warnings.append, [], mask)
+        made = Store(self.settings.ledger, daemon, self.warnings.append, [], mask, self.prices)
         self._stores.append(made)
         return made
 

@@ -483,8 +483,8 @@ def log_lines(daemon: Daemon) -> list[str]:
 
 
 def rss(daemon: Daemon) -> int:
-    """Bytes of memory that the daemon holds."""
-    return int(psutil.Process(daemon.process.pid).memory_info().rss)
+    """Bytes of memory that the daemon holds, once its ledger is open."""
+    return daemon.rss()
 
 
 def descriptors(daemon: Daemon) -> int:

@@ -594,6 +594,39 @@ def test_an_error_costs_nothing_unless_the_answer_was_lost(tmp_path: Path, statu
     assert (requests.used, tokens.used > 0, dollars.used > 0) == (1, kept, kept)
 
 
+def test_a_stream_that_broke_counts_its_estimate_although_it_began_with_a_usage(
+    daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """Anthropic's streams begin with the input and one token of output. After a restart it counts the same."""
+    path = tmp_path / "ledger.sqlite"
+    start = {
+        "type": "message",
+        "id": "m",
+        "model": "claude-sonnet-4-5",
+        "usage": {"input_tokens": 9, "output_tokens": 1},
+    }
+    event = b"event: message_start\ndata: " + json.dumps({"type": "message_start", "message": start}).encode() + b"\n\n"
+
+    def say(peer: Peer) -> None:
+        if peer.request() is not None:
+            peer.send(answer(200, chunked(event, end=False), _SSE, length=False))
+
+    body = BODY.replace(b"gpt-4o", b"claude-sonnet-4-5").replace(b'"max_tokens"', b'"stream": true, "max_tokens"')
+    with Upstream(say) as upstream:
+        for limit in (5000, 1):
+            running = daemon(
+                f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n[ledger]\npath = {json.dumps(str(path))}\n'
+                f"[projects.main.budget]\nstrict = true\ntokens = {{ month = {limit} }}\n",
+                env={"KEY": LAVA_KEY},
+                secrets=[LAVA_KEY],
+            )
+            if limit > 1:
+                assert not ask(running.port, "POST", "/v1/messages", body, JSON).complete
+            refused = ask(running.port, "POST", "/v1/messages", body.replace(b": 20}", b": 9000}"), JSON)
+            assert refused.json()["error"]["lava_proxy"]["used"] == len(body) + 20
+            assert running.stop() == 0
+
+
 def test_an_estimate_that_stays_is_known_after_a_restart(daemon: StartDaemon, tmp_path: Path) -> None:
     """Of a request whose answer was lost: its usage never becomes known."""
     path = tmp_path / "ledger.sqlite"

@@ -134,14 +134,19 @@ def test_a_hundred_agents_at_two_daemons_get_what_there_is_room_for(shared: Shar
     assert shared.count("holds") == 0
 
 
-def test_two_daemons_never_use_more_tokens_than_the_limit(shared: Shared) -> None:
-    most = 10 * (len(_body("hello")) + 20)
-    both = shared.pair(f"tokens = {{ month = {most} }}\nstrict = true")
+@pytest.mark.parametrize("unit", ["tokens", "usd"])
+def test_two_daemons_never_use_more_than_the_limit(shared: Shared, unit: str) -> None:
+    """Of tokens, and of dollars by the prices that the budget counts with: 2.50 per million in, 10 out."""
+    size = len(_body("hello"))
+    most = 10 * (size + 20) if unit == "tokens" else 10 * (size * 2500 + 20 * 10_000)
+    limit = f"tokens = {{ month = {most} }}" if unit == "tokens" else f'usd = {{ month = "{most / 1e9:.9f}" }}'
+    both = shared.pair(f"{limit}\nstrict = true")
     with ThreadPoolExecutor(60) as pool:
         answers = list(pool.map(lambda number: _ask(both[number % 2]), range(60)))
-    served = [each for each in answers if each.status == 200]
+    served = [each.json()["usage"] for each in answers if each.status == 200]
     assert 10 <= len(served) < 60
-    assert sum(each.json()["usage"]["total_tokens"] for each in served) <= most
+    prices = (1, 1) if unit == "tokens" else (2500, 10_000)
+    assert sum(each["prompt_tokens"] * prices[0] + each["completion_tokens"] * prices[1] for each in served) <= most
 
 
 def test_what_a_killed_daemon_held_comes_back(shared: Shared, upstream: Upstream) -> None:

@@ -345,6 +345,27 @@ def test_what_a_browser_might_run(types: list[bytes], inert: bool | None) -> Non
     assert to_client([(b"content-type", each) for each in types], keep_length=True).inert is inert
 
 
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([], None),
+        ([(b"x-character-count", b"12")], 12),
+        ([(b"character-cost", b"6")], 6),
+        ([(b"x-character-count", b"12"), (b"character-cost", b"6")], 12),
+        ([(b"character-cost", b"6"), (b"x-character-count", b"12")], 12),
+        ([(b"x-character-count", b"0")], 0),
+        ([(b"x-character-count", b"-1")], None),
+        ([(b"x-character-count", b"1.5"), (b"character-cost", b"")], None),
+        ([(b"x-character-count", b"9" * 16)], None),
+    ],
+)
+def test_spoken_characters_are_counted(pairs: Pairs, expected: int | None) -> None:
+    """ElevenLabs counts in headers (elevenlabs.io/docs/api-reference, "Tracking generation costs"), which are relayed, too."""
+    answered = to_client([*pairs, DATE], keep_length=True)
+    assert answered.characters == expected
+    assert answered.onward == [*pairs, DATE]
+
+
 def test_without_leaves_the_rest() -> None:
     """These names gone, all their lines, in a new list."""
     pairs = [(b"a", b"1"), (b"b", b"2"), (b"a", b"3")]

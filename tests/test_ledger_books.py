@@ -591,3 +591,44 @@ def test_one_of_several_daemons_reconciles(
     assert place.rows(locks) == [{"number": 1}]
     assert books.command("ledger", "check")["ok"]
     assert causes(books.close_month()) == {}
+
+
+def test_bills_become_the_estimates(books: Books) -> None:
+    """Five bills teach the price of a model; the tables are used before. A change is reported once; a restart forgets nothing."""
+    biller = books.emulator.world.behaviour.biller
+    sizes = iter(range(1, 1000))
+
+    def send(count: int) -> None:
+        """Send chats of different sizes, and wait until they are billed."""
+        before = len(recorded(books.path))
+        ids = set()
+        for _ in range(count):
+            chat = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "word " * 7 * next(sizes)}]}
+            response = post(books.daemon.port, "/v1/chat/completions", chat)
+            ids.add(response.header("x-lava-proxy-request-id") or "")
+        wait_until_recorded(books.path, ids)
+        deadline = monotonic() + 20
+        while books.rows("SELECT count(*) FROM attempts WHERE bill = 2") != [(before + count,)]:
+            assert monotonic() < deadline, books.daemon.output()
+            sleep(0.05)
+
+    def last() -> tuple[str, bool]:
+        """Where the last estimate came from, and whether it is the bill."""
+        [(source, equal)] = books.rows(
+            "SELECT n.text, a.estimated = a.billed FROM attempts a JOIN names n ON n.id = a.prices ORDER BY a.request DESC LIMIT 1"
+        )
+        return source.partition(" ")[0], bool(equal)
+
+    send(6)
+    assert last() == ("genai-prices", False)
+    send(1)
+    assert last() == ("learned", True)
+    biller.set_prices(TokenPrices(Decimal("0.0000015"), output=Decimal("0.000006")))
+    send(11)
+    send(1)
+    assert last() == ("learned", True)
+    assert books.daemon.output().count("openai/gpt-4o-mini: its last 10 bills are 50.0 % above the price") == 1
+    books.daemon.stop()
+    books.start("reconcile_seconds = 0.5\n")
+    send(1)
+    assert last() == ("learned", True)

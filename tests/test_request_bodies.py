@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import brotli  # type: ignore[import-untyped]  # it has no stubs
-import psutil
 import pytest
 import zstandard
 from daemons import clean_environment
@@ -188,10 +187,9 @@ def test_a_body_that_was_written_is_not_kept(start: Callable[..., Daemon]) -> No
 
     with Upstream(script) as upstream:
         running = start(upstream)
-        process = psutil.Process(running.process.pid)
         body = b'{"model":"groq/x","pad":"' + b"x" * (40 * MIB) + b'"}'
         ask(running.port, "GET", "/healthz")
-        idle = process.memory_info().rss
+        idle = running.rss()
         clients = []
         try:
             for _ in range(16):
@@ -199,7 +197,7 @@ def test_a_body_that_was_written_is_not_kept(start: Callable[..., Daemon]) -> No
                 clients.append(client)
                 client.request("POST", TARGET, body, {"Content-Type": "application/json"})
                 assert client.head().status == 200
-            grown = process.memory_info().rss - idle
+            grown = running.rss() - idle
         finally:
             go.set()
             for client in clients:
@@ -310,8 +308,7 @@ def test_an_upload_waits_for_a_slow_upstream_without_uvloop(daemon: StartDaemon,
     with Upstream(script) as upstream:
         config = f'[lava]\nsecret_key = "env:KEY"\nbase_url = "{upstream.url}"\n[server]\nmax_body_bytes = {2 * size}\n'
         running = daemon(config, env={"KEY": KEY, "PYTHONPATH": paths}, secrets=[KEY])
-        process = psutil.Process(running.process.pid)
-        idle = process.memory_info().rss
+        idle = running.rss()
         piece = b"x" * MIB
         head = {"Content-Length": str(size)} if framing == "length" else {"Transfer-Encoding": "chunked"}
         with RawClient(running.port) as client:
@@ -328,7 +325,7 @@ def test_an_upload_waits_for_a_slow_upstream_without_uvloop(daemon: StartDaemon,
                     waited += 1
                     stuck.set()
                     client.sock.settimeout(60)
-                grown = process.memory_info().rss - idle
+                grown = running.rss() - idle
                 if grown > 64 * MIB:
                     stuck.set()
                     pytest.fail(f"the daemon holds {grown / MIB:.0f} MiB of {came[0] / MIB:.0f} that arrived")

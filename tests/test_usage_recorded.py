@@ -506,6 +506,10 @@ def test_the_emulators_usage_is_recorded(tmp_path: Path, emulator: Emulator) -> 
         }
         by.openai.audio.speech.create(model="tts-1", voice="alloy", input="Hello", extra_headers=named("speech"))
         told["speech"] = dict.fromkeys(TOKENS)
+        with RawClient(daemon.port) as client:
+            client.post_json("/elevenlabs/v1/text-to-speech/voice", {"text": "Hello"}, named("spoken by character"))
+            assert client.response().status == 200
+        told["spoken by character"] = {**dict.fromkeys(TOKENS), "characters": 5}
         rows = _rows(daemon)
     for name, classes in told.items():
         row = rows[name]

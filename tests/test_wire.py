@@ -14,7 +14,6 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-import psutil
 import pytest
 from rawclient import RawClient, Response, ask, listening, post
 from upstream import Peer, Upstream, answer, chunked, serve
@@ -281,12 +280,12 @@ def test_a_client_that_stops_reading_is_cut_off(start: Callable[..., Daemon]) ->
 
     with Upstream(script) as upstream:
         running = start(upstream, "[upstream]\nwrite_stall = 1.0\n")
-        before = psutil.Process(running.process.pid).memory_info().rss
+        before = running.rss()
         with RawClient(running.port, receive_buffer=8192) as client:
             client.request("GET", "/openai/v1/files/x/content")
             assert client.head().status == 200
             assert cut.wait(15)
-            assert psutil.Process(running.process.pid).memory_info().rss - before < 24 << 20
+            assert running.rss() - before < 24 << 20
 
 
 # --- an upstream that breaks -----------------------------------------------------------------------------------------

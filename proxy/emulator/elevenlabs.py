@@ -26,7 +26,9 @@ def answer(call: EmulatedCall) -> EmulatedReply:
     if call.method == "POST" and re.fullmatch("text-to-speech/[^/]+(?:/stream)?", call.rest):
         if not isinstance(call.document, dict) or not isinstance(call.document.get("text"), str):
             return error(400, "A text is required.")
-        return sound(call.document["text"], "audio/mpeg")
+        reply = sound(call.document["text"], "audio/mpeg")
+        reply.headers.append(("x-character-count", str(len(call.document["text"]))))
+        return reply
     if call.method == "POST" and call.rest == "speech-to-text":
         upload = next((part for part in call.form if part.name == "file"), None)
         if upload is None:

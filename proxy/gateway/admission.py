@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from proxy.gateway import budgets
 from proxy.gateway.budgets import UNITS, Amount, Hold, Standing, Usual
 from proxy.protocol.errors import ProxyError
+from proxy.protocol.record import Outcome
 from proxy.protocol.token_classes import TokenClasses, classes_of
 
 if TYPE_CHECKING:
@@ -349,10 +350,10 @@ class ProjectBudget:
             self._spending.release(record.request_id)
         if hold is None or not any(attempt.sent for attempt in record.attempts):
             return
-        amount = self._measured(record)
-        if amount is None:
-            amount = hold.amount
-            record.estimate_kept = amount.tokens, amount.nano
+        known, whole = self._measured(record)
+        amount = known if whole else Amount(*map(max, hold.amount, known))
+        if amount != known:
+            record.estimate_kept = amount.tokens - known.tokens, amount.nano - known.nano
         for (period, _, _), (plan, used) in self._used.items():
             used.add(plan.window(period, hold.at_us).start, amount)
         self._warn_of(hold.at_us)
@@ -370,24 +371,26 @@ class ProjectBudget:
                 reached = max(mark for mark in _THRESHOLDS if used * 100 >= mark * limit.most)
                 self._warn_once(Standing(limit, used, 0, window.end), reached)
 
-    def _measured(self, record: Record) -> Amount | None:
-        """Return what a request used; ``None`` if that is not known."""
+    def _measured(self, record: Record) -> tuple[Amount, bool]:
+        """Return what is known of what a request used, and whether that is all: a stream that broke may say what it used so far."""
         attempt, scanner, facts = record.attempts[-1], record.scanner, record.facts
         if facts is None or _is_free(record):
-            return Amount(1)
+            return Amount(1), True
         raw = scanner.raw_usage if scanner is not None else None
         if scanner is None or raw is None:
-            return Amount(1) if budgets.costs_nothing(attempt.status) else None
+            return Amount(1), budgets.costs_nothing(attempt.status)
         classes = classes_of(raw, facts.dialect, facts.endpoint)
         inputs = _sum(
             classes.input, classes.cache_read, classes.cache_write_5m, classes.cache_write_1h, classes.audio_in
         )
         outputs = _sum(classes.output, classes.audio_out)
-        usual = self._usual_of(attempt.provider, record.model)
-        usual.learn(record.bytes_in, inputs, outputs)
-        usual.served = scanner.model or usual.served
+        whole = record.outcome is Outcome.OK
+        if whole:
+            usual = self._usual_of(attempt.provider, record.model)
+            usual.learn(record.bytes_in, inputs, outputs)
+            usual.served = scanner.model or usual.served
         nano = self._nano(attempt.provider, attempt.model or scanner.model, [classes], inputs + outputs)
-        return Amount(1, inputs + outputs, nano or 0)
+        return Amount(1, inputs + outputs, nano or 0), whole
 
     def _estimate(self, record: Record, prepared: Prepared, body: RequestBody) -> Amount:
         if _is_free(record):

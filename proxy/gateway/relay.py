@@ -54,6 +54,8 @@ async def relay(active: ActiveRequest, prepared: Prepared, response: UpstreamRes
         active.declared_length = None  # an event may be missing
         response_headers.onward = headers.without(response_headers.onward, b"content-length")
     scanner = active.record.scanner = _scanner(prepared.route.ending, response_headers)
+    if response_headers.characters is not None:
+        scanner.note({"characters": response_headers.characters})
     whole = response.whole() if active.exchange.ready else None
     if whole is None:
         active.start(response.status, response_headers.onward)

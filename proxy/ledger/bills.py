@@ -6,20 +6,20 @@ meanwhile: the sums are changed by what the rows were when they were read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, select, text, update
 
 from proxy.ledger import rollups
 from proxy.ledger.costs import PRICED, AttemptCost, Source, cost_of
-from proxy.ledger.schema import TOKENS, State, attempts, holds, requests
+from proxy.ledger.schema import TOKENS, Bill, State, attempts, holds, requests
+from proxy.protocol.token_classes import TokenClasses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy import Connection
-
-    from proxy.ledger.schema import Bill
 
 _REQUESTS: Final = (
     select(
@@ -98,12 +98,27 @@ class Billed(NamedTuple):
     calls: list[Call]
 
 
+class NewBill(NamedTuple):
+    """What the biller charged for the only call of a request. ``provider`` and ``model`` are numbers of ``names``."""
+
+    provider: int
+    model: int
+    classes: TokenClasses
+    billed: int
+
+
+Learn = Callable[["Connection", "Sequence[NewBill]"], object]
+"""Is passed the new bills of a transaction, before they are written."""
+
+
 class Bookings:
     """Changes of calls within one transaction. ``close`` writes them, and the difference that they make to the rollups."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, learn: Learn | None = None) -> None:
         take_turn(connection)
         self._connection = connection
+        self._learn = learn
+        self._billed: set[tuple[int, int]] = set()
         self._loaded: dict[int, Billed] = {}
         self._before: dict[int, dict[str, int]] = {}
         self._changed: dict[tuple[int, int], Call] = {}
@@ -154,10 +169,16 @@ class Bookings:
         self._remember(request)
         request.calls[request.calls.index(call)] = changed
         self._changed[request.seq, call.number] = changed
-        return (changed.bill, changed.billed) != (call.bill, call.billed)
+        if (changed.bill, changed.billed) == (call.bill, call.billed):
+            return False
+        self._billed.add((request.seq, call.number))
+        return True
 
     def close(self) -> None:
         """Write the changes."""
+        bills = self._new_bills()
+        if bills and self._learn is not None:
+            self._learn(self._connection, bills)
         if self._changed:
             rows = [
                 {
@@ -184,6 +205,23 @@ class Bookings:
         rollups.apply(self._connection, changes)
         self._before.clear()
         self._changed.clear()
+        self._billed.clear()
+
+    def _new_bills(self) -> list[NewBill]:
+        """Return the bills of settled requests with one call, whose tokens are those of that call."""
+        bills = []
+        for seq, number in sorted(self._billed):
+            request, call = self._loaded[seq], self._changed[seq, number]
+            if (
+                call.bill == Bill.COMPLETED
+                and call.billed is not None
+                and call.provider is not None
+                and call.model is not None
+                and request.state == State.SETTLED
+                and len(request.calls) == 1
+            ):
+                bills.append(NewBill(call.provider, call.model, TokenClasses(*request.tokens), call.billed))
+        return bills
 
     def _remember(self, request: Billed) -> None:
         self._before.setdefault(request.seq, cost_columns(request.calls))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from proxy.ledger.holds import Claims
-    from proxy.ledger.store import Store, Stored
+    from proxy.ledger.store import Stored
     from proxy.ledger.writer import Ledger
     from proxy.protocol.token_classes import TokenClasses
 
@@ -181,25 +181,14 @@ def _give_up(answer: asyncio.Future[Claimed | None]) -> None:
 
 
 class LedgerPricer:
-    """Estimates from the price tables. ``load`` reads them in another thread: that takes a quarter of a second."""
+    """Estimates by the prices that the ledger's rows are estimated by. ``load`` reads the tables in another thread."""
 
     def __init__(self, prices: Prices | None = None) -> None:
         self._prices = prices or Prices()
-        self._store: Store | None = None
-
-    def attach(self, store: Store) -> None:
-        """Remember the ledger's store, whose rows are estimated once the tables are loaded."""
-        self._store = store
-
-    def estimate_rows(self, store: Store) -> None:
-        """Have rows estimated by the same prices, so that a budget in dollars knows what was used before a restart."""
-        store.estimate = self._prices.estimate
 
     async def load(self) -> None:
-        """Read the price tables, if they have not been read, and have the ledger's rows estimated from now on."""
-        await asyncio.to_thread(self._prices.highest, "openai")
-        if self._store is not None:
-            self.estimate_rows(self._store)
+        """Read the price tables, if they have not been read."""
+        await asyncio.to_thread(self._prices.load)
 
     def nano(self, provider: str, model: str | None, tokens: TokenClasses) -> int | None:
         """Return the cost in billionths of a dollar; ``None`` if it is unknown."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from proxy.ledger.bills import Billed, Call
+    from proxy.ledger.bills import Billed, Call, Learn
 
 EXTRA: Final = "extra "
 _DAY_US: Final = 86_400_000_000
@@ -79,10 +79,12 @@ class Extra(NamedTuple):
     request_id: str | None
 
 
-def take(connection: Connection, scope: str, records: Sequence[BillerRecord]) -> list[Taken]:
-    """Join up to some hundred records with the ledger, in the caller's transaction."""
+def take(
+    connection: Connection, scope: str, records: Sequence[BillerRecord], learn: Learn | None = None
+) -> list[Taken]:
+    """Join up to some hundred records with the ledger, in the caller's transaction. ``learn`` is passed the new bills."""
     records = list({each.id: each for each in records}.values())
-    bookings = Bookings(connection)
+    bookings = Bookings(connection, learn)
     found = _Candidates(connection, bookings, records)
     extras = _extras(connection, scope, records)
     taken = []

@@ -15,15 +15,27 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-MAX_REMEMBERED: Final = 20_000
+MAX_REMEMBERED: Final = 5_000
 REMEMBERED_SECONDS: Final = 1800.0
 MAX_LENGTH: Final = 500
+MAX_NAMES: Final = {
+    Kind.MODEL: 10_000,
+    Kind.ERROR: 1_000,
+    Kind.TOOL: 1_000,
+    Kind.SESSION: 100_000,
+    Kind.AGENT: 100_000,
+    Kind.TAGS: 10_000,
+    Kind.USAGE: 1_000,
+}
+"""Names of a kind that a client or an upstream chooses. Those above are stored as ``OTHER``; the other kinds are our own."""
+OTHER: Final = "other"
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 STALE_US: Final = 86_400_000_000
 """The time of the last use is renewed when it is older than this."""
 
 _INSERT = text("INSERT INTO names (kind, text, used_us) VALUES (:kind, :text, :used_us) ON CONFLICT DO NOTHING")
+_COUNT = text("SELECT count(*) FROM names WHERE kind = :kind")
 _USED = text("UPDATE names SET used_us = :used_us WHERE id = :id")
 _FIND = select(names.c.kind, names.c.text, names.c.id, names.c.used_us).where(
     tuple_(names.c.kind, names.c.text).in_(bindparam("wanted", expanding=True))
@@ -43,11 +55,13 @@ class Names:
     def __init__(self, mask: Callable[[str], str]) -> None:
         self._mask = mask
         self._known: dict[Name, int] = {}
+        self._counts: dict[Kind, int] = {}
         self._since = monotonic()
 
     def forget(self) -> None:
         """Forget all. Needed after a rollback, which undid insertions."""
         self._known.clear()
+        self._counts.clear()
         self._since = monotonic()
 
     def learn(self, connection: Connection, wanted: Iterable[Name]) -> None:
@@ -63,7 +77,7 @@ class Names:
         for start in range(0, len(missing), 100):
             part = missing[start : start + 100]
             stored = {name: (name[0], storable(self._mask(name[1]))) for name in part}
-            numbers = _numbers(connection, sorted(set(stored.values())))
+            numbers = _numbers(connection, sorted(set(stored.values())), self._counts)
             self._known |= {name: numbers[stored[name]] for name in part}
 
     def number(self, connection: Connection, kind: Kind, value: str) -> int:
@@ -76,15 +90,35 @@ class Names:
         return found
 
 
-def _numbers(connection: Connection, wanted: list[Name]) -> dict[Name, int]:
+def _numbers(connection: Connection, wanted: list[Name], counts: dict[Kind, int]) -> dict[Name, int]:
+    """Return the numbers of names, which are inserted if they are missing. ``counts``: how many there are of a kind, if known."""
     now = int(time() * 1e6)
     found = _find(connection, wanted, now)
     absent = [name for name in wanted if name not in found]
-    if absent:
-        rows = [{"kind": int(kind), "text": value, "used_us": now} for kind, value in absent]
+    beyond = {name: (name[0], OTHER) for name in absent if not _has_room(connection, name, counts)}
+    new = [name for name in absent if name not in beyond]
+    if new:
+        rows = [{"kind": int(kind), "text": value, "used_us": now} for kind, value in new]
         connection.execute(_INSERT, rows)
-        found |= _find(connection, absent, now)
+        found |= _find(connection, new, now)
+    if beyond:
+        others = _numbers(connection, sorted(set(beyond.values())), counts)
+        found |= {name: others[other] for name, other in beyond.items()}
     return found
+
+
+def _has_room(connection: Connection, name: Name, counts: dict[Kind, int]) -> bool:
+    """Whether one more name may be inserted. Counts it."""
+    kind, value = name
+    most = MAX_NAMES.get(kind)
+    if most is None or value == OTHER:
+        return True
+    if kind not in counts:
+        counts[kind] = connection.execute(_COUNT, {"kind": int(kind)}).scalar_one()
+    if counts[kind] >= most:
+        return False
+    counts[kind] += 1
+    return True
 
 
 def _find(connection: Connection, wanted: list[Name], now: int) -> dict[Name, int]:
@@ -98,5 +132,5 @@ def _find(connection: Connection, wanted: list[Name], now: int) -> dict[Name, in
 def find_numbers(connection: Connection, *wanted: tuple[Kind, str | None]) -> list[int | None]:
     """Return the numbers of names, which are inserted if they are missing; ``None`` for none. In the caller's transaction."""
     stored = [None if value is None else (kind, storable(value)) for kind, value in wanted]
-    numbers = _numbers(connection, sorted({name for name in stored if name is not None}))
+    numbers = _numbers(connection, sorted({name for name in stored if name is not None}), {})
     return [None if name is None else numbers[name] for name in stored]

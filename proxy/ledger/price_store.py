@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import and_, delete, insert, select
-from sqlalchemy.orm import aliased
+from sqlalchemy import and_, delete, func, select, text
 
 from proxy.ledger import schema
 from proxy.protocol.token_classes import TokenClasses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import Connection
 
+    from proxy.ledger.bills import NewBill
     from proxy.ledger.learning import Learned, Learning
 
 WARM_ROWS = 2000
 """Billed calls that are read at start, so that learning goes on where it was."""
+_AMONG = 50_000
+"""The newest requests, among which these are searched: a ledger may have many that were never billed."""
+_SET = text(
+    "INSERT INTO prices (provider, model, token_class, nano, rows, learned_us) "
+    "VALUES (:provider, :model, :token_class, :nano, :rows, :learned_us) "
+    "ON CONFLICT (provider, model, token_class) DO UPDATE SET nano = excluded.nano, rows = excluded.rows, "
+    "learned_us = excluded.learned_us"
+)
 
 
 class BilledCall(NamedTuple):
@@ -32,7 +40,7 @@ class BilledCall(NamedTuple):
 
 def load(connection: Connection, learning: Learning) -> None:
     """Pass the stored prices, and the newest billed calls, to ``learning``."""
-    providers, models = aliased(schema.names), aliased(schema.names)
+    providers, models = schema.names.alias(), schema.names.alias()
     prices = schema.prices
     found: dict[tuple[str, str], tuple[dict[str, int], int]] = {}
     for provider, model, token_class, nano, rows in connection.execute(
@@ -51,7 +59,7 @@ def load(connection: Connection, learning: Learning) -> None:
 def billed_calls(connection: Connection, limit: int) -> list[BilledCall]:
     """Return the newest billed calls of requests with one call, oldest first."""
     attempts, requests = schema.attempts, schema.requests
-    providers, models, other = aliased(schema.names), aliased(schema.names), aliased(attempts)
+    providers, models, other = schema.names.alias(), schema.names.alias(), attempts.alias()
     counts = [requests.c[name] for name in schema.TOKENS]
     rows = connection.execute(
         select(providers.c.text, models.c.text, attempts.c.billed, *counts)
@@ -59,6 +67,7 @@ def billed_calls(connection: Connection, limit: int) -> list[BilledCall]:
         .join(providers, providers.c.id == attempts.c.provider)
         .join(models, models.c.id == attempts.c.model)
         .where(attempts.c.bill == schema.Bill.COMPLETED, attempts.c.billed.is_not(None))
+        .where(attempts.c.request > select(func.coalesce(func.max(attempts.c.request), 0) - _AMONG).scalar_subquery())
         .where(
             ~select(other.c.number)
             .where(and_(other.c.request == attempts.c.request, other.c.number != attempts.c.number))
@@ -68,6 +77,14 @@ def billed_calls(connection: Connection, limit: int) -> list[BilledCall]:
         .limit(limit)
     ).all()
     return [BilledCall(row[0], row[1], TokenClasses(*row[3:]), row[2]) for row in reversed(rows)]
+
+
+def named(connection: Connection, bills: Sequence[NewBill]) -> list[BilledCall]:
+    """Return the bills with the names of their providers and models."""
+    numbers = {number for each in bills for number in (each.provider, each.model)}
+    names = schema.names
+    texts = dict(connection.execute(select(names.c.id, names.c.text).where(names.c.id.in_(numbers))).tuples().all())
+    return [BilledCall(texts[each.provider], texts[each.model], each.classes, each.billed) for each in bills]
 
 
 def store(
@@ -84,7 +101,7 @@ def store(
         connection.execute(delete(prices).where(prices.c.provider == provider, prices.c.model == model))
         if learned.prices:
             connection.execute(
-                insert(prices),
+                _SET,
                 [
                     {
                         "provider": provider,

@@ -8,13 +8,15 @@ same form, once for each model: the price of a class is what the package charges
 Nothing is estimated if a part of it is unknown: a class without a price, or a side (input, output) that has a price but no
 count. Prices are in billionths of a dollar per million tokens, whole numbers, as in the table ``prices``.
 
-This module has no database and no lock. The tables cost 13 MiB and a quarter of a second when the first estimate needs them.
+This module has no database. The tables cost 7 MiB and a tenth of a second when the first estimate needs them.
 """
 
 from __future__ import annotations
 
+import gc
 import re
 from datetime import UTC, datetime
+from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.protocol.token_classes import NOTHING, TokenClasses
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from decimal import Decimal
 
-    from genai_prices.data_snapshot import DataSnapshot
     from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
 PER: Final = 1_000_000
@@ -81,32 +82,39 @@ class PriceList:
 
 
 class Prices:
-    """All known prices: learned ones first."""
+    """All known prices: learned ones first. The event loop and the ledger's writer use one object at the same time."""
 
     def __init__(self) -> None:
-        self._learned: dict[tuple[str, str], PriceList] = {}
+        # Replaced, never changed: another thread may be reading it.
+        self._learned: Mapping[tuple[str, str], PriceList] = {}
         self._tables: _Tables | None = None
+        self._loading = Lock()
+
+    def load(self) -> None:
+        """Read the packaged tables, if they have not been read."""
+        self._packaged()
 
     def learn(self, provider: str, model: str, prices: Mapping[str, int]) -> None:
         """Use these learned prices for a model, by class; none of them: forget the model's prices."""
         if prices:
             found = [prices.get(name) for name in _CLASSES]
             found[_REASONING] = 0
-            self._learned[provider, model] = PriceList(tuple(found))
+            self._learned = {**self._learned, (provider, model): PriceList(tuple(found))}
         else:
-            self._learned.pop((provider, model), None)
+            self._learned = {key: known for key, known in self._learned.items() if key != (provider, model)}
 
     def estimate(self, provider: str, model: str | None, classes: TokenClasses, at_us: int) -> Estimate | None:
         """Return the estimated cost at a time (microseconds UTC); ``None`` if it is unknown. Never raises."""
         if model is None or classes == NOTHING:
             return None
-        learned = self._learned.get((provider, model))
+        key = provider, model
+        learned = self._learned.get(key)
         if learned is not None:
             nano = learned.cost(classes)
             if nano is not None:
                 return Estimate(nano, LEARNED)
-        tables = self._packaged()
-        prices = tables.find(provider, model, classes, at_us)
+        tables = self._tables or self._packaged()
+        prices = tables.find(key, classes, at_us)
         nano = prices.cost(classes) if prices is not None else None
         return None if nano is None else Estimate(nano, tables.source)
 
@@ -120,7 +128,9 @@ class Prices:
 
     def _packaged(self) -> _Tables:
         if self._tables is None:
-            self._tables = _Tables()
+            with self._loading:
+                if self._tables is None:
+                    self._tables = _Tables()
         return self._tables
 
 
@@ -158,35 +168,44 @@ class _Tables:
         # The snapshot in the package, whatever the environment: only `UpdatePrices` fetches, and nothing here starts it.
         from genai_prices import __version__
         from genai_prices.data import providers
-        from genai_prices.data_snapshot import DataSnapshot
 
-        self._snapshot: DataSnapshot = DataSnapshot(providers=providers, from_auto_update=False)
+        self._all = providers
         self._providers = {each.id: each for each in providers}
-        self._models: dict[tuple[str, str], ModelInfo | None] = {}
-        self._bands: dict[int, _Bands] = {}  # by the identity of a ModelPrice, which lives as long as the snapshot
+        # A model with dates or times of the day is looked up again for each estimate.
+        self._models: dict[tuple[str, str], _Bands | ModelInfo | PriceList | None] = {}
+        self._bands: dict[int, _Bands] = {}  # by the identity of a ModelPrice, which lives as long as the tables
         self._highest: dict[str, int | None] = {}
         # The newest date on which a table says that it was checked: the package has no date of its own.
         comments = [each.price_comments for each in providers]
         comments += [model.price_comments for each in providers for model in each.models]
         dates = [date for comment in comments if comment for date in _CHECKED.findall(comment)]
         self.source = f"genai-prices {__version__} {max(dates)}" if dates else f"genai-prices {__version__}"
+        if gc.get_freeze_count():
+            # As for the daemon's modules: they stay, and no collection shall traverse them (``daemon.py``).
+            gc.freeze()
 
-    def find(self, provider: str, model: str, classes: TokenClasses, at_us: int) -> PriceList | None:
-        """Return the prices of a model at a time, for a request of this size."""
-        info = self._model(provider, model)
-        if info is None:
-            return None
-        prices = info.prices
-        if isinstance(prices, list):  # with dates or times of the day
-            prices = info.get_prices(datetime.fromtimestamp(at_us / 1_000_000, UTC))
+    def find(self, key: tuple[str, str], classes: TokenClasses, at_us: int) -> PriceList | None:
+        """Return the prices of a model of a provider at a time, for a request of this size."""
+        try:
+            found = self._models[key]
+        except KeyError:
+            found = self._look_up(*key)
+            if len(self._models) >= _MAX_MODELS:
+                self._models.clear()
+            self._models[key] = found
+        if found is None or isinstance(found, PriceList):
+            return found
+        bands = found if isinstance(found, _Bands) else self._bands_at(found, at_us)
+        size = sum(classes[each] or 0 for each in _IN[:-1])
+        index = max(number for number, start in enumerate(bands.starts) if number == 0 or size > start)
+        return bands.lists[index]
+
+    def _bands_at(self, info: ModelInfo, at_us: int) -> _Bands:
+        prices = info.get_prices(datetime.fromtimestamp(at_us / 1_000_000, UTC))
         bands = self._bands.get(id(prices))
         if bands is None:
             bands = self._bands[id(prices)] = _bands(prices)
-        index = 0
-        if len(bands.starts) > 1:
-            size = sum(classes[each] or 0 for each in _IN[:-1])
-            index = max(number for number, start in enumerate(bands.starts) if number == 0 or size > start)
-        return bands.lists[index]
+        return bands
 
     def highest(self, provider: str) -> int | None:
         """Return the highest price of a token at a provider."""
@@ -207,21 +226,14 @@ class _Tables:
             self._highest[provider] = max(prices, default=None)
         return self._highest[provider]
 
-    def _model(self, provider: str, model: str) -> ModelInfo | None:
-        key = provider, model
-        if key in self._models:
-            return self._models[key]
+    def _look_up(self, provider: str, model: str) -> _Bands | ModelInfo | PriceList | None:
         found = self._providers.get(_IDS.get(provider, provider))
-        info = None
-        if found is not None:
-            try:
-                info = self._snapshot.find_provider_model(model.removeprefix("models/"), found, None, None)[1]
-            except LookupError:
-                info = None
-        if len(self._models) >= _MAX_MODELS:
-            self._models.clear()
-        self._models[key] = info
-        return info
+        # Not by the package's snapshot, which remembers every name that it was asked for.
+        info = found.find_model(model.removeprefix("models/"), all_providers=self._all) if found is not None else None
+        if info is None or isinstance(info.prices, list):
+            return info
+        bands = _bands(info.prices)
+        return bands if len(bands.lists) > 1 else bands.lists[0]
 
 
 def _bands(prices: ModelPrice) -> _Bands:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from proxy.lava.records import UsageReport
     from proxy.ledger.accounts import BillingAccount
     from proxy.ledger.biller import BillerRecord
+    from proxy.ledger.bills import Learn
     from proxy.ledger.matching import Taken
 
 T = TypeVar("T")
@@ -77,14 +78,23 @@ class PendingCall(NamedTuple):
 
 
 class Reconciler:
-    """Reconciles one account. ``correlate``: requests carry our id."""
+    """Reconciles one account. ``correlate``: requests carry our id. ``learn`` is passed the new bills."""
 
-    def __init__(self, lava: Lava, account: BillingAccount, runner: Runner, *, correlate: bool = True) -> None:
+    def __init__(
+        self,
+        lava: Lava,
+        account: BillingAccount,
+        runner: Runner,
+        *,
+        correlate: bool = True,
+        learn: Learn | None = None,
+    ) -> None:
         self._lava = lava
         self.scope = account.scope
         self._account = account
         self._runner = runner
         self._correlate = correlate
+        self._learn = learn
 
     async def read_list(
         self,
@@ -191,7 +201,7 @@ class Reconciler:
     async def _take(self, records: Sequence[BillerRecord]) -> list[Taken]:
         if not records:
             return []
-        return await self._runner.run(lambda connection: matching.take(connection, self.scope, records))
+        return await self._runner.run(lambda connection: matching.take(connection, self.scope, records, self._learn))
 
     def _pending(
         self, connection: Connection, after: tuple[int, int], since_us: int, until_us: int
@@ -245,7 +255,7 @@ class Reconciler:
             elif records and call.lava_id is not None and call.lava_id not in {each.id for each in records}:
                 # Lava does not know the id that it gave; the record with our id is this call's.
                 connection.execute(_UNNAME, {"seq": call.seq, "which": call.number})
-        taken = matching.take(connection, self.scope, found) if found else []
+        taken = matching.take(connection, self.scope, found, self._learn) if found else []
         if missing:
             bookings = Bookings(connection)
             loaded = bookings.load(each.seq for each in missing)
@@ -261,7 +271,7 @@ class Reconciler:
         kept = list(matching.extras(connection, self.scope, after, 500, ours=True))
         records = [each.record for each in kept if each.verdict is Verdict.PHANTOM]
         for start in range(0, len(records), _PER_STEP):
-            matching.take(connection, self.scope, records[start : start + _PER_STEP])
+            matching.take(connection, self.scope, records[start : start + _PER_STEP], self._learn)
         return kept[-1].record.id if kept else None
 
 

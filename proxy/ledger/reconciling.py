@@ -1,6 +1,6 @@
 """The daemon's reconciler: every ``ledger.reconcile_seconds`` while a cost is pending, for each account, by the ledger's writer.
 
-It asks Lava for nothing while no request waits for its bill, and of several daemons on one PostgreSQL one asks. It is quiet while
+It asks Lava for nothing while no request waits for its bill. Of several daemons on one PostgreSQL one does so. It is quiet while
 Lava is away: one line when that begins, one when it is over, and longer pauses in between.
 """
 
@@ -130,8 +130,10 @@ class Reconciling:
                 self._ledger.say(f"{progress.records:,} records of {account.scope} are read so far.")
 
         async with client as lava:
-            correlate = settings.ledger.correlate
-            await Reconciler(lava, account, self._ledger, correlate=correlate).cycle(since, show)
+            reconciler = Reconciler(
+                lava, account, self._ledger, correlate=settings.ledger.correlate, learn=self._ledger.learn
+            )
+            await reconciler.cycle(since, show)
 
 
 def _leads(connection: Connection) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sqlalchemy import text
-
 from proxy.ledger import histogram
 from proxy.ledger.rows import OWN_COLUMNS, SHARED_COLUMNS
 from proxy.ledger.schema import ROLLUP_KEY, ROLLUP_SUMS, State
@@ -40,16 +38,28 @@ class Sums(NamedTuple):
 
 Changes = dict[Key, Sums]
 
-_KEY_IS: Final = " AND ".join(f"{name} = :{name}" for name in ROLLUP_KEY)
-_COLUMNS: Final = (*ROLLUP_KEY, *ROLLUP_SUMS)
-_VALUES: Final = ", ".join(f":{name}" for name in _COLUMNS)
-_SUMMED: Final = ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in ROLLUP_SUMS)
-_ADD: Final = text(
-    f"INSERT INTO rollups ({', '.join(_COLUMNS)}) VALUES ({_VALUES}) "  # noqa: S608  (names of columns)
-    f"ON CONFLICT ({', '.join(ROLLUP_KEY)}) DO UPDATE SET {_SUMMED}"
-)
-_HISTOGRAM: Final = text(f"SELECT first_byte FROM rollups WHERE {_KEY_IS}")  # noqa: S608  (names of columns)
-_SET_HISTOGRAM: Final = text(f"UPDATE rollups SET first_byte = :first_byte WHERE {_KEY_IS}")  # noqa: S608
+
+class _Statements(NamedTuple):
+    add: str
+    histogram: str
+    set_histogram: str
+
+
+def _statements(mark: str) -> _Statements:
+    """Return the statements of a driver whose parameters are written ``mark``."""
+    columns = (*ROLLUP_KEY, *ROLLUP_SUMS)
+    summed = ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in ROLLUP_SUMS)
+    where = " AND ".join(f"{name} = {mark}" for name in ROLLUP_KEY)
+    return _Statements(
+        f"INSERT INTO rollups ({', '.join(columns)}) VALUES ({', '.join([mark] * len(columns))}) "  # noqa: S608  (names of columns)
+        f"ON CONFLICT ({', '.join(ROLLUP_KEY)}) DO UPDATE SET {summed}",
+        f"SELECT first_byte FROM rollups WHERE {where}",  # noqa: S608
+        f"UPDATE rollups SET first_byte = {mark} WHERE {where}",  # noqa: S608
+    )
+
+
+_SQLITE: Final = _statements("?")
+_POSTGRES: Final = _statements("%s")
 
 _SHARED: Final = {name: number for number, name in enumerate(SHARED_COLUMNS)}
 _OWN: Final[dict[str, int]] = {name: number for number, name in enumerate(OWN_COLUMNS)}
@@ -108,12 +118,14 @@ def add_group(changes: Changes, shared: tuple[int | None, ...], cost: str | None
 
 def apply(connection: Connection, changes: Changes) -> None:
     """Add ``changes`` in the caller's transaction. In the order of the keys, so that two daemons wait for each other in turn."""
+    # As the driver takes them: SQLAlchemy's own parameters would take longer than the statements.
+    add, histogram_of, set_histogram = _SQLITE if connection.dialect.name == "sqlite" else _POSTGRES
     for key in sorted(changes):
         columns, first_byte = changes[key]
-        where = key._asdict()
-        connection.execute(_ADD, where | {name: columns.get(name, 0) for name in ROLLUP_SUMS})
+        where = tuple(key)
+        connection.exec_driver_sql(add, (*where, *(columns.get(name, 0) for name in ROLLUP_SUMS)))
         if any(first_byte.values()):
             # Read after the row was written, and so locked.
-            counts = histogram.unpack(connection.execute(_HISTOGRAM, where).scalar_one())
+            counts = histogram.unpack(connection.exec_driver_sql(histogram_of, where).scalar_one())
             histogram.merge(counts, first_byte)
-            connection.execute(_SET_HISTOGRAM, where | {"first_byte": histogram.pack(counts)})
+            connection.exec_driver_sql(set_histogram, (histogram.pack(counts), *where))

@@ -1,6 +1,6 @@
 """The tables of the ledger, as SQLAlchemy Core objects, and the numbered migrations that create them.
 
-A migration is frozen: a later change of a table is a migration of its own. ``tests/test_ledger_store.py`` compares the tables
+A migration is frozen: a later change of a table is a migration of its own. ``tests/test_ledger_schema.py`` compares the tables
 below with what the migrations create.
 
 Units: times in microseconds UTC since the epoch, durations in microseconds, money in billionths of a dollar. Text that
@@ -10,6 +10,7 @@ repeats is stored once in ``names`` and referred to by number. ``NULL`` means un
 from __future__ import annotations
 
 from enum import IntEnum
+from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
@@ -231,6 +232,7 @@ holds = Table(
 ``expires_us`` by its clock, which their daemon extends), and without end of requests whose usage never became known."""
 
 meta = Table("meta", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
+"""``schema``: the version; ``created``: when this ledger was begun; leases (``leases.py``)."""
 
 
 class Retention(NamedTuple):
@@ -351,6 +353,10 @@ def migrate(connection: Connection) -> int:
     for statements in MIGRATIONS[found:]:
         for statement in statements:
             connection.execute(text(statement.format(**words, sums=_SUMS)))
+    if not found:
+        connection.execute(
+            text("INSERT INTO meta (name, value) VALUES ('created', :now)"), {"now": str(int(time() * 1e6))}
+        )
     if found < VERSION:
         connection.execute(text("DELETE FROM meta WHERE name = 'schema'"))
         connection.execute(

@@ -10,17 +10,18 @@ import contextlib
 import os
 import sqlite3
 from threading import Thread
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy import bindparam, select, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from proxy.config.settings import seconds_of
-from proxy.ledger import opening, prune, rollups
+from proxy.ledger import opening, price_store, prune, rollups
 from proxy.ledger.bulk import BulkInsert
 from proxy.ledger.in_flight import Opened
 from proxy.ledger.interrupted import mark_interrupted, subtract
+from proxy.ledger.learning import CHANGED_ROWS, Learning
 from proxy.ledger.leases import LEASE_SECONDS, renew
 from proxy.ledger.names import Names
 from proxy.ledger.rows import (
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from proxy.config.settings import LedgerSettings
-    from proxy.ledger.rows import Estimator, Texts
+    from proxy.ledger.bills import NewBill
+    from proxy.ledger.pricing import Prices
+    from proxy.ledger.rows import Texts
     from proxy.protocol.record import Record
 
 T = TypeVar("T")
@@ -63,7 +66,7 @@ _FORGET: Final = tuple(
     text(f"DELETE FROM {table} WHERE {column} IN :seqs").bindparams(bindparam("seqs", expanding=True))  # noqa: S608
     for table, column in (("attempts", "request"), ("requests", "seq"))
 )
-_LAST_SEQ: Final = text("SELECT coalesce(max(seq), 0) FROM requests")
+_LAST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM requests"
 _NEXT_SEQS: Final = text(
     "SELECT nextval(pg_get_serial_sequence('requests', 'seq')) FROM generate_series(1, :count) ORDER BY 1"
 )
@@ -89,8 +92,10 @@ class Store:
         warn: Callable[[str], object],
         hooks: list[Callable[[Connection, Sequence[Stored]], None]],
         mask: Callable[[str], str],
+        prices: Prices,
     ) -> None:
-        self.estimate: Estimator | None = None
+        self._prices = prices
+        self._learning: Learning | None = None
         self.names = Names(mask)
         self._mask = mask
         self._settings = settings
@@ -131,6 +136,7 @@ class Store:
             self.names.forget()
             with connection.begin():
                 self._daemon = self.names.number(connection, Kind.DAEMON, self._daemon_name)
+                self._load_prices(connection)
                 self._look_for_interrupted(connection)
         except BaseException:
             self.names.forget()
@@ -211,6 +217,8 @@ class Store:
         """
         self._look()
         connection = self.connection()
+        if any(not isinstance(each, Opened) and each.attempts for each in batch):
+            self._prices.load()  # before the transaction: it takes a tenth of a second the first time
         try:
             with connection.begin():
                 return self._write(connection, batch, again)
@@ -227,7 +235,7 @@ class Store:
             if done:
                 items = [item for item in items if id_bytes(item[0].request_id) not in done]
         new = new_seqs(connection, len(items))
-        rows = Batch(biller_asked=self._settings.reconcile, estimate=self.estimate, mask=self._mask)
+        rows = Batch(biller_asked=self._settings.reconcile, estimate=self._prices.estimate, mask=self._mask)
         stored: list[Stored] = []
         settled = 0
         for number, (record, state) in enumerate(items):
@@ -305,7 +313,33 @@ class Store:
                 return work(connection)
         except BaseException:
             self.names.forget()
+            self._learning = None  # it may have seen bills that were not booked
             raise
+
+    # prices
+
+    def learn(self, connection: Connection, bills: Sequence[NewBill]) -> None:
+        """Learn from bills, in the transaction of ``run`` that books them. Warn if a model's price has changed."""
+        learning = self._learning or self._load_prices(connection)
+        for call in price_store.named(connection, bills):
+            change = learning.observe(*call)
+            if change is not None:
+                self._warn(
+                    f"{self._mask(f'{change.provider}/{change.model}')}: its last {CHANGED_ROWS} bills are {abs(change.percent):.1f} % "
+                    f"{'above' if change.percent > 0 else 'below'} the price that was learned. "
+                    "If you did not expect that, ask the provider or Lava; estimates follow the new price."
+                )
+        price_store.store(
+            connection,
+            learning.changed(),
+            lambda kind, name: self.names.number(connection, kind, name),
+            int(time() * 1e6),
+        )
+
+    def _load_prices(self, connection: Connection) -> Learning:
+        learning = self._learning = Learning(self._prices)
+        price_store.load(connection, learning)
+        return learning
 
     # upkeep
 
@@ -364,7 +398,7 @@ class Store:
 def new_seqs(connection: Connection, count: int) -> Sequence[int]:
     """Return numbers for new rows of ``requests``."""
     if connection.dialect.name == "sqlite":
-        first = int(connection.execute(_LAST_SEQ).scalar_one()) + 1
+        first = int(connection.exec_driver_sql(_LAST_SEQ).scalar_one()) + 1
         return range(first, first + count)
     return connection.execute(_NEXT_SEQS, {"count": count}).scalars().all()
 

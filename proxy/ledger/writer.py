@@ -20,6 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from proxy.ledger.in_flight import Opened
+from proxy.ledger.pricing import Prices
 from proxy.protocol.threads import leave_signals_to_main
 from proxy.protocol.wording import counted
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from proxy.config.settings import Settings
+    from proxy.ledger.bills import NewBill
     from proxy.ledger.store import Store, Stored
     from proxy.protocol.record import Record
 
@@ -80,12 +82,12 @@ class Ledger:
     """Records requests. All methods are called in the event loop's thread.
 
     ``mask`` hides secrets in text. ``in_batch`` are called in the transaction of each batch, with the settled requests in it; they must not wait.
-    ``prepare`` are called once in the writer's thread before the first batch, for instance to load a price table.
+    ``prices`` estimate the rows; what the biller charges is learned into them.
     """
 
     def __init__(self, settings: Settings, log: LedgerLog | None = None, mask: Callable[[str], str] = str) -> None:
         self.in_batch: list[Callable[[Connection, Sequence[Stored]], None]] = []
-        self.prepare: list[Callable[[Store], None]] = []
+        self.prices = Prices()
         self.daemon = token_hex(8)
         """Names this process in the database."""
         self._settings = settings.ledger
@@ -160,6 +162,11 @@ class Ledger:
         self._wake.set()
         return await done
 
+    def learn(self, connection: Connection, bills: Sequence[NewBill]) -> None:
+        """Learn prices from bills, in the transaction that books them. Called in the writer's thread, by the work of ``run``."""
+        if self._store is not None:
+            self._store.learn(connection, bills)
+
     def status(self) -> Status:
         """Return the state of the ledger."""
         oldest = self._oldest
@@ -211,13 +218,8 @@ class Ledger:
         from proxy.ledger import schema
         from proxy.ledger.store import Store
 
-        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self.mask)
+        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self.mask, self.prices)
         self._schema = schema.VERSION
-        for prepare in self.prepare:
-            try:
-                prepare(store)
-            except Exception as error:  # noqa: BLE001  (what cannot be prepared is left out)
-                self._warn(f"The ledger could not load {getattr(prepare, '__name__', 'a part')}: {_words(error)}.")
         if gc.get_freeze_count():
             # As for the other modules: they stay, and no collection shall traverse them (``daemon.py``).
             gc.freeze()

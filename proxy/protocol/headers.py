@@ -203,7 +203,7 @@ def without(pairs: Pairs, *names: bytes) -> Pairs:
 class ResponseHeaders:
     """The headers of a response: ``onward`` is relayed to the client, the rest is used by the relay."""
 
-    __slots__ = ("encoding", "event_stream", "inert", "lava_request_id", "length", "onward", "upload")
+    __slots__ = ("characters", "encoding", "event_stream", "inert", "lava_request_id", "length", "onward", "upload")
 
     def __init__(self) -> None:
         self.onward: Pairs = []
@@ -214,6 +214,8 @@ class ResponseHeaders:
         """``Content-Encoding``, unless it is empty or ``identity``."""
         self.length: int | None = None
         self.lava_request_id: bytes | None = None
+        self.characters: int | None = None
+        """The characters of a text that was spoken, as ElevenLabs counts them: its response is audio alone."""
         self.upload = False
         """Whether it contains an upload address (``uploads.py``)."""
 
@@ -257,6 +259,9 @@ def to_client(headers: Iterable[tuple[bytes, bytes]], *, keep_length: bool) -> R
                 answered.lava_request_id = value
             elif name in UPLOADS:
                 answered.upload = True
+            elif name in _CHARACTERS:
+                if value.isdigit() and len(value) < 16 and (answered.characters is None or name == _CHARACTERS[0]):
+                    answered.characters = int(value)
             elif value.strip().lower() not in (b"", b"identity"):
                 answered.encoding = value if answered.encoding is None else answered.encoding + b"," + value
             onward.append(pair)
@@ -283,8 +288,9 @@ def _fate(name: bytes) -> int:
 
 
 UPLOADS = frozenset({b"x-goog-upload-url", b"x-goog-upload-control-url"})
+_CHARACTERS = (b"x-character-count", b"character-cost")  # the first where both are there: the other is in credits
 _ASKED = UPLOADS | frozenset(
-    {b"content-length", b"content-type", b"content-encoding", b"date", b"server", b"x-lava-request-id"}
+    {b"content-length", b"content-type", b"content-encoding", b"date", b"server", b"x-lava-request-id", *_CHARACTERS}
 )
 _DROPPED = _HOP_BY_HOP | _KEPT_FROM_CLIENT
 SANDBOX = (b"content-security-policy", b"sandbox")

@@ -131,7 +131,7 @@ class Scanner:
         self._error: str | None = None
         self._model: str | None = None
         self._id: str | None = None
-        self._usage: dict[str, Any] | None = None  # of a complete body, once it was read
+        self._usage: dict[str, Any] | None = None  # of a complete body, once it was read, or what was noted
         # Events with token counts: raw (parsed on demand), or their usage object.
         self._first: bytes | dict[str, Any] | None = None
         self._last: bytes | dict[str, Any] | None = None
@@ -192,10 +192,14 @@ class Scanner:
         if self._ending in (Ending.MESSAGES, Ending.UNKNOWN):
             usage = _counted(first, 0) | {name: value for name, value in usage.items() if value is not None}
         if self._done:
-            self._usage = usage or None
+            self._usage = usage or self._usage
             self._last = None
             self._first = None
-        return usage or None
+        return usage or self._usage
+
+    def note(self, usage: dict[str, Any]) -> None:
+        """Take a usage object that stands outside of the body. One in the body replaces it."""
+        self._usage = usage
 
     def feed(self, chunk: bytes) -> None:
         """Scan the next bytes of the body. Never raises."""
@@ -243,9 +247,9 @@ class Scanner:
         if self._head is not None:
             seen = max(0, len(pending) - 3)
             pending += chunk
-            blank = None
-            if pending.find(b"\n\n", seen) >= 0 or pending.find(b"\r", seen) >= 0:  # much faster than the pattern
-                blank = _BLANK.search(pending, seen)
+            # Without one of these there is no empty line; the pattern alone would be much slower.
+            maybe = any(pending.find(ends, seen) >= 0 for ends in (b"\n\n", b"\n\r", b"\r\r"))
+            blank = _BLANK.search(pending, seen) if maybe else None
             if blank is None:
                 del pending[: -(_TAIL + 4)]
                 return
@@ -290,7 +294,12 @@ class Scanner:
 
     def _skim(self, block: bytes) -> None:
         """Scan whole events by pattern, in a stream with thousands of events that were parsed without a result."""
-        if not self._ended and _ROUGH[self._ending].search(block):
+        ending = self._ending
+        if (
+            not self._ended
+            and any(block.find(mark) >= 0 for mark in _MARKS[ending][1:])
+            and _ROUGH[ending].search(block)
+        ):
             self._ended = True
         if block.find(b'"usage') >= 0 and _COUNTS.search(block):
             self._keep(block[-_KEEP:])
