@@ -12,19 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import create_engine, event, insert
 
 from proxy.ledger import histogram
-from proxy.ledger.schema import (
-    ROLLUP_KEY,
-    ROLLUP_SUMS,
-    TOKENS,
-    Bill,
-    Kind,
-    State,
-    attempts,
-    migrate,
-    names,
-    requests,
-    rollups,
-)
+from proxy.ledger.columns import ROLLUP_KEY, ROLLUP_SUMS, TOKENS, Bill, Kind, State
+from proxy.ledger.schema import attempts, migrate, names, requests, rollups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,6 +60,8 @@ class Made:
     status: int | None = 200
     #: (sent, bill, billed, estimated) of each upstream call.
     attempts: list[tuple[bool | None, Bill | None, int | None, int | None]] = field(default_factory=list)
+    #: The price table of their estimates.
+    prices: str = "genai-prices 0.0.66 2026-11-20"
 
 
 def made_up(seed: int, count: int, hours: int = 30) -> list[Made]:
@@ -136,6 +127,7 @@ class Filler:
             row = self._row(each)
             rows.append(row)
             for number, (sent, bill, billed, estimated) in enumerate(each.attempts):
+                prices = None if estimated is None else self._number(Kind.PRICES, each.prices)
                 calls.append(
                     {
                         "request": self._seq,
@@ -146,6 +138,7 @@ class Filler:
                         "bill": bill,
                         "billed": billed,
                         "estimated": estimated,
+                        "prices": prices,
                         "lava_id": f"lava-{self._seq}-{number}" if bill else None,
                     }
                 )

@@ -13,9 +13,9 @@ from sqlalchemy import text
 
 from proxy.config.settings import Settings
 from proxy.ledger import opening
+from proxy.ledger.columns import State
 from proxy.ledger.pricing import Prices
 from proxy.ledger.rows import request_id_of
-from proxy.ledger.schema import State
 from proxy.ledger.store import Store
 from proxy.protocol.dialects import Ending
 from proxy.protocol.errors import RequestIds

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from ledger_rows import Made
 
-from proxy.ledger.schema import Bill, State
+from proxy.ledger.columns import Bill, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

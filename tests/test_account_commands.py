@@ -18,7 +18,7 @@ import pytest
 from daemons import clean_environment
 from test_cli import Ran, at_terminal, called, command, lava_proxy
 
-from proxy.cli import arguments, rendering, usage
+from proxy.cli import arguments, drawing, rendering, times
 from proxy.cli.arguments import UsageError
 from proxy.lava import records
 from proxy.lava.money import dollars
@@ -444,17 +444,17 @@ def test_the_bars_fit_the_terminal(account: Account, columns: int) -> None:
 
 def test_usage_begins_at_midnight() -> None:
     """Days are whole ones in the local zone; hours and dates are as they were said."""
-    begun = usage.begin("30d", NOW)
+    begun = times.begin("30d", NOW)
     assert (begun.hour, begun.minute, begun.utcoffset() is not None) == (0, 0, True)
-    assert usage.begin("12h", NOW) == NOW - timedelta(hours=12)
+    assert times.begin("12h", NOW) == NOW - timedelta(hours=12)
 
 
 def test_bars() -> None:
     """The longest fills the room; what is not nothing is seen; nothing is nothing."""
-    assert usage.bar(Decimal(10), Decimal(10), 4) == "████"
-    assert usage.bar(5, 10, 3) == "█▌"
-    assert usage.bar(Decimal("0.0001"), Decimal(10), 4) == "▌"
-    assert usage.bar(0, 10, 4) == usage.bar(0, 0, 4) == ""
+    assert drawing.bar(Decimal(10), Decimal(10), 4) == "████"
+    assert drawing.bar(5, 10, 3) == "█▌"
+    assert drawing.bar(Decimal("0.0001"), Decimal(10), 4) == "▌"
+    assert drawing.bar(0, 10, 4) == drawing.bar(0, 0, 4) == ""
 
 
 def test_models(account: Account) -> None:

@@ -22,9 +22,9 @@ from proxy.emulator.biller import TokenPrices
 from proxy.emulator.records import IssuedKey, StoredRequest, new_id
 from proxy.ledger import opening
 from proxy.ledger.accounts import accounts_of
+from proxy.ledger.columns import Bill, State
 from proxy.ledger.direct import Direct
 from proxy.ledger.reconcile import Reconciler
-from proxy.ledger.schema import Bill, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

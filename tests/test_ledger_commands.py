@@ -19,13 +19,14 @@ import pytest
 from daemons import clean_environment
 from ledger_rows import HOUR_US, START_US, Filler, Made, made_up, writable
 from rawclient import ask
-from test_cli import called, command
+from test_cli import at_terminal, called, command
 
 from proxy.cli import ledger_export
 from proxy.config.settings import LedgerSettings
-from proxy.ledger import reading
+from proxy.ledger import queries, reading
+from proxy.ledger.columns import TOKENS, VERSION, Bill, OutboxState, State
 from proxy.ledger.lock import FileLock
-from proxy.ledger.schema import VERSION, Bill, OutboxState, State
+from proxy.ledger.schema import MIGRATIONS
 from proxy.protocol.clients import hashed
 from proxy.protocol.redaction import Secret
 
@@ -54,6 +55,7 @@ class Book:
     """A ledger file and a configuration that names it."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.path = folder / "ledger.sqlite"
         self.config = folder / "config.toml"
@@ -133,7 +135,7 @@ def test_an_older_schema_is_migrated_by_the_command(book: Book) -> None:
     assert "ledger migrate" in book("logs", code=1).err
     assert f"from schema 0 to {VERSION}" in book("ledger", "migrate").out
     assert f"has schema {VERSION} already" in book("ledger", "migrate").out
-    assert "There is no such request" in book("logs").out
+    assert "The ledger has no request yet." in book("logs").out
 
 
 def test_the_password_of_a_database_is_never_shown() -> None:
@@ -153,6 +155,33 @@ def test_a_database_that_is_away_is_a_sentence(tmp_path: Path, free_port: int) -
     assert ran.code == 1
     assert "PostgreSQL cannot be used" in ran.err
     assert "secret-word" not in ran.out + ran.err
+
+
+def test_a_ledger_that_is_off_says_so(book: Book) -> None:
+    """No file, because none is written."""
+    with book.config.open("a", encoding="utf-8") as file:
+        file.write("enabled = false\n")
+    assert "none is written: enabled = false under [ledger]" in book("logs", code=1).err
+    book.fill([Made("main", START_US)])
+    assert "enabled = false" in book("ledger", "status").out
+    assert len(book("logs", "--json").out.splitlines()) == 1
+
+
+def test_the_schema_has_the_number_of_its_migrations() -> None:
+    """The number stands alone, because readers do not import the tables."""
+    assert len(MIGRATIONS) == VERSION
+
+
+def test_readers_of_a_file_import_no_sqlalchemy(book: Book) -> None:
+    """It takes longer to import than most questions take to answer."""
+    book.fill(made_up(1, 50))
+    for words in (("logs",), ("stats", "--since", "2000-01-01"), ("cost",), ("export",)):
+        code = f"import sys; sys.argv[1:] = {[*words, '--config', str(book.config)]!r}; from proxy.cli import main\ntry: main()\n"
+        code += "finally: print('sqlalchemy' in sys.modules, file=sys.stderr)"
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env=clean_environment(book.folder), capture_output=True, text=True, check=True
+        )
+        assert ran.stderr == "False\n", words
 
 
 # Reading beside the writer
@@ -175,8 +204,8 @@ def test_readers_and_a_writer_do_not_wait_for_each_other(book: Book) -> None:
         writer.execute("UPDATE requests SET bytes_in = 5")
         assert len(book("logs", "--json").out.splitlines()) == 1
         assert json.loads(book("logs", "--json").out)["bytes_in"] == 100
-        with reading.open_readonly(LedgerSettings(path=str(book.path))).connect() as reader:
-            assert reader.exec_driver_sql("SELECT bytes_in FROM requests").scalar_one() == 100
+        with reading.open_readonly(LedgerSettings(path=str(book.path)))() as reader:
+            assert list(queries.ask(reader, "SELECT bytes_in FROM requests")) == [(100,)]
             writer.execute("COMMIT")
         assert json.loads(book("logs", "--json").out)["bytes_in"] == 5
 
@@ -208,12 +237,13 @@ def test_logs_show_one_line_per_request_the_newest_last(book: Book) -> None:
     assert "\x1b" not in out
     head, *lines = out.splitlines()
     assert head.split() == ["time", "code", "project", "model", "tool", "tokens", "cost", "first", "total", "ended"]
-    words = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    words = [re.split(r"\s{2,}", line.strip()) for line in lines[:3]]
     assert [each[2] for each in words] == ["website", "lab", "main"]
     assert words[0][3:] == ["groq/llama-3", "codex", "12.3k→450", "$0.0123 billed", "250ms", "900ms", "ok"]
     assert "unknown" in lines[1]
     assert "~$0.004 pending" in lines[2]
     assert lines[2].endswith("running")
+    assert lines[3:] == ["", "~ is estimated by genai-prices 0.0.66 2026-11-20."]
 
 
 @pytest.mark.parametrize(
@@ -315,6 +345,57 @@ def test_follow_shows_what_ends_and_stops_at_ctrl_c(book: Book) -> None:
         assert json.loads(following.line())["project"] == "lab"
         following.process.send_signal(signal.SIGINT)
         assert following.ended() == (0, "")
+
+
+def test_follow_goes_on_with_a_new_ledger(book: Book) -> None:
+    """The file is set aside; a new one, which has more requests already, is shown from its beginning."""
+    book.fill([Made("main", START_US)])
+    with closing(Following(book, "--json")) as following:
+        assert json.loads(following.line())["project"] == "main"
+        book.path.rename(book.folder / "aside.sqlite")
+        new = Book(book.folder / "new")
+        new.fill([Made("lab", START_US), Made("website", START_US + 1)])
+        with closing(sqlite3.connect(new.path)) as connection, connection:
+            connection.execute("UPDATE requests SET id = randomblob(12)")
+        new.path.rename(book.path)
+        assert [json.loads(following.line())["project"] for _ in range(2)] == ["lab", "website"]
+
+
+def test_logs_say_that_there_are_more(book: Book) -> None:
+    """The output is bounded, and does not look like all there is."""
+    book.fill([Made("main", START_US + number) for number in range(60)])
+    assert book("logs").out.endswith("\nThe newest 50; --limit N shows more.\n")
+    assert "newest" not in book("logs", "--limit", "60").out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_tables_fit_the_terminal(book: Book, columns: int) -> None:
+    """Columns are left out, names are cut; what is left out is named."""
+    book.fill(
+        [
+            Made(
+                "website",
+                START_US + number * HOUR_US,
+                tool="openai-python",
+                provider="anthropic",
+                asked="claude-opus-4-6",
+                tokens=dict.fromkeys(TOKENS, 12_345),
+                attempts=[(True, (Bill.COMPLETED, Bill.PENDING)[number % 2], 12_345_678_901, 12_000_000)],
+            )
+            for number in range(8)
+        ]
+    )
+    env = {"TERM": "xterm-256color", "COLUMNS": str(columns)}
+
+    def shown(*words: str) -> str:
+        return re.sub(r"\x1b\[[0-9;]*m", "", at_terminal(book.folder, env, *words, "--config", book.config))
+
+    logs = shown("logs")
+    stats = shown("stats", "--by", "model", "--since", "2000-01-01")
+    assert max(map(len, (logs + stats).splitlines())) <= columns + 1
+    assert "$12.35 billed" in logs
+    assert re.search(r"claude-opus-4-6 +8 .*\$49.38", stats)
+    assert "No room for " in stats
 
 
 def test_follow_ends_when_its_reader_has_gone(book: Book) -> None:
@@ -428,6 +509,51 @@ def test_the_cost_of_a_session_has_its_sub_agents(book: Book, stored: str) -> No
     assert re.search(r"estimated\s+1\s+\$0\.50", out)
 
 
+def test_what_is_not_known_is_never_zero(book: Book) -> None:
+    """Neither dollars that are not billed yet and have no estimate, nor a total of such requests."""
+    book.fill(
+        [
+            Made("main", START_US, attempts=[(True, Bill.PENDING, None, None)]),
+            Made("main", START_US, attempts=[(True, Bill.UNMETERED, None, None)]),
+            Made("lab", START_US, attempts=[(True, Bill.COMPLETED, 0, 7)]),
+        ]
+    )
+    since = ("--since", "2000-01-01")
+    found = book("cost", "--project", "main", *since, "--json").json
+    assert (found["cost_usd"], found["pending_usd"], found["estimated_usd"]) == (None, None, "0.000000000")
+    out = book("cost", "--project", "main", *since).out
+    assert out.startswith("Nothing is known of the cost of 2 requests of project main.")
+    assert "$" not in out
+    assert "1 request pending without an estimate, 1 request unmetered." in book("stats", *since).out
+    free = book("cost", "--project", "lab", *since)
+    assert free.out.startswith("$0.00 billed for 1 request of project lab.")
+
+
+def test_the_price_table_of_an_estimate_is_named(book: Book) -> None:
+    """With its version, in each row and beside each sum."""
+    estimated = [(True, None, None, 5_000_000)]
+    book.fill([Made("main", START_US, attempts=list(estimated)), Made("main", START_US, attempts=[])])
+    assert [json.loads(line)["prices"] for line in book("logs", "--json").out.splitlines()] == [Made.prices, None]
+    for words in (("logs",), ("stats", "--since", "2000-01-01"), ("cost", "--since", "2000-01-01")):
+        assert f"by {Made.prices}" in " ".join(book(*words).out.split()), words
+
+
+# check
+
+
+def test_check_shows_the_ledger(book: Book, free_port: int) -> None:
+    """Where it is and whether it can be written; a daemon says what was lost."""
+    with book.config.open("a", encoding="utf-8") as file:
+        file.write(f"[server]\nport = {free_port}\n[lava]\nsecret_key = 'aks_live_{'0' * 32}'\n")
+    report = book("check", "--json").json["ledger"]
+    assert report == {"enabled": True, "place": str(book.path), "problem": None, "dropped": None}
+    assert not book.path.exists()
+    book.path.mkdir()
+    ran = book("check")
+    assert f"can be written  no: {book.path} is no file" in ran.out
+    assert "the ledger is not written, so no cost is recorded" in ran.out
+
+
 # export
 
 
@@ -467,6 +593,15 @@ def test_an_export_reads_page_by_page(book: Book, monkeypatch: pytest.MonkeyPatc
     book.fill(made_up(6, 100))
     assert len(book("export", "--json").out.splitlines()) == 100
     assert sizes == [40, 40, 20]
+
+
+def test_an_export_of_nothing_has_a_head(book: Book) -> None:
+    """A program that reads the file finds its columns."""
+    book.fill([])
+    columns = book("export").out
+    assert columns.startswith("id,received,")
+    book.fill([Made("main", START_US)])
+    assert columns.strip().split(",") == list(json.loads(book("export", "--json").out))
 
 
 def test_an_export_that_cannot_be_written_leaves_nothing(book: Book) -> None:
@@ -670,3 +805,4 @@ def test_what_a_daemon_forwards_is_in_every_command(emulator: Emulator, daemon: 
     assert status["daemon"]["written"] == 2
     assert status["daemon"]["dropped"] == 0
     assert ran("ledger", "check", "--json").json["ok"] is True
+    assert ran("check", "--json").json["ledger"] == {"enabled": True, "place": str(path), "problem": None, "dropped": 0}

@@ -20,7 +20,7 @@ from daemons import clean_environment
 from ledgers import ANSWER, Load, Place, record, recorded, rows_of, wait_for_output, wait_until_recorded
 from upstream import Peer, Upstream, answer, serve
 
-from proxy.ledger.schema import ROLLUP_KEY, State
+from proxy.ledger.columns import ROLLUP_KEY, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from profiles import examples
 from sqlalchemy import create_engine, select
 
-from proxy.ledger import price_store, schema
+from proxy.ledger import columns, price_store, schema
 from proxy.ledger.learning import CHANGED_ROWS, COLUMNS, Learning, PriceChange, solve
 from proxy.ledger.pricing import Prices
 from proxy.protocol.token_classes import TokenClasses
@@ -241,7 +241,7 @@ def test_prices_outlive_a_restart(tmp_path: Path) -> None:
     with engine.begin() as connection:
         schema.migrate(connection)
 
-        def number_of(kind: schema.Kind, name: str) -> int:
+        def number_of(kind: columns.Kind, name: str) -> int:
             if (kind, name) not in numbers:
                 numbers[kind, name] = len(numbers) + 1
                 row = {"id": numbers[kind, name], "kind": kind, "text": name}
@@ -270,16 +270,16 @@ def test_billed_calls_are_read_from_the_ledger(tmp_path: Path) -> None:
         connection.execute(
             schema.names.insert(),
             [
-                {"id": 1, "kind": schema.Kind.PROVIDER, "text": "p"},
-                {"id": 2, "kind": schema.Kind.MODEL, "text": "m"},
-                {"id": 3, "kind": schema.Kind.PROJECT, "text": "project"},
+                {"id": 1, "kind": columns.Kind.PROVIDER, "text": "p"},
+                {"id": 2, "kind": columns.Kind.MODEL, "text": "m"},
+                {"id": 3, "kind": columns.Kind.PROJECT, "text": "project"},
             ],
         )
         for seq, classes in enumerate(_rows(9), start=1):
-            row = {"seq": seq, "id": b"%d" % seq, "received_us": seq, "project": 3, "state": schema.State.SETTLED}
+            row = {"seq": seq, "id": b"%d" % seq, "received_us": seq, "project": 3, "state": columns.State.SETTLED}
             connection.execute(schema.requests.insert(), {**row, **classes._asdict()})
             call = {"request": seq, "number": 1, "provider": 1, "model": 2, "started_us": seq}
-            bill = schema.Bill.UNMETERED if seq == 8 else schema.Bill.COMPLETED
+            bill = columns.Bill.UNMETERED if seq == 8 else columns.Bill.COMPLETED
             cost = _cost(GPT, classes)
             connection.execute(schema.attempts.insert(), {**call, "billed": cost, "bill": bill})
             if seq == 9:

@@ -16,15 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledger_rows import HOUR_US, ORDER, START_US, Filler, Made, expected, made_up, writable
 from profiles import examples
-from sqlalchemy import create_engine, select
+from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 from test_cli import called
 
-from proxy.config.settings import LedgerSettings
+from proxy.cli import ledger_report
+from proxy.config.settings import LedgerSettings, Settings
 from proxy.ledger import histogram, queries, reading
+from proxy.ledger.columns import TOKENS, Bill, State
 from proxy.ledger.costs import AttemptCost, Source, cost_of, source_of
 from proxy.ledger.queries import Filter, Totals
-from proxy.ledger.schema import TOKENS, Bill, State
 from proxy.protocol.redaction import Secret
 
 if TYPE_CHECKING:
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from postgres import Server
-    from sqlalchemy import Connection
+
+    from proxy.ledger.queries import Connection
 
 HOURS = 30
+PROJECTS = ("main", "website", "lab")
 MADE = made_up(seed=20, count=1500, hours=HOURS)
 
 
@@ -50,8 +53,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def connection(path: Path) -> Iterator[Connection]:
-    engine = reading.open_readonly(LedgerSettings(path=str(path)))
-    with reading.reading(engine) as opened:
+    with reading.open_readonly(LedgerSettings(path=str(path)))() as opened:
         yield opened
 
 
@@ -111,7 +113,7 @@ FILTERS = st.builds(
 @examples(40)
 def test_sums_are_those_of_the_rows(path: Path, wanted: Filter) -> None:
     """Whole hours from rollups, their edges from rows: exact for any window and any filter."""
-    with reading.reading(reading.open_readonly(LedgerSettings(path=str(path)))) as connection:
+    with reading.open_readonly(LedgerSettings(path=str(path)))() as connection:
         assert queries.sums(connection, wanted) == added(chosen(wanted))
 
 
@@ -182,6 +184,15 @@ def test_newest_rows_come_last(connection: Connection) -> None:
         assert row.cost == cost_of(AttemptCost(*attempt) for attempt in each.attempts)
 
 
+@given(FILTERS, st.sampled_from((1, 20, 5000)))
+@examples(40)
+def test_the_newest_are_those_of_all_rows(path: Path, wanted: Filter, limit: int) -> None:
+    """Whatever a filter leaves of them, and also where they are searched by the sums per hour."""
+    with reading.open_readonly(LedgerSettings(path=str(path)))() as connection:
+        rows = queries.newest(connection, wanted, limit)
+    assert [row.received_us for row in rows] == sorted(each.received_us for each in chosen(wanted))[-limit:]
+
+
 @pytest.mark.parametrize("bill", [None, *Bill])
 @pytest.mark.parametrize("sent", [None, True, False])
 @pytest.mark.parametrize("amounts", [(None, None), (5, None), (None, 7), (5, 7), (0, 0)])
@@ -212,6 +223,32 @@ def test_a_name_that_is_not_there_names_those_that_are(connection: Connection) -
     assert set(raised.value.known) == {"main", "website", "lab"}
 
 
+def test_bills_that_leave_the_learned_price_are_found(tmp_path: Path) -> None:
+    """Ten in a row by more than 1 %; nine are none, nor are rounded bills, nor estimates by another table."""
+    path = tmp_path / "ledger.sqlite"
+    calls = [
+        *(("gpt-4o", 1_000_000, 1_100_100),) * 10,
+        *(("gpt-4o", 1_000_000, 1_005_000),) * 5,
+        *(("gpt-5", 1_000_000, 1_100_100),) * 9,
+        ("gpt-5", 1_000_000, 1_000_000),
+        *(("gpt-4", 27_400, 27_000),) * 10,
+    ]
+    made = [
+        Made("main", START_US + at, asked=model, prices="learned", attempts=[(True, Bill.COMPLETED, billed, estimated)])
+        for at, (model, estimated, billed) in enumerate(calls)
+    ]
+    packaged = [Made("main", START_US, asked="o3", attempts=[(True, Bill.COMPLETED, 2, 1)]) for _ in range(10)]
+    engine = writable(path)
+    Filler(engine).fill([*made, *packaged])
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE attempts SET model = (SELECT asked FROM requests WHERE requests.seq = attempts.request)"
+        )
+    engine.dispose()
+    with reading.open_readonly(LedgerSettings(path=str(path)))() as connection:
+        assert queries.left_prices(connection) == [("openai", "gpt-4o", START_US, 10_000_000, 11_001_000)]
+
+
 def test_the_check_finds_a_changed_sum(path: Path, tmp_path: Path) -> None:
     """Untouched, all hours agree; one count changed by hand is found with its hour and name."""
     copy = tmp_path / "copy.sqlite"
@@ -234,10 +271,18 @@ def test_the_check_finds_a_changed_sum(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def config(path: Path, tmp_path: Path) -> Path:
-    config = tmp_path / "config.toml"
+def settings(path: Path) -> LedgerSettings:
+    return LedgerSettings(path=str(path))
+
+
+def configuration(folder: Path, settings: LedgerSettings) -> Path:
+    """A file that names the ledger."""
+    config = folder / "config.toml"
     config.touch(mode=0o600)
-    config.write_text(f"[ledger]\npath = {json.dumps(str(path))}\n", encoding="utf-8")
+    where = (
+        f"path = {json.dumps(settings.path)}" if settings.url is None else f"url = {json.dumps(settings.url.reveal())}"
+    )
+    config.write_text(f"[ledger]\n{where}\n", encoding="utf-8")
     return config
 
 
@@ -250,8 +295,11 @@ def dollars_of(rows: list[dict[str, Any]]) -> dict[str, Decimal]:
 
 
 @pytest.mark.parametrize("project", [None, "website"])
-def test_logs_stats_export_and_cost_agree(config: Path, tmp_path: Path, project: str | None) -> None:
-    """Requests, tokens and dollars by source are the same by each command."""
+def test_logs_stats_export_cost_and_budgets_agree(
+    settings: LedgerSettings, tmp_path: Path, project: str | None
+) -> None:
+    """Requests, tokens and dollars by source are the same by each of them."""
+    config = configuration(tmp_path, settings)
     since = ["--since", datetime.fromtimestamp(START_US / 1e6, UTC).isoformat()]
     common = [*since, *(["--project", project] if project else []), "--config", str(config)]
 
@@ -281,10 +329,19 @@ def test_logs_stats_export_and_cost_agree(config: Path, tmp_path: Path, project:
         groups = json.loads(ran("stats", "--json", "--by", by))["groups"]
         total = {name: sum((_number(group[name]) for group in groups), Decimal()) for name in by_rows}
         assert total == by_rows, by
+    with reading.open_readonly(settings)() as connection:
+        spent = [queries.spent(connection, each, START_US) for each in ([project] if project else PROJECTS)]
+    for name, amount in (
+        ("requests", sum(by_rows[f"{source.word}_requests"] for source in Source if source is not Source.NONE)),
+        ("tokens", sum(by_rows[token] for token in queries.BILLED_TOKENS)),
+        ("nano", sum(by_rows[source] for source in ("billed_usd", "pending_usd", "estimated_usd")) * 10**9),
+        ("unknown_requests", by_rows["unknown_requests"]),
+    ):
+        assert sum(getattr(each, name) for each in spent) == amount, name
 
 
-def _number(value: str | int) -> Decimal:
-    return Decimal(value)
+def _number(value: str | int | None) -> Decimal:
+    return Decimal(value or 0)
 
 
 def _as_csv(value: Any) -> str:
@@ -293,8 +350,9 @@ def _as_csv(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def test_the_sum_of_rows_by_any_zone_is_one(config: Path, tmp_path: Path) -> None:
+def test_the_sum_of_rows_by_any_zone_is_one(settings: LedgerSettings, tmp_path: Path) -> None:
     """Days of another zone are other days, and add up to the same."""
+    config = configuration(tmp_path, settings)
     totals = []
     for zone in ("UTC", "Asia/Kolkata"):
         ran = called(
@@ -335,15 +393,16 @@ def test_postgresql_answers_the_same(postgres_server: Server, path: Path, tmp_pa
     engine = create_engine(url)
     Filler(engine).fill(MADE)
     engine.dispose()
+    settings = LedgerSettings(url=Secret(url))
     here = reading.open_readonly(LedgerSettings(path=str(path)))
-    there = reading.open_readonly(LedgerSettings(url=Secret(url)))
+    there = reading.open_readonly(settings)
     end = START_US + HOURS * HOUR_US
     windows = [
         Filter(),
         Filter(project="main", since_us=START_US + 12_345_678, until_us=end - HOUR_US - 1),
         Filter(session="s1", model="gpt-4o"),
     ]
-    with reading.reading(here) as one, reading.reading(there) as other:
+    with here() as one, there() as other:
         for wanted in windows:
             assert queries.sums(one, wanted) == queries.sums(other, wanted)
             assert queries.newest(one, wanted, 50) == queries.newest(other, wanted, 50)
@@ -356,10 +415,8 @@ def test_postgresql_answers_the_same(postgres_server: Server, path: Path, tmp_pa
         assert hours is not None
         assert queries.differences(other, hours) == []
         with pytest.raises(DBAPIError, match="read-only"):
-            other.exec_driver_sql("DELETE FROM requests")
-    config = tmp_path / "config.toml"
-    config.touch(mode=0o600)
-    config.write_text(f"[ledger]\nurl = {json.dumps(url)}\n", encoding="utf-8")
+            queries.ask(other, "DELETE FROM requests")
+    config = configuration(tmp_path, settings)
     for words in (
         ("logs", "--limit", "5"),
         ("stats", "--since", "2020-01-01"),
@@ -369,12 +426,15 @@ def test_postgresql_answers_the_same(postgres_server: Server, path: Path, tmp_pa
         ran = called(tmp_path, *words, "--config", config)
         assert ran.code == 0, ran
     assert "postgresql+psycopg://postgres@127.0.0.1" in ran.out
+    whole = Settings(ledger=settings)
+    assert (ledger_report.report(whole).place, ledger_report.report(whole).problem) == (reading.place(settings), None)
+    for project in (None, "website"):
+        test_logs_stats_export_cost_and_budgets_agree(settings, tmp_path, project)
 
 
 def test_the_edge_of_a_window_reads_no_other_rows(connection: Connection) -> None:
     """A budget reads an hour at most of the rows: SQLite searches them by number, and sorts nothing to add each one up."""
     [costed] = queries._batches(connection, {}, START_US + 1, START_US + HOUR_US)
-    statement = str(select(costed).compile(connection, compile_kwargs={"literal_binds": True}))
-    plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
+    plan = [row[3] for row in queries.ask(connection, f"EXPLAIN QUERY PLAN {costed}")]
     assert any(step.startswith("SEARCH requests USING INTEGER PRIMARY KEY") for step in plan), plan
     assert not any("SCAN requests" in step or "TEMP B-TREE" in step for step in plan), plan

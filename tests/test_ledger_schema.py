@@ -9,8 +9,8 @@ import pytest
 from ledgers import Place, record
 from sqlalchemy import inspect
 
-from proxy.ledger import bills, holds, opening, prune, queries, schema
-from proxy.ledger.schema import Bill
+from proxy.ledger import bills, columns, holds, opening, prune, queries, schema
+from proxy.ledger.columns import Bill
 from proxy.ledger.store import Stored
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def test_an_old_ledger_is_brought_up_to_date(place: Place, monkeypatch: pytest.M
     with store.connection() as connection:
         opening.migrate(connection)
         assert _columns(connection) == _declared()
-        assert schema.version_of(connection) == schema.VERSION
+        assert schema.version_of(connection) == columns.VERSION
     assert len(place.rows("SELECT * FROM requests")) == 1
 
 

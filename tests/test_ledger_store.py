@@ -12,11 +12,11 @@ import pytest
 from ledgers import FACTS, Place, in_flight, record
 from sqlalchemy import inspect
 
-from proxy.ledger import histogram, prune, schema
+from proxy.ledger import columns, histogram, prune, schema
+from proxy.ledger.columns import Bill, Kind, State
 from proxy.ledger.in_flight import Opened
 from proxy.ledger.names import MAX_NAMES, Names
 from proxy.ledger.rows import id_bytes, request_id_of
-from proxy.ledger.schema import Bill, Kind, State
 from proxy.protocol.clients import hashed
 from proxy.protocol.record import Attempt, Outcome
 
@@ -143,12 +143,12 @@ def test_rollups_agree_with_the_rows(place: Place) -> None:
             row["outcome"],
         )
         expected.setdefault(key, []).append(row)
-    rollups = {tuple(row[name] for name in schema.ROLLUP_KEY): row for row in place.rows("SELECT * FROM rollups")}
+    rollups = {tuple(row[name] for name in columns.ROLLUP_KEY): row for row in place.rows("SELECT * FROM rollups")}
     assert set(rollups) == set(expected)
     for key, rows in expected.items():
         rollup = rollups[key]
         assert rollup["requests"] == rollup["pending_requests"] == len(rows)
-        for name in (*schema.TOKENS, "bytes_in", "bytes_out"):
+        for name in (*columns.TOKENS, "bytes_in", "bytes_out"):
             assert rollup[name] == sum(row[name] or 0 for row in rows)
         assert rollup["streamed_requests"] == sum(row["streamed"] for row in rows)
         assert histogram.unpack(rollup["first_byte"]) == histogram.count(row["first_byte_us"] for row in rows)

@@ -10,7 +10,7 @@ import pytest
 from ledgers import in_flight, record, rows_of
 
 from proxy.config.settings import Settings
-from proxy.ledger import schema, writer
+from proxy.ledger import columns, writer
 from proxy.ledger.writer import Ledger, LedgerUnavailableError
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
         connection.execute("UPDATE meta SET value = '99' WHERE name = 'schema'")
     connection.close()
     events = run(path, work)
-    assert f"has schema 99, and this lava-proxy knows schemas up to {schema.VERSION}" in events[0]
+    assert f"has schema 99, and this lava-proxy knows schemas up to {columns.VERSION}" in events[0]
     assert rows_of(path, "SELECT count(*) FROM requests") == [(1,)]
 
 

@@ -38,7 +38,7 @@ from security_stand import (
 )
 from upstream import Peer, Received, Upstream, answer, serve
 
-from proxy.ledger.schema import State
+from proxy.ledger.columns import State
 from proxy.protocol.redaction import leaks
 
 if TYPE_CHECKING:

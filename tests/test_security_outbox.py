@@ -29,13 +29,13 @@ from proxy.lava.errors import TimedOut
 from proxy.ledger import books, outbox, outbox_rows, queries, upkeep
 from proxy.ledger.accounts import accounts_of
 from proxy.ledger.books import Cause, Period
+from proxy.ledger.columns import Bill, OutboxState
 from proxy.ledger.delivery import MAX_TRIES, Delivery
 from proxy.ledger.delivery import pause as delivery_pause
 from proxy.ledger.outbox import Outbox, OutboxStatus
 from proxy.ledger.outbox_rows import Waiting
 from proxy.ledger.reconcile import Reconciler
 from proxy.ledger.rows import request_id_of
-from proxy.ledger.schema import Bill, OutboxState
 from proxy.ledger.writer import Ledger
 from proxy.protocol.headers import PROXY_ID
 from proxy.protocol.record import Attempt, Outcome

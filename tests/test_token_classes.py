@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
 
-from proxy.ledger import schema
+from proxy.ledger import columns
 from proxy.protocol.token_classes import MAX_NUMBERS, TokenClasses, classes_of, columns_of, counted, flat
 
 # dialect, endpoint, usage, classes; the source stands above each.
@@ -562,7 +562,7 @@ def test_paths_name_their_place() -> None:
 
 def test_the_classes_are_the_ledgers_columns() -> None:
     """In the same order."""
-    assert TokenClasses._fields == schema.TOKENS
+    assert TokenClasses._fields == columns.TOKENS
 
 
 @pytest.mark.parametrize(

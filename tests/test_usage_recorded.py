@@ -32,7 +32,7 @@ from searching import cut
 from security_stand import rss
 from upstream import Peer, Received, Upstream, answer, chunked
 
-from proxy.ledger.schema import TOKENS
+from proxy.ledger.columns import TOKENS
 from proxy.protocol.token_classes import TokenClasses, flat
 
 if TYPE_CHECKING:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from proxy.cli.times import UsageError as UsageError
+from proxy.cli.times import parse_time as parse_time
 from proxy.lava.resources import ParameterKind, UnknownName, names, parameters, resolve, resources, rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
 
     from proxy.lava.resources import Action, Param
 
@@ -25,13 +27,6 @@ OPTIONS = ("--all", "--config", "--help", "--json", "--yes")
 
 _MONEY_NAMES = frozenset({"amount", "rate", "start", "cost", "credit_amount"})
 """In tables these are decimal strings on the wire; any other whole number is a number."""
-
-_SPAN = re.compile(r"([0-9]{1,6})\s*(m|h|d|w)")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-class UsageError(Exception):
-    """The arguments are wrong. The message is a sentence."""
 
 
 @dataclass(slots=True)
@@ -199,18 +194,6 @@ def parse_money(text: str, name: str) -> Decimal:
     if not found.is_finite() or abs(found.adjusted()) > 18:
         raise UsageError(f"{name} is an amount such as 12.50, not {text!r}")
     return found
-
-
-def parse_time(text: str, now: datetime, name: str, *, ahead: bool) -> datetime:
-    """Return a time from ISO 8601 (local without an offset) or a span such as ``30d`` from `now`. Raises ``UsageError``."""
-    try:
-        if span := _SPAN.fullmatch(text.strip().lower()):
-            delta = timedelta(**{_UNITS[span[2]]: int(span[1])})
-            return now + delta if ahead else now - delta
-        found = datetime.fromisoformat(text.strip())
-        return found if found.tzinfo is not None else found.astimezone()
-    except (ValueError, OverflowError, OSError):
-        raise UsageError(f"{name} is a time such as 2026-11-30, 2026-11-30T12:00:00Z or 30d, not {text!r}") from None
 
 
 def _many(param: Param, values: Sequence[str]) -> Any:

@@ -1,10 +1,10 @@
-"""``lava-proxy check``: is the configuration good, who pays, and what to give to a tool."""
+"""``lava-proxy check``: is the configuration good, who pays, what to give to a tool, and is the ledger well."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from proxy.cli import addresses, loading, payers
+from proxy.cli import addresses, ledger_report, loading, payers
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.lava.prefixes import of_settings
 
@@ -26,7 +26,10 @@ def run(config: Path | None, *, as_json: bool, online: bool = False) -> int:
     Lava's account about each project, if something is wrong there or could not be checked.
     """
     settings = loading.settings(config, as_json=as_json)
+    ledger = ledger_report.report(settings)
     report = describe(settings)
+    report["ledger"] = ledger.document()
+    report["warnings"] += ledger.warnings()
     answers: Mapping[str, Report] = {}
     if online:
         from proxy.cli import online as asking
@@ -57,6 +60,8 @@ def run(config: Path | None, *, as_json: bool, online: bool = False) -> int:
         _show(screen, settings, account)
         if online:
             asking.show(screen, answers[account.name])
+    screen.title("Ledger")
+    screen.pairs(ledger.pairs())
     aliases = [row for row in report["models"] if row["later"]]
     if aliases:
         screen.title("Models with several choices: for now only the first is used (fallbacks come later)")

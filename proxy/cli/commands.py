@@ -155,7 +155,8 @@ def check(
 ) -> None:
     """Validate the configuration; say who pays.
 
-    For each project: who pays, which Lava, which base URLs and which key to give to a tool.
+    For each project: who pays, which Lava, which base URLs and which key to give to a tool. And where the ledger is, whether
+    it can be written, and what it lost.
     """
     from proxy.cli.check import run
 
@@ -470,7 +471,8 @@ def logs(
     model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="Asked for, or served.")] = None,
     tool: Annotated[str | None, typer.Option("--tool", metavar="NAME", help="Such as claude-code or codex.")] = None,
     session: Annotated[
-        str | None, typer.Option("--session", metavar="ID", help="As the tool sends it, or as shown here.")
+        str | None,
+        typer.Option("--session", metavar="ID", help="As the tool sends it, or as stats --by session shows it."),
     ] = None,
     outcome: Annotated[str | None, typer.Option("--outcome", metavar="WORD", help="Such as ok or timeout.")] = None,
     since: Since = None,

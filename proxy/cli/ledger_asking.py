@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from proxy.cli import arguments, loading, terminal
+from proxy.cli import loading, terminal, times
 from proxy.lava.money import dollars
 from proxy.ledger import queries, reading
 from proxy.ledger.costs import Source
 from proxy.ledger.reading import Book
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from proxy.ledger.costs import RequestCost
@@ -37,17 +37,13 @@ def ask(config: Path | None, work: Callable[[Book], int], *, as_json: bool, make
             from proxy.ledger import upkeep
 
             upkeep.make_missing(settings.ledger)
-        engine = reading.open_readonly(settings.ledger)
-        try:
-            return work(Book(settings, engine))
-        finally:
-            engine.dispose()
+        return work(Book(settings, reading.open_readonly(settings.ledger)))
     except reading.LedgerUnreadableError as error:
         return terminal.failed(str(error), as_json=as_json, code="ledger_unreadable")
     except queries.UnknownNameError as error:
         there = f" There are: {', '.join(error.known)}." if error.known else ""
         return terminal.failed(f"{error}{there}", as_json=as_json, code="not_in_ledger")
-    except arguments.UsageError as error:
+    except times.UsageError as error:
         return terminal.misused(str(error))
 
 
@@ -76,9 +72,7 @@ def begin_us(since: str | None) -> int | None:
     """Return the time that ``--since`` means: a span of days begins at midnight. Raises ``UsageError``."""
     if since is None:
         return None
-    from proxy.cli.usage import begin
-
-    return microseconds(begin(since, datetime.now(UTC).astimezone()))
+    return microseconds(times.begin(since, datetime.now(UTC).astimezone()))
 
 
 def decimal(nano: int) -> Decimal:
@@ -131,19 +125,43 @@ def sources(sums: Totals) -> list[tuple[Source, int, int | None]]:
     """Return source, number of requests and amount (``None``: it has none) of what there is."""
     rows = [
         (Source.BILLED, sums.billed_requests, sums.billed),
-        (Source.PENDING, sums.pending_requests, sums.pending),
-        (Source.ESTIMATED, sums.estimated_requests, sums.estimated),
+        (Source.PENDING, sums.pending_requests, estimate(sums.pending, sums.pending_requests)),
+        (Source.ESTIMATED, sums.estimated_requests, estimate(sums.estimated, sums.estimated_requests)),
         (Source.UNMETERED, sums.unmetered_requests, None),
         (Source.UNKNOWN, sums.unknown_requests, None),
     ]
     return [(source, count, amount) for source, count, amount in rows if count or amount]
 
 
+def estimate(amount: int, requests: int) -> int | None:
+    """Return the amount of estimated or pending requests; ``None`` if none of them has an estimate: that is not 0."""
+    return None if requests and not amount else amount
+
+
+def total(sums: Totals) -> int | None:
+    """Return what is known of the cost; ``None`` if there is a cost, and nothing is known of it."""
+    unpriced = sums.pending_requests or sums.unmetered_requests or sums.estimated_requests or sums.unknown_requests
+    return None if unpriced and not (sums.nano or sums.billed_requests) else sums.nano
+
+
+def price_words(tables: Iterable[str]) -> str:
+    """Return price tables, each with its version and date, in words."""
+    from proxy.ledger.pricing import LEARNED
+
+    return " or ".join(
+        "prices learned from Lava's bills" if each == LEARNED else each for each in dict.fromkeys(tables)
+    )
+
+
 def sums_for_scripts(sums: Totals) -> dict[str, Any]:
     """Return sums as JSON values: money as decimal strings."""
     found: dict[str, Any] = sums._asdict()
     for name in ("billed", "pending", "estimated"):
-        found[f"{name}_usd"] = usd(found.pop(name))
+        del found[name]
+    found["cost_usd"] = usd(total(sums))
+    found["billed_usd"] = usd(sums.billed)
+    found["pending_usd"] = usd(estimate(sums.pending, sums.pending_requests))
+    found["estimated_usd"] = usd(estimate(sums.estimated, sums.estimated_requests))
     return found
 
 
@@ -179,4 +197,5 @@ def row_for_scripts(row: Row) -> dict[str, Any]:
         "billed_usd": usd(row.cost.billed),
         "pending_usd": usd(row.cost.pending),
         "estimated_usd": usd(row.cost.estimated),
+        "prices": row.prices,
     }

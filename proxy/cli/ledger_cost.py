@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from proxy.cli import arguments, ledger_asking
-from proxy.cli.ledger_asking import money, short, sources, sums_for_scripts, time_of, usd
+from proxy.cli import ledger_asking
+from proxy.cli.ledger_asking import money, price_words, short, sources, sums_for_scripts, time_of
 from proxy.cli.terminal import Exit, Screen, put_json
+from proxy.cli.times import UsageError
 from proxy.ledger import queries
 from proxy.ledger.queries import Filter
 
@@ -41,10 +42,11 @@ def run(
             wanted = Filter(project=project, session=stored, since_us=window.since_us, until_us=window.until_us)
             total = queries.sums(connection, wanted)
             agents = {} if session is None else queries.sums_by_agent(connection, wanted)
+            tables = queries.price_tables(connection) if total.pending or total.estimated else []
         if as_json:
             put_json(_for_scripts(window, total, agents))
             return Exit.OK
-        _draw(Screen(), window, project, session, total, agents)
+        _draw(Screen(), window, project, session, total, agents, tables)
         return Exit.OK
 
     return ledger_asking.ask(config, show, as_json=as_json)
@@ -54,8 +56,9 @@ def _window(git: str | None, session: str | None, since: str | None) -> CostWind
     """The window that the options mean. Raises ``UsageError``."""
     if git is not None:
         if since is not None:
-            raise arguments.UsageError("--git and --since exclude each other: both say from when on")
-        return _commits(git)
+            raise UsageError("--git and --since exclude each other: both say from when on")
+        found = _commits(git)
+        return found if session is None else found._replace(how=f"{found.how}, of the session and of its sub-agents")
     if since is None and session is not None:
         return CostWindow(None, None, "all requests of the session, and of its sub-agents")
     begin = ledger_asking.begin_us(since or "30d")
@@ -67,10 +70,10 @@ def _commits(written: str) -> CostWindow:
     """The time from one commit of the current directory's repository to another. Raises ``UsageError``."""
     first, dots, last = written.partition("..")
     if not dots or not first or last.startswith("."):
-        raise arguments.UsageError("--git is a range of commits such as v1.0..HEAD or main~5..main")
+        raise UsageError("--git is a range of commits such as v1.0..HEAD or main~5..main")
     older, newer = _commit(first), _commit(last or "HEAD")
     if newer[1] < older[1]:
-        raise arguments.UsageError(f"--git: {first} is newer than {last or 'HEAD'}; the older commit comes first: A..B")
+        raise UsageError(f"--git: {first} is newer than {last or 'HEAD'}; the older commit comes first: A..B")
     start, end = (time_of(each * 1_000_000) for _, each in (older, newer))
     how = (
         f"requests received between the times of the commits {older[0]} ({start:%Y-%m-%d %H:%M:%S}) and "
@@ -85,7 +88,7 @@ def _commit(name: str) -> tuple[str, int]:
     found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if not found:
         _git("rev-parse", "--git-dir", needed=True)
-        raise arguments.UsageError(f"--git: this repository has no commit {name!r}")
+        raise UsageError(f"--git: this repository has no commit {name!r}")
     shown = _git("show", "-s", "--format=%h %ct", found, needed=True).split()
     return shown[0], int(shown[1])
 
@@ -100,13 +103,11 @@ def _git(*words: str, needed: bool = False) -> str:
             check=False,
         )
     except FileNotFoundError:
-        raise arguments.UsageError("--git needs git, which is not installed. Use --since instead") from None
+        raise UsageError("--git needs git, which is not installed. Use --since instead") from None
     except (OSError, subprocess.TimeoutExpired):
-        raise arguments.UsageError("--git: git does not answer. Use --since instead") from None
+        raise UsageError("--git: git does not answer. Use --since instead") from None
     if done.returncode and needed:
-        raise arguments.UsageError(
-            "--git: the current directory is in no repository that git reads. Run it in the repository"
-        )
+        raise UsageError("--git: the current directory is in no repository that git reads. Run it in the repository")
     return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""
 
 
@@ -115,11 +116,8 @@ def _for_scripts(window: CostWindow, total: Totals, agents: dict[str | None, Tot
         "how": window.how,
         "since": None if window.since_us is None else ledger_asking.iso(window.since_us),
         "until": None if window.until_us is None else ledger_asking.iso(window.until_us),
-        "cost_usd": usd(total.nano),
         **sums_for_scripts(total),
-        "agents": [
-            {"agent": name, "cost_usd": usd(each.nano), **sums_for_scripts(each)} for name, each in agents.items()
-        ],
+        "agents": [{"agent": name, **sums_for_scripts(each)} for name, each in agents.items()],
     }
 
 
@@ -130,12 +128,13 @@ def _draw(
     session: str | None,
     total: Totals,
     agents: dict[str | None, Totals],
+    tables: list[str],
 ) -> None:
     of = "" if project is None else f" of project {project}"
     if not total.requests:
         screen.line(f"No request{of} has ended in that time.")
     else:
-        screen.line(f"{money(total.billed)} billed for {ledger_asking.requests(total.requests)}{of}.", "title")
+        screen.line(f"{_verdict(total)}{of}.", "title")
         screen.line()
         rows = [
             [source.word, f"{count:,}", "" if amount is None else money(amount), _MEANING[source.word]]
@@ -150,15 +149,25 @@ def _draw(
             for name, each in by_cost[:_SHOWN]
         ]
         screen.table(["agent", "requests", "billed", "pending", "estimated"], rows)
+        if len(agents) > len(rows):
+            screen.line(f"… and {len(agents) - len(rows):,} more; --json prints all.", "note", indent=2)
     screen.line()
-    screen.prose(f"Computed from: {window.how}.", "note")
+    by = f" Estimates are by {price_words(tables)}." if tables else ""
+    screen.prose(f"Computed from: {window.how}.{by}", "note")
+
+
+def _verdict(sums: Totals) -> str:
+    counted = ledger_asking.requests(sums.requests)
+    if ledger_asking.total(sums) is None:
+        return f"Nothing is known of the cost of {counted}"
+    return f"{money(sums.billed)} billed for {'' if sums.billed_requests == sums.requests else f'{sums.billed_requests:,} of '}{counted}"
 
 
 _MEANING = {
     "billed": "by Lava's records",
     "pending": "estimated until the bill is there",
-    "estimated": "by the price table; no bill",
-    "unmetered": "it ran, and Lava did not meter it",
+    "estimated": "by a price table; no bill",
+    "unmetered": "Lava's record has no cost",
     "unknown": "no bill, and no price is known",
 }
 

@@ -14,8 +14,8 @@ from proxy.cli import ledger_asking, terminal
 from proxy.cli.ledger_asking import row_for_scripts
 from proxy.cli.terminal import Exit, printable, say
 from proxy.ledger import queries
+from proxy.ledger.columns import TOKENS
 from proxy.ledger.queries import Filter
-from proxy.ledger.schema import TOKENS
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ Format = Literal["csv", "jsonl", "parquet"]
 
 PAGE = 2000
 """Rows that are in memory at once, and that one read transaction is for."""
+
+GROUP = 20_000
+"""Rows of a group in a Parquet file: the file's end lists the groups, and stays in memory."""
 
 NO_PARQUET = (
     "Parquet needs pyarrow, which is not installed. Install lava-proxy with the extra: "
@@ -78,9 +81,10 @@ def _copy(book: Book, wanted: Filter, sink: _Sink) -> int:
     while True:
         with book.reading() as connection:
             rows = queries.page(connection, wanted, after, PAGE)
+        if rows or not count:  # without any row, too, CSV has a head
+            sink.put([row_for_scripts(row) for row in rows])
         if not rows:
             return count
-        sink.put([row_for_scripts(row) for row in rows])
         count += len(rows)
         after = (rows[-1].received_us, rows[-1].seq)
 
@@ -133,7 +137,7 @@ class _Csv:
         lines = csv.writer(written, lineterminator="\n")
         if not self._head_written:
             self._head_written = True
-            lines.writerow(rows[0])
+            lines.writerow(_columns())
         lines.writerows([_cell(value) for value in row.values()] for row in rows)
         self._file.write("".join(written.pieces).encode("utf-8", "backslashreplace"))
 
@@ -171,6 +175,7 @@ class _Parquet:
         self._pyarrow: Any = pyarrow
         self._schema = pyarrow.schema([(name, self._type(name)) for name in _columns()])
         self._writer = pyarrow.parquet.ParquetWriter(file, self._schema, compression="zstd")
+        self._tables: list[Any] = []
 
     def _type(self, name: str) -> Any:
         if name == "received":
@@ -190,15 +195,34 @@ class _Parquet:
             row["received"] = datetime.fromisoformat(row["received"])
             for name in _DOLLARS:
                 row[name] = None if row[name] is None else Decimal(row[name])
-        self._writer.write_table(self._pyarrow.Table.from_pylist(rows, schema=self._schema))
+        self._tables.append(self._pyarrow.Table.from_pylist(rows, schema=self._schema))
+        if sum(table.num_rows for table in self._tables) >= GROUP:
+            self._write()
 
     def close(self) -> None:
+        self._write()
         self._writer.close()
+
+    def _write(self) -> None:
+        if self._tables:
+            self._writer.write_table(self._pyarrow.concat_tables(self._tables))
+            self._tables.clear()
 
 
 def _columns() -> tuple[str, ...]:
     return (
         *("id", "received", "first_byte_ms", "duration_ms", "project", "provider", "model_asked", "model_served"),
         *("dialect", "endpoint", "streamed", "state", "outcome", "status", "error", "bytes_in", "bytes_out"),
-        *("tool", "session", "agent", "tags", *TOKENS, "attempts", "lava_request_id", "cost_source", *_DOLLARS),
+        *(
+            "tool",
+            "session",
+            "agent",
+            "tags",
+            *TOKENS,
+            "attempts",
+            "lava_request_id",
+            "cost_source",
+            *_DOLLARS,
+            "prices",
+        ),
     )

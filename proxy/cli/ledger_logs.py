@@ -7,36 +7,44 @@ import select
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.cli import ledger_asking
-from proxy.cli.ledger_asking import cost_words, row_for_scripts, short, time_of
+from proxy.cli.ledger_asking import cost_words, price_words, row_for_scripts, short, time_of
 from proxy.cli.terminal import Exit, Screen, printable
 from proxy.ledger import queries
+from proxy.ledger.columns import State
 from proxy.ledger.queries import Filter
-from proxy.ledger.schema import State
+from proxy.ledger.reading import LedgerUnreadableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from proxy.cli.terminal import Style
-    from proxy.ledger.queries import Row
+    from proxy.ledger.queries import Connection, Row
     from proxy.ledger.reading import Book
 
 POLL_SECONDS = 0.5
+AWAY_SECONDS = 30.0
+"""How long ``-f`` waits for a ledger that cannot be read."""
 _WIDE = 160
 """The columns of a row that goes to no terminal."""
 
 
 class Column(NamedTuple):
-    """A column of at most ``width`` characters. Where there is no room, the highest ``rank`` is left out first, 0 never."""
+    """A column of at most ``width`` characters. Where there is no room, the highest ``rank`` is left out first, 0 never.
+
+    If that is not enough, names are cut to ``least`` characters, and times to their end.
+    """
 
     head: str
     width: int
     rank: int
     cell: Callable[[Row], str]
     number: bool = False
+    least: int = 0
 
 
 def run(
@@ -66,36 +74,78 @@ def run(
                 since_us=ledger_asking.begin_us(since),
             )
             last = queries.last_seq(connection)
+            position = _Position(last, queries.id_at(connection, last), queries.running(connection))
             try:
-                rows = queries.newest(connection, wanted, limit)
+                rows = queries.newest(connection, wanted, limit + 1)
             except queries.UnknownNameError:
                 if not follow:
                     raise
                 rows = []
+        older = len(rows) > limit
+        rows = rows[-limit:]
         if follow:
             put([row for row in rows if row.state is not State.OPEN])
-            _follow(book, wanted, last, {row.seq for row in rows if row.state is State.OPEN}, put)
-        elif rows:
+            _follow(book, wanted, position, put)
+        elif rows or as_json:
             put(rows)
-        elif not as_json:
-            Screen().line("There is no such request in the ledger.")
+            if not as_json:
+                _explain(rows, older=older)
+        else:
+            Screen().line("There is no such request in the ledger." if last else "The ledger has no request yet.")
         return Exit.OK
 
     return ledger_asking.ask(config, show, as_json=as_json)
 
 
-def _follow(book: Book, wanted: Filter, last: int, running: set[int], put: Callable[[list[Row]], None]) -> None:
+def _explain(rows: list[Row], *, older: bool) -> None:
+    """Say what the table leaves out, and which prices its estimates are by."""
+    screen = Screen()
+    notes = []
+    if older:
+        notes.append(f"The newest {len(rows):,}; --limit N shows more.")
+    tables = [row.prices for row in reversed(rows) if row.prices is not None]
+    if tables:
+        notes.append(f"~ is estimated by {price_words(tables)}.")
+    if notes:
+        screen.line()
+        screen.prose(" ".join(notes), "note")
+
+
+@dataclass(slots=True)
+class _Position:
+    """Up to where a ledger was read: its last request, and those before it that had not ended."""
+
+    last: int
+    last_id: str | None
+    running: set[int]
+
+    def read(self, connection: Connection, wanted: Filter) -> list[Row]:
+        """Return the requests that have ended since."""
+        if queries.id_at(connection, self.last) != self.last_id:
+            self.last, self.running = 0, set()  # a new ledger has begun
+        rows = queries.arrived(connection, wanted, self.last, self.running)
+        self.running -= {row.seq for row in rows if row.state is not State.OPEN}
+        self.running |= {row.seq for row in rows if row.state is State.OPEN}
+        self.last = max([self.last, *(row.seq for row in rows)])
+        self.last_id = queries.id_at(connection, self.last)
+        return [row for row in rows if row.state is not State.OPEN]
+
+
+def _follow(book: Book, wanted: Filter, position: _Position, put: Callable[[list[Row]], None]) -> None:
     """Show each request when it has ended, until Ctrl-C or until the reader of the output has gone."""
+    read = time.monotonic()
     try:
         while not _reader_left(POLL_SECONDS):
-            with book.reading() as connection:
-                rows = queries.arrived(connection, wanted, last, running)
-                if not rows and queries.last_seq(connection) < last:
-                    last, running = 0, set()  # a new ledger has begun
-            if rows:
-                last = max(last, rows[-1].seq)
-                running = {row.seq for row in rows if row.state is State.OPEN}
-                put([row for row in rows if row.state is not State.OPEN])
+            try:
+                with book.reading() as connection:
+                    rows = position.read(connection, wanted)
+            except LedgerUnreadableError:
+                # For a moment, while the file is replaced or the database restarts.
+                if time.monotonic() - read > AWAY_SECONDS:
+                    raise
+                continue
+            read = time.monotonic()
+            put(rows)
     except KeyboardInterrupt:
         return
 
@@ -164,10 +214,10 @@ def _end(row: Row) -> str:
 
 
 _COLUMNS = (
-    Column("time", 19, 0, lambda row: f"{time_of(row.received_us):%Y-%m-%d %H:%M:%S}"),
+    Column("time", 19, 0, lambda row: f"{time_of(row.received_us):%Y-%m-%d %H:%M:%S}", least=8),
     Column("code", 4, 0, _status, number=True),
-    Column("project", 12, 0, lambda row: row.project),
-    Column("model", 30, 0, _target),
+    Column("project", 12, 0, lambda row: row.project, least=7),
+    Column("model", 30, 0, _target, least=16),
     Column("tool", 14, 4, lambda row: row.tool or ""),
     Column("tokens", 13, 2, _tokens, number=True),
     Column("cost", 18, 0, lambda row: cost_words(row.cost), number=True),
@@ -211,17 +261,24 @@ class _Table:
         if not self._fixed:
             self._widths = {name: max(len(name), *(len(row[name]) for row in shown)) for name in self._widths}
         room = shutil.get_terminal_size((_WIDE, 0)).columns if sys.stdout.isatty() else _WIDE
-        while sum(self._widths[column.head] + 2 for column in self._columns) - 2 > room:
+        while self._width() > room:
             least = max(self._columns, key=lambda column: column.rank)
             if not least.rank:
-                return
+                break
             self._columns.remove(least)
+        for column in sorted(self._columns, key=lambda column: -column.least):
+            if column.least:
+                width = self._widths[column.head]
+                self._widths[column.head] = max(min(width, column.least), width - max(self._width() - room, 0))
+
+    def _width(self) -> int:
+        return sum(self._widths[column.head] + 2 for column in self._columns) - 2
 
     def _line(self, cells: dict[str, str]) -> str:
-        fitted = (
-            cells[column.head].rjust(self._widths[column.head])
-            if column.number
-            else cells[column.head].ljust(self._widths[column.head])
-            for column in self._columns
-        )
+        fitted = []
+        for column in self._columns:
+            width, cell = self._widths[column.head], cells[column.head]
+            if len(cell) > width:
+                cell = cell[-column.least :] if column.head == "time" else short(cell, width)
+            fitted.append(cell.rjust(width) if column.number else cell.ljust(width))
         return "  ".join(fitted).rstrip()

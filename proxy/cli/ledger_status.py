@@ -6,10 +6,10 @@ import http.client
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from proxy.cli import addresses, ledger_asking, running
+from proxy.cli import ledger_asking, running
 from proxy.cli.ledger_asking import iso, time_of
 from proxy.cli.terminal import Exit, Screen, put_json
-from proxy.ledger import queries, reading, schema
+from proxy.ledger import queries, reading
 from proxy.ledger.queries import HOUR_US
 from proxy.protocol.wording import counted
 
@@ -34,6 +34,10 @@ class Writer(NamedTuple):
     dropped: int
     written: int
 
+    def words(self) -> str:
+        """Return the numbers in words."""
+        return f"running: {self.queued:,} waiting to be written, {self.dropped:,} dropped, {self.written:,} written"
+
 
 def status(config: Path | None, *, as_json: bool) -> int:
     """Show what the ledger holds; returns the exit code."""
@@ -41,9 +45,9 @@ def status(config: Path | None, *, as_json: bool) -> int:
     def show(book: Book) -> int:
         with book.reading() as connection:
             found = queries.extent(connection)
-            version = schema.version_of(connection)
+            version = reading.version_of(connection)
             size = reading.size_of(book.settings.ledger, connection)
-        writer = _writer(book.settings)
+        writer = ask_daemon(book.settings)
         if as_json:
             put_json(_for_scripts(book, found, version, size, writer))
         else:
@@ -53,7 +57,9 @@ def status(config: Path | None, *, as_json: bool) -> int:
     return ledger_asking.ask(config, show, as_json=as_json)
 
 
-def _for_scripts(book: Book, found: queries.Extent, version: int, size: int, writer: Writer | None) -> dict[str, Any]:
+def _for_scripts(book: Book, found: queries.Extent, version: int, size: int, writer: Writer | str) -> dict[str, Any]:
+    from proxy.ledger.schema import RETENTION
+
     return {
         "ledger": reading.place(book.settings.ledger),
         "bytes": size,
@@ -66,12 +72,12 @@ def _for_scripts(book: Book, found: queries.Extent, version: int, size: int, wri
         "outbox": found.waiting,
         "schema": version,
         "keep": book.settings.ledger.keep,
-        "retention": {name: each.rule for name, each in schema.RETENTION.items()},
-        "daemon": None if writer is None else writer._asdict(),
+        "retention": {name: each.rule for name, each in RETENTION.items()},
+        "daemon": None if isinstance(writer, str) else writer._asdict(),
     }
 
 
-def _draw(screen: Screen, book: Book, found: queries.Extent, version: int, size: int, writer: Writer | None) -> None:
+def _draw(screen: Screen, book: Book, found: queries.Extent, version: int, size: int, writer: Writer | str) -> None:
     settings = book.settings.ledger
     rows = f"{found.rows:,}" + (f", {found.running:,} of them running" if found.running else "")
     if found.oldest_us is not None and found.newest_us is not None:
@@ -80,21 +86,16 @@ def _draw(screen: Screen, book: Book, found: queries.Extent, version: int, size:
     screen.pairs(
         [
             ("ledger", reading.place(settings)),
+            ("written", "" if settings.enabled else "no: enabled = false under [ledger]"),
             ("size", _size(size)),
             ("requests", rows),
             ("sums per hour", f"{counted(found.hours, 'hour')}{since}"),
             ("outbox", counted(found.waiting, "entry").replace("entrys", "entries")),
             ("schema", str(version)),
             ("kept", f"requests {settings.keep}; sums per hour forever"),
-            ("daemon", _daemon(writer)),
+            ("daemon", writer if isinstance(writer, str) else writer.words()),
         ]
     )
-
-
-def _daemon(writer: Writer | None) -> str:
-    if writer is None:
-        return "not running, or it does not say (a local key may be needed)"
-    return f"running: {writer.queued:,} waiting to be written, {writer.dropped:,} dropped, {writer.written:,} written"
 
 
 def _size(size: int) -> str:
@@ -104,22 +105,28 @@ def _size(size: int) -> str:
     return counted(size, "byte")
 
 
-def _writer(settings: Settings) -> Writer | None:
-    """Ask the daemon's metrics; ``None`` if they cannot be had."""
-    server = settings.server
-    if not server.port:
-        return None
-    connection = http.client.HTTPConnection(addresses.hosts(server)[0], server.port, timeout=SECONDS)
-    try:
-        connection.request("GET", "/metrics", headers=running.headers(connection, server))
-        answer = connection.getresponse()
-        text = answer.read(_MOST).decode("utf-8", "replace") if answer.status == 200 else ""
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
+def ask_daemon(settings: Settings) -> Writer | str:
+    """Return what the daemon's metrics say, or why they cannot be had."""
+    found = "not asked: its port is not known"
+    for _, connection in running.ways(settings.server, SECONDS):
+        try:
+            connection.request("GET", "/metrics", headers=running.headers(connection, settings.server))
+            answer = connection.getresponse()
+            return _said(answer.status, answer.read(_MOST).decode("utf-8", "replace"))
+        except (OSError, http.client.HTTPException):
+            found = "not running"
+        finally:
+            connection.close()
+    return found
+
+
+def _said(status: int, text: str) -> Writer | str:
+    if status in (401, 403):
+        return "running; it shows its numbers only to a key under [server]"
     found = {name: int(float(number)) for name, number in _METRIC.findall(text)}
-    return Writer(found.get("queue", 0), found.get("dropped", 0), found.get("written", 0)) if found else None
+    if not found:
+        return "running without a ledger, or another program has its port"
+    return Writer(found.get("queue", 0), found.get("dropped", 0), found.get("written", 0))
 
 
 def check(config: Path | None, *, as_json: bool) -> int:

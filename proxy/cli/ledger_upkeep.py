@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from proxy.cli import ledger_asking, loading, terminal
 from proxy.cli.terminal import Exit, Screen, put_json
 from proxy.config.settings import seconds_of
-from proxy.ledger import queries, reading, schema, upkeep
+from proxy.ledger import columns, queries, reading, upkeep
 from proxy.ledger.lock import AlreadyRunningError
 from proxy.protocol.wording import counted
 
@@ -61,9 +61,9 @@ def run_migrate(config: Path | None, *, as_json: bool) -> int:
     except reading.LedgerUnreadableError as error:
         return terminal.failed(str(error), as_json=as_json, code="ledger_unreadable")
     if as_json:
-        put_json({"ok": True, "found": found, "schema": schema.VERSION})
-    elif found == schema.VERSION:
+        put_json({"ok": True, "found": found, "schema": columns.VERSION})
+    elif found == columns.VERSION:
         Screen().line(f"The ledger has schema {found} already.")
     else:
-        Screen().line(f"The ledger was brought from schema {found} to {schema.VERSION}.")
+        Screen().line(f"The ledger was brought from schema {found} to {columns.VERSION}.")
     return Exit.OK

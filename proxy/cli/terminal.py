@@ -13,6 +13,7 @@ import sys
 import textwrap
 import unicodedata
 from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 Style = Literal["plain", "title", "good", "bad", "note", "code"]
 
-_RICH = {"plain": "", "title": "bold", "good": "bold green", "bad": "bold red", "note": "dim", "code": "cyan"}
+_CODES = {"title": "1", "good": "1;32", "bad": "1;31", "note": "2", "code": "36"}
+"""By style, as ECMA-48 has them (SGR)."""
+_RICH = {"title": "bold", "good": "bold green", "bad": "bold red", "note": "dim", "code": "cyan"}
 _IN_ASCII = str.maketrans(
     {"…": "...", "→": "->", "«": '"', "»": '"', "–": "-", "—": "-", "✓": "ok", "✗": "FAILED", "█": "#", "▌": "-"}
     | dict(zip("▁▂▃▄▅▆▇", "_.-=+*%", strict=True))
@@ -44,11 +47,18 @@ class Screen:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
-        self._console: Console | None = None
-        if self._stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
-            from rich.console import Console
+        self._styled = self._stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
-            self._console = Console(file=self._stream, highlight=False, markup=False, emoji=False)
+    @cached_property
+    def _console(self) -> Console:
+        # Made for tables only: loading rich takes longer than most commands take to answer.
+        from rich.console import Console
+
+        return Console(file=self._stream, highlight=False, markup=False, emoji=False)
+
+    def room(self) -> int | None:
+        """Return the width of the terminal; ``None`` if there is none, and so no limit."""
+        return shutil.get_terminal_size().columns if self._stream.isatty() else None
 
     def line(self, text: str = "", style: Style = "plain", *, indent: int = 0) -> None:
         """Print one or more lines. They are not wrapped, so that a command can be copied."""
@@ -60,10 +70,12 @@ class Screen:
     def write(self, text: str, style: Style = "plain") -> None:
         """Print a part of a line, at once."""
         shown = self._shown(text)
-        if self._console is not None and style != "plain":
+        if not self._styled or style == "plain" or not shown:
+            self._stream.write(shown)
+        elif os.name == "nt":  # whose consoles do not all read the codes
             self._console.print(shown, style=_RICH[style], end="", soft_wrap=True)
         else:
-            self._stream.write(shown)
+            self._stream.write(f"\x1b[{_CODES[style]}m{shown}\x1b[0m")
         self._stream.flush()
 
     def prose(self, text: str, style: Style = "plain", *, lead: str = "", indent: int = 0) -> None:
@@ -107,13 +119,14 @@ class Screen:
         right = range(1, len(columns)) if numbers is None else numbers
         rows = [[self._shown(cell) for cell in row] for row in rows]
         widths = [max(map(_cells, (column, *cells))) for column, *cells in zip(columns, *rows, strict=True)]
-        if self._stream.isatty() and table_width(widths, indent) > shutil.get_terminal_size().columns:
+        room = self.room()
+        if room is not None and table_width(widths, indent) > room:
             for number, row in enumerate(rows):
                 if number:
                     self.line()
                 self.pairs(zip(columns, row, strict=True), indent=indent)
             return
-        if self._console is not None:
+        if self._styled:
             from rich.box import SIMPLE_HEAD
             from rich.padding import Padding
             from rich.table import Table

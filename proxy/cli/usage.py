@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from proxy.cli import account, arguments
+from proxy.cli import account
+from proxy.cli.drawing import bar
 from proxy.cli.terminal import Exit, Screen, misused, put_json, table_width
+from proxy.cli.times import UsageError, begin, parse_time
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def run(
     now = datetime.now(UTC).astimezone()
     try:
         start = begin(since, now)
-        end = arguments.parse_time(until, now, "--until", ahead=False) if until else None
-    except arguments.UsageError as error:
+        end = parse_time(until, now, "--until", ahead=False) if until else None
+    except UsageError as error:
         return misused(str(error))
     if end is not None and end <= start:
         return misused("--until must be after --since")
@@ -52,26 +53,9 @@ def run(
     return account.ask(config, show, as_json=as_json)
 
 
-def begin(since: str, now: datetime) -> datetime:
-    """Return the start. A span of days or weeks begins at midnight, so that the first day is complete."""
-    start = arguments.parse_time(since, now, "--since", ahead=False)
-    if re.fullmatch(r"[0-9]+\s*[dw]", since.strip().lower()):
-        # As a local time again: the offset of the zone may differ at that time.
-        return datetime(start.year, start.month, start.day).astimezone()
-    return start
-
-
 def cost(totals: UsageTotals) -> Decimal | None:
     """Return the cost, under its current name or that of SDK 8."""
     return totals.total_cost if totals.total_cost is not None else totals.total_request_cost
-
-
-def bar(value: Decimal | int, most: Decimal | int, width: int) -> str:
-    """Return a bar of up to `width` characters: at least one for a value above 0."""
-    if not most or value <= 0:
-        return ""
-    halves = max(1, round(2 * width * value / most))
-    return "█" * (halves // 2) + "▌" * (halves % 2)
 
 
 def _draw(screen: Screen, days: Sequence[UsageDay], totals: UsageTotals | None) -> None:

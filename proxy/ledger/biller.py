@@ -6,7 +6,7 @@ import re
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.ledger.schema import NANO_PER_DOLLAR, Bill
+from proxy.ledger.columns import NANO_PER_DOLLAR, Bill
 from proxy.protocol.headers import PROXY_ID
 
 if TYPE_CHECKING:

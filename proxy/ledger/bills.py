@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import bindparam, select, text, update
 
 from proxy.ledger import rollups
+from proxy.ledger.columns import TOKENS, Bill, State
 from proxy.ledger.costs import PRICED, AttemptCost, Source, cost_of
-from proxy.ledger.schema import TOKENS, Bill, State, attempts, holds, requests
+from proxy.ledger.schema import attempts, holds, requests
 from proxy.protocol.token_classes import TokenClasses
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Call(NamedTuple):
 
 
 class Billed(NamedTuple):
-    """A request with its calls. ``tokens`` are in the order of ``schema.TOKENS``."""
+    """A request with its calls. ``tokens`` are in the order of ``columns.TOKENS``."""
 
     seq: int
     id: bytes

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from sqlalchemy import case, func, select
 
 from proxy.ledger import biller
+from proxy.ledger.columns import Bill, OutboxState, State
 from proxy.ledger.matching import Verdict
 from proxy.ledger.reconcile import SECOND_US
-from proxy.ledger.schema import Bill, OutboxState, State, attempts, outbox, requests
+from proxy.ledger.schema import attempts, outbox, requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence

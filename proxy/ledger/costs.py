@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.ledger.schema import Bill
+from proxy.ledger.columns import Bill
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,7 +61,7 @@ class RequestCost(NamedTuple):
 
 
 def source_of(attempt: AttemptCost) -> Source:
-    """Return the source of one attempt's cost. (``queries._source`` says the same in SQL.)"""
+    """Return the source of one attempt's cost. (``queries._SOURCE`` says the same in SQL.)"""
     if attempt.bill == Bill.COMPLETED and attempt.billed is not None:
         return Source.BILLED
     if attempt.bill == Bill.UNMETERED:

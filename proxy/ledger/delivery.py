@@ -19,8 +19,8 @@ from proxy.lava.errors import (
 )
 from proxy.ledger import outbox_rows
 from proxy.ledger.accounts import accounts_of
+from proxy.ledger.columns import OutboxState
 from proxy.ledger.outbox_rows import Result
-from proxy.ledger.schema import OutboxState
 from proxy.protocol.headers import PROXY_ID
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from sqlalchemy import select
 from proxy.ledger import matching, rollups
 from proxy.ledger.bills import Call, cost_columns, take_turn
 from proxy.ledger.books import Subtotal
+from proxy.ledger.columns import Bill, Kind, State
 from proxy.ledger.matching import Verdict
 from proxy.ledger.names import find_numbers
 from proxy.ledger.rows import ID_BYTES, id_bytes
-from proxy.ledger.schema import Bill, Kind, State, attempts, requests
+from proxy.ledger.schema import attempts, requests
 from proxy.ledger.store import new_seqs
 from proxy.protocol.record import Outcome
 

@@ -17,10 +17,10 @@ from sqlalchemy import bindparam, text
 
 from proxy.ledger import queries
 from proxy.ledger.budgeting import Claimed
+from proxy.ledger.columns import Kind
 from proxy.ledger.leases import LEASE_SECONDS
 from proxy.ledger.names import Names, find_numbers
 from proxy.ledger.rows import id_bytes
-from proxy.ledger.schema import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

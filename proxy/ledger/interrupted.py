@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import bindparam, select, text
 
 from proxy.ledger import rollups
+from proxy.ledger.columns import Kind, State
 from proxy.ledger.leases import living
 from proxy.ledger.rows import cost_kind
-from proxy.ledger.schema import Kind, State, attempts, names, requests
+from proxy.ledger.schema import attempts, names, requests
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

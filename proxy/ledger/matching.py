@@ -14,9 +14,10 @@ from sqlalchemy import bindparam, delete, select
 
 from proxy.ledger.biller import BillerRecord
 from proxy.ledger.bills import Bookings
+from proxy.ledger.columns import Bill, Kind, State
 from proxy.ledger.names import find_numbers
 from proxy.ledger.rows import id_bytes, request_id_of
-from proxy.ledger.schema import Bill, Kind, State, attempts, reconciliation, requests
+from proxy.ledger.schema import attempts, reconciliation, requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import bindparam, select, text, tuple_
 
-from proxy.ledger.schema import Kind, names
+from proxy.ledger.columns import Kind
+from proxy.ledger.schema import names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

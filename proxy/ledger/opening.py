@@ -125,7 +125,7 @@ def set_aside(path: Path) -> Path:
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the schema up to date in one transaction. Raises ``schema.NewerSchemaError``."""
+    """Bring the schema up to date in one transaction. Raises ``columns.NewerSchemaError``."""
     with connection.begin():
         if connection.dialect.name == "postgresql":
             # One daemon at a time: two that start together on an empty database would both create the tables.

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import delete, func, select, update
 
+from proxy.ledger.columns import INTENT_BODY, Kind, OutboxState
 from proxy.ledger.leases import Duty, leads, living
 from proxy.ledger.names import find_numbers
 from proxy.ledger.rows import id_bytes, request_id_of, usage_of
-from proxy.ledger.schema import Kind, OutboxState, attempts, names, outbox
+from proxy.ledger.schema import attempts, names, outbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +32,6 @@ MAX_PROBLEM: Final = 300
 MAX_WAIT_US: Final = 600_000_000
 """No letter waits as long as this. One that seems to is due: the clock was set back."""
 
-INTENT_BODY: Final = '{"daemon":'
-"""So begins the body of a row that has no usage yet."""
 _INTENT, _READY, _DEAD = map(int, (OutboxState.INTENT, OutboxState.READY, OutboxState.DEAD))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import and_, delete, func, select, text
 
-from proxy.ledger import schema
+from proxy.ledger import columns, schema
 from proxy.protocol.token_classes import TokenClasses
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ def billed_calls(connection: Connection, limit: int) -> list[BilledCall]:
     """Return the newest billed calls of requests with one call, oldest first."""
     attempts, requests = schema.attempts, schema.requests
     providers, models, other = schema.names.alias(), schema.names.alias(), attempts.alias()
-    counts = [requests.c[name] for name in schema.TOKENS]
+    counts = [requests.c[name] for name in columns.TOKENS]
     rows = connection.execute(
         select(providers.c.text, models.c.text, attempts.c.billed, *counts)
         .join(requests, requests.c.seq == attempts.c.request)
         .join(providers, providers.c.id == attempts.c.provider)
         .join(models, models.c.id == attempts.c.model)
-        .where(attempts.c.bill == schema.Bill.COMPLETED, attempts.c.billed.is_not(None))
+        .where(attempts.c.bill == columns.Bill.COMPLETED, attempts.c.billed.is_not(None))
         .where(attempts.c.request > select(func.coalesce(func.max(attempts.c.request), 0) - _AMONG).scalar_subquery())
         .where(
             ~select(other.c.number)
@@ -90,14 +90,14 @@ def named(connection: Connection, bills: Sequence[NewBill]) -> list[BilledCall]:
 def store(
     connection: Connection,
     changed: Mapping[tuple[str, str], Learned],
-    number_of: Callable[[schema.Kind, str], int],
+    number_of: Callable[[columns.Kind, str], int],
     now_us: int,
 ) -> None:
     """Store what ``Learning.changed`` returned. ``number_of`` returns the number of a name in ``names``."""
     prices = schema.prices
     for (provider_name, model_name), learned in changed.items():
-        provider = number_of(schema.Kind.PROVIDER, provider_name)
-        model = number_of(schema.Kind.MODEL, model_name)
+        provider = number_of(columns.Kind.PROVIDER, provider_name)
+        model = number_of(columns.Kind.MODEL, model_name)
         connection.execute(delete(prices).where(prices.c.provider == provider, prices.c.model == model))
         if learned.prices:
             connection.execute(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import bindparam, text
 
-from proxy.ledger.schema import Kind, State
+from proxy.ledger.columns import Kind, State
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

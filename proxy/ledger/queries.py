@@ -6,48 +6,43 @@ exact to the microsecond and fast over months. What only the rows know (session,
 time, so that no transaction is long. A request counts from when it has ended, in the hour in which it was received.
 
 What a request cost is decided in ``costs.py``; the expressions below say the same in SQL, and a test holds both together.
+
+The questions are written in the SQL that SQLite and PostgreSQL share, because SQLAlchemy takes a quarter of a second to import,
+longer than most questions take: a command asks a file by ``sqlite3`` alone. What is put into the text is names of columns and
+integers; other values are bound.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
-
-from sqlalchemy import and_, bindparam, case, func, literal, or_, select
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from proxy.ledger import histogram
-from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of
-from proxy.ledger.outbox_rows import INTENT_BODY
+from proxy.ledger.columns import INTENT_BODY, ROLLUP_KEY, ROLLUP_SUMS, TOKENS, Bill, Kind, OutboxState, State
+from proxy.ledger.costs import AttemptCost, RequestCost, Source, cost_of, source_of
 from proxy.ledger.rows import request_id_of
-from proxy.ledger.schema import (
-    ROLLUP_KEY,
-    ROLLUP_SUMS,
-    TOKENS,
-    Bill,
-    Kind,
-    OutboxState,
-    State,
-    attempts,
-    holds,
-    names,
-    outbox,
-    requests,
-    rollups,
-)
 from proxy.protocol.clients import hashed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import tzinfo
 
-    from sqlalchemy import ColumnElement, Connection, Select
+    import sqlalchemy
+
+    Connection = sqlite3.Connection | sqlalchemy.Connection
 
 HOUR_US: Final = 3_600_000_000
 DAY_US: Final = 24 * HOUR_US
 _MANY: Final = 500
-"""Names asked for at once: SQLite takes 999 parameters in its oldest versions."""
+"""Numbers asked for at once."""
+
+_RECENT: Final = 50_000
+"""Requests that ``left_prices`` looks at."""
+
+_ROUNDED: Final = tuple(10**digits for digits in range(7, 0, -1))
 
 _FETCHED: Final = 20_000
 """Rows of rollups fetched at once."""
@@ -75,6 +70,13 @@ _ONLY_IN_ROWS: Final = {"session", "model"}
 """Filters that rollups cannot answer: a request has a model that was asked for and one that served."""
 
 _Hours = tuple[int | None, int | None]
+
+
+class Answer(Protocol):
+    """Rows: a cursor of ``sqlite3``, or a result of SQLAlchemy."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def fetchmany(self, size: int, /) -> Sequence[Any]: ...
 
 
 class UnknownNameError(Exception):
@@ -131,6 +133,8 @@ class Row(NamedTuple):
     attempts: int
     lava_id: str | None
     """Of the last attempt that has one."""
+    prices: str | None
+    """The price table, with its version and date, of the last estimate in ``cost``."""
     cost: RequestCost
 
 
@@ -200,6 +204,28 @@ class Spent(NamedTuple):
     unknown_requests: int
 
 
+def ask(connection: Connection, query: str, values: Mapping[str, object] | None = None) -> Answer:
+    """Return the rows of the answer. ``values`` are bound to ``:names``."""
+    if isinstance(connection, sqlite3.Connection):
+        return connection.execute(query, values or {})
+    from sqlalchemy import text
+
+    return connection.execute(text(query), values or {})
+
+
+def _one(connection: Connection, query: str) -> Sequence[Any]:
+    """The only row."""
+    found: tuple[Any, ...]
+    [found] = ask(connection, query)
+    return found
+
+
+def _number(connection: Connection, query: str) -> int:
+    """The only value."""
+    [(found,)] = ask(connection, query)
+    return int(found)
+
+
 # Names
 
 
@@ -208,21 +234,21 @@ def texts(connection: Connection, ids: Iterable[int | None]) -> dict[int, str]:
     wanted = sorted({each for each in ids if each})
     found: dict[int, str] = {}
     for start in range(0, len(wanted), _MANY):
-        query = select(names.c.id, names.c.text).where(names.c.id.in_(wanted[start : start + _MANY]))
-        found.update((row.id, row.text) for row in connection.execute(query))
+        query = f"SELECT id, text FROM names WHERE {_among('id', wanted[start : start + _MANY])}"
+        found.update((number, text) for number, text in ask(connection, query))
     return found
 
 
 def known(connection: Connection, kind: Kind, limit: int = 10) -> list[str]:
     """Return names of this kind, the newest first."""
-    query = select(names.c.text).where(names.c.kind == int(kind)).order_by(names.c.id.desc()).limit(limit)
-    return list(connection.scalars(query))
+    query = f"SELECT text FROM names WHERE kind = {kind} ORDER BY id DESC LIMIT {int(limit)}"
+    return [text for (text,) in ask(connection, query)]
 
 
 def number_of(connection: Connection, kind: Kind, text: str) -> int | None:
     """Return the number of a name, or ``None`` if the ledger has no such name."""
-    query = select(names.c.id).where(names.c.kind == int(kind), names.c.text == text)
-    return connection.execute(query).scalar_one_or_none()
+    query = f"SELECT id FROM names WHERE kind = {kind} AND text = :text"
+    return next((number for (number,) in ask(connection, query, {"text": text})), None)
 
 
 def stored_session(connection: Connection, session: str) -> str:
@@ -247,30 +273,95 @@ def _numbers(connection: Connection, wanted: Filter) -> dict[str, int]:
     return found
 
 
+def price_tables(connection: Connection) -> list[str]:
+    """Return the price tables that estimates in the ledger are by, with version and date, the newest first."""
+    return known(connection, Kind.PRICES, 3)
+
+
 # Rows
 
 
-def _row_conditions(
-    numbers: Mapping[str, int], since_us: int | None, until_us: int | None
-) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    for what, number in numbers.items():
-        if what == "model":
-            conditions.append(or_(requests.c.asked == number, requests.c.served == number))
-        else:
-            conditions.append(requests.c[what] == number)
-    if since_us is not None:
-        conditions.append(requests.c.received_us >= since_us)
-    if until_us is not None:
-        conditions.append(requests.c.received_us < until_us)
-    return conditions
+def _among(column: str, numbers: Iterable[int]) -> str:
+    return f"{column} IN ({', '.join(str(int(each)) for each in numbers) or 'NULL'})"
+
+
+def _where(conditions: Sequence[str]) -> str:
+    return f" WHERE {' AND '.join(conditions)}" if conditions else ""
+
+
+def _within(column: str, first: int | None, end: int | None) -> list[str]:
+    bounds = ((">=", first), ("<", end))
+    return [f"{column} {sign} {int(bound)}" for sign, bound in bounds if bound is not None]
+
+
+def _row_conditions(numbers: Mapping[str, int], since_us: int | None, until_us: int | None) -> list[str]:
+    conditions = [
+        f"(requests.asked = {number} OR requests.served = {number})"
+        if what == "model"
+        else f"requests.{what} = {number}"
+        for what, number in numbers.items()
+    ]
+    return conditions + _within("requests.received_us", since_us, until_us)
+
+
+_COLUMNS: Final = (
+    *("seq", "id", "received_us", "first_byte_us", "duration_us", "project", "provider", "asked", "served", "dialect"),
+    *("endpoint", "streamed", "outcome", "status", "error", "bytes_in", "bytes_out", "tool", "session", "agent"),
+    *("tags", *TOKENS, "state"),
+)
+
+
+def _select_rows(conditions: Sequence[str], order: str, limit: int) -> str:
+    return f"SELECT {', '.join(_COLUMNS)} FROM requests{_where(conditions)} ORDER BY {order} LIMIT {int(limit)}"
 
 
 def newest(connection: Connection, wanted: Filter, limit: int) -> list[Row]:
     """Return the newest requests, the newest last. Raises ``UnknownNameError``."""
-    conditions = _row_conditions(_numbers(connection, wanted), wanted.since_us, wanted.until_us)
-    query = select(requests).where(*conditions).order_by(requests.c.received_us.desc(), requests.c.seq.desc())
-    return _rows(connection, connection.execute(query.limit(limit)).all()[::-1])
+    numbers = _numbers(connection, wanted)
+    order = "received_us DESC, seq DESC"
+    if "session" in numbers or not numbers.keys() - {"model"}:
+        conditions = _row_conditions(numbers, wanted.since_us, wanted.until_us)
+        return _rows(connection, list(ask(connection, _select_rows(conditions, order, limit)))[::-1])
+    # The sums per hour say where such requests are: to search for the few of a project may take a walk through all rows.
+    conditions = [*_row_conditions(numbers, wanted.since_us, wanted.until_us), f"state = {State.OPEN}"]
+    running = list(ask(connection, _select_rows(conditions, order, limit)))
+    ended: list[Sequence[Any]] = []
+    for since_us, until_us in _spans(connection, numbers, wanted, limit):
+        conditions = [*_row_conditions(numbers, since_us, until_us), f"state <> {State.OPEN}"]
+        ended += ask(connection, _select_rows(conditions, order, limit - len(ended)))
+        if len(ended) == limit:
+            break
+    place = itemgetter(_COLUMNS.index("received_us"), _COLUMNS.index("seq"))
+    return _rows(connection, sorted([*running, *ended], key=place)[-limit:])
+
+
+def _spans(
+    connection: Connection, numbers: Mapping[str, int], wanted: Filter, limit: int
+) -> Iterator[tuple[int | None, int | None]]:
+    """Yield windows that have ``limit`` such requests that have ended, or all of them, the newest first.
+
+    (If a model is asked for, they may be fewer: rollups have the model that served alone.)
+    """
+    first = None if wanted.since_us is None else wanted.since_us // HOUR_US
+    end = None if wanted.until_us is None else -(-wanted.until_us // HOUR_US)
+    keys = {name: number for name, number in numbers.items() if name != "model"}
+    where = _where(_rollup_conditions(keys, (first, end)))
+    hours = ask(connection, f"SELECT hour, SUM(requests) FROM rollups{where} GROUP BY hour ORDER BY hour DESC")
+
+    def window(oldest: int, newest: int) -> tuple[int | None, int | None]:
+        start, stop = oldest * HOUR_US, (newest + 1) * HOUR_US
+        return max(start, wanted.since_us or start), stop if wanted.until_us is None else min(stop, wanted.until_us)
+
+    span: tuple[int, int] | None = None
+    count = 0
+    for hour, requests in hours:
+        if span is not None and (hour != span[0] - 1 or count >= limit):
+            yield window(*span)
+            span, count = None, 0
+        span = (hour, hour if span is None else span[1])
+        count += requests
+    if span is not None:
+        yield window(*span)
 
 
 def page(connection: Connection, wanted: Filter, after: tuple[int, int] | None, limit: int) -> list[Row]:
@@ -282,10 +373,9 @@ def page(connection: Connection, wanted: Filter, after: tuple[int, int] | None, 
     if after is not None:
         received_us, seq = after
         # The first condition alone is what an index can use.
-        conditions.append(requests.c.received_us >= received_us)
-        conditions.append(or_(requests.c.received_us > received_us, requests.c.seq > seq))
-    query = select(requests).where(*conditions).order_by(requests.c.received_us, requests.c.seq)
-    return _rows(connection, connection.execute(query.limit(limit)).all())
+        conditions.append(f"received_us >= {received_us}")
+        conditions.append(f"(received_us > {received_us} OR seq > {seq})")
+    return _rows(connection, list(ask(connection, _select_rows(conditions, "received_us, seq", limit))))
 
 
 def arrived(connection: Connection, wanted: Filter, after: int, running: Iterable[int], limit: int = 1000) -> list[Row]:
@@ -297,15 +387,25 @@ def arrived(connection: Connection, wanted: Filter, after: int, running: Iterabl
         numbers = _numbers(connection, wanted)
     except UnknownNameError:
         return []
-    conditions = _row_conditions(numbers, wanted.since_us, wanted.until_us)
-    newer = or_(requests.c.seq > after, requests.c.seq.in_(sorted(running)[:_MANY]))
-    query = select(requests).where(newer, *conditions).order_by(requests.c.seq).limit(limit)
-    return _rows(connection, connection.execute(query).all())
+    newer = f"(seq > {after} OR {_among('seq', sorted(running))})"
+    conditions = [newer, *_row_conditions(numbers, wanted.since_us, wanted.until_us)]
+    return _rows(connection, list(ask(connection, _select_rows(conditions, "seq", limit))))
 
 
 def last_seq(connection: Connection) -> int:
     """Return the largest ``seq``; 0 in an empty ledger."""
-    return connection.execute(select(func.max(requests.c.seq))).scalar_one() or 0
+    return _number(connection, "SELECT COALESCE(MAX(seq), 0) FROM requests")
+
+
+def running(connection: Connection) -> set[int]:
+    """Return the ``seq`` of the requests that have not ended."""
+    return {seq for (seq,) in ask(connection, f"SELECT seq FROM requests WHERE state = {State.OPEN}")}
+
+
+def id_at(connection: Connection, seq: int) -> str | None:
+    """Return the id of the request with this ``seq``: another one, or none, if a new ledger has begun."""
+    found = ask(connection, f"SELECT id FROM requests WHERE seq = {int(seq)}")
+    return next((request_id_of(bytes(stored)) for (stored,) in found), None)
 
 
 _NAMED: Final = (
@@ -314,14 +414,16 @@ _NAMED: Final = (
 )
 
 
-def _rows(connection: Connection, found: Sequence[Any]) -> list[Row]:
-    columns = [each._mapping for each in found]
-    named = texts(connection, (each[name] for each in columns for name in _NAMED))
+def _rows(connection: Connection, found: Iterable[Sequence[Any]]) -> list[Row]:
+    columns = [dict(zip(_COLUMNS, each, strict=True)) for each in found]
     calls = _attempts(connection, [each["seq"] for each in columns])
+    used = [each[name] for each in columns for name in _NAMED]
+    named = texts(connection, (*used, *(call.prices for own in calls.values() for call in own)))
     rows = []
     for each in columns:
         own = calls.get(each["seq"], [])
         with_id = [call.lava_id for call in own if call.lava_id]
+        estimates = [call.prices for call in own if source_of(call.cost) in (Source.PENDING, Source.ESTIMATED)]
         text = {name: named.get(each[name] or 0) for name in _NAMED}
         rows.append(
             Row(
@@ -350,6 +452,7 @@ def _rows(connection: Connection, found: Sequence[Any]) -> list[Row]:
                 tokens={name: each[name] for name in TOKENS},
                 attempts=len(own),
                 lava_id=with_id[-1] if with_id else None,
+                prices=named.get(estimates[-1] or 0) if estimates else None,
                 cost=cost_of(call.cost for call in own),
             )
         )
@@ -358,21 +461,20 @@ def _rows(connection: Connection, found: Sequence[Any]) -> list[Row]:
 
 class _Call(NamedTuple):
     lava_id: str | None
+    prices: int | None
     cost: AttemptCost
 
 
 def _attempts(connection: Connection, seqs: Sequence[int]) -> dict[int, list[_Call]]:
-    columns = attempts.c
     found: dict[int, list[_Call]] = {}
     for start in range(0, len(seqs), _MANY):
         query = (
-            select(columns.request, columns.lava_id, columns.sent, columns.bill, columns.billed, columns.estimated)
-            .where(columns.request.in_(seqs[start : start + _MANY]))
-            .order_by(columns.request, columns.number)
+            "SELECT request, lava_id, prices, sent, bill, billed, estimated FROM attempts "
+            f"WHERE {_among('request', seqs[start : start + _MANY])} ORDER BY request, number"
         )
-        for request, lava_id, sent, bill, billed, estimated in connection.execute(query):
+        for request, lava_id, prices, sent, bill, billed, estimated in ask(connection, query):
             cost = AttemptCost(None if sent is None else bool(sent), bill, billed, estimated)
-            found.setdefault(request, []).append(_Call(lava_id, cost))
+            found.setdefault(request, []).append(_Call(lava_id, prices, cost))
     return found
 
 
@@ -389,11 +491,11 @@ def sums(connection: Connection, wanted: Filter) -> Totals:
         hours, edges = parts(wanted.since_us, wanted.until_us)
     total = Totals()
     if hours is not None:
-        query = select(*_rollup_sums()).where(*_rollup_conditions(numbers, hours))
-        total = _sums(connection.execute(query).one())
+        query = f"SELECT {_SUMS} FROM rollups{_where(_rollup_conditions(numbers, hours))}"
+        total = _sums(_one(connection, query))
     for since_us, until_us in edges:
-        for query in _batches(connection, numbers, since_us, until_us):
-            total = total.plus(_sums(connection.execute(select(*_costed_sums(query))).one()))
+        for costed in _batches(connection, numbers, since_us, until_us):
+            total = total.plus(_sums(_one(connection, f"SELECT {_COSTED_SUMS} FROM ({costed}) AS costed")))
     return total
 
 
@@ -401,8 +503,9 @@ def sums_by_agent(connection: Connection, wanted: Filter) -> dict[str | None, To
     """Return the sums of each agent, by its name: ``None`` is what was asked by no sub-agent. Raises ``UnknownNameError``."""
     found: dict[int, Totals] = {}
     numbers = _numbers(connection, wanted)
-    for query in _batches(connection, numbers, wanted.since_us, wanted.until_us):
-        for agent, *columns in connection.execute(select(query.c.agent, *_costed_sums(query)).group_by(query.c.agent)):
+    for costed in _batches(connection, numbers, wanted.since_us, wanted.until_us):
+        query = f"SELECT agent, {_COSTED_SUMS} FROM ({costed}) AS costed GROUP BY agent"
+        for agent, *columns in ask(connection, query):
             found[agent] = found.get(agent, Totals()).plus(_sums(columns))
     named = texts(connection, found)
     return {named.get(agent): each for agent, each in found.items()}
@@ -416,38 +519,14 @@ def spent(connection: Connection, project: str, since_us: int) -> Spent:
 
 def spent_by(connection: Connection, project: int, since_us: int, until_us: int) -> Spent:
     """Return what a project, by its number, has spent on requests received from ``since_us`` up to and without ``until_us``."""
-    sums, staying = _spent_statements()
     hours, edges = parts(since_us, until_us)
-    windows = [(rollups, hours)] if hours is not None and hours[0] != hours[1] else []
+    windows = [] if hours is None or hours[0] == hours[1] else [(_SPENT_IN_ROLLUPS, hours)]
     found = [0, 0, 0, 0]
-    for table, (begin, end) in [*windows, *((requests, edge) for edge in edges)]:
-        row = connection.execute(sums[table.name], {"project": project, "begin": begin, "end": end}).one()
+    for query, (begin, end) in [*windows, *((_SPENT_IN_ROWS, edge) for edge in edges)]:
+        [row] = ask(connection, query, {"project": project, "begin": begin, "end": end})
         found = [total + int(each) for total, each in zip(found, row, strict=True)]
-    tokens, nano = connection.execute(staying, {"project": project, "begin": since_us, "end": until_us}).one()
+    [(tokens, nano)] = ask(connection, _STAYING, {"project": project, "begin": since_us, "end": until_us})
     return Spent(found[0], found[1] + int(tokens), found[2] + int(nano), found[3])
-
-
-@cache
-def _spent_statements() -> tuple[dict[str, Select[Any]], Select[Any]]:
-    """Return the sums over the rollups and over the rows of a window, and those of the estimates that stay. Made once."""
-
-    def window(project: ColumnElement[int], time: ColumnElement[int]) -> list[ColumnElement[bool]]:
-        return [project == bindparam("project"), time >= bindparam("begin"), time < bindparam("end")]
-
-    rows = _costed_where([requests.c.state != int(State.OPEN), *window(requests.c.project, requests.c.received_us)])
-    tables = {
-        rollups.name: select(*_rollup_sums()).where(*window(rollups.c.project, rollups.c.hour)).subquery(),
-        requests.name: select(*_costed_sums(rows)).subquery(),
-    }
-    statements = {}
-    for name, table in tables.items():
-        sent = sum((table.c[f"{each.word}_requests"] for each in Source if each is not Source.NONE), literal(0))
-        tokens = sum((table.c[each] for each in BILLED_TOKENS), literal(0))
-        statements[name] = select(
-            sent, tokens, table.c.billed + table.c.pending + table.c.estimated, table.c.unknown_requests
-        )
-    staying = select(func.coalesce(func.sum(holds.c.tokens), 0), func.coalesce(func.sum(holds.c.nano), 0))
-    return statements, staying.where(*window(holds.c.project, holds.c.at_us), holds.c.expires_us.is_(None))
 
 
 def parts(since_us: int | None, until_us: int | None) -> tuple[_Hours | None, list[tuple[int | None, int | None]]]:
@@ -464,18 +543,11 @@ def parts(since_us: int | None, until_us: int | None) -> tuple[_Hours | None, li
     return (first, end), edges
 
 
-def _rollup_conditions(numbers: Mapping[str, int], hours: _Hours) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [rollups.c[what] == number for what, number in numbers.items()]
-    first, end = hours
-    if first is not None:
-        conditions.append(rollups.c.hour >= first)
-    if end is not None:
-        conditions.append(rollups.c.hour < end)
-    return conditions
+def _rollup_conditions(numbers: Mapping[str, int], hours: _Hours) -> list[str]:
+    return [*(f"rollups.{what} = {number}" for what, number in numbers.items()), *_within("rollups.hour", *hours)]
 
 
-def _rollup_sums() -> list[ColumnElement[int]]:
-    return [func.coalesce(func.sum(rollups.c[name]), 0).label(name) for name in ROLLUP_SUMS]
+_SUMS: Final = ", ".join(f"COALESCE(SUM({name}), 0) AS {name}" for name in ROLLUP_SUMS)
 
 
 def _sums(columns: Iterable[Any]) -> Totals:
@@ -483,101 +555,112 @@ def _sums(columns: Iterable[Any]) -> Totals:
     return Totals(*(int(each) for each in columns))
 
 
-ROW_KEY: Final[Mapping[str, ColumnElement[int]]] = {
-    "hour": (requests.c.received_us // HOUR_US).label("hour"),
-    "project": requests.c.project.label("project"),
-    "provider": func.coalesce(requests.c.provider, 0).label("provider"),
-    "model": func.coalesce(requests.c.served, requests.c.asked, 0).label("model"),
-    "tool": func.coalesce(requests.c.tool, 0).label("tool"),
-    "outcome": func.coalesce(requests.c.outcome, 0).label("outcome"),
-    "session": func.coalesce(requests.c.session, 0).label("session"),
-    "agent": func.coalesce(requests.c.agent, 0).label("agent"),
+_ROW_KEY: Final = {
+    "hour": f"requests.received_us / {HOUR_US}",
+    "project": "requests.project",
+    "provider": "COALESCE(requests.provider, 0)",
+    "model": "COALESCE(requests.served, requests.asked, 0)",
+    "tool": "COALESCE(requests.tool, 0)",
+    "outcome": "COALESCE(requests.outcome, 0)",
+    "session": "COALESCE(requests.session, 0)",
+    "agent": "COALESCE(requests.agent, 0)",
 }
 """How a row's key in ``rollups`` follows from the row; and what only rows have."""
 
-
-def _source() -> ColumnElement[int]:
-    """The same as ``costs.source_of``, in SQL. An attempt that is not there (an outer join) has no source."""
-    columns = attempts.c
-    return case(
-        (columns.request.is_(None), int(Source.NONE)),
-        (and_(columns.bill == int(Bill.COMPLETED), columns.billed.is_not(None)), int(Source.BILLED)),
-        (columns.bill == int(Bill.UNMETERED), int(Source.UNMETERED)),
-        (columns.bill == int(Bill.PENDING), int(Source.PENDING)),
-        (columns.sent == 0, int(Source.NONE)),
-        (columns.estimated.is_(None), int(Source.UNKNOWN)),
-        else_=int(Source.ESTIMATED),
-    )
+_SOURCE: Final = (
+    # The same as ``costs.source_of``. An attempt that is not there (an outer join) has no source.
+    f"CASE WHEN attempts.request IS NULL THEN {Source.NONE} "
+    f"WHEN attempts.bill = {Bill.COMPLETED} AND attempts.billed IS NOT NULL THEN {Source.BILLED} "
+    f"WHEN attempts.bill = {Bill.UNMETERED} THEN {Source.UNMETERED} "
+    f"WHEN attempts.bill = {Bill.PENDING} THEN {Source.PENDING} "
+    f"WHEN attempts.sent = 0 THEN {Source.NONE} "
+    f"WHEN attempts.estimated IS NULL THEN {Source.UNKNOWN} ELSE {Source.ESTIMATED} END"
+)
 
 
-def _costed(connection: Connection, numbers: Mapping[str, int], since_us: int | None, until_us: int | None) -> Any:
+def _amount(of: Source, column: str) -> str:
+    return f"COALESCE(SUM(CASE WHEN {_SOURCE} = {of} THEN attempts.{column} END), 0) AS {of.word}"
+
+
+_COSTED_COLUMNS: Final = ", ".join(
+    [
+        *(f"{expression} AS {name}" for name, expression in _ROW_KEY.items()),
+        *(f"requests.{name}" for name in (*TOKENS, "streamed", "bytes_in", "bytes_out", "first_byte_us")),
+        f"MAX({_SOURCE}) AS source",
+        _amount(Source.BILLED, "billed"),
+        _amount(Source.PENDING, "estimated"),
+        _amount(Source.ESTIMATED, "estimated"),
+    ]
+)
+
+
+def _costed(connection: Connection, numbers: Mapping[str, int], since_us: int | None, until_us: int | None) -> str:
     """One line per request that has ended: its key, what ``rollups`` add up of it, and the source of its cost."""
-    conditions = _row_conditions(numbers, None, None)
+    conditions = [f"requests.state <> {State.OPEN}", *_row_conditions(numbers, None, None)]
     if since_us is not None or until_us is not None:
-        window = _row_conditions({}, since_us, until_us)
         if "session" not in numbers:
             # By seq, and not by time: grouping by seq then needs no sorting, and without bounds it would read the whole table.
-            bounds = select(func.min(requests.c.seq), func.max(requests.c.seq)).where(*window)
-            first, last = connection.execute(bounds).one()
-            conditions += [requests.c.seq >= (first or 0), requests.c.seq <= (last or 0)]
-        received = requests.c.received_us + 0  # no index of it
-        if since_us is not None:
-            conditions.append(received >= since_us)
-        if until_us is not None:
-            conditions.append(received < until_us)
-    return _costed_where([requests.c.state != int(State.OPEN), *conditions])
+            window = _where(_row_conditions({}, since_us, until_us))
+            first, last = _one(connection, f"SELECT MIN(seq), MAX(seq) FROM requests{window}")
+            conditions += [f"requests.seq >= {first or 0}", f"requests.seq <= {last or 0}"]
+        conditions += _within("requests.received_us + 0", since_us, until_us)  # no index of it
+    return _costed_where(conditions)
 
 
-def _costed_where(conditions: Sequence[ColumnElement[bool]]) -> Any:
-    source = _source()
-
-    def amount(of: Source, column: ColumnElement[int | None]) -> ColumnElement[int]:
-        return func.coalesce(func.sum(case((source == int(of), column), else_=None)), 0)
-
+def _costed_where(conditions: Sequence[str]) -> str:
     return (
-        select(
-            *ROW_KEY.values(),
-            *(requests.c[name] for name in TOKENS),
-            *(requests.c[name] for name in ("streamed", "bytes_in", "bytes_out", "first_byte_us")),
-            func.max(source).label("source"),
-            amount(Source.BILLED, attempts.c.billed).label("billed"),
-            amount(Source.PENDING, attempts.c.estimated).label("pending"),
-            amount(Source.ESTIMATED, attempts.c.estimated).label("estimated"),
-        )
-        .select_from(requests.outerjoin(attempts, attempts.c.request == requests.c.seq))
-        .where(*conditions)
-        .group_by(requests.c.seq)
-        .subquery()
+        f"SELECT {_COSTED_COLUMNS} FROM requests LEFT JOIN attempts ON attempts.request = requests.seq"
+        f"{_where(conditions)} GROUP BY requests.seq"
     )
 
 
-def _costed_sums(costed: Any) -> list[ColumnElement[int]]:
-    columns = costed.c
-    counted = {
-        "requests": func.count(),
-        "streamed_requests": func.sum(case((columns.streamed == 1, 1), else_=0)),
-        **{
-            f"{source.word}_requests": func.sum(case((columns.source == int(source), 1), else_=0))
-            for source in Source
-            if source is not Source.NONE
-        },
-    }
-    return [
-        func.coalesce(counted[name] if name in counted else func.sum(columns[name]), 0).label(name)
-        for name in ROLLUP_SUMS
+_COUNTED: Final = {
+    "requests": "COUNT(*)",
+    "streamed_requests": "SUM(CASE WHEN streamed = 1 THEN 1 ELSE 0 END)",
+    **{
+        f"{source.word}_requests": f"SUM(CASE WHEN source = {source} THEN 1 ELSE 0 END)"
+        for source in Source
+        if source is not Source.NONE
+    },
+}
+_COSTED_SUMS: Final = ", ".join(f"COALESCE({_COUNTED.get(name, f'SUM({name})')}, 0) AS {name}" for name in ROLLUP_SUMS)
+
+
+def _of_project(project: str, time: str) -> list[str]:
+    return [f"{project} = :project", f"{time} >= :begin", f"{time} < :end"]
+
+
+_SPENT: Final = ", ".join(
+    [
+        " + ".join(f"{source.word}_requests" for source in Source if source is not Source.NONE),
+        " + ".join(BILLED_TOKENS),
+        "billed + pending + estimated",
+        "unknown_requests",
     ]
+)
+_SPENT_IN_ROLLUPS: Final = (
+    f"SELECT {_SPENT} FROM (SELECT {_SUMS} FROM rollups{_where(_of_project('project', 'hour'))}) AS summed"
+)
+_SPENT_ROWS: Final = _costed_where(
+    [f"requests.state <> {State.OPEN}", *_of_project("requests.project", "requests.received_us")]
+)
+_SPENT_IN_ROWS: Final = f"SELECT {_SPENT} FROM (SELECT {_COSTED_SUMS} FROM ({_SPENT_ROWS}) AS costed) AS summed"
+_STAYING: Final = (
+    "SELECT COALESCE(SUM(tokens), 0), COALESCE(SUM(nano), 0) FROM holds"
+    f"{_where([*_of_project('project', 'at_us'), 'expires_us IS NULL'])}"
+)
+"""The sums of a project over rollups and over rows; and of the estimates that stay."""
 
 
 def _batches(
     connection: Connection, numbers: Mapping[str, int], since_us: int | None, until_us: int | None
-) -> Iterator[Any]:
+) -> Iterator[str]:
     """Cover a window of rows with ``_costed`` queries, of a day each: sorting a year at once would need a year's memory."""
     if "session" in numbers:  # few, and found by their index
         yield _costed(connection, numbers, since_us, until_us)
         return
-    oldest, youngest = connection.execute(
-        select(func.min(requests.c.received_us), func.max(requests.c.received_us))
-    ).one()
+    # Apart: SQLite finds each at an end of the index, and both at once only by reading all of it.
+    [oldest], [youngest] = (_one(connection, f"SELECT {end}(received_us) FROM requests") for end in ("MIN", "MAX"))
     if oldest is None:
         return
     start = oldest if since_us is None else max(since_us, oldest)
@@ -615,8 +698,8 @@ def stats(
 
 def _first_us(connection: Connection) -> int | None:
     """The beginning of the ledger: rollups stay when rows are pruned."""
-    hour = connection.execute(select(func.min(rollups.c.hour))).scalar_one()
-    row = connection.execute(select(func.min(requests.c.received_us))).scalar_one()
+    [hour] = _one(connection, "SELECT MIN(hour) FROM rollups")
+    [row] = _one(connection, "SELECT MIN(received_us) FROM requests")
     known = [each for each in (None if hour is None else hour * HOUR_US, row) if each is not None]
     return min(known) if known else None
 
@@ -681,32 +764,28 @@ class _Gathering:
         return sorted(found, key=lambda group: (-group.sums.nano, -group.sums.requests, str(group.name)))
 
 
-def _no_errors(connection: Connection) -> list[int]:
-    query = select(names.c.id).where(names.c.kind == int(Kind.OUTCOME), names.c.text.in_(NO_ERROR))
-    return list(connection.scalars(query))
+def _no_errors(connection: Connection) -> str:
+    """The condition that an outcome is no error."""
+    outcomes = ", ".join(f"'{each}'" for each in NO_ERROR)
+    query = f"SELECT id FROM names WHERE kind = {Kind.OUTCOME} AND text IN ({outcomes})"
+    return _among("outcome", [number for (number,) in ask(connection, query)])
 
 
 def _gather_rollups(connection: Connection, gathering: _Gathering, numbers: Mapping[str, int], hours: _Hours) -> None:
-    key = rollups.c.hour if gathering.in_time else rollups.c[gathering.by]
-    conditions = _rollup_conditions(numbers, hours)
-    good = rollups.c.outcome.in_(_no_errors(connection))
-    errors = func.sum(case((good, 0), else_=rollups.c.requests)).label("errors")
+    key = "hour" if gathering.in_time else gathering.by
+    where = _where(_rollup_conditions(numbers, hours))
+    errors = f"COALESCE(SUM(CASE WHEN {_no_errors(connection)} THEN 0 ELSE requests END), 0) AS errors"
     # Per hour first: of projects that needs no sorting, which takes more time than adding.
-    hourly = (
-        select(rollups.c.hour, key.label("key"), errors, *_rollup_sums())
-        .where(*conditions)
-        .group_by(rollups.c.hour, key)
-        .subquery()
-    )
-    part = ((hourly.c.hour - gathering.first) // gathering.width).label("part")
-    totals = [func.sum(hourly.c[name]) for name in ("errors", *ROLLUP_SUMS)]
-    for found, at, failed, *columns in connection.execute(
-        select(hourly.c.key, part, *totals).group_by(hourly.c.key, part)
-    ):
+    hourly = f"SELECT hour, {key} AS grouped, {errors}, {_SUMS} FROM rollups{where} GROUP BY hour, {key}"
+    part = f"(hour - {gathering.first}) / {gathering.width}"
+    totals = ", ".join(f"SUM({name})" for name in ("errors", *ROLLUP_SUMS))
+    query = f"SELECT grouped, {part} AS part, {totals} FROM ({hourly}) AS hourly GROUP BY grouped, {part}"
+    for found, at, failed, *columns in ask(connection, query):
         gathering.add(found, min(at, gathering.columns - 1), int(failed), columns)
-    query = select(key, rollups.c.first_byte).where(rollups.c.first_byte.is_not(None), *conditions)
+    waited = _where(["first_byte IS NOT NULL", *_rollup_conditions(numbers, hours)])
     packed: dict[int, list[bytes]] = {}
-    for rows in connection.execute(query).partitions(_FETCHED):  # one by one takes twice the time
+    answer = ask(connection, f"SELECT {key}, first_byte FROM rollups{waited}")
+    while rows := answer.fetchmany(_FETCHED):  # one by one takes twice the time
         for found, each in rows:
             packed.setdefault(found, []).append(each)
     for found, several in packed.items():
@@ -716,20 +795,19 @@ def _gather_rollups(connection: Connection, gathering: _Gathering, numbers: Mapp
 def _gather_rows(
     connection: Connection, gathering: _Gathering, numbers: Mapping[str, int], first: int, end: int
 ) -> None:
-    no_errors = _no_errors(connection)
+    name = "hour" if gathering.in_time else gathering.by
+    part = f"(hour - {gathering.first}) / {gathering.width}"
+    errors = f"SUM(CASE WHEN {_no_errors(connection)} THEN 0 ELSE 1 END)"
     for costed in _batches(connection, numbers, first * HOUR_US, end * HOUR_US):
-        key = costed.c.hour if gathering.in_time else costed.c[gathering.by]
-        part = ((costed.c.hour - gathering.first) // gathering.width).label("part")
-        errors = func.sum(case((costed.c.outcome.in_(no_errors), 0), else_=1))
-        query = select(key, part, errors, *_costed_sums(costed)).group_by(key, part)
-        for found, at, failed, *columns in connection.execute(query):
+        query = (
+            f"SELECT {name}, {part} AS part, {errors}, {_COSTED_SUMS} FROM ({costed}) AS costed GROUP BY {name}, {part}"
+        )
+        for found, at, failed, *columns in ask(connection, query):
             gathering.add(found, at, int(failed), columns)
     conditions = _row_conditions(numbers, first * HOUR_US, end * HOUR_US)
-    conditions.append(requests.c.state != int(State.OPEN))
-    row_key = ROW_KEY["hour" if gathering.in_time else gathering.by]
-    query = select(row_key, requests.c.first_byte_us).where(requests.c.first_byte_us.is_not(None), *conditions)
+    conditions += [f"requests.state <> {State.OPEN}", "first_byte_us IS NOT NULL"]
     waits: dict[int, list[int]] = {}
-    for found, wait in connection.execute(query):
+    for found, wait in ask(connection, f"SELECT {_ROW_KEY[name]}, first_byte_us FROM requests{_where(conditions)}"):
         kept = waits.setdefault(found, [])
         kept.append(wait)
         if len(kept) == _MANY:
@@ -757,14 +835,11 @@ class Extent(NamedTuple):
 
 def extent(connection: Connection) -> Extent:
     """Return how much the ledger holds, and since when."""
-    received = requests.c.received_us
-    count, oldest, youngest = connection.execute(select(func.count(), func.min(received), func.max(received))).one()
-    running = select(func.count()).where(requests.c.state == int(State.OPEN))
-    hours, first_hour = connection.execute(
-        select(func.count(func.distinct(rollups.c.hour)), func.min(rollups.c.hour))
-    ).one()
-    waiting = connection.execute(select(func.count()).select_from(outbox)).scalar_one()
-    return Extent(count, connection.execute(running).scalar_one(), oldest, youngest, hours, first_hour, waiting)
+    count, oldest, youngest = _one(connection, "SELECT COUNT(*), MIN(received_us), MAX(received_us) FROM requests")
+    running = _number(connection, f"SELECT COUNT(*) FROM requests WHERE state = {State.OPEN}")
+    hours, first_hour = _one(connection, "SELECT COUNT(DISTINCT hour), MIN(hour) FROM rollups")
+    waiting = _number(connection, "SELECT COUNT(*) FROM outbox")
+    return Extent(count, running, oldest, youngest, hours, first_hour, waiting)
 
 
 class DeadLetter(NamedTuple):
@@ -780,19 +855,19 @@ class DeadLetter(NamedTuple):
 
 def dead_letters(connection: Connection) -> list[DeadLetter]:
     """Return the dead letters, the oldest first."""
-    query = select(outbox).where(outbox.c.state == int(OutboxState.DEAD)).order_by(outbox.c.seq)
-    found = connection.execute(query).all()
-    named = texts(connection, (row.project for row in found))
+    columns = "id, project, created_us, attempts, problem, body"
+    found = list(ask(connection, f"SELECT {columns} FROM outbox WHERE state = {OutboxState.DEAD} ORDER BY seq"))
+    named = texts(connection, (project for _, project, *_ in found))
     return [
         DeadLetter(
-            request_id_of(bytes(row.id)),
-            named.get(row.project, "?"),
-            row.created_us,
-            row.attempts,
-            row.problem,
-            not (row.body or "").startswith(INTENT_BODY),
+            request_id_of(bytes(stored)),
+            named.get(project, "?"),
+            created_us,
+            tries,
+            problem,
+            not (body or "").startswith(INTENT_BODY),
         )
-        for row in found
+        for stored, project, created_us, tries, problem, body in found
     ]
 
 
@@ -823,21 +898,65 @@ def differences(connection: Connection, hours: tuple[int, int]) -> list[Differen
     """Compare the rollups of these hours with the sums of their rows, by their whole key, and with the rows' histograms."""
     first, end = hours
     stored: dict[tuple[int, ...], tuple[list[int], dict[int, int]]] = {}
-    columns = (*(rollups.c[name] for name in ROLLUP_KEY), *(rollups.c[name] for name in ROLLUP_SUMS))
-    query = select(*columns, rollups.c.first_byte).where(rollups.c.hour >= first, rollups.c.hour < end)
+    key = ", ".join(ROLLUP_KEY)
+    columns = f"{key}, {', '.join(ROLLUP_SUMS)}"
     width = len(ROLLUP_KEY)
-    for *found, packed in connection.execute(query):
+    query = f"SELECT {columns}, first_byte FROM rollups{_where(_within('hour', first, end))}"
+    for *found, packed in ask(connection, query):
         if any(found[width:]):  # one that was emptied again is like none
             stored[tuple(found[:width])] = found[width:], histogram.unpack(packed)
     counted: dict[tuple[int, ...], tuple[list[int], dict[int, int]]] = {}
-    costed = _costed(connection, {}, first * HOUR_US, end * HOUR_US)
-    key = [costed.c[name] for name in ROLLUP_KEY]
-    for line in connection.execute(select(*key, *_costed_sums(costed)).group_by(*key)):
+    costed = f"({_costed(connection, {}, first * HOUR_US, end * HOUR_US)}) AS costed"
+    for line in ask(connection, f"SELECT {key}, {_COSTED_SUMS} FROM {costed} GROUP BY {key}"):
         counted[tuple(line[:width])] = [int(each) for each in line[width:]], {}
-    waits = select(*key, costed.c.first_byte_us).where(costed.c.first_byte_us.is_not(None))
-    for *found, wait in connection.execute(waits):
+    waits = f"SELECT {key}, first_byte_us FROM {costed} WHERE first_byte_us IS NOT NULL"
+    for *found, wait in ask(connection, waits):
         histogram.merge(counted[tuple(found)][1], {histogram.bucket_of(wait): 1})
     return list(_compared(stored, counted))
+
+
+class LeftPrice(NamedTuple):
+    """Bills in a row that left the learned price of a model. Amounts in billionths of a dollar."""
+
+    provider: str
+    model: str
+    started_us: int
+    """Of the first call."""
+    estimated: int
+    billed: int
+
+
+def left_prices(connection: Connection) -> list[LeftPrice]:
+    """Return where the bills of the newest calls left the learned prices, the oldest first. (The daemon learns from them.)"""
+    from proxy.ledger.learning import CHANGED_PERCENT, CHANGED_ROWS
+    from proxy.ledger.pricing import LEARNED
+
+    learned = number_of(connection, Kind.PRICES, LEARNED)
+    if learned is None:
+        return []
+    calls = ask(
+        connection,
+        "SELECT provider, model, started_us, estimated, billed FROM attempts "
+        f"WHERE request > (SELECT COALESCE(MAX(request), 0) - {_RECENT} FROM attempts) AND prices = {learned} "
+        f"AND bill = {Bill.COMPLETED} AND estimated IS NOT NULL AND billed IS NOT NULL ORDER BY request, number",
+    )
+    rows: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    found = []
+    for provider, model, *call in calls:
+        _, estimated, billed = call
+        in_row = rows.setdefault((provider, model), [])
+        # What the biller's rounding can explain is no other price.
+        step = next((each for each in _ROUNDED if billed % each == 0), 1) if billed else 1
+        if 100 * abs(billed - estimated) <= CHANGED_PERCENT * estimated + 100 * step:
+            in_row.clear()
+            continue
+        in_row.append(tuple(call))
+        if len(in_row) == CHANGED_ROWS:
+            sums = (sum(each[column] for each in in_row) for column in (1, 2))
+            found.append((provider, model, in_row[0][0], *sums))
+            in_row.clear()
+    named = texts(connection, (number for each in found for number in each[:2]))
+    return [LeftPrice(named.get(each[0], "?"), named.get(each[1], "?"), *each[2:]) for each in found]
 
 
 def _compared(
@@ -856,5 +975,5 @@ def _compared(
 
 def older(connection: Connection, before_us: int) -> int:
     """Return how many requests that have ended were received before a time: those that pruning removes."""
-    condition = (requests.c.received_us < before_us, requests.c.state != int(State.OPEN))
-    return connection.execute(select(func.count()).where(*condition)).scalar_one()
+    query = f"SELECT COUNT(*) FROM requests WHERE received_us < {int(before_us)} AND state <> {State.OPEN}"
+    return _number(connection, query)

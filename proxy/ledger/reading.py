@@ -1,32 +1,30 @@
 """The ledger as the commands read it: read-only, beside a running daemon or without one, never in the writer's way.
 
 Theory. In WAL mode a reader never waits for the writer, and the writer never for a reader; but while a read transaction is
-open, the WAL cannot begin anew. So a command reads in short transactions: each ``engine.connect()`` opens the file again
-and closes it. A file that no process has open has no WAL file; opened as ``immutable`` it is then read without the WAL and
+open, the WAL cannot begin anew. So a command reads in short transactions, each of which opens the file again and closes it. A file that no process has open has no WAL file; opened as ``immutable`` it is then read without the WAL and
 shared-memory files that SQLite would otherwise create, and leave behind with this user as their owner.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import create_engine, event, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.pool import NullPool
-
-from proxy.ledger import schema
+from proxy.ledger.columns import VERSION, NewerSchemaError
+from proxy.ledger.queries import ask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from sqlalchemy import Connection, Engine
+    import sqlalchemy
+    from sqlalchemy.exc import DBAPIError
 
     from proxy.config.settings import LedgerSettings, Settings
+    from proxy.ledger.queries import Connection
 
 BUSY_SECONDS: Final = 5.0
 
@@ -35,50 +33,35 @@ class LedgerUnreadableError(Exception):
     """There is no ledger, or it cannot be read: what is wrong, then what to do."""
 
 
-def open_readonly(settings: LedgerSettings) -> Engine:
-    """Return an engine that only reads, and pools nothing. Raises ``LedgerUnreadableError``; creates no file.
-
-    What is raised inside ``reading`` is raised here, too: the schema is looked at once.
-    """
-    engine = _sqlite(settings.file()) if settings.url is None else _postgres(settings.url.reveal())
-    with reading(engine) as connection:
-        _check_version(connection)
-    return engine
-
-
-@contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
-    """A short read transaction. Raises ``LedgerUnreadableError`` where the database fails; its words are left out.
-
-    (An error of PostgreSQL may quote the address, and with it the password.)
-    """
-    try:
-        with engine.connect() as connection:
-            yield connection
-    except DBAPIError as error:
-        problem = _problem(engine, error)
-    else:
-        return
-    raise LedgerUnreadableError(problem)
-
-
 @dataclass(frozen=True, slots=True)
 class Book:
     """The ledger of a configuration, open for reading."""
 
     settings: Settings
-    engine: Engine
+    reading: Callable[[], AbstractContextManager[Connection]]
+    """A short read transaction. Raises ``LedgerUnreadableError``."""
 
-    def reading(self) -> AbstractContextManager[Connection]:
-        """A short read transaction. Raises ``LedgerUnreadableError``."""
-        return reading(self.engine)
+
+def open_readonly(settings: LedgerSettings) -> Callable[[], AbstractContextManager[Connection]]:
+    """Return what opens a short read transaction. Raises ``LedgerUnreadableError``, as that does; creates no file.
+
+    The schema is looked at once, here.
+    """
+    begin = _sqlite(settings) if settings.url is None else _postgres(settings.url.reveal())
+    with begin() as connection:
+        _check_version(connection)
+    return begin
 
 
 def place(settings: LedgerSettings) -> str:
     """Return where the ledger is, for people: the path, or the address without its password."""
     if settings.url is None:
-        return str(settings.file())
+        try:
+            return str(file_of(settings))
+        except LedgerUnreadableError:
+            return "the user's data directory"
     from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
 
     try:
         url = make_url(settings.url.reveal())
@@ -88,28 +71,55 @@ def place(settings: LedgerSettings) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def missing(path: Path) -> str:
+def file_of(settings: LedgerSettings) -> Path:
+    """Return the path of the file. Raises ``LedgerUnreadableError``."""
+    try:
+        return settings.file()
+    except RuntimeError:  # no home directory
+        raise LedgerUnreadableError(
+            "This user has no home directory, so there is no ledger. Set path under [ledger]."
+        ) from None
+
+
+def missing(settings: LedgerSettings) -> str:
     """Return what to say if there is no file."""
+    path = settings.file()
+    if not settings.enabled:
+        return f"There is no ledger at {path}, and none is written: enabled = false under [ledger]."
     return (
         f"There is no ledger at {path}. It is made when `lava-proxy serve` starts; if it is elsewhere, set path under "
         "[ledger], or name the daemon's configuration with --config."
     )
 
 
-def _sqlite(path: Path) -> Engine:
+def _sqlite(settings: LedgerSettings) -> Callable[[], AbstractContextManager[sqlite3.Connection]]:
+    path = file_of(settings)
     if not path.is_file():
-        raise LedgerUnreadableError(missing(path))
+        raise LedgerUnreadableError(missing(settings))
 
-    def connect() -> sqlite3.Connection:
+    @contextmanager
+    def begin() -> Iterator[sqlite3.Connection]:
         # Without a WAL file no process has the database open; see above.
         alone = not path.with_name(path.name + "-wal").exists()
         uri = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if alone else ''}"
-        return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
+        try:
+            with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
+                connection.execute("BEGIN")
+                yield connection
+        except sqlite3.Error as error:
+            problem = _file_problem(str(error))
+        else:
+            return
+        raise LedgerUnreadableError(problem)
 
-    return create_engine("sqlite://", creator=connect, poolclass=NullPool)
+    return begin
 
 
-def _postgres(url: str) -> Engine:
+def _postgres(url: str) -> Callable[[], AbstractContextManager[sqlalchemy.Connection]]:
+    from sqlalchemy import create_engine, event
+    from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+    from sqlalchemy.pool import NullPool
+
     try:
         engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": int(BUSY_SECONDS)})
     except (ArgumentError, NoSuchModuleError):
@@ -126,21 +136,42 @@ def _postgres(url: str) -> Engine:
     def _only_read(connection: object, record: object) -> None:
         connection.read_only = True  # type: ignore[attr-defined]  # psycopg's own
 
-    return engine
+    @contextmanager
+    def begin() -> Iterator[sqlalchemy.Connection]:
+        try:
+            with engine.connect() as connection:
+                yield connection
+        except DBAPIError as error:
+            problem = _server_problem(error)
+        else:
+            return
+        raise LedgerUnreadableError(problem)
+
+    return begin
 
 
-def _check_version(connection: Connection) -> None:
-    if not connection.dialect.has_table(connection, "meta"):
+def version_of(connection: Connection) -> int:
+    """Return the version of the schema; 0 if there is none yet. Raises ``LedgerUnreadableError`` if this is no ledger."""
+    here = isinstance(connection, sqlite3.Connection)
+    # Asked first: after a query that failed, PostgreSQL's transaction would refuse all others.
+    there = (
+        "SELECT 1 FROM sqlite_master WHERE name = 'meta'" if here else "SELECT 1 WHERE to_regclass('meta') IS NOT NULL"
+    )
+    if not list(ask(connection, there)):
         raise LedgerUnreadableError(
             "This database is no ledger: it has no table meta. Start `lava-proxy serve` once, or set another path or url "
             "under [ledger]."
         )
-    found = schema.version_of(connection)
-    if found > schema.VERSION:
-        raise LedgerUnreadableError(str(schema.NewerSchemaError(found)))
-    if found < schema.VERSION:
+    return next((int(value) for (value,) in ask(connection, "SELECT value FROM meta WHERE name = 'schema'")), 0)
+
+
+def _check_version(connection: Connection) -> None:
+    found = version_of(connection)
+    if found > VERSION:
+        raise LedgerUnreadableError(str(NewerSchemaError(found)))
+    if found < VERSION:
         raise LedgerUnreadableError(
-            f"The ledger has schema {found}, and this lava-proxy reads schema {schema.VERSION}. Run "
+            f"The ledger has schema {found}, and this lava-proxy reads schema {VERSION}. Run "
             "`lava-proxy ledger migrate`, or restart the daemon, which does it."
         )
 
@@ -151,20 +182,25 @@ def size_of(settings: LedgerSettings, connection: Connection) -> int:
         file = settings.file()
         beside = (file.with_name(file.name + ending) for ending in ("", "-wal"))
         return sum(each.stat().st_size for each in beside if each.exists())
-    tables = ", ".join(f"'{name}'" for name in schema.RETENTION)
+    from proxy.ledger.schema import RETENTION
+
+    tables = ", ".join(f"'{name}'" for name in RETENTION)
     query = (
         f"SELECT COALESCE(SUM(pg_total_relation_size(relid)), 0) FROM pg_stat_user_tables WHERE relname IN ({tables})"  # noqa: S608 - our own names
     )
-    return int(connection.execute(text(query)).scalar_one())
+    [(size,)] = ask(connection, query)
+    return int(size)
 
 
-def _problem(engine: Engine, error: DBAPIError) -> str:
-    if engine.dialect.name != "sqlite":
-        return (
-            f"The ledger's PostgreSQL cannot be used ({type(error.orig).__name__}). Check url under [ledger], and that the "
-            "server runs and knows the user and the database."
-        )
-    reason = str(error.orig)
+def _server_problem(error: DBAPIError) -> str:
+    # Without its words: they may quote the address, and with it the password.
+    return (
+        f"The ledger's PostgreSQL cannot be used ({type(error.orig).__name__}). Check url under [ledger], and that the "
+        "server runs and knows the user and the database."
+    )
+
+
+def _file_problem(reason: str) -> str:
     if "not a database" in reason or "malformed" in reason:
         return "The ledger's file is damaged or no database. Restart the daemon: it sets a damaged file aside and begins a new one."
     if "readonly" in reason or "unable to open" in reason:
@@ -174,7 +210,6 @@ def _problem(engine: Engine, error: DBAPIError) -> str:
 
 def faults(connection: Connection) -> list[str]:
     """Return what SQLite's ``integrity_check`` finds; empty if all is well, and for PostgreSQL, which has no such check."""
-    if connection.dialect.name != "sqlite":
+    if not isinstance(connection, sqlite3.Connection):
         return []
-    found = connection.exec_driver_sql("PRAGMA integrity_check(100)").scalars()
-    return [each for each in found if each != "ok"]
+    return [fault for (fault,) in connection.execute("PRAGMA integrity_check(100)") if fault != "ok"]

@@ -18,10 +18,11 @@ from sqlalchemy import bindparam, delete, select, update
 
 from proxy.ledger import biller, matching
 from proxy.ledger.bills import Bookings
+from proxy.ledger.columns import Bill, Kind, State
 from proxy.ledger.matching import Verdict
 from proxy.ledger.names import storable
 from proxy.ledger.rows import request_id_of
-from proxy.ledger.schema import Bill, Kind, State, attempts, names, reconciliation, requests
+from proxy.ledger.schema import attempts, names, reconciliation, requests
 from proxy.protocol.headers import PROXY_ID
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.ledger import histogram
+from proxy.ledger.columns import ROLLUP_KEY, ROLLUP_SUMS, State
 from proxy.ledger.rows import OWN_COLUMNS, SHARED_COLUMNS
-from proxy.ledger.schema import ROLLUP_KEY, ROLLUP_SUMS, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

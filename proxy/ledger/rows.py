@@ -9,7 +9,7 @@ from __future__ import annotations
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.ledger.schema import Bill, Kind, State
+from proxy.ledger.columns import Bill, Kind, State
 from proxy.protocol.token_classes import NOTHING, TokenClasses, columns_of
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from proxy.config.settings import seconds_of
 from proxy.ledger import opening, price_store, prune, rollups
 from proxy.ledger.bulk import BulkInsert
+from proxy.ledger.columns import Kind, NewerSchemaError, State
 from proxy.ledger.in_flight import Opened
 from proxy.ledger.interrupted import mark_interrupted, subtract
 from proxy.ledger.learning import CHANGED_ROWS, Learning
@@ -34,7 +35,7 @@ from proxy.ledger.rows import (
     Batch,
     id_bytes,
 )
-from proxy.ledger.schema import Kind, NewerSchemaError, State, requests
+from proxy.ledger.schema import requests
 from proxy.protocol.clients import hashed
 from proxy.protocol.threads import leave_signals_to_main
 from proxy.protocol.wording import counted

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 
-from proxy.ledger import opening, prune, reading, schema, stop_rows
+from proxy.ledger import columns, opening, prune, reading, schema, stop_rows
+from proxy.ledger.columns import INTENT_BODY, OutboxState
 from proxy.ledger.lock import AlreadyRunningError, FileLock
-from proxy.ledger.outbox_rows import INTENT_BODY
 from proxy.ledger.rows import id_bytes
-from proxy.ledger.schema import OutboxState, outbox
+from proxy.ledger.schema import outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -34,9 +34,9 @@ def writing(settings: LedgerSettings) -> Iterator[Connection]:
             with opening.postgres_engine(settings.url.reveal()).connect() as connection:
                 yield connection
             return
-        path = settings.file()
+        path = reading.file_of(settings)
         if not path.is_file():
-            raise reading.LedgerUnreadableError(reading.missing(path))
+            raise reading.LedgerUnreadableError(reading.missing(settings))
         lock = FileLock(path)
         try:
             with opening.sqlite_engine(path).connect() as connection:
@@ -46,7 +46,7 @@ def writing(settings: LedgerSettings) -> Iterator[Connection]:
     except (DBAPIError, OSError, ModuleNotFoundError) as error:
         # The words of the database are left out: they may quote the address, and with it the password.
         reason = type(getattr(error, "orig", None) or error).__name__
-    except schema.NewerSchemaError as error:
+    except columns.NewerSchemaError as error:
         raise reading.LedgerUnreadableError(str(error)) from None
     else:
         return
@@ -116,17 +116,17 @@ def _dead(ids: Collection[str] | None) -> list[ColumnElement[bool]]:
 def change_stops(connection: Connection, choose: Callable[[list[Stop]], dict[Stop, bool]]) -> list[Stop]:
     """Store what ``choose`` says of the stops there are: stopped (True) or resumed (False). Return all stops.
 
-    Raises ``schema.NewerSchemaError``.
+    Raises ``columns.NewerSchemaError``.
     """
     with connection.begin():
         found = schema.version_of(connection)
-        if found > schema.VERSION:
-            raise schema.NewerSchemaError(found)
+        if found > columns.VERSION:
+            raise columns.NewerSchemaError(found)
         return stop_rows.sync(connection, choose(stop_rows.sync(connection, {})))
 
 
 def migrate(connection: Connection) -> int:
-    """Bring the schema up to date. Return the version that was found. Raises ``schema.NewerSchemaError``."""
+    """Bring the schema up to date. Return the version that was found. Raises ``columns.NewerSchemaError``."""
     with connection.begin():
         there = connection.dialect.has_table(connection, "meta")
         found = schema.version_of(connection) if there else 0

@@ -215,11 +215,11 @@ class Ledger:
                 self._on_end()
 
     def _import(self) -> Store:
-        from proxy.ledger import schema
+        from proxy.ledger import columns
         from proxy.ledger.store import Store
 
         store = Store(self._settings, self.daemon, self._warn, self.in_batch, self.mask, self.prices)
-        self._schema = schema.VERSION
+        self._schema = columns.VERSION
         if gc.get_freeze_count():
             # As for the other modules: they stay, and no collection shall traverse them (``daemon.py``).
             gc.freeze()
