@@ -295,7 +295,7 @@ def several(emulator: Emulator, own_key: str) -> dict[str, str]:
     return keys | {
         "OWN_KEY": own_key,
         "SPEND": emulator.world.keys.spend_keys["openai"],
-        "PROVIDER": "sk-of-the-provider-0123456789",
+        "PROVIDER": "own-key-of-the-provider-0123456789",
     }
 
 

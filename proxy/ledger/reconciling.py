@@ -53,7 +53,7 @@ class Reconciling:
         self._sender = sender
         self._failures = 0
         self.reconciled = 0.0
-        """The time of the last cycle in which all accounts were read."""
+        """When all accounts were read, or no request waited for its bill."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -80,9 +80,12 @@ class Reconciling:
     async def _is_due(self) -> bool:
         """Whether a request waits for its bill, as far as the ledger can be read."""
         try:
-            return await self._ledger.run(_has_pending)
+            due = await self._ledger.run(_has_pending)
         except LedgerUnavailableError:
             return False
+        if not due:
+            self.reconciled = time()
+        return due
 
     async def _cycle(self, settings: Settings) -> None:
         accounts = accounts_of(settings)

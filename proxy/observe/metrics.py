@@ -163,7 +163,7 @@ class Metrics:
         if self._reconciled is not None:
             yield GaugeMetricFamily(
                 "lava_proxy_ledger_reconciled_timestamp_seconds",
-                "When costs were last read from Lava, by this daemon; 0: not yet.",
+                "When this daemon last had no cost to read from Lava, or read them all; 0: not yet.",
                 self._reconciled(),
             )
         build = GaugeMetricFamily("lava_proxy_build_info", "Always 1; says which version runs.", labels=["version"])
