@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
 
-from proxy.ledger.columns import NANO_PER_DOLLAR as NANO_PER_DOLLAR
-from proxy.ledger.columns import ROLLUP_KEY as ROLLUP_KEY
-from proxy.ledger.columns import ROLLUP_SUMS as ROLLUP_SUMS
-from proxy.ledger.columns import TOKENS as TOKENS
-from proxy.ledger.columns import VERSION as VERSION
-from proxy.ledger.columns import Bill as Bill
-from proxy.ledger.columns import Kind as Kind
-from proxy.ledger.columns import NewerSchemaError as NewerSchemaError
-from proxy.ledger.columns import OutboxState as OutboxState
-from proxy.ledger.columns import State as State
+from proxy.ledger.columns import (
+    ROLLUP_KEY,
+    ROLLUP_SUMS,
+    TOKENS,
+    VERSION,
+    NewerSchemaError,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
