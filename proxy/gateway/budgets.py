@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from bisect import bisect_left, insort
 from collections import deque
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
@@ -280,19 +281,21 @@ class Usual:
         self.served: str | None = None
         """The model in the last answer: the only known one, where the address names only a provider."""
         self._seen: deque[tuple[int, int, int]] = deque()
+        self._outputs: list[int] = []
+        """The tokens out of ``_seen``, in order."""
         self._bytes = self._inputs = 0
-        self._high_output: int | None = None
 
     def learn(self, size: int, inputs: int, outputs: int) -> None:
         """Add a finished request: bytes of its body, tokens in and out."""
         self._seen.append((size, inputs, outputs))
+        insort(self._outputs, outputs)
         self._bytes += size
         self._inputs += inputs
         if len(self._seen) > RECENT:
             oldest = self._seen.popleft()
             self._bytes -= oldest[0]
             self._inputs -= oldest[1]
-        self._high_output = None
+            del self._outputs[bisect_left(self._outputs, oldest[2])]
 
     def inputs(self, size: int) -> int:
         """Return the tokens of a body of this size, rounded up."""
@@ -302,10 +305,8 @@ class Usual:
 
     def outputs(self) -> int:
         """Return the 95th percentile of the output."""
-        if self._high_output is None:
-            outputs = sorted(each[2] for each in self._seen)
-            self._high_output = outputs[-(-len(outputs) * 95 // 100) - 1] if outputs else OUTPUT_TOKENS
-        return self._high_output
+        outputs = self._outputs
+        return outputs[-(-len(outputs) * 95 // 100) - 1] if outputs else OUTPUT_TOKENS
 
 
 FREE_ENDPOINTS: Final = frozenset({"count_tokens", "files"})
