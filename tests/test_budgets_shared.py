@@ -127,6 +127,7 @@ def test_a_hundred_agents_at_two_daemons_get_what_there_is_room_for(shared: Shar
         answers = list(pool.map(lambda number: _ask(both[number % 2]), range(100)))
     assert sorted(each.status for each in answers) == [200] * 40 + [429] * 60
     assert len(upstream.requests) == 40
+    _until(lambda: shared.count("holds") == 0)  # a hold goes with the row of its request, just after the answer
     for each in both:
         refused = _ask(each)
         assert [_ours(refused)[name] for name in ("limit", "used", "held")] == [40, 40, 0]
