@@ -11,7 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection
 
@@ -31,8 +31,14 @@ class BulkInsert:
         self._shared = shared
         self._statements: dict[tuple[object, ...], str] = {}
 
-    def insert(self, connection: Connection, shared: tuple[Value, ...], rows: Sequence[tuple[Value, ...]]) -> None:
-        """Insert ``rows``, the values of the own columns, each with the values ``shared``."""
+    def insert(
+        self,
+        connection: Connection,
+        shared: tuple[Value, ...],
+        rows: Sequence[tuple[Value, ...]],
+        between: Callable[[], None],
+    ) -> None:
+        """Insert ``rows``, the values of the own columns, each with the values ``shared``. ``between`` is called after each large statement."""
         columns = list(zip(*rows, strict=True))
         count = len(rows)
         own = tuple(name for name, values in zip(self._own, columns, strict=True) if values.count(None) < count)
@@ -51,6 +57,8 @@ class BulkInsert:
                 else:
                     values = tuple(chain.from_iterable((*row, *shared) for row in part))
                 connection.exec_driver_sql(self._statement(dialect, size, own, named), values)
+                if size == SIZES[0]:
+                    between()
 
     def _statement(self, dialect: str, size: int, own: tuple[str, ...], shared: tuple[str, ...]) -> str:
         key = (dialect, size, own, shared)

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+RECORDS_AT_ONCE: Final = 16
+"""Records that are made into rows before the event loop gets the interpreter."""
 LOOK_SECONDS: Final = 1.0
 """How often the file is compared with the one at its path."""
 PRUNE_SECONDS: Final = 60.0
@@ -84,7 +86,10 @@ class Stored(NamedTuple):
 
 
 class Store:
-    """Opens and writes the database. All methods but ``__init__`` are called in the writer's thread, and raise its errors."""
+    """Opens and writes the database. All methods but ``__init__`` are called in the writer's thread, and raise its errors.
+
+    ``breathe`` is called often during a batch, and lets other threads run.
+    """
 
     def __init__(
         self,
@@ -94,7 +99,9 @@ class Store:
         hooks: list[Callable[[Connection, Sequence[Stored]], None]],
         mask: Callable[[str], str],
         prices: Prices,
+        breathe: Callable[[], None] = lambda: None,
     ) -> None:
+        self._breathe = breathe
         self._prices = prices
         self._learning: Learning | None = None
         self.names = Names(mask)
@@ -244,6 +251,8 @@ class Store:
             if seqs:
                 seq = seqs.get(id_bytes(record.request_id), seq)
             received = rows.add(record, seq, state)
+            if number % RECORDS_AT_ONCE == RECORDS_AT_ONCE - 1:
+                self._breathe()
             if state is State.SETTLED:
                 settled += 1
                 if self._hooks:
@@ -298,11 +307,11 @@ class Store:
         changes: rollups.Changes = {}
         for texts, numbers, cost, group in named:
             shared = (*numbers_of(SHARED_NAMES, texts), *map(_number, numbers), self._daemon)
-            _INTO_REQUESTS.insert(connection, shared, group.rows)
+            _INTO_REQUESTS.insert(connection, shared, group.rows, self._breathe)
             rollups.add_group(changes, shared, cost, group)
         for (texts, numbers), own in rows.attempts.items():
             shared = (*numbers_of(ATTEMPT_NAMES, texts), *map(_number, numbers))
-            _INTO_ATTEMPTS.insert(connection, shared, own)
+            _INTO_ATTEMPTS.insert(connection, shared, own, self._breathe)
         rollups.apply(connection, changes)
 
     def run(self, work: Callable[[Connection], T]) -> T:

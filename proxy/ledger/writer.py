@@ -16,7 +16,7 @@ import gc
 import threading
 from collections import deque
 from secrets import token_hex
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from proxy.ledger.in_flight import Opened
@@ -41,6 +41,9 @@ BATCH: Final = 500
 JOBS: Final = 100
 """Done in one transaction."""
 GATHER_SECONDS: Final = 0.08
+BREATH_SECONDS: Final = 0.0002
+HURRY: Final = 100
+"""Waiting records from which the writer takes no pauses: they would cost more than the requests in flight gain."""
 OPEN_AFTER_SECONDS: Final = 0.1
 """A request in flight for longer has a row before it ends."""
 START_SECONDS: Final = 0.1
@@ -218,12 +221,17 @@ class Ledger:
         from proxy.ledger import columns
         from proxy.ledger.store import Store
 
-        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self.mask, self.prices)
+        store = Store(self._settings, self.daemon, self._warn, self.in_batch, self.mask, self.prices, self._breathe)
         self._schema = columns.VERSION
         if gc.get_freeze_count():
             # As for the other modules: they stay, and no collection shall traverse them (``daemon.py``).
             gc.freeze()
         return store
+
+    def _breathe(self) -> None:
+        """Let the event loop run. A batch takes ten milliseconds; without this, requests would wait for it on a busy processor."""
+        if len(self._queue) < HURRY:
+            sleep(BREATH_SECONDS)
 
     def _wait(self, seconds: float) -> None:
         """Wait until there is something to do, at most ``seconds``."""
