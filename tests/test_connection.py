@@ -1028,7 +1028,9 @@ def test_a_reset_during_a_refusal_closes_the_connection() -> None:
     async def main() -> ResetTransport:
         transport, app = ResetTransport(), TinyApp()
         connections = ConnectionSet(Limits())
-        protocol = StrictProtocol(uvicorn.Config(app, lifespan="off"), ServerState(), {}, watch=connections)
+        protocol = StrictProtocol(
+            uvicorn.Config(app, lifespan="off", log_config=None), ServerState(), {}, watch=connections
+        )
         protocol.connection_made(transport)
         protocol.data_received(b"no request\r\n\r\n")
         assert app.seen == []

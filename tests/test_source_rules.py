@@ -307,7 +307,7 @@ class Happened(TypedDict):
 def importing(*names: str) -> Happened:
     """What happens when these modules are imported, in this order, in a fresh interpreter."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _WATCH, str(PACKAGE), *names],
+        [sys.executable, "-B", "-W", "error", "-c", _WATCH, str(PACKAGE), *names],
         cwd=ROOT,
         capture_output=True,
         text=True,
