@@ -1,8 +1,9 @@
 """Insertion of many rows that have most of their values in common.
 
 Binding a value costs Python more than storing it costs SQLite. So the values that rows share are bound once per statement:
-``VALUES (?20, ?1, ?2), (?21, ?1, ?2)``, and columns that are ``NULL`` in all rows are left out. That takes a third of the time
-of ``executemany``, and the interpreter's lock is released for many rows at once.
+``SELECT * FROM (VALUES (?), (?)), (SELECT ?, ?)``, and columns that are ``NULL`` in all rows are left out. That takes less than
+half the time of ``executemany``, and the interpreter's lock is released for many rows at once. (Numbered placeholders would do
+the same, but CPython takes no sequence for them from 3.14 on.)
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class BulkInsert:
                 part = rows[at : at + size]
                 at += size
                 if dialect == "sqlite":
-                    values = (*shared, *chain.from_iterable(part))
+                    values = (*chain.from_iterable(part), *shared)
                 else:
                     values = tuple(chain.from_iterable((*row, *shared) for row in part))
                 connection.exec_driver_sql(self._statement(dialect, size, own, named), values)
@@ -66,16 +67,13 @@ class BulkInsert:
         if statement is None:
             if len(self._statements) >= _MAX_STATEMENTS:
                 self._statements.clear()
+            into = f"INSERT INTO {self._table} ({', '.join((*own, *shared))})"
             if dialect == "sqlite":
-                common = [f"?{1 + number}" for number in range(len(shared))]
-                first = 1 + len(shared)
-                rows = [
-                    [*(f"?{first + row * len(own) + number}" for number in range(len(own))), *common]
-                    for row in range(size)
-                ]
+                row, common = (", ".join("?" * len(columns)) for columns in (own, shared))
+                rows = ", ".join([f"({row})"] * size)
+                statement = f"{into} SELECT * FROM (VALUES {rows}), (SELECT {common})"  # noqa: S608  (own names)
             else:
-                rows = [["%s"] * (len(own) + len(shared))] * size
-            values = ", ".join(f"({', '.join(row)})" for row in rows)
-            statement = f"INSERT INTO {self._table} ({', '.join((*own, *shared))}) VALUES {values}"  # noqa: S608  (own names)
+                row = ", ".join(["%s"] * (len(own) + len(shared)))
+                statement = f"{into} VALUES {', '.join([f'({row})'] * size)}"
             self._statements[key] = statement
         return statement
