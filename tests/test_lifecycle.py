@@ -358,6 +358,8 @@ class Bare:
         kept = clean_environment(folder)
         for name in ("HOME", "TMPDIR", "LC_ALL"):
             kept.pop(name, None)
+        # Else all of them had the ledger in the home that the system knows of this user, and only one daemon has it at a time.
+        kept["LAVA_PROXY_LEDGER__PATH"] = str(folder / "ledger.sqlite")
         self._log = folder / "bare.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
