@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import create_engine, event, insert
+from sqlalchemy.pool import NullPool
 
 from proxy.ledger import histogram
 from proxy.ledger.columns import ROLLUP_KEY, ROLLUP_SUMS, TOKENS, Bill, Kind, State
@@ -28,7 +29,7 @@ OUTCOMES: Final = ("ok", "ok", "ok", "provider_error", "refused", "client_gone",
 
 def writable(path: Path) -> Engine:
     """An engine on a new or old SQLite file, as the writer sets it up."""
-    engine = create_engine(f"sqlite:///{path}")
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: Any, record: object) -> None:

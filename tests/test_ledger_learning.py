@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from profiles import examples
 from sqlalchemy import create_engine, select
+from sqlalchemy.pool import NullPool
 
 from proxy.ledger import columns, price_store, schema
 from proxy.ledger.learning import CHANGED_ROWS, COLUMNS, Learning, PriceChange, solve
@@ -236,7 +237,7 @@ def test_usual_requests_give_the_exact_prices(prices: list[int], seed: int) -> N
 
 def test_prices_outlive_a_restart(tmp_path: Path) -> None:
     """Stored by name, loaded, replaced, and deleted when a change leaves nothing known."""
-    engine = create_engine(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    engine = create_engine(f"sqlite:///{tmp_path / 'ledger.sqlite'}", poolclass=NullPool)
     numbers: dict[tuple[int, str], int] = {}
     with engine.begin() as connection:
         schema.migrate(connection)
@@ -264,7 +265,7 @@ def test_prices_outlive_a_restart(tmp_path: Path) -> None:
 
 def test_billed_calls_are_read_from_the_ledger(tmp_path: Path) -> None:
     """Of requests with one call, that the biller completed; learning goes on with them at start."""
-    engine = create_engine(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    engine = create_engine(f"sqlite:///{tmp_path / 'ledger.sqlite'}", poolclass=NullPool)
     with engine.begin() as connection:
         schema.migrate(connection)
         connection.execute(

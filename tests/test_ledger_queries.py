@@ -18,6 +18,7 @@ from ledger_rows import HOUR_US, ORDER, START_US, Filler, Made, expected, made_u
 from profiles import examples
 from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 from test_cli import called
 
 from proxy.cli import ledger_report
@@ -390,7 +391,7 @@ def test_histograms_add_up() -> None:
 def test_postgresql_answers_the_same(postgres_server: Server, path: Path, tmp_path: Path) -> None:
     """The same rows in both databases: every query and command says the same of them; and its connection cannot write."""
     url = postgres_server.new_database()
-    engine = create_engine(url)
+    engine = create_engine(url, poolclass=NullPool)
     Filler(engine).fill(MADE)
     engine.dispose()
     settings = LedgerSettings(url=Secret(url))
