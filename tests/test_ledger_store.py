@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 from collections import Counter
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -308,6 +309,17 @@ def test_the_hooks_of_a_batch_are_part_of_its_transaction(make: Any) -> None:
 
 
 # --- retention -------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_cannot_be_checked_is_a_fault_of_the_database(tmp_path: Path) -> None:
+    """So the batch is kept, and what waits for the ledger is told that it is away. A folder cannot be opened as a database."""
+    path = tmp_path / "ledger.sqlite"
+    path.mkdir()
+    store = Place(path).store()
+    with pytest.raises(sqlite3.OperationalError) as raised:
+        store.run(lambda connection: None)
+    assert store.is_fault_of_database(raised.value)
+    assert not store.is_fault_of_data(raised.value)
 
 
 def test_every_table_has_a_retention_rule(place: Place) -> None:

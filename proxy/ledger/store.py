@@ -208,7 +208,9 @@ class Store:
     def is_fault_of_database(error: BaseException) -> bool:
         """Whether the database or its disk is at fault, not what was asked of it."""
         return isinstance(
-            error, (OSError, opening.DamagedError, InterfaceError, OperationalError, NewerSchemaError)
+            # sqlite3's own come from the check of the file before it is opened.
+            error,
+            (OSError, opening.DamagedError, sqlite3.Error, InterfaceError, OperationalError, NewerSchemaError),
         ) or (isinstance(error, DBAPIError) and (error.connection_invalidated or opening.is_damage(error)))
 
     @classmethod
