@@ -35,7 +35,7 @@ import stat
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from proxy.config.watching import Reloader
 from proxy.http.connection import ConnectionSet, StrictProtocol
 from proxy.http.framing import Limits
-from proxy.protocol.threads import leave_signals_to_main
+from proxy.protocol.threads import signals_left_to_main
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -415,7 +415,8 @@ class Daemon:
         if self._owns_process:
             timer = threading.Timer(seconds, os._exit, (code,))
             timer.daemon = True
-            timer.start()
+            with signals_left_to_main():
+                timer.start()
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
@@ -464,13 +465,21 @@ class _Reporter:
 _STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGBREAK")
 
 
+class _Threads(ThreadPoolExecutor):
+    """Starts its threads in the calls of ``submit``."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        with signals_left_to_main():
+            return super().submit(fn, *args, **kwargs)
+
+
 def run_loop(main: Coroutine[Any, Any, int]) -> int:
     """Run ``main`` in its own loop (uvloop's if installed), without anything that could delay the exit.
 
     Unlike ``asyncio.run`` it waits neither without limit for tasks that ignore their cancellation, nor for threads.
     """
     loop = _new_loop()
-    threads = ThreadPoolExecutor(4, thread_name_prefix="lava-proxy", initializer=leave_signals_to_main)
+    threads = _Threads(4, thread_name_prefix="lava-proxy")
     loop.set_default_executor(threads)
     try:
         return loop.run_until_complete(main)

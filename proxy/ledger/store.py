@@ -37,7 +37,7 @@ from proxy.ledger.rows import (
 )
 from proxy.ledger.schema import requests
 from proxy.protocol.clients import hashed
-from proxy.protocol.threads import leave_signals_to_main
+from proxy.protocol.threads import signals_left_to_main
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ class Store:
             return
         if path.stat().st_size > opening.MAX_CHECKED_AT_ONCE:
             self._checked = True
-            Thread(target=self._check_beside, args=(path,), name="ledger-check", daemon=True).start()
+            with signals_left_to_main():
+                Thread(target=self._check_beside, args=(path,), name="ledger-check", daemon=True).start()
             return
         try:
             opening.check(path)
@@ -176,7 +177,6 @@ class Store:
         self._checked = True
 
     def _check_beside(self, path: Path) -> None:
-        leave_signals_to_main()
         try:
             opening.check(path)
         except opening.DamagedError as error:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, Typ
 
 from proxy.ledger.in_flight import Opened
 from proxy.ledger.pricing import Prices
-from proxy.protocol.threads import leave_signals_to_main
+from proxy.protocol.threads import signals_left_to_main
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ class Ledger:
         """Start the writer's thread. Do nothing if it runs."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
-            self._thread.start()
+            with signals_left_to_main():
+                self._thread.start()
 
     def observe(self, record: Record) -> None:
         """Record a finished request. An observer of the gateway: never waits, never raises."""
@@ -195,7 +196,6 @@ class Ledger:
     # the writer's thread
 
     def _run(self) -> None:
-        leave_signals_to_main()
         try:
             self._wait(START_SECONDS)
             self._store = self._import()

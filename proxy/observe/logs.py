@@ -31,7 +31,7 @@ from collections import deque
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from proxy.protocol.threads import leave_signals_to_main
+from proxy.protocol.threads import signals_left_to_main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
@@ -119,7 +119,8 @@ class Logs:
         self._levels: dict[str, int] = {}
         self._capture(log.level)
         self._thread = Thread(target=self._write, name="log-writer", daemon=True)
-        self._thread.start()
+        with signals_left_to_main():
+            self._thread.start()
         atexit.register(self.close)
 
     def debug(self, event: str, **fields: Any) -> None:
@@ -315,7 +316,6 @@ class Logs:
     # ----------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        leave_signals_to_main()
         while True:
             self._wake.wait()
             self._busy = True

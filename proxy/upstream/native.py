@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from httptools import HttpParserError, HttpResponseParser
 
 from proxy.protocol.tasks import Signal, in_task
-from proxy.protocol.threads import leave_signals_to_main
+from proxy.protocol.threads import signals_left_to_main
 from proxy.upstream import (
     MAX_CONNECTIONS,
     MAX_HEAD_BYTES,
@@ -391,7 +391,8 @@ class NativeEngine:
             lookup = self._lookups[key] = loop.create_future()
             lookup.add_done_callback(lambda _: self._lookups.pop(key, None))
             args = (loop, lookup, origin)
-            threading.Thread(target=_look_up, args=args, name="lookup", daemon=True).start()
+            with signals_left_to_main():
+                threading.Thread(target=_look_up, args=args, name="lookup", daemon=True).start()
         return await asyncio.shield(lookup)
 
 
@@ -1065,7 +1066,6 @@ def _literal(origin: Origin) -> list[Address]:
 
 def _look_up(loop: asyncio.AbstractEventLoop, lookup: asyncio.Future[list[Address]], origin: Origin) -> None:
     """Look up the addresses of ``origin``, with alternating families (RFC 8305, section 4). Runs in its own thread."""
-    leave_signals_to_main()
     fault: BaseException | None = None
     addresses: list[Address] = []
     try:
