@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.protocol.errors import ProxyError
 from proxy.protocol.stop import Stop
+from proxy.protocol.tasks import BackgroundTask
 from proxy.protocol.wording import counted
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Stops:
         self._lock = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._tried = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._following = BackgroundTask(self._follow)
 
     def __iter__(self) -> Iterator[Stop]:
         return iter(self._stops)
@@ -82,16 +83,11 @@ class Stops:
 
     def start(self) -> None:
         """Begin to follow the store. Do nothing if it is followed."""
-        if self._task is None and self._store is not None:
-            self._task = asyncio.get_running_loop().create_task(self._follow(self._store))
+        self._following.start()
 
     async def aclose(self) -> None:
         """End following the store."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await self._following.aclose()
 
     async def load(self) -> None:
         """Wait until the stored stops are known. If they cannot be read, requests are admitted, and the log says so."""
@@ -128,7 +124,10 @@ class Stops:
             await self.refresh()
         return removed
 
-    async def _follow(self, store: StopStore) -> None:
+    async def _follow(self) -> None:
+        store = self._store
+        if store is None:
+            return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wanted.wait(), START_SECONDS)
         while True:

@@ -21,6 +21,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.ledger.writer import LedgerUnavailableError
+from proxy.protocol.tasks import BackgroundTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,24 +76,19 @@ class Outbox:
         self._sender = sender
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._running = BackgroundTask(self._run)
         self._counted = -COUNT_SECONDS
         self._delivery: Delivery | None = None
         ledger.in_batch.append(self.on_batch)
 
     def start(self) -> None:
         """Begin to deliver. Do nothing if it runs."""
-        if self._task is None:
-            self._loop = asyncio.get_running_loop()
-            self._task = self._loop.create_task(self._run())
+        self._loop = asyncio.get_running_loop()
+        self._running.start()
 
     async def aclose(self) -> None:
         """End at once: what is not delivered is delivered after the next start."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await self._running.aclose()
 
     async def begin(self, record: Record) -> None:
         """Commit that the usage of this request will be reported. Raises ``OSError`` if that is impossible now."""

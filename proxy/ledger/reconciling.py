@@ -7,7 +7,6 @@ Lava is away: one line when that begins, one when it is over, and longer pauses 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from importlib import import_module
 from time import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.config.settings import seconds_of
 from proxy.ledger.accounts import LIST_RETRIES, accounts_of
 from proxy.ledger.writer import LedgerUnavailableError
+from proxy.protocol.tasks import BackgroundTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,20 +54,15 @@ class Reconciling:
         self._failures = 0
         self.reconciled = 0.0
         """When all accounts were read, or no request waited for its bill."""
-        self._task: asyncio.Task[None] | None = None
+        self._running = BackgroundTask(self._run)
 
     def start(self) -> None:
         """Begin. Do nothing if it runs."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+        self._running.start()
 
     async def aclose(self) -> None:
         """End at once: what a page was booked for stays, and the next start goes on."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await self._running.aclose()
 
     async def _run(self) -> None:
         while True:

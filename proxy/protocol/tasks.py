@@ -15,6 +15,7 @@ Two consequences for code that runs in a ``RequestTask``:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import traceback
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -206,3 +207,24 @@ async def in_task(coroutine: Coroutine[object, None, T], *, discard: Callable[[T
         task.cancel()
         task.add_done_callback(ended)
         raise
+
+
+class BackgroundTask:
+    """An asyncio task that runs ``work()`` beside the requests, from ``start`` to ``aclose``."""
+
+    def __init__(self, work: Callable[[], Coroutine[object, None, None]]) -> None:
+        self._work = work
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start it. Do nothing if it runs."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def aclose(self) -> None:
+        """Cancel it, and wait for its end."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
