@@ -47,6 +47,7 @@ from proxy.config.sources import (
     table_at,
 )
 from proxy.protocol.dialects import Dialect
+from proxy.protocol.money import NANO_PER_DOLLAR
 from proxy.protocol.providers import ALIASES
 from proxy.protocol.redaction import Secret
 from proxy.protocol.urls import (
@@ -355,7 +356,7 @@ class Budget(_Part):
             amount = str(amount)
         if not isinstance(amount, str) or _AMOUNT.fullmatch(amount) is None or not Decimal(amount):
             raise _wrong('must hold dollars as text, such as usd = { month = "50.00" }')
-        return int(Decimal(amount) * 1_000_000_000)
+        return int(Decimal(amount) * NANO_PER_DOLLAR)
 
     @field_validator("timezone")
     @classmethod

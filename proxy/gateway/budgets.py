@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
+from proxy.protocol.money import NANO_PER_DOLLAR
 from proxy.protocol.token_classes import TokenClasses
 
 if TYPE_CHECKING:
@@ -99,7 +100,6 @@ def _instant(day: date, zone: tzinfo, hour: int) -> int:
 
 Unit = Literal["requests", "tokens", "usd"]
 UNITS: Final[tuple[Unit, ...]] = ("requests", "tokens", "usd")
-NANO_PER_DOLLAR: Final = 1_000_000_000
 MAX_WINDOWS: Final = 3
 """Periods whose sums are kept, for a clock that is set back."""
 

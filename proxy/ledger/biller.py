@@ -6,8 +6,9 @@ import re
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.ledger.columns import NANO_PER_DOLLAR, Bill
+from proxy.ledger.columns import Bill
 from proxy.protocol.headers import PROXY_ID
+from proxy.protocol.money import NANO_PER_DOLLAR
 
 if TYPE_CHECKING:
     from datetime import datetime

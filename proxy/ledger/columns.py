@@ -12,8 +12,6 @@ from typing import Final
 VERSION: Final = 2
 """Of the schema: the number of ``schema.MIGRATIONS``."""
 
-NANO_PER_DOLLAR: Final = 1_000_000_000
-
 
 class Kind(IntEnum):
     """What a row of ``names`` is."""

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy.protocol.money import NANO_PER_DOLLAR
 from proxy.protocol.token_classes import NOTHING, TokenClasses
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 PER: Final = 1_000_000
 """Tokens that a price is for."""
 LEARNED: Final = "learned"
-_NANO: Final = 1_000_000_000
 _MAX_MODELS: Final = 4096  # remembered lookups; names of models come from clients
 
 _CLASSES: Final = TokenClasses._fields
@@ -267,7 +267,7 @@ def _price_list(prices: ModelPrice) -> PriceList:
 
     def charged(*units: str) -> int:
         dollars = prices.calc_price(Usage(**dict.fromkeys(units, PER)))["total_price"]
-        return int((dollars * _NANO).to_integral_value("ROUND_HALF_UP"))
+        return int((dollars * NANO_PER_DOLLAR).to_integral_value("ROUND_HALF_UP"))
 
     written = vars(prices)
     units = dict(_UNITS)
